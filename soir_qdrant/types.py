@@ -1,0 +1,155 @@
+"""The values that travel through the pipeline. NumPy only: importing this loads no model library."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+RGB: TypeAlias = NDArray[np.uint8]  # [H, W, 3], 0..255, after EXIF rotation
+Mask: TypeAlias = NDArray[np.bool_]
+Vector: TypeAlias = NDArray[np.float32]
+Box: TypeAlias = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels; x1, y1 exclusive
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SceneObject:
+    """One object of an image.
+
+    box: x0, y0, x1, y1 in pixels of the image after EXIF rotation; x1, y1 exclusive.
+    mask: bool, either [H, W] (the whole image) or [h, w] (the box, rounded outwards to whole pixels);
+        None means every pixel of the box.
+    score: objectness, 0..1.
+    """
+
+    box: Box
+    mask: Mask | None = None
+    label: str | None = None
+    score: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LoadedImage:
+    """A decoded picture and where it came from.
+
+    rgb: uint8 [H, W, 3]. alpha: bool [H, W], the opaque pixels, where the file has transparency.
+    name: what to call it in messages. uri: stored in the payload, so that it can be opened again.
+    sha256: hex digest of the file's bytes (of the pixels, where there was no file).
+    """
+
+    rgb: RGB
+    name: str
+    uri: str | None
+    sha256: str
+    alpha: Mask | None = None
+
+    @property
+    def height(self) -> int:
+        return int(self.rgb.shape[0])
+
+    @property
+    def width(self) -> int:
+        return int(self.rgb.shape[1])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Detections:
+    """boxes: float32 [k, 4], x0 y0 x1 y1 in pixels, inside the image; scores: float32 [k], 0..1, falling."""
+
+    boxes: NDArray[np.float32]
+    scores: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Encoding:
+    """descriptor: float32 [B, D]. tokens: [B, N, D], those that enter the last block (CLS first, where
+    the encoder has one): a NumPy array or a torch tensor, on the device of the encoder."""
+
+    descriptor: Vector
+    tokens: Any
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scene:
+    """What is stored of one image.
+
+    vector: float32 [D], unit length. object_vectors: float32 [k, D], unit rows, in the order of objects.
+    """
+
+    width: int
+    height: int
+    objects: tuple[SceneObject, ...]
+    vector: Vector
+    object_vectors: Vector
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Hit:
+    """One found image. box: the stored object that matched best, or None where that cannot be known."""
+
+    id: str | int
+    score: float
+    uri: str | None
+    box: Box | None
+    payload: dict[str, Any]
+    vector: Vector | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An image that could not be ingested, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(slots=True)
+class IngestReport:
+    """What became of the images. seconds: per stage (load, detect, segment, encode, refine, store)."""
+
+    added: int = 0
+    skipped: int = 0
+    failed: list[Failure] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+OnExists: TypeAlias = Literal["skip", "replace"]
+
+
+@runtime_checkable
+class Detector(Protocol):
+    """Finds objects of any class."""
+
+    name: str
+
+    def detect(self, images: list[RGB]) -> list[Detections]:
+        """images: list of uint8 [H, W, 3], sizes may differ. One Detections each; none found is an empty one."""
+        ...
+
+
+@runtime_checkable
+class Segmenter(Protocol):
+    """Turns boxes into masks."""
+
+    name: str
+
+    def segment(self, image: RGB, boxes: NDArray[np.float32]) -> list[Mask]:
+        """image: uint8 [H, W, 3]; boxes: [k, 4]. k masks, bool [h, w], each in the frame of its box
+        rounded outwards to whole pixels. A mask is never empty: where nothing is found it is the whole box."""
+        ...
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """A vision transformer whose last block is exposed."""
+
+    name: str
+    input_size: int
+    dim: int
+    fingerprint: str
+
+    def encode(self, crops: NDArray[np.uint8]) -> Encoding:
+        """crops: uint8 [B, S, S, 3] with S = input_size, RGB."""
+        ...
