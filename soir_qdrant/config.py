@@ -1,0 +1,123 @@
+"""Settings, and the profiles that name a tested set of them. Importing this loads no model library."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from soir_qdrant.errors import ConfigError
+
+SCHEMA = 1  # of the payload and the fingerprint
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class EncoderSettings(_Frozen):
+    """weights: "embedded", a folder or a hub name. input_size: side of a crop in pixels.
+    dtype, device: "auto" takes what the machine does fastest (see docs/decisions.md)."""
+
+    weights: str = "embedded"
+    input_size: int = Field(224, ge=14)
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: str = "auto"
+    batch: int = Field(32, ge=1)
+
+
+class CropSettings(_Frozen):
+    """margin: added around the box, as a fraction of its longer side. native: cut no less than
+    `input_size` pixels of the image, as the paper does, instead of enlarging small objects.
+    background: what becomes of the pixels outside the mask. least_query: see `Pipeline.query`."""
+
+    margin: float = Field(0.1, ge=0, le=2)
+    native: bool = False
+    background: Literal["keep", "blur", "grey"] = "keep"
+
+
+class DetectorSettings(_Frozen):
+    """kind: "embedded" (training-free, on the encoder's tokens), "owlv2", or "none" (whole image).
+    weights: of OWLv2. threshold: least objectness. iou: of the non-maximum suppression."""
+
+    kind: Literal["embedded", "owlv2", "none"] = "embedded"
+    weights: str = "google/owlv2-base-patch16-ensemble"
+    threshold: float = Field(0.2, ge=0, le=1)
+    iou: float = Field(0.4, ge=0, le=1)
+    most: int = Field(25, ge=1)
+
+
+class SegmenterSettings(_Frozen):
+    """kind: "grabcut", "sam" (transformers), "segment-anything" (its own checkpoints), "box" (no masks)."""
+
+    kind: Literal["grabcut", "sam", "segment-anything", "box"] = "grabcut"
+    weights: str = "facebook/sam-vit-base"
+
+
+class VectorSettings(_Frozen):
+    """How the objects of an image become its one vector.
+
+    features: what describes an object, side by side: "cls" is the encoder's descriptor, "cls-1" the
+    CLS token one block earlier. whitening: "shipped", a file made by `soir calibrate`, or None.
+    pooling: "mean", "gmp" (generalized max pooling, with `ridge`), or "mao" (the refined joint token).
+    iterations, lr, alpha: of MaO; paper: 80, 0.1, 0.03.
+    """
+
+    features: tuple[Literal["cls", "cls-1"], ...] = ("cls",)
+    whitening: str | None = "shipped"
+    dim: int | None = Field(None, ge=8)
+    pooling: Literal["mean", "gmp", "mao"] = "gmp"
+    ridge: float = Field(1.0, gt=0)
+    by_score: float = Field(0.0, ge=0)
+    iterations: int = Field(80, ge=1)
+    lr: float = Field(0.1, gt=0)
+    alpha: float = Field(0.03, ge=0)
+
+
+class Settings(_Frozen):
+    """Everything that decides what is stored. Make one with `Settings.for_profile`, change with `but`."""
+
+    profile: str = "embedded"
+    encoder: EncoderSettings = EncoderSettings()
+    crop: CropSettings = CropSettings()
+    detector: DetectorSettings = DetectorSettings()
+    segmenter: SegmenterSettings = SegmenterSettings()
+    vector: VectorSettings = VectorSettings()
+
+    @classmethod
+    def for_profile(cls, name: str = "embedded") -> Settings:
+        """The settings of a profile. Raises ConfigError for an unknown one."""
+        if name not in PROFILES:
+            raise ConfigError(f"profile {name!r}: choose one of {', '.join(PROFILES)}")
+        return PROFILES[name]
+
+    def but(self, **changes: dict[str, Any]) -> Settings:
+        """A copy with some settings changed: `settings.but(vector={"pooling": "mean"})`.
+
+        Raises ConfigError naming the setting that is unknown or out of range.
+        """
+        held = self.model_dump()
+        for group, values in changes.items():
+            if isinstance(held.get(group), dict):
+                held[group] = {**held[group], **values}
+            else:
+                held[group] = values
+        try:
+            return Settings.model_validate(held)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(str(part) for part in first["loc"])
+            raise ConfigError(f"setting {place}: {first['msg']}") from error
+
+
+PROFILES: dict[str, Settings] = {
+    "embedded": Settings(),
+    "paper": Settings(
+        profile="paper",
+        encoder=EncoderSettings(weights="facebook/dinov2-base"),
+        crop=CropSettings(margin=0, native=True),
+        detector=DetectorSettings(kind="owlv2"),
+        segmenter=SegmenterSettings(kind="sam"),
+        vector=VectorSettings(whitening=None, pooling="mao"),
+    ),
+}

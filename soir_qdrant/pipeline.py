@@ -1,0 +1,220 @@
+"""image -> objects -> masks -> crops -> tokens -> one vector. Whoever reads this has read the method."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from soir_qdrant.config import SCHEMA, Settings
+from soir_qdrant.errors import ConfigError
+from soir_qdrant.refine.pooling import Whitening, generalized_max_pool, mean_pool, normalize
+from soir_qdrant.types import (
+    RGB,
+    Box,
+    Detector,
+    Encoder,
+    Encoding,
+    LoadedImage,
+    Mask,
+    Scene,
+    SceneObject,
+    Segmenter,
+    Vector,
+)
+from soir_qdrant.vision.crops import crop, full_mask, whole_box
+
+
+@contextmanager
+def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    """Add the time of the block to `seconds[stage]`."""
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - start
+
+
+class Pipeline:
+    """Images to scenes, query crops to vectors.
+
+    settings: see `Settings`. detector, segmenter, encoder: used instead of those the settings name;
+    each is loaded when it is first needed.
+    """
+
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        *,
+        detector: Detector | None = None,
+        segmenter: Segmenter | None = None,
+        encoder: Encoder | None = None,
+    ) -> None:
+        self.settings = settings or Settings.for_profile()
+        self._given = {"detector": detector, "segmenter": segmenter, "encoder": encoder}
+
+    def scenes(
+        self,
+        images: list[LoadedImage],
+        objects: list[list[SceneObject] | None] | None = None,
+        seconds: dict[str, float] | None = None,
+    ) -> list[Scene]:
+        """One Scene per image, in order.
+
+        objects: per image the objects where the user has them already, else None: then they are
+        detected. An image without any is one object. seconds: stage -> seconds, added to in place.
+        Raises ObjectsError where a box or mask does not fit its image.
+        """
+        seconds = {} if seconds is None else seconds
+        with timed(seconds, "detect"):
+            found = self.find(images, objects or [None] * len(images))
+        with timed(seconds, "segment"):
+            found = [self.segment(image.rgb, items) for image, items in zip(images, found, strict=True)]
+        with timed(seconds, "encode"):
+            crops, masks = self.crops([image.rgb for image in images], found)
+            encoding = self.encoder.encode(crops)
+            vectors = self.describe(encoding)
+        with timed(seconds, "refine"):
+            scene_of = np.repeat(np.arange(len(images)), [len(items) for items in found])
+            scores = np.array([item.score for items in found for item in items], np.float32)
+            pooled = self.pool(vectors, scene_of, scores, encoding, masks)
+        return [
+            Scene(image.width, image.height, tuple(items), pooled[i], vectors[scene_of == i])
+            for i, (image, items) in enumerate(zip(images, found, strict=True))
+        ]
+
+    def find(
+        self, images: list[LoadedImage], objects: list[list[SceneObject] | None]
+    ) -> list[list[SceneObject]]:
+        """The objects of each image, at least one: those given, else those detected, else the whole image."""
+        found = [list(items) if items else None for items in objects]
+        wanted = [i for i, items in enumerate(objects) if items is None]
+        if wanted and self.detector is not None:
+            for i, seen in zip(wanted, self.detector.detect([images[i].rgb for i in wanted]), strict=True):
+                boxes = seen.boxes.astype(float).tolist()
+                found[i] = [
+                    SceneObject((x0, y0, x1, y1), score=float(score))
+                    for (x0, y0, x1, y1), score in zip(boxes, seen.scores, strict=True)
+                ]
+        return [
+            items or [SceneObject((0.0, 0.0, float(image.width), float(image.height)))]
+            for image, items in zip(images, found, strict=True)
+        ]
+
+    def segment(self, image: RGB, objects: list[SceneObject]) -> list[SceneObject]:
+        """The same objects, each with a mask. image: uint8 [H, W, 3]."""
+        height, width = image.shape[:2]
+        bare = [item for item in objects if item.mask is None]
+        whole = [whole_box(item.box, width, height) == (0, 0, width, height) for item in bare]
+        asked = [item for item, all_of_it in zip(bare, whole, strict=True) if not all_of_it]
+        if not asked:
+            return objects
+        boxes = np.array([item.box for item in asked], np.float32)
+        masks = dict(zip(map(id, asked), self.segmenter.segment(image, boxes), strict=True))
+        return [replace(item, mask=masks.get(id(item), item.mask)) for item in objects]
+
+    def crops(
+        self, images: list[RGB], objects: list[list[SceneObject]]
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        """All objects of all images, in order: crops, uint8 [K, S, S, 3], and masks, float32 [K, S, S], 0..1."""
+        size = self.encoder.input_size
+        cut = [
+            self._crop(image, item) for image, items in zip(images, objects, strict=True) for item in items
+        ]
+        if not cut:
+            return np.zeros((0, size, size, 3), np.uint8), np.zeros((0, size, size), np.float32)
+        return np.stack([c for c, _ in cut]), np.stack([m for _, m in cut])
+
+    def _crop(
+        self, image: RGB, item: SceneObject, margin: float | None = None
+    ) -> tuple[RGB, NDArray[np.float32]]:
+        height, width = image.shape[:2]
+        held, size = self.settings.crop, self.encoder.input_size
+        return crop(
+            image,
+            full_mask(item, width, height),
+            item.box,
+            size,
+            margin=held.margin if margin is None else margin,
+            least=min(size, height, width) if held.native else 0,
+            background=held.background,
+        )
+
+    def describe(self, encoding: Encoding) -> Vector:
+        """Object vectors, float32 [B, dim], unit rows: the features side by side, whitened."""
+        rows = features(encoding, self.settings.vector.features, self.encoder)
+        return self.whitening(rows) if self.whitening else normalize(rows)
+
+    def pool(
+        self,
+        vectors: Vector,
+        scene_of: NDArray[np.int64],
+        scores: NDArray[np.float32],
+        encoding: Encoding,
+        masks: NDArray[np.float32],
+    ) -> Vector:
+        """One vector per scene, float32 [S, dim], unit rows.
+
+        vectors: float32 [K, dim], what `describe` returned; scene_of: int [K], 0..S-1, rising;
+        scores: float32 [K]; encoding, masks: of the same crops, read by the refinement alone.
+        """
+        held = self.settings.vector
+        count = int(scene_of[-1]) + 1 if len(scene_of) else 0
+        if held.pooling == "mao":
+            return self._refined(scene_of, encoding, masks)
+        rows = [vectors[scene_of == i] for i in range(count)]
+        weights = [scores[scene_of == i] ** held.by_score for i in range(count)]
+        if held.pooling == "mean":
+            return np.stack([mean_pool(v, w) for v, w in zip(rows, weights, strict=True)])
+        return np.stack(
+            [generalized_max_pool(v, held.ridge, w) for v, w in zip(rows, weights, strict=True)]
+        )
+
+    def query(self, image: RGB, *, box: Box | None = None, mask: Mask | None = None) -> Vector:
+        """The vector of one query object, float32 [dim], unit length.
+
+        image: uint8 [H, W, 3]. box: the object in it (the whole image). mask: bool [H, W], its pixels,
+        such as a cut-out's opaque ones. Raises ObjectsError for a box that holds no pixel of the image.
+        """
+        height, width = image.shape[:2]
+        if box is None and mask is not None and mask.any():
+            rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+            box = (float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1))
+        whole = box is None
+        item = SceneObject(box or (0.0, 0.0, float(width), float(height)), mask)
+        cut, _ = self._crop(image, item, margin=0.0 if whole else None)
+        return self.describe(self.encoder.encode(cut[None]))[0]
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        if self._given["encoder"] is not None:
+            return self._given["encoder"]
+        from soir_qdrant.vision.encoder import ViTEncoder
+
+        held = self.settings.encoder
+        return ViTEncoder(
+            held.weights, input_size=held.input_size, device=held.device, dtype=held.dtype, batch=held.batch
+        )
+
+    @cached_property
+    def detector(self) -> Detector | None:
+        if self._given["detector"] is not None:
+            return self._given["detector"]
+        from soir_qdrant.vision.detector import make_detector
+
+        return make_detector(self.settings.detector, self.encoder)
+
+    @cached_property
+    def segmenter(self) -> Segmenter:
+        if self._given["segmenter"] is not None:
+            return self._given["segmenter"]
+        from soir_qdrant.vision.segmenter import make_segmenter
+
+        return make_segmenter(self.settings.segmenter)

@@ -1,0 +1,87 @@
+"""Square crops of objects, with their masks."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from soir_qdrant.errors import ObjectsError
+from soir_qdrant.types import RGB, Box, Mask, SceneObject
+
+Background = Literal["keep", "blur", "grey"]
+GREY = 124  # about the mean pixel that the encoders subtract
+
+
+def whole_box(box: Box, width: int, height: int) -> tuple[int, int, int, int]:
+    """The box rounded outwards to whole pixels inside the image."""
+    x0, y0 = max(int(np.floor(box[0])), 0), max(int(np.floor(box[1])), 0)
+    x1, y1 = min(int(np.ceil(box[2])), width), min(int(np.ceil(box[3])), height)
+    if x1 <= x0 or y1 <= y0:
+        raise ObjectsError(f"box {tuple(round(float(v), 1) for v in box)} holds no pixel of the {width}x{height} image")
+    return x0, y0, x1, y1
+
+
+def full_mask(item: SceneObject, width: int, height: int) -> Mask:
+    """The object's mask in the frame of the image, bool [H, W]. Raises ObjectsError for another shape."""
+    x0, y0, x1, y1 = whole_box(item.box, width, height)
+    full = np.zeros((height, width), np.bool_)
+    if item.mask is None:
+        full[y0:y1, x0:x1] = True
+    elif item.mask.shape == (height, width):
+        full[y0:y1, x0:x1] = item.mask[y0:y1, x0:x1]
+    elif item.mask.shape == (y1 - y0, x1 - x0):
+        full[y0:y1, x0:x1] = item.mask
+    else:
+        raise ObjectsError(
+            f"mask of shape {item.mask.shape}: expected the image's ({height}, {width}) or the box's "
+            f"({y1 - y0}, {x1 - x0})"
+        )
+    if not full.any():
+        full[y0:y1, x0:x1] = True
+    return full
+
+
+def square(box: Box, width: int, height: int, *, margin: float, least: int = 0) -> tuple[int, int, int]:
+    """x, y and side of the square around a box.
+
+    margin: added on each side, as a fraction of the longer box side. least: the smallest side in pixels;
+    the paper's crop is margin 0 and least = the encoder's input side. The square is moved into the image
+    where it fits, and is otherwise centred on the box, reaching out of the image.
+    """
+    longer = max(box[2] - box[0], box[3] - box[1], 1.0)
+    side = round(max(longer * (1 + 2 * margin), least, 2))
+
+    def start(low: float, high: float, length: int) -> int:
+        first = round((low + high - side) / 2)
+        return min(max(first, 0), length - side) if side <= length else (length - side) // 2
+
+    return start(box[0], box[2], width), start(box[1], box[3], height), side
+
+
+def crop(
+    image: RGB, mask: Mask, box: Box, size: int, *, margin: float, least: int = 0, background: Background = "keep"
+) -> tuple[RGB, NDArray[np.float32]]:
+    """Cut out the square around a box.
+
+    image: uint8 [H, W, 3]; mask: bool [H, W]. Returns the crop, uint8 [size, size, 3], and the share of
+    each of its pixels inside the mask, float32 [size, size], 0..1. What lies outside the image is grey.
+    background: what becomes of the pixels outside the mask.
+    """
+    height, width = mask.shape
+    x, y, side = square(box, width, height, margin=margin, least=least)
+    x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + side, width), min(y + side, height)
+    pixels = np.full((side, side, 3), GREY, np.uint8)
+    inside = np.zeros((side, side), np.float32)
+    pixels[y0 - y : y1 - y, x0 - x : x1 - x] = image[y0:y1, x0:x1]
+    inside[y0 - y : y1 - y, x0 - x : x1 - x] = mask[y0:y1, x0:x1]
+    method = cv2.INTER_AREA if side > size else cv2.INTER_CUBIC
+    small = cv2.resize(pixels, (size, size), interpolation=method)
+    share = cv2.resize(inside, (size, size), interpolation=cv2.INTER_AREA if side > size else cv2.INTER_LINEAR)
+    if background != "keep":
+        other = np.full_like(small, GREY) if background == "grey" else cv2.GaussianBlur(small, (0, 0), size / 16)
+        blend = share[..., None]
+        small = (small * blend + other * (1 - blend)).round().astype(np.uint8)
+    return small, share

@@ -1,0 +1,186 @@
+"""A vision transformer whose last block is exposed: DINOv2, CLIP and SigLIP vision towers, in torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from soir_qdrant.errors import ConfigError, WeightsError
+from soir_qdrant.refine.block import LastBlock
+from soir_qdrant.types import Encoding
+from soir_qdrant.vision.weights import EMBEDDED, Weights, resolve
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+OPENAI = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """How one `transformers` architecture is taken apart.
+
+    embed: pixels [B, 3, H, W] -> tokens [B, N, D] that enter the first block, position table interpolated.
+    blocks: the list of blocks. last_block: holder of the last one and the read-out.
+    normalisation: mean and standard deviation of the pixels.
+    """
+
+    loader: str
+    embed: Callable[[Any, Tensor], Tensor]
+    blocks: Callable[[Any], nn.ModuleList]
+    last_block: Callable[[Any], LastBlock]
+    normalisation: tuple[tuple[float, float, float], tuple[float, float, float]]
+
+
+def _embed_clip(model: Any, pixels: Tensor) -> Tensor:
+    vision = getattr(model, "vision_model", model)
+    embedded: Tensor = vision.pre_layrnorm(vision.embeddings(pixels, interpolate_pos_encoding=True))
+    return embedded
+
+
+def _embed_siglip(model: Any, pixels: Tensor) -> Tensor:
+    vision = getattr(model, "vision_model", model)
+    embedded: Tensor = vision.embeddings(pixels, interpolate_pos_encoding=True)
+    return embedded
+
+
+FAMILIES = {
+    "dinov2": Family(
+        "Dinov2Model",
+        lambda m, x: m.embeddings(x),
+        lambda m: m.encoder.layer,
+        LastBlock.from_dinov2,
+        IMAGENET,
+    ),
+    "clip": Family(
+        "CLIPVisionModelWithProjection",
+        _embed_clip,
+        lambda m: getattr(m, "vision_model", m).encoder.layers,
+        LastBlock.from_clip,
+        OPENAI,
+    ),
+    "siglip": Family(
+        "SiglipVisionModel",
+        _embed_siglip,
+        lambda m: getattr(m, "vision_model", m).encoder.layers,
+        LastBlock.from_siglip,
+        HALF,
+    ),
+}
+
+
+class ViTEncoder:
+    """Crops to descriptors and last-block tokens.
+
+    weights: "embedded", a folder or a hub name. input_size: side of the square crops in pixels; a multiple
+    of the patch size. device, dtype: "auto" takes the first GPU and its bfloat16, else the CPU (see
+    `pick_dtype`). The read-out (last block, final LayerNorm) always runs in float32.
+    Raises WeightsError where the weights cannot be loaded, ConfigError for an input size or dtype that
+    does not fit.
+    """
+
+    def __init__(
+        self,
+        weights: str = EMBEDDED,
+        *,
+        input_size: int = 224,
+        device: str = "auto",
+        dtype: str = "auto",
+        batch: int = 32,
+    ) -> None:
+        found = resolve(weights)
+        model, family = _load(found)
+        self.patch = int(model.config.patch_size)
+        if input_size < self.patch or input_size % self.patch:
+            raise ConfigError(f"input_size {input_size}: give a multiple of the patch size, {self.patch}")
+        self.device = pick_device(device)
+        self.dtype = pick_dtype(dtype, self.device)
+        self.last_block = family.last_block(model).to(self.device, torch.float32)
+        self._family = family
+        self._blocks = list(family.blocks(model))[:-1]
+        self._model = model.to(self.device, self.dtype)
+        mean, std = (torch.tensor(v, device=self.device).view(1, 3, 1, 1) for v in family.normalisation)
+        self._scale, self._shift = 1 / (255 * std), -mean / std
+        self.batch = batch
+        self.name = found.origin.name
+        self.input_size = input_size
+        self.dim = self.last_block.dim_out
+        self.fingerprint = f"{found.origin.name}@{found.sha256[:12]}/{input_size}px"
+
+    def encode(self, crops: NDArray[np.uint8]) -> Encoding:
+        """crops: uint8 [B, S, S, 3], RGB, S = input_size. See `Encoding`."""
+        if crops.ndim != 4 or crops.shape[1:] != (self.input_size, self.input_size, 3):
+            raise ConfigError(f"crops of shape {crops.shape}: expected [B, {self.input_size}, {self.input_size}, 3]")
+        tokens = [self.tokens(crops[i : i + self.batch]) for i in range(0, len(crops), self.batch)]
+        if not tokens:
+            grid = (self.input_size // self.patch) ** 2
+            empty = torch.zeros(0, grid + 1, self.last_block.dim, device=self.device)
+            return Encoding(np.zeros((0, self.dim), np.float32), empty)
+        with torch.inference_mode():
+            descriptor = torch.cat([self.last_block.descriptor(part) for part in tokens])
+        return Encoding(descriptor.cpu().numpy(), torch.cat(tokens))
+
+    def tokens(self, images: NDArray[np.uint8], *, skip: int = 0) -> Tensor:
+        """images: uint8 [B, H, W, 3], H and W multiples of the patch size (they need not be square).
+
+        Float32 tokens [B, N, D] that enter the last block (`skip` blocks earlier, where asked).
+        """
+        with torch.inference_mode():
+            pixels = torch.from_numpy(np.ascontiguousarray(images)).to(self.device).permute(0, 3, 1, 2)
+            x = self._family.embed(self._model, (pixels * self._scale + self._shift).to(self.dtype))
+            for block in self._blocks[: len(self._blocks) - skip]:
+                x = block(x)
+                x = x[0] if isinstance(x, tuple) else x
+            return x.float()
+
+
+def pick_device(device: str) -> torch.device:
+    """ "auto": the first CUDA device, else the CPU."""
+    if device != "auto":
+        return torch.device(device)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """ "auto": bfloat16 on a GPU that has it and on a CPU with bfloat16 instructions, else float32."""
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype in known:
+        return known[dtype]
+    if dtype != "auto":
+        raise ConfigError(f"dtype {dtype!r}: choose one of auto, {', '.join(known)}")
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return torch.bfloat16 if _cpu_has_bfloat16() else torch.float32
+
+
+def _cpu_has_bfloat16() -> bool:
+    probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return bool(probe and probe())
+
+
+def _load(found: Weights) -> tuple[Any, Family]:
+    import transformers
+
+    quiet = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        config = transformers.AutoConfig.from_pretrained(found.path, local_files_only=found.local)
+        kind = config.model_type.removesuffix("_vision_model")
+        if kind not in FAMILIES:
+            raise WeightsError(f"{found.path}: a {config.model_type} model; known are {', '.join(FAMILIES)}")
+        loader = getattr(transformers, FAMILIES[kind].loader)
+        model = loader.from_pretrained(found.path, local_files_only=found.local)
+    except (OSError, ValueError) as error:
+        raise WeightsError(
+            f"{found.path}: the weights could not be loaded ({str(error).splitlines()[0]}). Offline, give a "
+            "folder that holds them, or the weights 'embedded'"
+        ) from error
+    finally:
+        transformers.logging.set_verbosity(quiet)
+    return model.eval().requires_grad_(False), FAMILIES[kind]
