@@ -29,11 +29,11 @@ class EncoderSettings(_Frozen):
 class CropSettings(_Frozen):
     """margin: added around the box, as a fraction of its longer side. native: cut no less than
     `input_size` pixels of the image, as the paper does, instead of enlarging small objects.
-    background: what becomes of the pixels outside the mask. least_query: see `Pipeline.query`."""
+    background: what becomes of the pixels outside the mask."""
 
     margin: float = Field(0.1, ge=0, le=2)
     native: bool = False
-    background: Literal["keep", "blur", "grey"] = "keep"
+    background: Literal["keep", "blur", "grey"] = "grey"
 
 
 class DetectorSettings(_Frozen):
@@ -57,13 +57,13 @@ class SegmenterSettings(_Frozen):
 class VectorSettings(_Frozen):
     """How the objects of an image become its one vector.
 
-    features: what describes an object, side by side: "cls" is the encoder's descriptor, "cls-1" the
-    CLS token one block earlier. whitening: "shipped", a file made by `soir calibrate`, or None.
+    features: what describes an object, side by side: "cls", the encoder's descriptor; "patches", the mean
+    of the patch tokens under the mask; "cls-1", "patches-1", the same one block earlier. whitening: "shipped", a file made by `soir calibrate`, or None.
     pooling: "mean", "gmp" (generalized max pooling, with `ridge`), or "mao" (the refined joint token).
     iterations, lr, alpha: of MaO; paper: 80, 0.1, 0.03.
     """
 
-    features: tuple[Literal["cls", "cls-1"], ...] = ("cls",)
+    features: tuple[Literal["cls", "cls-1", "patches", "patches-1"], ...] = ("patches-1", "patches")
     whitening: str | None = "shipped"
     dim: int | None = Field(None, ge=8)
     pooling: Literal["mean", "gmp", "mao"] = "gmp"
@@ -115,9 +115,9 @@ PROFILES: dict[str, Settings] = {
     "paper": Settings(
         profile="paper",
         encoder=EncoderSettings(weights="facebook/dinov2-base"),
-        crop=CropSettings(margin=0, native=True),
+        crop=CropSettings(margin=0, native=True, background="keep"),
         detector=DetectorSettings(kind="owlv2"),
         segmenter=SegmenterSettings(kind="sam"),
-        vector=VectorSettings(whitening=None, pooling="mao"),
+        vector=VectorSettings(features=("cls",), whitening=None, pooling="mao"),
     ),
 }

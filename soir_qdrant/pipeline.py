@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -80,7 +81,7 @@ class Pipeline:
         with timed(seconds, "encode"):
             crops, masks = self.crops([image.rgb for image in images], found)
             encoding = self.encoder.encode(crops)
-            vectors = self.describe(encoding)
+            vectors = self.describe(encoding, masks)
         with timed(seconds, "refine"):
             scene_of = np.repeat(np.arange(len(images)), [len(items) for items in found])
             scores = np.array([item.score for items in found for item in items], np.float32)
@@ -147,10 +148,19 @@ class Pipeline:
             background=held.background,
         )
 
-    def describe(self, encoding: Encoding) -> Vector:
-        """Object vectors, float32 [B, dim], unit rows: the features side by side, whitened."""
-        rows = features(encoding, self.settings.vector.features, self.encoder)
+    def describe(self, encoding: Encoding, masks: NDArray[np.float32]) -> Vector:
+        """Object vectors of K crops, float32 [K, dim], unit rows: the features side by side, whitened.
+
+        encoding: of the crops; masks: float32 [K, S, S], 0..1.
+        """
+        rows = self.features(encoding, masks)
         return self.whitening(rows) if self.whitening else normalize(rows)
+
+    def features(self, encoding: Encoding, masks: NDArray[np.float32]) -> Vector:
+        """The rows that the whitening is fitted on, float32 [K, F]. See `refine.features`."""
+        from soir_qdrant.refine.features import features
+
+        return features(encoding, masks, self.settings.vector.features, self.encoder.last_block)
 
     def pool(
         self,
@@ -173,9 +183,7 @@ class Pipeline:
         weights = [scores[scene_of == i] ** held.by_score for i in range(count)]
         if held.pooling == "mean":
             return np.stack([mean_pool(v, w) for v, w in zip(rows, weights, strict=True)])
-        return np.stack(
-            [generalized_max_pool(v, held.ridge, w) for v, w in zip(rows, weights, strict=True)]
-        )
+        return np.stack([generalized_max_pool(v, held.ridge, w) for v, w in zip(rows, weights, strict=True)])
 
     def query(self, image: RGB, *, box: Box | None = None, mask: Mask | None = None) -> Vector:
         """The vector of one query object, float32 [dim], unit length.
@@ -187,10 +195,10 @@ class Pipeline:
         if box is None and mask is not None and mask.any():
             rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
             box = (float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1))
-        whole = box is None
         item = SceneObject(box or (0.0, 0.0, float(width), float(height)), mask)
-        cut, _ = self._crop(image, item, margin=0.0 if whole else None)
-        return self.describe(self.encoder.encode(cut[None]))[0]
+        item = self.segment(image, [item])[0]
+        cut, inside = self._crop(image, item)
+        return self.describe(self.encoder.encode(cut[None]), inside[None])[0]
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -218,3 +226,56 @@ class Pipeline:
         from soir_qdrant.vision.segmenter import make_segmenter
 
         return make_segmenter(self.settings.segmenter)
+
+    @cached_property
+    def whitening(self) -> Whitening | None:
+        """The whitening of the settings: the shipped one of the encoder, a file, or none."""
+        held = self.settings.vector
+        if held.whitening is None:
+            return None
+        shipped = held.whitening == "shipped"
+        path = (
+            Path(str(resources.files("soir_qdrant") / "data" / "whitening.safetensors")) if shipped else None
+        )
+        whitening = Whitening.load(path or Path(held.whitening).expanduser())
+        if whitening.fitted_for != self.whitened:
+            raise ConfigError(
+                f"whitening {held.whitening!r} was fitted for {whitening.fitted_for!r}, and the settings ask for "
+                f"{self.whitened!r}: fit one with `soir calibrate`, or set vector.whitening to None"
+            )
+        return whitening.truncated(held.dim)
+
+    @property
+    def whitened(self) -> str:
+        """What a whitening has to be fitted for: encoder, crop and features in one line."""
+        crop, vector = self.settings.crop, self.settings.vector
+        cut = f"{'native' if crop.native else 'tight'}{crop.margin:g}{crop.background}"
+        return f"{self.encoder.fingerprint} {cut} {'+'.join(vector.features)}"
+
+    @cached_property
+    def dim(self) -> int:
+        """Length of the stored vector."""
+        if self.whitening is not None:
+            return self.whitening.dim
+        block = self.encoder.last_block
+        widths = {"cls": self.encoder.dim}
+        return sum(widths.get(name, block.dim) for name in self.settings.vector.features)
+
+    @cached_property
+    def fingerprint(self) -> dict[str, Any]:
+        """What two vectors must share to be compared: JSON-able, the same on every machine and device."""
+        vector = self.settings.vector.model_dump(exclude={"whitening", "by_score"})
+        if self.settings.vector.pooling != "mao":
+            vector = {k: v for k, v in vector.items() if k not in ("iterations", "lr", "alpha")}
+        return {
+            "schema": SCHEMA,
+            "encoder": self.encoder.fingerprint,
+            "crop": self.settings.crop.model_dump(),
+            "vector": vector | {"features": list(self.settings.vector.features)},
+            "whitening": self.whitening.digest if self.whitening else None,
+            "dim": self.dim,
+        }
+
+    def _refined(self, scene_of: NDArray[np.int64], encoding: Encoding, masks: NDArray[np.float32]) -> Vector:
+        """The joint token of each scene, in the space of the descriptor. See `refine.mao`."""
+        raise NotImplementedError

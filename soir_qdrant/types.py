@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from soir_qdrant.refine.block import LastBlock
 
 RGB: TypeAlias = NDArray[np.uint8]  # [H, W, 3], 0..255, after EXIF rotation
 Mask: TypeAlias = NDArray[np.bool_]
@@ -143,12 +146,17 @@ class Segmenter(Protocol):
 
 @runtime_checkable
 class Encoder(Protocol):
-    """A vision transformer whose last block is exposed."""
+    """A vision transformer whose last block is exposed.
+
+    last_block: its weights, local even where the trunk is served remotely. fingerprint: names the
+    weights and the input size.
+    """
 
     name: str
     input_size: int
     dim: int
     fingerprint: str
+    last_block: LastBlock
 
     def encode(self, crops: NDArray[np.uint8]) -> Encoding:
         """crops: uint8 [B, S, S, 3] with S = input_size, RGB."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,10 +47,12 @@ class Whitening:
     """x -> normalize((x - mean) @ matrix). mean: float32 [D]; matrix: float32 [D, D_out], D_out <= D.
 
     Columns stand in falling order of variance, so that the first c of them are a whitening to c.
+    fitted_for: names the rows it was fitted on, so that it is not applied to others.
     """
 
     mean: Vector
     matrix: Vector
+    fitted_for: str = ""
 
     @property
     def dim(self) -> int:
@@ -59,37 +62,67 @@ class Whitening:
         """x: float [..., D] -> float32 [..., D_out], unit rows."""
         return normalize((np.asarray(x, np.float32) - self.mean) @ self.matrix)
 
+    def truncated(self, dim: int | None) -> Whitening:
+        """The whitening to the first `dim` components; None keeps all."""
+        if dim is not None and dim > self.dim:
+            raise ConfigError(f"vector.dim {dim}: the whitening has {self.dim} components")
+        return Whitening(self.mean, self.matrix[:, :dim], self.fitted_for)
+
+    @property
+    def digest(self) -> str:
+        """Twelve hex digits that name its content."""
+        return hashlib.sha256(self.mean.tobytes() + np.ascontiguousarray(self.matrix).tobytes()).hexdigest()[
+            :12
+        ]
+
     def save(self, path: Path) -> None:
+        """Write a safetensors file, whole or not at all."""
         from safetensors.numpy import save_file
 
-        save_file({"mean": self.mean, "matrix": np.ascontiguousarray(self.matrix)}, str(path))
+        part = path.with_name(f".{path.name}.part")
+        tensors = {"mean": self.mean, "matrix": np.ascontiguousarray(self.matrix)}
+        save_file(tensors, str(part), metadata={"fitted_for": self.fitted_for})
+        part.replace(path)
 
     @classmethod
     def load(cls, path: Path) -> Whitening:
-        """Raises ConfigError where the file is no whitening."""
-        from safetensors.numpy import load_file
+        """Raises ConfigError where the file is missing or no whitening."""
+        from safetensors import SafetensorError, safe_open
 
         try:
-            held = load_file(str(path))
-            return cls(held["mean"].astype(np.float32), held["matrix"].astype(np.float32))
-        except (OSError, KeyError, ValueError) as error:
-            raise ConfigError(f"{path}: no whitening there ({error}); make one with `soir calibrate`") from error
+            with safe_open(str(path), "np") as held:
+                mean, matrix = held.get_tensor("mean"), held.get_tensor("matrix")
+                fitted_for = (held.metadata() or {}).get("fitted_for", "")
+        except (OSError, SafetensorError) as error:
+            raise ConfigError(
+                f"{path}: no whitening there ({error}); make one with `soir calibrate`"
+            ) from error
+        return cls(mean.astype(np.float32), matrix.astype(np.float32), fitted_for)
 
 
-def fit_whitening(x: Floats, dim: int | None = None, shrink: float = 0.05) -> Whitening:
-    """PCA whitening of rows: W = U (S + shrink * mean(S))^-1/2.
-
-    x: float [n, D], n >= 2 rows, not all equal; dim: columns kept (all); shrink: share of the mean
-    eigenvalue added to each, so that directions of little data are not blown up.
-    """
+def fit_whitening(
+    x: Floats, dim: int | None = None, shrink: float = 0.1, fitted_for: str = ""
+) -> Whitening:
+    """PCA whitening of rows, float [n, D], n >= 2, not all equal. See `whitening_of`."""
     x = np.asarray(x, np.float64)
     if x.ndim != 2 or len(x) < 2 or not np.isfinite(x).all():
         raise ConfigError(f"whitening needs a finite [n, D] array with n >= 2, got shape {x.shape}")
-    mean = x.mean(0)
-    values, axes = np.linalg.eigh(np.cov(x - mean, rowvar=False))
+    return whitening_of(x.mean(0), np.cov(x, rowvar=False), dim, shrink, fitted_for)
+
+
+def whitening_of(
+    mean: Floats, covariance: Floats, dim: int | None = None, shrink: float = 0.1, fitted_for: str = ""
+) -> Whitening:
+    """W = U (S + shrink * mean(S))^-1/2 of a covariance U S U^T.
+
+    mean: float [D]; covariance: float [D, D]; dim: columns kept (all); shrink: share of the mean
+    eigenvalue added to each, so that directions of little data are not blown up.
+    Raises ConfigError where nothing varies.
+    """
+    values, axes = np.linalg.eigh(np.asarray(covariance, np.float64))
     values, axes = np.maximum(values[::-1], 0), axes[:, ::-1]
-    if values[0] <= 0:
+    if values[0] <= 1e-12:
         raise ConfigError("whitening: all rows are equal; give more varied pictures")
     scale = 1 / np.sqrt(values + shrink * values.mean())
     matrix = (axes * scale)[:, :dim]
-    return Whitening(mean.astype(np.float32), matrix.astype(np.float32))
+    return Whitening(np.asarray(mean, np.float32), matrix.astype(np.float32), fitted_for)

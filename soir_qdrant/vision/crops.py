@@ -20,7 +20,9 @@ def whole_box(box: Box, width: int, height: int) -> tuple[int, int, int, int]:
     x0, y0 = max(int(np.floor(box[0])), 0), max(int(np.floor(box[1])), 0)
     x1, y1 = min(int(np.ceil(box[2])), width), min(int(np.ceil(box[3])), height)
     if x1 <= x0 or y1 <= y0:
-        raise ObjectsError(f"box {tuple(round(float(v), 1) for v in box)} holds no pixel of the {width}x{height} image")
+        raise ObjectsError(
+            f"box {tuple(round(float(v), 1) for v in box)} holds no pixel of the {width}x{height} image"
+        )
     return x0, y0, x1, y1
 
 
@@ -62,7 +64,14 @@ def square(box: Box, width: int, height: int, *, margin: float, least: int = 0) 
 
 
 def crop(
-    image: RGB, mask: Mask, box: Box, size: int, *, margin: float, least: int = 0, background: Background = "keep"
+    image: RGB,
+    mask: Mask,
+    box: Box,
+    size: int,
+    *,
+    margin: float,
+    least: int = 0,
+    background: Background = "keep",
 ) -> tuple[RGB, NDArray[np.float32]]:
     """Cut out the square around a box.
 
@@ -79,9 +88,13 @@ def crop(
     inside[y0 - y : y1 - y, x0 - x : x1 - x] = mask[y0:y1, x0:x1]
     method = cv2.INTER_AREA if side > size else cv2.INTER_CUBIC
     small = cv2.resize(pixels, (size, size), interpolation=method)
-    share = cv2.resize(inside, (size, size), interpolation=cv2.INTER_AREA if side > size else cv2.INTER_LINEAR)
+    share = cv2.resize(
+        inside, (size, size), interpolation=cv2.INTER_AREA if side > size else cv2.INTER_LINEAR
+    )
     if background != "keep":
-        other = np.full_like(small, GREY) if background == "grey" else cv2.GaussianBlur(small, (0, 0), size / 16)
+        other = (
+            np.full_like(small, GREY) if background == "grey" else cv2.GaussianBlur(small, (0, 0), size / 16)
+        )
         blend = share[..., None]
         small = (small * blend + other * (1 - blend)).round().astype(np.uint8)
     return small, share

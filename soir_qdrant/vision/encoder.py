@@ -115,7 +115,9 @@ class ViTEncoder:
     def encode(self, crops: NDArray[np.uint8]) -> Encoding:
         """crops: uint8 [B, S, S, 3], RGB, S = input_size. See `Encoding`."""
         if crops.ndim != 4 or crops.shape[1:] != (self.input_size, self.input_size, 3):
-            raise ConfigError(f"crops of shape {crops.shape}: expected [B, {self.input_size}, {self.input_size}, 3]")
+            raise ConfigError(
+                f"crops of shape {crops.shape}: expected [B, {self.input_size}, {self.input_size}, 3]"
+            )
         tokens = [self.tokens(crops[i : i + self.batch]) for i in range(0, len(crops), self.batch)]
         if not tokens:
             grid = (self.input_size // self.patch) ** 2
