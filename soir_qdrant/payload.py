@@ -1,0 +1,181 @@
+"""The id of a point, what is written beside its vector, and the box that is read back from it.
+
+`payload["soir"]` holds `uri`, `width`, `height`, `sha256`, `encoder` (short hash of the fingerprint),
+`objects` (each with `box` in pixels, `score`, `area` as a fraction of the image, and where known `label`
+and `code`), `labels` (the different ones, sorted) and `count`. The user's own keys lie beside "soir".
+
+`code` is a sketch of the object's vector: its first c numbers (64 unless told otherwise) scaled to
+-127..127, one byte each, base64. It costs 88 characters an object and lets a hit say which object
+matched. `match_box` takes the object's own vectors instead where the collection keeps them.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import operator
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+from pydantic_core import PydanticSerializationError, to_jsonable_python
+
+from soir_qdrant.errors import ConfigError, SoirError
+from soir_qdrant.types import Box, LoadedImage, Scene, SceneObject, Vector
+
+PointId: TypeAlias = int | str
+KEY = "soir"
+NAMESPACE = uuid.uuid5(uuid.NAMESPACE_DNS, "soir-qdrant")
+
+
+class PayloadError(SoirError):
+    """A user's payload cannot be stored beside an image."""
+
+
+def short_hash(fingerprint: Mapping[str, Any]) -> str:
+    """16 hex digits that stand for a fingerprint."""
+    text = json.dumps(fingerprint, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def point_id(sha256: str) -> str:
+    """The id of an image: UUIDv5 of its content's hex digest."""
+    return str(uuid.uuid5(NAMESPACE, sha256))
+
+
+def check_id(value: object) -> PointId:
+    """A point id as Qdrant takes it. Raises ConfigError for anything but a whole number >= 0 or a UUID."""
+    if isinstance(value, uuid.UUID):
+        return str(value)
+    if isinstance(value, str):
+        try:
+            return str(uuid.UUID(value))
+        except ValueError:
+            pass
+    elif not isinstance(value, bool):
+        try:
+            number = operator.index(value)  # type: ignore[arg-type]
+        except TypeError:
+            number = -1
+        if 0 <= number < 2**64:
+            return number
+    raise ConfigError(
+        f"id {value!r}: Qdrant takes whole numbers from 0 and UUIDs; make one of a name with "
+        "uuid.uuid5(uuid.NAMESPACE_URL, name), or keep the name in the payload"
+    )
+
+
+def clean_payload(user: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The user's payload as JSON values (dates and UUIDs become text).
+
+    Raises PayloadError for one that is no mapping with text keys, has the key "soir", or holds something
+    that JSON has no form for.
+    """
+    if user is None:
+        return {}
+    if not isinstance(user, Mapping) or not all(isinstance(key, str) for key in user):
+        raise PayloadError("payload is not a dict with text keys")
+    if KEY in user:
+        raise PayloadError(f'payload has the key "{KEY}", which is kept for this package: rename it')
+    try:
+        held: dict[str, Any] = to_jsonable_python(dict(user))
+        json.dumps(held, allow_nan=False)
+    except (PydanticSerializationError, TypeError, ValueError) as error:
+        raise PayloadError(f"payload cannot be written as JSON: {error}") from error
+    return held
+
+
+def build_payload(
+    image: LoadedImage, scene: Scene, encoder: str, user: Mapping[str, Any], codes: int
+) -> dict[str, Any]:
+    """The whole payload of a point. encoder: short hash. user: from `clean_payload`. codes: numbers of each
+    object's vector to keep, 0 for none."""
+    objects = [
+        _object(item, scene.width, scene.height, row, codes)
+        for item, row in zip(scene.objects, scene.object_vectors, strict=True)
+    ]
+    return {
+        KEY: {
+            "uri": image.uri,
+            "width": scene.width,
+            "height": scene.height,
+            "sha256": image.sha256,
+            "encoder": encoder,
+            "objects": objects,
+            "labels": sorted({item.label for item in scene.objects if item.label is not None}),
+            "count": len(objects),
+        },
+        **user,
+    }
+
+
+def _object(item: SceneObject, width: int, height: int, row: Vector, codes: int) -> dict[str, Any]:
+    held: dict[str, Any] = {
+        "box": [round(float(value), 2) for value in item.box],
+        "score": round(float(item.score), 4),
+        "area": round(object_area(item, width, height), 6),
+    }
+    if item.label is not None:
+        held["label"] = item.label
+    if codes:
+        held["code"] = encode(row, codes)
+    return held
+
+
+def object_area(item: SceneObject, width: int, height: int) -> float:
+    """The object's share of an image of width x height pixels, 0..1: its mask's, else its box's."""
+    x0, y0, x1, y1 = item.box
+    if item.mask is None or not item.mask.any():
+        return (x1 - x0) * (y1 - y0) / (width * height)
+    mask = item.mask
+    if mask.shape == (height, width):
+        mask = mask[int(y0) : int(np.ceil(y1)), int(x0) : int(np.ceil(x1))]
+    return float(mask.sum()) / (width * height)
+
+
+def encode(row: Vector, count: int) -> str:
+    """The first `count` numbers of a vector, float32 [D], as base64 of int8, the largest scaled to 127."""
+    head = np.asarray(row[:count], np.float32)
+    largest = float(np.abs(head).max(initial=0.0))
+    scaled = head * (127 / largest) if largest > 0 else head
+    return base64.b64encode(scaled.round().astype(np.int8).tobytes()).decode()
+
+
+def decode(code: str) -> Vector:
+    """What `encode` kept, float32 [count], up to a factor."""
+    return np.frombuffer(base64.b64decode(code), np.int8).astype(np.float32)
+
+
+def match_box(
+    payload: Mapping[str, Any], query: Vector, rows: Sequence[Sequence[float]] | None
+) -> Box | None:
+    """The box of the stored object that is most like the query, or None where that cannot be known.
+
+    query: float32 [D]. rows: the point's object vectors, [k, D], where the collection keeps them: the
+    largest dot product wins. Without them the codes in the payload decide: the largest cosine with
+    the query's first numbers. A single object needs neither.
+    """
+    objects = payload.get(KEY, {}).get("objects") or []
+    if rows is not None and len(rows) == len(objects) > 0:
+        best = int(np.argmax(np.asarray(rows, np.float32) @ query))
+    elif len(objects) == 1:
+        best = 0
+    elif objects and all("code" in item for item in objects):
+        kept = np.stack([decode(item["code"]) for item in objects])
+        norms = np.maximum(np.linalg.norm(kept, axis=1), 1e-6)
+        best = int(np.argmax(kept @ query[: kept.shape[1]] / norms))
+    else:
+        return None
+    x0, y0, x1, y1 = objects[best]["box"]
+    return float(x0), float(y0), float(x1), float(y1)
+
+
+def shown(payload: Mapping[str, Any]) -> dict[str, Any]:
+    """The payload without the codes, which mean nothing to a reader."""
+    soir = payload.get(KEY)
+    if not isinstance(soir, Mapping) or "objects" not in soir:
+        return dict(payload)
+    objects = [{key: value for key, value in item.items() if key != "code"} for item in soir["objects"]]
+    return {**payload, KEY: {**soir, "objects": objects}}

@@ -1,0 +1,252 @@
+"""A picture of one thing -> the images that hold it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+from qdrant_client import QdrantClient, models
+
+from soir_qdrant.errors import CollectionError, ConfigError, ImageError, ObjectsError
+from soir_qdrant.images import MAX_PIXELS, SUFFIXES, Source, load
+from soir_qdrant.objects import clip_box
+from soir_qdrant.payload import KEY, match_box, shown
+from soir_qdrant.schema import OBJECTS
+from soir_qdrant.store import Store
+from soir_qdrant.transport import Retry
+from soir_qdrant.types import Box, Hit, Vector
+
+if TYPE_CHECKING:
+    from soir_qdrant.pipeline import Pipeline
+
+Query: TypeAlias = Source | Sequence[float]
+Rerank: TypeAlias = Literal["objects", "q-perturbation"]
+
+
+class SoirSearcher:
+    """Searches one collection that SoirIngestor filled.
+
+    client: of qdrant_client, for `:memory:`, a path or a server. pipeline: encodes the query; None makes that
+    of `profile` when the first image is asked for. vector_name: as given to the ingestor. timeout: seconds
+    for one request. retry: for lost connections, timeouts, 429 and 5xx.
+    """
+
+    def __init__(
+        self,
+        client: QdrantClient,
+        collection: str = "images",
+        *,
+        pipeline: Pipeline | None = None,
+        profile: str = "embedded",
+        vector_name: str | None = None,
+        max_pixels: int = MAX_PIXELS,
+        timeout: int = 30,
+        retry: Retry | None = None,
+    ) -> None:
+        retry = retry or Retry(attempts=3)
+        self.store = Store(client, collection, vector_name=vector_name, timeout=timeout, retry=retry)
+        self.profile = profile
+        self.max_pixels = max_pixels
+        self._pipeline = pipeline
+        self._compared = False
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """What encodes the queries; made on first use."""
+        if self._pipeline is None:
+            self._pipeline = make_pipeline(self.profile)
+        return self._pipeline
+
+    def search(
+        self,
+        query: Query,
+        *,
+        box: Box | None = None,
+        limit: int = 10,
+        filter: models.Filter | None = None,
+        rerank: Rerank | None = None,
+        with_vectors: bool = False,
+        offset: int = 0,
+        score_threshold: float | None = None,
+        search_params: models.SearchParams | None = None,
+        prefetch: int | None = None,
+        timeout: int | None = None,
+    ) -> list[Hit]:
+        """The images most likely to hold what the query shows, best first.
+
+        query: an image in any form that the ingestor takes (of an image with transparency, the opaque pixels
+        are the object), or a vector of the encoder, [D]. box: x0, y0, x1, y1 in pixels, the object in the
+        query image; what reaches out of the image is cut off. filter: Qdrant's; soir_qdrant.filters has some
+        conditions ready. rerank: "objects" takes `prefetch` candidates (100, or ten times the limit) by the
+        images' vectors, and orders them by their most similar object; the collection must keep the
+        vectors of objects. with_vectors: put the image's vector into each hit.
+
+        Each hit's `box` is the object that matched: the largest dot product of the query with the object
+        vectors, where the collection keeps them; else the largest cosine of the query's first numbers
+        with the objects' codes in the payload; else None.
+
+        Raises ImageError or ObjectsError for a query that cannot be read, ConfigError for a setting out of
+        range or a text, CollectionError where the collection is missing or of another kind, and ServerError
+        when Qdrant does not answer.
+        """
+        (hits,) = self.search_many(
+            [query],
+            boxes=None if box is None else [box],
+            limit=limit,
+            filter=filter,
+            rerank=rerank,
+            with_vectors=with_vectors,
+            offset=offset,
+            score_threshold=score_threshold,
+            search_params=search_params,
+            prefetch=prefetch,
+            timeout=timeout,
+        )
+        return hits
+
+    def search_many(
+        self,
+        queries: Iterable[Query],
+        *,
+        boxes: Iterable[Box | None] | None = None,
+        limit: int = 10,
+        filter: models.Filter | None = None,
+        rerank: Rerank | None = None,
+        with_vectors: bool = False,
+        offset: int = 0,
+        score_threshold: float | None = None,
+        search_params: models.SearchParams | None = None,
+        prefetch: int | None = None,
+        timeout: int | None = None,
+    ) -> list[list[Hit]]:
+        """Several searches in one request to Qdrant; hits per query, in order. boxes: one per query, or
+        None. The rest is as in `search`."""
+        if limit < 1 or offset < 0:
+            raise ConfigError(f"limit {limit}, offset {offset}: at least 1 and 0 are needed")
+        queries = list(queries)
+        places = [None] * len(queries) if boxes is None else list(boxes)
+        if len(places) != len(queries):
+            raise ConfigError(f"{len(places)} boxes for {len(queries)} queries: give one, or None, per query")
+        self._open()
+        candidates = self._candidates(rerank, prefetch, limit + offset)
+        vectors = [self._vector(query, box) for query, box in zip(queries, places, strict=True)]
+        requests = [
+            self.store.request(
+                vector,
+                limit=limit,
+                offset=offset,
+                filter=filter,
+                prefetch=candidates,
+                with_vectors=with_vectors,
+                score_threshold=score_threshold,
+                params=search_params,
+            )
+            for vector in vectors
+        ]
+        found = self.store.query(requests, timeout) if requests else []
+        return [
+            [self._hit(point, vector, with_vectors) for point in points]
+            for points, vector in zip(found, vectors, strict=True)
+        ]
+
+    def _open(self) -> None:
+        if not self.store.dim:
+            self.store.open()
+
+    def _candidates(self, rerank: str | None, prefetch: int | None, wanted: int) -> int:
+        """How many candidates to rescore, 0 for none."""
+        if rerank is None:
+            return 0
+        if rerank != "objects":
+            why = "is not in this version" if rerank == "q-perturbation" else "is unknown"
+            raise ConfigError(f'rerank={rerank!r} {why}: choose "objects" or None')
+        if not self.store.has_objects:
+            raise CollectionError(
+                f'rerank="objects": collection {self.store.collection!r} keeps no vectors of single objects; '
+                "ingest into a new collection with keep_objects=True"
+            )
+        return max(prefetch or max(100, 10 * wanted), wanted)
+
+    def _vector(self, query: Query, box: Box | None) -> Vector:
+        """float32 [D], unit length."""
+        given = _as_vector(query)
+        if given is not None:
+            if box is not None:
+                raise ConfigError("box is for a query image; this query is a vector")
+            return self._checked(given)
+        if not self._compared:
+            self.store.open(self.pipeline.dim, self.pipeline.fingerprint)
+            self._compared = True
+        image = load(_not_text(query), max_pixels=self.max_pixels)
+        if box is not None:
+            try:
+                box = clip_box(box, image.width, image.height)
+            except ObjectsError as error:
+                raise ObjectsError(f"{image.name}: {error}") from error
+        return self.pipeline.query(image.rgb, box=box, mask=image.alpha)
+
+    def _checked(self, vector: Vector) -> Vector:
+        if vector.shape != (self.store.dim,):
+            raise ConfigError(
+                f"the query vector has {len(vector)} numbers, those of collection {self.store.collection!r} "
+                f"have {self.store.dim}: take the encoder it was filled with"
+            )
+        norm = float(np.linalg.norm(vector))
+        if not np.isfinite(norm) or norm == 0:
+            raise ConfigError("the query vector is all zeros, or not finite: nothing can be compared with it")
+        return vector / np.float32(norm)
+
+    def _hit(self, point: models.ScoredPoint, query: Vector, with_vectors: bool) -> Hit:
+        payload = point.payload or {}
+        soir = payload.get(KEY)
+        rows: Any = point.vector.get(OBJECTS) if isinstance(point.vector, Mapping) else None
+        return Hit(
+            id=point.id if isinstance(point.id, int) else str(point.id),
+            score=float(point.score),
+            uri=soir.get("uri") if isinstance(soir, Mapping) else None,
+            box=match_box(payload, query, rows),
+            payload=shown(payload),
+            vector=self.store.dense(point.vector) if with_vectors else None,
+        )
+
+
+def make_pipeline(profile: str) -> Pipeline:
+    """The pipeline of a profile. Loads the model library, so only when one is needed."""
+    from soir_qdrant.config import Settings
+    from soir_qdrant.pipeline import Pipeline
+
+    return Pipeline(Settings.for_profile(profile))
+
+
+def _as_vector(query: Query) -> Vector | None:
+    """float32 [D] where the query is a list of numbers or a one-dimensional array, else None."""
+    if isinstance(query, np.ndarray):
+        if query.ndim != 1:
+            return None
+    elif not isinstance(query, (list, tuple)):
+        return None
+    try:
+        vector = np.asarray(query, np.float32)
+    except (TypeError, ValueError) as error:
+        raise ConfigError("the query is a list, but not one of numbers") from error
+    if vector.ndim != 1 or not len(vector):
+        raise ConfigError(f"the query vector has shape {vector.shape}: give [D], or use search_many")
+    return vector
+
+
+def _not_text(query: Query) -> Source:
+    """The query, unless it reads like words rather than like a file's name."""
+    if isinstance(query, str) and not query.lower().endswith(SUFFIXES):
+        try:
+            there = Path(query).exists()
+        except (OSError, ValueError):
+            there = False
+        if not there:
+            raise ConfigError(
+                f"query {query!r} is no file, and this encoder reads no text: give a picture of the thing"
+            )
+    if isinstance(query, Sequence) and not isinstance(query, (str, bytes, bytearray, memoryview)):
+        raise ImageError("the query is a list: give one image or vector, or use search_many")
+    return query
