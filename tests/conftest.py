@@ -1,0 +1,124 @@
+"""A tiny stand-in for the pipeline, pictures, and the three kinds of Qdrant."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from qdrant_client import QdrantClient
+
+from soir_qdrant.types import RGB, Box, LoadedImage, Mask, Scene, SceneObject, Vector
+
+
+class ColourPipeline:
+    """The interface of Pipeline, with histograms of colours for vectors: what is tested with it is the way
+    into Qdrant and back, not the recognition. A picture that starts with (1, 2, 3) makes it fail."""
+
+    dim = 12
+
+    def __init__(self, version: str = "1", pause: float = 0.0) -> None:
+        self.fingerprint: dict[str, Any] = {
+            "encoder": "colours",
+            "version": version,
+            "crop": (0.1, 2),
+            "dim": 12,
+        }
+        self.pause = pause
+        self.calls: list[list[str]] = []  # names of the images of each batch
+
+    def scenes(
+        self, images: list[LoadedImage], objects: list[list[SceneObject] | None], seconds: dict[str, float]
+    ) -> list[Scene]:
+        self.calls.append([image.name for image in images])
+        time.sleep(self.pause)
+        seconds["encode"] = seconds.get("encode", 0.0) + 0.001
+        return [self._scene(image, given) for image, given in zip(images, objects, strict=True)]
+
+    def _scene(self, image: LoadedImage, given: list[SceneObject] | None) -> Scene:
+        if (image.rgb[0, 0] == (1, 2, 3)).all():
+            raise RuntimeError("the model choked")
+        found = given or [SceneObject((0.0, 0.0, float(image.width), float(image.height)))]
+        rows = np.stack([self.query(image.rgb, box=item.box) for item in found])
+        mean = rows.mean(0)
+        return Scene(image.width, image.height, tuple(found), mean / np.linalg.norm(mean), rows)
+
+    def query(self, image: RGB, *, box: Box | None = None, mask: Mask | None = None) -> Vector:
+        if box is not None:
+            x0, y0, x1, y1 = (int(v) for v in box)
+            image = image[y0 : max(y1, y0 + 1), x0 : max(x1, x0 + 1)]
+            mask = None
+        pixels = image.reshape(-1, 3) if mask is None else image[mask]
+        levels = [np.histogram(pixels[:, c], 4, (0, 256))[0] for c in range(3)]
+        vector = np.concatenate(levels).astype(np.float32) + 0.01
+        return vector / np.linalg.norm(vector)
+
+
+@pytest.fixture
+def pipeline() -> ColourPipeline:
+    return ColourPipeline()
+
+
+def picture(seed: int, width: int = 40, height: int = 30) -> RGB:
+    """Noise around one colour; another seed is another colour."""
+    rng = np.random.default_rng(seed)
+    noise = rng.integers(-20, 20, (height, width, 3))
+    return np.clip(rng.integers(30, 226, 3) + noise, 0, 255).astype(np.uint8)
+
+
+def painted(*patches: tuple[Box, tuple[int, int, int]], size: tuple[int, int] = (80, 60)) -> RGB:
+    """A grey picture with coloured boxes. size: width, height."""
+    image = np.full((size[1], size[0], 3), 100, np.uint8)
+    for (x0, y0, x1, y1), colour in patches:
+        image[int(y0) : int(y1), int(x0) : int(x1)] = colour
+    return image
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Six pictures in two folders, and files that are no pictures."""
+    place = tmp_path / "pictures"
+    (place / "sub").mkdir(parents=True)
+    for i in range(6):
+        Image.fromarray(picture(i)).save(place / ("sub" if i % 2 else ".") / f"{i}.png")
+    (place / "notes.txt").write_text("no picture")
+    (place / ".hidden.png").write_bytes(b"no picture")
+    return place
+
+
+@pytest.fixture(scope="session")
+def server_url() -> Iterator[str]:
+    """QDRANT_URL, else a container where Docker answers, else the test is skipped."""
+    if os.environ.get("QDRANT_URL"):
+        yield os.environ["QDRANT_URL"]
+        return
+    containers = pytest.importorskip("testcontainers.qdrant", reason="no QDRANT_URL, no testcontainers")
+    try:
+        answer = subprocess.run(["docker", "info"], capture_output=True, timeout=20, check=False).returncode
+    except (OSError, subprocess.TimeoutExpired):
+        answer = 1
+    if answer:
+        pytest.skip("no QDRANT_URL, and Docker does not answer")
+    with containers.QdrantContainer() as qdrant:
+        yield f"http://{qdrant.rest_host_address}"
+
+
+@pytest.fixture(params=["memory", "path", pytest.param("server", marks=pytest.mark.server)])
+def client(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[QdrantClient]:
+    """The same tests against all three; a server's collections are removed beforehand."""
+    if request.param == "server":
+        made = QdrantClient(url=request.getfixturevalue("server_url"), timeout=60)
+        for name in ("images", "other"):
+            made.delete_collection(name)
+    else:
+        made = (
+            QdrantClient(":memory:") if request.param == "memory" else QdrantClient(path=str(tmp_path / "db"))
+        )
+    yield made
+    made.close()
