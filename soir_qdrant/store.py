@@ -48,9 +48,7 @@ class Store:
         retry: Retry | None = None,
     ) -> None:
         if vector_name == OBJECTS:
-            raise ConfigError(
-                f'vector_name "{OBJECTS}" is kept for the vectors of single objects: choose another'
-            )
+            raise ConfigError(f'vector_name "{OBJECTS}" is kept for single objects: choose another')
         self.client = client
         self.collection = collection
         self.vector_name = vector_name or ""
