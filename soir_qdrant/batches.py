@@ -33,7 +33,7 @@ class Item:
     """One image on its way. reason: why it failed, once it has."""
 
     name: str
-    source: Source | None
+    source: Any
     id: Any = None
     payload: Any = None
     objects: Any = None
@@ -125,9 +125,8 @@ class Run:
         """Bytes and content hashes."""
 
         def one(item: Item) -> None:
-            source, item.source = item.source, None
-            if source is not None:
-                item.raw = read(source, name=item.name, max_pixels=self.max_pixels)
+            source, item.source = item.source, None  # let go of what is not needed any longer
+            item.raw = read(source, name=item.name, max_pixels=self.max_pixels)
 
         return _each(items, one)
 
