@@ -150,7 +150,7 @@ def _query(folder: Path, source: Path, entry: Any, where: str) -> BenchQuery:
 
 def _file(folder: Path, source: Path, name: Any, where: str) -> Path:
     _expect(isinstance(name, str) and bool(name), source, f"{where} must be a file name, is {name!r}")
-    path = (folder / name).resolve()
+    path: Path = (folder / name).resolve()
     _expect(path.is_relative_to(folder), source, f"{where}: {name!r} leads out of the folder")
     if not path.is_file():
         raise DatasetError(f"{path}: missing, though {source} names it ({where})")

@@ -1,4 +1,4 @@
-"""Who plays in a NeedleBench: targets, their look-alikes and the others, and which scene each of them is in."""
+"""Who plays in a NeedleBench: targets, their look-alikes and the others, and which scene each is in."""
 
 from __future__ import annotations
 
@@ -66,9 +66,8 @@ def open_cast(
 
 def _flat_cast(cutouts: tuple[Cutout, ...], targets: int, rng: np.random.Generator) -> Cast:
     if len(cutouts) < targets + OBJECTS[1]:
-        raise DatasetError(
-            f"{targets} targets need at least {targets + OBJECTS[1]} cut-outs, the sources have {len(cutouts)}"
-        )
+        least = targets + OBJECTS[1]
+        raise DatasetError(f"{targets} targets need {least} cut-outs, the sources have {len(cutouts)}")
     by_kind: dict[str, list[Cutout]] = {}
     for cutout in cutouts:
         by_kind.setdefault(cutout.kind, []).append(cutout)

@@ -24,7 +24,7 @@ MARGIN = 0.02  # objects are laid out a little inside the limits
 
 @dataclass(frozen=True, slots=True)
 class Pose:
-    """How far a cut-out may turn in the plane (degrees) and how far its corners may move (share of its side)."""
+    """turn: degrees a cut-out may turn in the plane. bend: how far its corners may move, of its side."""
 
     turn: float = 30.0
     bend: float = 0.08
@@ -93,7 +93,7 @@ def relight(rgba: RGBA, rng: np.random.Generator) -> RGBA:
 
 
 def crop_ground(photo: RGB, size: tuple[int, int], rng: np.random.Generator) -> RGB:
-    """A random piece of a photograph, mirrored or not, in another light. size: (width, height) of the result."""
+    """A random piece of a photograph, mirrored or not, in another light. size: (width, height)."""
     h, w = photo.shape[:2]
     aspect = size[0] / size[1]
     largest = min(float(w), h * aspect)
@@ -121,7 +121,7 @@ class Scene:
         self.full: list[int] = []  # opaque pixels of each object before anything covered it
 
     def fits(self, rgba: RGBA, x: int, y: int, covering: int | None) -> bool:
-        """Whether the object may lie at x, y: inside, free of others, and if it covers one, by a fair share."""
+        """Whether the object may lie at x, y: inside, free of all but `covering`, which stays visible."""
         h, w = rgba.shape[:2]
         if x < 0 or y < 0 or x + w > self.ids.shape[1] or y + h > self.ids.shape[0]:
             return False
@@ -177,9 +177,9 @@ class Scene:
 def develop(rgb: RGB, rng: np.random.Generator) -> RGB:
     """What a camera adds: a little blur and noise. [H, W, 3] -> [H, W, 3]."""
     sigma = rng.uniform(0.0, 1.1)
-    out = cv2.GaussianBlur(rgb, (0, 0), sigma) if sigma > 0.3 else rgb
+    out = cv2.GaussianBlur(rgb, (0, 0), sigma) if sigma > 0.3 else rgb  # below that it changes nothing
     noise = rng.normal(0, rng.uniform(0.0, 4.0), rgb.shape[:2]).astype(np.float32)[..., None]
-    return np.round(np.clip(out + noise, 0, 255)).astype(np.uint8)
+    return np.asarray(np.round(np.clip(out + noise, 0, 255)), np.uint8)
 
 
 def encode_jpeg(rgb: RGB, quality: int) -> bytes:

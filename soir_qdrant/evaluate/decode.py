@@ -18,6 +18,7 @@ from soir_qdrant.types import RGB
 
 CUT_SIDE = 320  # longest side at which a photograph is cut; objects are pasted smaller than that
 _ZLIB, _FOLDER, _ZSTD = 1, 2, 4
+_NOTHING = "no object could be cut out of the photograph: it has no clear foreground"
 
 
 class QtResource:
@@ -116,6 +117,8 @@ def cut_out(photo: RGB) -> RGBA:
     if float(np.median(np.abs(border - middle).sum(axis=1))) < 14:  # a plain ground
         marks[np.linalg.norm(lab - middle, axis=2) < 14] = cv2.GC_PR_BGD
     marks[:rim], marks[-rim:], marks[:, :rim], marks[:, -rim:] = (cv2.GC_BGD,) * 4
+    if not (marks == cv2.GC_PR_FGD).any():
+        raise DatasetError(_NOTHING)
     cv2.setRNGSeed(7)
     bgr = np.ascontiguousarray(photo[..., ::-1])
     cv2.grabCut(bgr, marks, None, np.zeros((1, 65)), np.zeros((1, 65)), 5, cv2.GC_INIT_WITH_MASK)
@@ -124,7 +127,7 @@ def cut_out(photo: RGB) -> RGBA:
     inside = cv2.morphologyEx(inside, cv2.MORPH_CLOSE, np.ones((5, 5), np.uint8))
     count, labels, stats, _ = cv2.connectedComponentsWithStats(inside)
     if count < 2:
-        raise DatasetError("no object could be cut out of the photograph: it has no clear foreground")
+        raise DatasetError(_NOTHING)
     largest = 1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA]))
     alpha = cv2.GaussianBlur((labels == largest).astype(np.uint8) * 255, (3, 3), 0)
     return trim(np.dstack([photo, alpha]))

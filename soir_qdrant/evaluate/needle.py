@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -57,7 +56,7 @@ def generate(
     cutout_queries: float = 0.5,
     progress: bool = True,
 ) -> Path:
-    """Writes a benchmark folder and returns it; a folder already complete with the same arguments stays as it is.
+    """Writes a benchmark folder and returns it; one that is complete with the same arguments stays as it is.
 
     sources: Sources.full() where it is None. cutout_queries: share of the queries that are RGBA cut-outs; the
     others are RGB crops on another photograph or on a plain ground. An interrupted run leaves no
@@ -125,7 +124,7 @@ def _prepare(root: Path, recipe: dict[str, Any]) -> bool:
         if not known.is_file():
             raise DatasetError(f"{root} is not empty and not a NeedleBench folder; choose another one")
         if (root / ANNOTATIONS).is_file():
-            if json.loads(known.read_text(encoding="utf-8")) == recipe:
+            if _read_recipe(known) == recipe:
                 return False
             raise DatasetError(f"{root} holds a NeedleBench made with other arguments; choose another folder")
         log.info("%s: an interrupted run, starting over", root)
@@ -135,6 +134,13 @@ def _prepare(root: Path, recipe: dict[str, Any]) -> bool:
         shutil.rmtree(root / part, ignore_errors=True)
         (root / part).mkdir()
     return True
+
+
+def _read_recipe(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"{path}: not readable as JSON ({error}); choose another folder") from error
 
 
 def _write_atomically(path: Path, data: dict[str, Any]) -> None:
@@ -222,7 +228,7 @@ def _write_query(
     pad = [int(max(size) * rng.uniform(0.04, 0.14)) for _ in range(4)]
     file = f"queries/{index:03d}.png"
     if cutout:
-        framed = cv2.copyMakeBorder(rgba, *pad, cv2.BORDER_CONSTANT, value=(0, 0, 0, 0))
+        framed = np.pad(rgba, (tuple(pad[:2]), tuple(pad[2:]), (0, 0)))
         (root / file).write_bytes(encode_png(framed))
     else:
         whole = (size[0] + pad[2] + pad[3], size[1] + pad[0] + pad[1])

@@ -1,12 +1,11 @@
-"""Renders textured meshes with pybullet's software renderer: real changes of viewpoint, exact masks, no GPU."""
+"""Renders textured meshes with pybullet's software renderer: real viewpoints, exact masks, no GPU."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -113,8 +112,7 @@ class Renderer:
 def open_renderer(photos: tuple[Ground, ...]) -> Iterator[Renderer]:
     """A renderer whose textures may take pieces of `photos`; its scratch folder goes with it."""
     try:
-        with redirect_stdout(StringIO()):
-            import pybullet
+        import pybullet
     except ImportError as error:
         raise DatasetError("the 3D track needs pybullet: pip install 'soir-qdrant[bench]'") from error
     client = pybullet.connect(pybullet.DIRECT)
@@ -198,7 +196,7 @@ def make_texture(rng: np.random.Generator, photos: tuple[Ground, ...]) -> NDArra
         photo = photos[int(rng.integers(len(photos)))].read()
         piece = crop_ground(photo, (side, side), rng).astype(np.float32)
         tint = base[0] / max(1.0, float(base[0].mean()))
-        return np.clip(piece * (0.7 + 0.3 * tint), 0, 255).astype(np.uint8)
+        return np.asarray(np.clip(piece * (0.7 + 0.3 * tint), 0, 255), np.uint8)
     yy, xx = np.mgrid[0:side, 0:side].astype(np.float32) / side
     angle, pitch = rng.uniform(0, np.pi), rng.uniform(3, 9)
     along = np.cos(angle) * xx + np.sin(angle) * yy
@@ -214,7 +212,7 @@ def make_texture(rng: np.random.Generator, photos: tuple[Ground, ...]) -> NDArra
         field = (_noise(rng, side, 6) > 0.5).astype(np.float32)
     shade = _noise(rng, side, 10)[..., None]
     blend = base[0] * (1 - field[..., None]) + base[1] * field[..., None]
-    return np.clip(blend * (0.75 + 0.25 * shade) + base[2] * 0.2 * shade, 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(blend * (0.75 + 0.25 * shade) + base[2] * 0.2 * shade, 0, 255), np.uint8)
 
 
 def _noise(rng: np.random.Generator, side: int, cells: int) -> NDArray[np.float32]:

@@ -1,4 +1,4 @@
-"""Where NeedleBench's pictures come from: the pack in the wheel, installed wheels, and packages of registries.
+"""Where NeedleBench's pictures come from: the pack in the wheel, installed wheels, packages of registries.
 
 Which picture belongs to which split is written down in a catalog (JSON), so that `dev` and `test` share no
 object and no photograph, whatever else changes.
@@ -16,7 +16,7 @@ import subprocess
 import tarfile
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -76,12 +76,22 @@ class Split:
 
 @dataclass(frozen=True)
 class Sources:
-    """A set of pictures, shared out between the splits. fingerprint: changes when the catalog does."""
+    """A set of pictures, shared out between the splits.
+
+    fingerprint: part of a benchmark's recipe; made from the pictures' keys where none is given.
+    """
 
     name: str
     dev: Split
     test: Split
-    fingerprint: str = field(default="")
+    fingerprint: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.fingerprint:
+            halves = (self.dev, self.test)
+            keys = [[[c.key for c in half.cutouts], [g.key for g in half.grounds]] for half in halves]
+            digest = hashlib.sha256(json.dumps(keys).encode()).hexdigest()[:16]
+            object.__setattr__(self, "fingerprint", digest)
 
     def split(self, name: SplitName) -> Split:
         if name not in ("dev", "test"):
@@ -117,13 +127,13 @@ def locate(source: str, *, fetch: bool = False) -> Path:
     if source not in _PACKAGES:
         known = sorted(["pack", *_WHEELS, *_PACKAGES])
         raise DatasetError(f"there is no picture source {source!r}: known are {', '.join(known)}")
-    package, inner, get = _PACKAGES[source]
-    home = cache_dir() / "sources" / package.split("@")[0 if package[0] != "@" else 1].split("/")[-1]
+    package, folder, inner, get = _PACKAGES[source]
+    home = cache_dir() / "sources" / folder
     if not (home / inner).is_dir():
         if not fetch:
             raise DatasetError(
-                f"picture source {source!r} ({package}) is not in {home}: call Sources.full(fetch=True), or use "
-                "Sources.shipped(), which needs no download"
+                f"picture source {source!r} ({package}) is not in {home}: call Sources.full(fetch=True), "
+                "or use Sources.shipped(), which needs no download"
             )
         _fetch(package, home, get)
     if not (home / inner).is_dir():
@@ -148,7 +158,7 @@ def _fetch(package: str, home: Path, get: Callable[[str, Path], None]) -> None:
         unpacked = Path(scratch) / "unpacked"
         unpacked.mkdir()
         get(package, Path(scratch))
-        if home.exists():
+        if home.exists():  # what lies there is not what was asked for, or it would have been used
             shutil.rmtree(home)
         unpacked.rename(home)
 
@@ -189,11 +199,12 @@ _WHEELS = {
     "skimage": ("skimage", "data", "scikit-image"),
     "pybullet": ("pybullet_data", "", "pybullet"),
 }
-_PACKAGES: dict[str, tuple[str, str, Callable[[str, Path], None]]] = {
-    "emoji": (EMOJI, "package/assets", _get_npm),
-    "clipart": ("openclipart-png", "usr/share/openclipart/png", _get_debian),
-    "gcompris": ("gcompris-qt-data", "usr/share/gcompris-qt/rcc", _get_debian),
-    "opencv": ("opencv-doc", "usr/share/doc/opencv-doc", _get_debian),
+# source: (package, folder in the cache, what entries are relative to, who fetches it)
+_PACKAGES: dict[str, tuple[str, str, str, Callable[[str, Path], None]]] = {
+    "emoji": (EMOJI, "fluent-emoji-3d", "package/assets", _get_npm),
+    "clipart": ("openclipart-png", "openclipart-png", "usr/share/openclipart/png", _get_debian),
+    "gcompris": ("gcompris-qt-data", "gcompris-qt-data", "usr/share/gcompris-qt/rcc", _get_debian),
+    "opencv": ("opencv-doc", "opencv-doc", "usr/share/doc/opencv-doc", _get_debian),
 }
 _KINDS: dict[str, Kind] = {"photos": "photo", "renders": "render", "drawings": "drawing"}
 
