@@ -1,0 +1,45 @@
+"""Small object image retrieval for Qdrant: put your pictures in, find them by a crop of one small thing.
+
+    from qdrant_client import QdrantClient
+    from soir_qdrant import SoirIngestor, SoirSearcher
+
+    client = QdrantClient(path="./needles")
+    SoirIngestor(client, collection="scenes").add("photos/")
+    hits = SoirSearcher(client, collection="scenes").search("mug.png", limit=10)
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from soir_qdrant.errors import SoirError
+from soir_qdrant.types import Hit, IngestReport, Scene, SceneObject
+
+if TYPE_CHECKING:
+    from soir_qdrant.config import Settings
+    from soir_qdrant.ingest import SoirIngestor
+    from soir_qdrant.pipeline import Pipeline
+    from soir_qdrant.search import SoirSearcher
+
+__version__ = "0.1.0"
+__all__ = [
+    "Hit",
+    "IngestReport",
+    "Pipeline",
+    "Scene",
+    "SceneObject",
+    "Settings",
+    "SoirError",
+    "SoirIngestor",
+    "SoirSearcher",
+]
+
+# Loaded on first use, so that importing the package stays light.
+_LAZY = {"Settings": "config", "Pipeline": "pipeline", "SoirIngestor": "ingest", "SoirSearcher": "search"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(f"soir_qdrant.{_LAZY[name]}"), name)
+    raise AttributeError(f"module 'soir_qdrant' has no attribute {name!r}")

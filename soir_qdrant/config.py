@@ -54,16 +54,20 @@ class SegmenterSettings(_Frozen):
     weights: str = "facebook/sam-vit-base"
 
 
+Feature = Literal["cls", "patches", "patches-1", "patches-2", "patches-3"]
+
+
 class VectorSettings(_Frozen):
     """How the objects of an image become its one vector.
 
     features: what describes an object, side by side: "cls", the encoder's descriptor; "patches", the mean
-    of the patch tokens under the mask; "cls-1", "patches-1", the same one block earlier. whitening: "shipped", a file made by `soir calibrate`, or None.
+    of the patch tokens under the mask; "patches-1" to "patches-3", the same one to three blocks earlier.
+    whitening: "shipped", a file made by `soir calibrate`, or None.
     pooling: "mean", "gmp" (generalized max pooling, with `ridge`), or "mao" (the refined joint token).
     iterations, lr, alpha: of MaO; paper: 80, 0.1, 0.03.
     """
 
-    features: tuple[Literal["cls", "cls-1", "patches", "patches-1"], ...] = ("patches-1", "patches")
+    features: tuple[Feature, ...] = ("cls", "patches-3", "patches-2", "patches-1", "patches")
     whitening: str | None = "shipped"
     dim: int | None = Field(None, ge=8)
     pooling: Literal["mean", "gmp", "mao"] = "gmp"

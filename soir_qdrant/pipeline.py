@@ -43,6 +43,13 @@ def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
         seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - start
 
 
+def feature(encoding: Encoding, name: str) -> Vector:
+    """ "cls": the descriptor; "patches": the patch mean after the last block; "patches-n": n blocks earlier."""
+    if name == "cls":
+        return encoding.descriptor
+    return encoding.layers[:, -1 - int(name.partition("-")[2] or 0)]
+
+
 class Pipeline:
     """Images to scenes, query crops to vectors.
 
@@ -80,8 +87,8 @@ class Pipeline:
             found = [self.segment(image.rgb, items) for image, items in zip(images, found, strict=True)]
         with timed(seconds, "encode"):
             crops, masks = self.crops([image.rgb for image in images], found)
-            encoding = self.encoder.encode(crops)
-            vectors = self.describe(encoding, masks)
+            encoding = self.encoder.encode(crops, masks)
+            vectors = self.describe(encoding)
         with timed(seconds, "refine"):
             scene_of = np.repeat(np.arange(len(images)), [len(items) for items in found])
             scores = np.array([item.score for items in found for item in items], np.float32)
@@ -148,19 +155,16 @@ class Pipeline:
             background=held.background,
         )
 
-    def describe(self, encoding: Encoding, masks: NDArray[np.float32]) -> Vector:
-        """Object vectors of K crops, float32 [K, dim], unit rows: the features side by side, whitened.
+    def describe(self, encoding: Encoding) -> Vector:
+        """Object vectors of K crops, float32 [K, dim], unit rows: the features side by side, whitened."""
+        rows = self.features(encoding)
+        return self.whitening(rows) if self.whitening else rows
 
-        encoding: of the crops; masks: float32 [K, S, S], 0..1.
-        """
-        rows = self.features(encoding, masks)
-        return self.whitening(rows) if self.whitening else normalize(rows)
-
-    def features(self, encoding: Encoding, masks: NDArray[np.float32]) -> Vector:
-        """The rows that the whitening is fitted on, float32 [K, F]. See `refine.features`."""
-        from soir_qdrant.refine.features import features
-
-        return features(encoding, masks, self.settings.vector.features, self.encoder.last_block)
+    def features(self, encoding: Encoding) -> Vector:
+        """The rows that a whitening is fitted on, float32 [K, F]: parts of equal length side by side."""
+        names = self.settings.vector.features
+        parts = [normalize(feature(encoding, name)) for name in names]
+        return np.concatenate(parts, axis=1) / np.float32(len(parts) ** 0.5)
 
     def pool(
         self,
@@ -198,7 +202,7 @@ class Pipeline:
         item = SceneObject(box or (0.0, 0.0, float(width), float(height)), mask)
         item = self.segment(image, [item])[0]
         cut, inside = self._crop(image, item)
-        return self.describe(self.encoder.encode(cut[None]), inside[None])[0]
+        return self.describe(self.encoder.encode(cut[None], inside[None]))[0]
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -257,9 +261,8 @@ class Pipeline:
         """Length of the stored vector."""
         if self.whitening is not None:
             return self.whitening.dim
-        block = self.encoder.last_block
-        widths = {"cls": self.encoder.dim}
-        return sum(widths.get(name, block.dim) for name in self.settings.vector.features)
+        inner = self.encoder.last_block.dim
+        return sum(self.encoder.dim if name == "cls" else inner for name in self.settings.vector.features)
 
     @cached_property
     def fingerprint(self) -> dict[str, Any]:

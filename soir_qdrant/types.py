@@ -67,10 +67,16 @@ class Detections:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Encoding:
-    """descriptor: float32 [B, D]. tokens: [B, N, D], those that enter the last block (CLS first, where
-    the encoder has one): a NumPy array or a torch tensor, on the device of the encoder."""
+    """What an encoder says of B crops.
+
+    descriptor: float32 [B, D_out], the model's own read-out. layers: float32 [B, L, D], the mean of the
+    patch tokens under each crop's mask after each of the last L blocks, through the final LayerNorm; the
+    last block's comes last. tokens: [B, N, D], those that enter the last block (CLS first, where the
+    encoder has one): a NumPy array or a torch tensor, on the encoder's device.
+    """
 
     descriptor: Vector
+    layers: Vector
     tokens: Any
 
 
@@ -158,6 +164,7 @@ class Encoder(Protocol):
     fingerprint: str
     last_block: LastBlock
 
-    def encode(self, crops: NDArray[np.uint8]) -> Encoding:
-        """crops: uint8 [B, S, S, 3] with S = input_size, RGB."""
+    def encode(self, crops: NDArray[np.uint8], masks: NDArray[np.float32] | None = None) -> Encoding:
+        """crops: uint8 [B, S, S, 3] with S = input_size, RGB; masks: float32 [B, S, S], the share of each
+        pixel inside the object, 0..1 (all of it)."""
         ...

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -19,6 +20,8 @@ from soir_qdrant.vision.weights import EMBEDDED, Weights, resolve
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 OPENAI = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+LAYERS = 4  # blocks whose patch tokens describe an object
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,20 +115,20 @@ class ViTEncoder:
         self.dim = self.last_block.dim_out
         self.fingerprint = f"{found.origin.name}@{found.sha256[:12]}/{input_size}px"
 
-    def encode(self, crops: NDArray[np.uint8]) -> Encoding:
-        """crops: uint8 [B, S, S, 3], RGB, S = input_size. See `Encoding`."""
-        if crops.ndim != 4 or crops.shape[1:] != (self.input_size, self.input_size, 3):
-            raise ConfigError(
-                f"crops of shape {crops.shape}: expected [B, {self.input_size}, {self.input_size}, 3]"
-            )
-        tokens = [self.tokens(crops[i : i + self.batch]) for i in range(0, len(crops), self.batch)]
-        if not tokens:
-            grid = (self.input_size // self.patch) ** 2
-            empty = torch.zeros(0, grid + 1, self.last_block.dim, device=self.device)
-            return Encoding(np.zeros((0, self.dim), np.float32), empty)
-        with torch.inference_mode():
-            descriptor = torch.cat([self.last_block.descriptor(part) for part in tokens])
-        return Encoding(descriptor.cpu().numpy(), torch.cat(tokens))
+    def encode(self, crops: NDArray[np.uint8], masks: NDArray[np.float32] | None = None) -> Encoding:
+        """crops: uint8 [B, S, S, 3], RGB, S = input_size; masks: float32 [B, S, S], 0..1. See `Encoding`."""
+        size = self.input_size
+        if crops.ndim != 4 or crops.shape[1:] != (size, size, 3):
+            raise ConfigError(f"crops of shape {crops.shape}: expected [B, {size}, {size}, 3]")
+        masks = np.ones(crops.shape[:3], np.float32) if masks is None else masks
+        if masks.shape != crops.shape[:3]:
+            raise ConfigError(f"masks of shape {masks.shape}: expected {crops.shape[:3]}")
+        parts = [
+            self._encode(crops[i : i + self.batch], masks[i : i + self.batch])
+            for i in range(0, max(len(crops), 1), self.batch)
+        ]
+        descriptor, layers, tokens = (torch.cat(column) for column in zip(*parts, strict=True))
+        return Encoding(descriptor.cpu().numpy(), layers.cpu().numpy(), tokens)
 
     def tokens(self, images: NDArray[np.uint8], *, skip: int = 0) -> Tensor:
         """images: uint8 [B, H, W, 3], H and W multiples of the patch size (they need not be square).
@@ -133,12 +136,40 @@ class ViTEncoder:
         Float32 tokens [B, N, D] that enter the last block (`skip` blocks earlier, where asked).
         """
         with torch.inference_mode():
-            pixels = torch.from_numpy(np.ascontiguousarray(images)).to(self.device).permute(0, 3, 1, 2)
-            x = self._family.embed(self._model, (pixels * self._scale + self._shift).to(self.dtype))
-            for block in self._blocks[: len(self._blocks) - skip]:
-                x = block(x)
-                x = x[0] if isinstance(x, tuple) else x
-            return x.float()
+            return self._trunk(images)[-1 - skip]
+
+    def _encode(self, crops: NDArray[np.uint8], masks: NDArray[np.float32]) -> tuple[Tensor, Tensor, Tensor]:
+        block = self.last_block
+        with torch.inference_mode():
+            trunk = self._trunk(crops)
+            last = block.forward(trunk[-1])
+            weights = patch_weights(torch.from_numpy(masks).to(self.device), last.shape[1] - block.has_cls)
+            means = [
+                torch.einsum("bn,bnd->bd", weights, block.norm(x)[:, int(block.has_cls) :])
+                for x in [*trunk[1 - LAYERS :], last]
+            ]
+            return block.descriptor(trunk[-1]), torch.stack(means, 1), trunk[-1]
+
+    def _trunk(self, images: NDArray[np.uint8]) -> list[Tensor]:
+        """Tokens after each block but the last, float32, oldest first."""
+        pixels = torch.from_numpy(np.ascontiguousarray(images)).to(self.device).permute(0, 3, 1, 2)
+        x = self._family.embed(self._model, (pixels * self._scale + self._shift).to(self.dtype))
+        found = []
+        for block in self._blocks:
+            x = block(x)
+            x = x[0] if isinstance(x, tuple) else x
+            found.append(x.float())
+        return found
+
+
+def patch_weights(masks: Tensor, patches: int) -> Tensor:
+    """Masks [B, S, S], 0..1, as weights of the patches [B, n]: area share, summing to one per crop.
+
+    patches: n, a square number. A mask without area weighs all patches alike.
+    """
+    share = F.adaptive_avg_pool2d(masks[:, None].float(), round(patches**0.5)).flatten(1)
+    share = torch.where(share.sum(1, keepdim=True) > 1e-6, share, torch.ones_like(share))
+    return share / share.sum(1, keepdim=True)
 
 
 def pick_device(device: str) -> torch.device:
