@@ -1,0 +1,38 @@
+# Each target sets up .venv on first use. Needs Python 3.11+, make and PyPI.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: help install demo test fast lint bench clean
+
+help:  ## show this
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+install: $(READY)  ## set up .venv with everything the demo and the tests need
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed: make PYTHON=python3.12 install"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[embedded,bench,dev]'
+	@touch $(READY)
+
+demo: $(READY)  ## small NeedleBench, ingest, search: prints a table and writes build/demo/index.html
+	$(BIN)/soir demo --out build/demo
+
+test: $(READY)  ## all tests
+	$(BIN)/python -m pytest
+
+fast: $(READY)  ## the tests that take no model
+	$(BIN)/python -m pytest -m 'not slow'
+
+lint: $(READY)  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(READY)  ## ratios of the refinement, written to build/bench.json
+	$(BIN)/python benchmarks/refine.py --out build/bench.json
+
+clean:
+	rm -rf build .venv .pytest_cache .mypy_cache .ruff_cache
