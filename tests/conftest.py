@@ -1,4 +1,4 @@
-"""A tiny stand-in for the pipeline, pictures, and the three kinds of Qdrant."""
+"""A tiny pipeline, pictures, and the kinds of Qdrant."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from qdrant_client import QdrantClient
+from stand_in import StandIn
 
 from soir_qdrant.types import RGB, Box, LoadedImage, Mask, Scene, SceneObject, Vector
 
@@ -109,16 +110,27 @@ def server_url() -> Iterator[str]:
         yield f"http://{qdrant.rest_host_address}"
 
 
-@pytest.fixture(params=["memory", "path", pytest.param("server", marks=pytest.mark.server)])
+@pytest.fixture
+def stand_in() -> Iterator[StandIn]:
+    made = StandIn()
+    yield made
+    made.close()
+
+
+@pytest.fixture(params=["memory", "path", "http", pytest.param("server", marks=pytest.mark.server)])
 def client(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[QdrantClient]:
-    """The same tests against all three; a server's collections are removed beforehand."""
+    """The same tests in memory, on disk, over HTTP (see stand_in.py), and on a real server, where there is
+    one; its collections are removed beforehand."""
     if request.param == "server":
         made = QdrantClient(url=request.getfixturevalue("server_url"), timeout=60)
         for name in ("images", "other"):
             made.delete_collection(name)
+    elif request.param == "http":
+        url = request.getfixturevalue("stand_in").url
+        made = QdrantClient(url=url, check_compatibility=False)
+    elif request.param == "path":
+        made = QdrantClient(path=str(tmp_path / "db"))
     else:
-        made = (
-            QdrantClient(":memory:") if request.param == "memory" else QdrantClient(path=str(tmp_path / "db"))
-        )
+        made = QdrantClient(":memory:")
     yield made
     made.close()

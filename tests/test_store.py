@@ -344,6 +344,40 @@ def test_a_refused_point_does_not_stop_the_others(monkeypatch):
         list(held.upsert(points))
 
 
+def test_writes_survive_a_shaky_server(stand_in):
+    """Over HTTP: refused for a while, dropped before or after being carried out; each point is in once."""
+    client = QdrantClient(url=stand_in.url, check_compatibility=False)
+    held = store(client)
+    held.create(12, FINGERPRINT, keep_objects=True)
+    assert set(stand_in.indexes) == set(schema.INDEXES)
+    points = [held.point(i, scene(seed=i), {"a": "ü"}) for i in range(5)]
+    for faults in ([503, 429, None], ["lose", "late", None], [500, "late", None]):
+        stand_in.faults[:] = faults
+        assert [reason for _, reason in held.upsert(points)] == [None] * 5
+        assert client.count("images").count == 5
+    stand_in.faults[:] = ["late"] * 3
+    with pytest.raises(ServerError, match=r"write to collection 'images'.*3 attempts"):
+        list(held.upsert(points))
+    stand_in.faults[:] = [413, None, 400, None, None, None]
+    reasons = [reason for _, reason in held.upsert(points)]
+    assert [reason is None for reason in reasons] == [True, False, True, True, True]
+    assert "400" in reasons[1]
+    stand_in.faults[:] = [403]
+    with pytest.raises(ServerError, match="API key"):
+        list(held.upsert(points))
+
+
+def test_writes_are_split_by_size(stand_in, monkeypatch):
+    monkeypatch.setattr(transport, "MAX_BYTES", 5000)
+    held = store(QdrantClient(url=stand_in.url, check_compatibility=False))
+    held.create(12, FINGERPRINT, keep_objects=True)
+    points = [held.point(i, scene(seed=i), {}) for i in range(30)]
+    assert len(list(held.upsert(points))) == 30
+    assert len(stand_in.writes) > 3
+    assert max(stand_in.writes) <= 5000
+    assert stand_in.held.count("images").count == 30
+
+
 def test_own_timeout_where_the_client_has_one():
     client = QdrantClient(":memory:")
     seen = {}

@@ -1,0 +1,151 @@
+"""Qdrant's REST interface, as far as this package uses it, in front of an embedded Qdrant in memory.
+
+It is no Qdrant server. It shows what goes over the wire: every request is parsed with the client's own
+models, and `faults` makes it fail the way servers fail. What only a real server can tell is tested with the
+marker `server`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any
+
+from qdrant_client import QdrantClient, models
+
+
+class StandIn:
+    """url: where it listens. faults: what happens to the next writes, in order: None lets one through, a
+    number is the status it is answered with, "lose" drops the connection before and "late" after it was
+    carried out. indexes: the payload fields that have one. writes: bytes of each write that came in."""
+
+    def __init__(self) -> None:
+        self.held = QdrantClient(":memory:")
+        self.indexes: dict[str, str] = {}
+        self.faults: list[int | str | None] = []
+        self.writes: list[int] = []
+        self.server = HTTPServer(("127.0.0.1", 0), lambda *args: _Handler(self, *args))
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+    def route(self, method: str, path: str) -> Callable[[Any], Any]:
+        for pattern, name in ROUTES:
+            if found := re.fullmatch(pattern, f"{method} {path}"):
+                return lambda body: getattr(self, name)(*found.groups(), body)
+        raise LookupError(f"{method} {path}")
+
+    def exists(self, name: str, _: Any) -> Any:
+        return {"exists": self.held.collection_exists(name)}
+
+    def create(self, name: str, body: Any) -> Any:
+        asked = models.CreateCollection.model_validate(body)
+        return self.held.create_collection(name, asked.vectors, metadata=asked.metadata)
+
+    def delete(self, name: str, _: Any) -> Any:
+        return self.held.delete_collection(name)
+
+    def info(self, name: str, _: Any) -> Any:
+        schema = {field: {"data_type": kind, "points": 0} for field, kind in self.indexes.items()}
+        return {**plain(self.held.get_collection(name)), "payload_schema": schema}
+
+    def index(self, name: str, body: Any) -> Any:
+        self.indexes[body["field_name"]] = body["field_schema"]
+        return {"operation_id": 1, "status": "completed"}
+
+    def upsert(self, name: str, body: Any) -> Any:
+        points = [models.PointStruct.model_validate(point) for point in body["points"]]
+        return plain(self.held.upsert(name, points))
+
+    def retrieve(self, name: str, body: Any) -> Any:
+        asked = models.PointRequest.model_validate(body)
+        return [plain(r) for r in self.held.retrieve(name, asked.ids, asked.with_payload, asked.with_vector)]
+
+    def scroll(self, name: str, body: Any) -> Any:
+        asked = models.ScrollRequest.model_validate(body)
+        points, following = self.held.scroll(
+            name, asked.filter, asked.limit, with_payload=asked.with_payload, with_vectors=asked.with_vector
+        )
+        return {"points": [plain(point) for point in points], "next_page_offset": following}
+
+    def count(self, name: str, body: Any) -> Any:
+        return plain(self.held.count(name))
+
+    def query(self, name: str, body: Any) -> Any:
+        (answer,) = self.held.query_batch_points(name, [models.QueryRequest.model_validate(body)])
+        return plain(answer)
+
+    def query_batch(self, name: str, body: Any) -> Any:
+        asked = models.QueryRequestBatch.model_validate(body)
+        return [plain(answer) for answer in self.held.query_batch_points(name, asked.searches)]
+
+
+ROUTES = [
+    (r"GET /collections/(\w+)/exists", "exists"),
+    (r"PUT /collections/(\w+)", "create"),
+    (r"GET /collections/(\w+)", "info"),
+    (r"DELETE /collections/(\w+)", "delete"),
+    (r"PUT /collections/(\w+)/index", "index"),
+    (r"PUT /collections/(\w+)/points", "upsert"),
+    (r"POST /collections/(\w+)/points", "retrieve"),
+    (r"POST /collections/(\w+)/points/scroll", "scroll"),
+    (r"POST /collections/(\w+)/points/count", "count"),
+    (r"POST /collections/(\w+)/points/query", "query"),
+    (r"POST /collections/(\w+)/points/query/batch", "query_batch"),
+]
+
+
+def plain(model: Any) -> Any:
+    return model.model_dump(mode="json", exclude_none=True)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    def __init__(self, stand_in: StandIn, *args: Any) -> None:
+        self.stand_in = stand_in
+        super().__init__(*args)
+
+    def handle_one(self) -> None:
+        length = int(self.headers.get("Content-Length") or 0)
+        body = json.loads(self.rfile.read(length)) if length else None
+        path, _, asked = self.path.partition("?")
+        fault = None
+        if self.command == "PUT" and path.endswith("/points"):
+            assert "wait=true" in asked
+            self.stand_in.writes.append(length)
+            fault = self.stand_in.faults.pop(0) if self.stand_in.faults else None
+        if fault == "lose":
+            self.close_connection = True
+            return
+        if isinstance(fault, int):
+            self.reply(fault, {"status": {"error": "as asked"}})
+            return
+        try:
+            result = self.stand_in.route(self.command, path)(body)
+        except LookupError as error:
+            self.reply(404, {"status": {"error": f"no such thing: {error}"}})
+        except ValueError as error:
+            self.reply(409 if "already exists" in str(error) else 400, {"status": {"error": str(error)}})
+        else:
+            if fault != "late":
+                self.reply(200, {"result": result, "status": "ok", "time": 0.0})
+
+    do_GET = do_PUT = do_POST = do_DELETE = handle_one
+
+    def reply(self, status: int, content: Any) -> None:
+        data = json.dumps(content).encode()
+        self.send_response(status)
+        if status == 429:
+            self.send_header("Retry-After", "0")
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *args: Any) -> None:
+        pass

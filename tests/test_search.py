@@ -1,0 +1,273 @@
+import numpy as np
+import pytest
+from conftest import ColourPipeline, painted, picture
+from PIL import Image
+from qdrant_client import QdrantClient, models
+from qdrant_client.http.exceptions import UnexpectedResponse
+
+from soir_qdrant.errors import CollectionError, ConfigError, ImageError, ObjectsError, ServerError
+from soir_qdrant.filters import has_label, min_count, object_in_region, object_larger_than
+from soir_qdrant.ingest import SoirIngestor
+from soir_qdrant.search import SoirSearcher
+from soir_qdrant.transport import Retry
+from soir_qdrant.types import SceneObject
+
+RED, GREEN, BLUE, WHITE = (250, 0, 0), (0, 250, 0), (0, 0, 250), (250, 250, 250)
+A, B, C = (5, 5, 15, 15), (40, 30, 50, 45), (30, 10, 70, 50)
+SCENES = [  # per image: box, colour, label of its objects
+    [(A, RED, "mug"), (B, GREEN, "pen")],
+    [(A, RED, "mug"), (C, BLUE, "book")],
+    [(B, GREEN, "mug")],
+    [(A, WHITE, "pen"), (B, BLUE, "pen"), ((60, 5, 70, 15), GREEN, None)],
+]
+
+
+def fill(client, **options) -> None:
+    SoirIngestor(client, pipeline=ColourPipeline(), **options).add(
+        [painted(*((box, colour) for box, colour, _ in scene)) for scene in SCENES],
+        ids=range(4),
+        objects=[[SceneObject(box, label=label) for box, _, label in scene] for scene in SCENES],
+        payloads=[{"n": i, "even": i % 2 == 0} for i in range(4)],
+    )
+
+
+def searcher(client, **options) -> SoirSearcher:
+    return SoirSearcher(client, pipeline=ColourPipeline(), retry=Retry(2, 0.001, 0.001), **options)
+
+
+def swatch(colour) -> np.ndarray:
+    return painted(((0, 0, 80, 60), colour))
+
+
+# -- what is found -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [None, "picture"])
+@pytest.mark.parametrize("keep", [False, True])
+def test_the_scene_and_the_object_are_found(client, name, keep):
+    """With the multivector or with codes alone, the box is that of the object of the query's colour."""
+    fill(client, vector_name=name, keep_objects=keep)
+    found = searcher(client, vector_name=name)
+    (hit,) = found.search(swatch(WHITE), limit=1)
+    assert (hit.id, hit.box, hit.uri, hit.vector) == (3, A, None, None)
+    assert hit.payload["n"] == 3
+    assert "code" not in hit.payload["soir"]["objects"][0]
+    hits = found.search(swatch(BLUE), with_vectors=True)
+    assert [hit.id for hit in hits[:2]] == [1, 3]
+    assert [hit.box for hit in hits[:2]] == [C, B]
+    assert hits[0].score >= hits[1].score >= hits[2].score
+    query = ColourPipeline().query(swatch(BLUE))
+    for hit in hits:  # scores are what the vectors say
+        assert hit.vector.shape == (12,)
+        assert np.isclose(hit.vector @ query, hit.score, atol=1e-5)
+
+
+def test_against_brute_force(client):
+    pipeline = ColourPipeline()
+    images = [picture(i) for i in range(40)]
+    SoirIngestor(client, pipeline=pipeline).add(images, ids=range(40))
+    vectors = np.stack([pipeline.query(image) for image in images])
+    for i in (0, 7, 23):
+        query = pipeline.query(picture(100 + i))
+        expected = np.sort(vectors @ query)[::-1]
+        hits = searcher(client).search(picture(100 + i), limit=15)
+        assert np.allclose([hit.score for hit in hits], expected[:15], atol=1e-5)
+        rest = searcher(client).search(picture(100 + i), limit=5, offset=10)
+        assert [hit.id for hit in rest] == [hit.id for hit in hits[10:]]
+        level = float(expected[4:6].mean())
+        assert len(searcher(client).search(picture(100 + i), limit=15, score_threshold=level)) == 5
+
+
+def test_boxes_are_unknown_without_codes_and_objects():
+    client = QdrantClient(":memory:")
+    fill(client, object_codes=0)
+    boxes = {hit.id: hit.box for hit in searcher(client).search(swatch(BLUE))}
+    assert boxes == {0: None, 1: None, 2: B, 3: None}  # a single object needs no telling
+
+
+def test_rescoring_by_objects(client):
+    fill(client, keep_objects=True)
+    query = ColourPipeline().query(swatch(GREEN))
+    hits = searcher(client).search(swatch(GREEN), rerank="objects")
+    assert {hit.id for hit in hits[:3]} == {0, 2, 3}
+    assert np.allclose([hit.score for hit in hits[:3]], 1, atol=1e-5)  # the best object's, not the image's
+    assert {hit.id: hit.box for hit in hits[:3]} == {0: B, 2: B, 3: (60, 5, 70, 15)}
+    first = searcher(client).search(swatch(GREEN), limit=1)[0]
+    assert searcher(client).search(query, limit=1, prefetch=1, rerank="objects")[0].id == first.id
+    only = models.Filter(must=[has_label("pen")])
+    assert {hit.id for hit in searcher(client).search(query, rerank="objects", filter=only)} == {0, 3}
+    (hit,) = searcher(client).search(query, rerank="objects", limit=1, offset=2, with_vectors=True)
+    assert hit.vector.shape == (12,)
+
+
+def test_many_are_as_one_by_one(client):
+    fill(client, keep_objects=True)
+    found = searcher(client)
+    queries = [swatch(RED), painted((B, BLUE)), ColourPipeline().query(swatch(GREEN)).tolist()]
+    boxes = [None, B, None]
+    for rerank in (None, "objects"):
+        many = found.search_many(queries, boxes=boxes, rerank=rerank, limit=3)
+        for hits, query, box in zip(many, queries, boxes, strict=True):
+            single = found.search(query, box=box, rerank=rerank, limit=3)
+            assert {hit.id: hit.box for hit in hits} == {hit.id: hit.box for hit in single}
+            assert np.allclose([hit.score for hit in hits], [hit.score for hit in single], atol=1e-5)
+    assert found.search_many([]) == []
+    with pytest.raises(ConfigError, match="1 boxes for 3 queries"):
+        found.search_many(queries, boxes=[None])
+
+
+def test_boxes_masks_and_forms_of_a_query(client, tmp_path):
+    fill(client)
+    found = searcher(client)
+    wanted = [hit.id for hit in found.search(swatch(BLUE))]
+    scene = painted((A, RED), (C, BLUE))
+    assert [hit.id for hit in found.search(scene, box=C)] == wanted
+    assert [hit.id for hit in found.search(scene, box=(45, 20, 70, 50))] == wanted
+    cut_out = np.dstack([scene, np.zeros((60, 80), np.uint8)])
+    cut_out[10:50, 30:70, 3] = 255
+    Image.fromarray(cut_out).save(tmp_path / "cut.png")
+    for query in (
+        tmp_path / "cut.png",
+        str(tmp_path / "cut.png"),
+        (tmp_path / "cut.png").read_bytes(),
+        cut_out,
+    ):
+        assert [hit.id for hit in found.search(query)] == wanted
+    (tmp_path / "cut.png").rename(tmp_path / "without suffix")
+    assert [hit.id for hit in found.search(str(tmp_path / "without suffix"))] == wanted
+    vector = 3 * ColourPipeline().query(swatch(BLUE))
+    for query in (vector, vector.tolist(), tuple(vector.tolist())):
+        hits = found.search(query)
+        assert [hit.id for hit in hits] == wanted
+        assert hits[0].score < 1
+
+
+# -- filters -----------------------------------------------------------------------------------------------
+
+CONDITIONS = {
+    "label": (has_label("book"), {1}),
+    "labels": (has_label("book", "pen"), {0, 1, 3}),
+    "count": (min_count(2), {0, 1, 3}),
+    "area": (object_larger_than(0.2), {1}),
+    "area of a label": (object_larger_than(0.2, "mug"), set()),  # image 1 has a mug, and a large book
+    "area of its label": (object_larger_than(0.2, "book"), {1}),
+    "region": (object_in_region((0, 0, 20, 20)), {0, 1, 3}),
+    "region of a label": (object_in_region((0, 0, 20, 20), "pen"), {3}),
+    "region, wholly": (object_in_region((25, 5, 60, 55)), {0, 2, 3}),
+    "region, partly": (object_in_region((25, 5, 60, 55), partly=True), {0, 1, 2, 3}),
+    "region, partly, label": (object_in_region((60, 5, 80, 20), "book", partly=True), {1}),
+    "user's": (models.FieldCondition(key="even", match=models.MatchValue(value=True)), {0, 2}),
+}
+
+
+@pytest.mark.parametrize("case", CONDITIONS)
+def test_conditions(client, case):
+    condition, expected = CONDITIONS[case]
+    fill(client)
+    for clause, ids in (("must", expected), ("must_not", {0, 1, 2, 3} - expected)):
+        hits = searcher(client).search(swatch(RED), filter=models.Filter(**{clause: [condition]}))
+        assert {hit.id for hit in hits} == ids
+
+
+# -- what is refused ---------------------------------------------------------------------------------------
+
+
+def test_wrong_queries(client):
+    fill(client)
+    found = searcher(client)
+    for query, kind, message in [
+        ("a red mug", ConfigError, "reads no text"),
+        ("mug.png", ImageError, "no such file"),
+        (b"no picture", ImageError, "not an image"),
+        (np.full((10, 10, 3), np.nan), ImageError, "NaN"),
+        ([1.0, 2.0], ConfigError, "has 2 numbers, those of collection 'images' have 12"),
+        ([0.0] * 12, ConfigError, "all zeros"),
+        ([float("nan")] * 12, ConfigError, "not finite"),
+        ([], ConfigError, "shape"),
+        (["a.png", "b.png"], ConfigError, "not one of numbers"),
+        (None, ImageError, "NoneType"),
+    ]:
+        with pytest.raises(kind, match=message):
+            found.search(query)
+    for box, message in [((100, 0, 120, 9), "outside the 80x60"), ((9, 9, 3, 3), "inverted"), ((1,), "four")]:
+        with pytest.raises(ObjectsError, match=f"array: box.*{message}"):
+            found.search(swatch(RED), box=box)
+    with pytest.raises(ConfigError, match="box is for a query image"):
+        found.search([1.0] * 12, box=A)
+
+
+def test_wrong_settings(client):
+    fill(client)
+    found = searcher(client)
+    for wrong, kind, message in [
+        ({"limit": 0}, ConfigError, "limit 0"),
+        ({"offset": -1}, ConfigError, "offset -1"),
+        ({"rerank": "q-perturbation"}, ConfigError, "not in this version"),
+        ({"rerank": "magic"}, ConfigError, "unknown"),
+        ({"rerank": "objects"}, CollectionError, "keep_objects=True"),
+    ]:
+        with pytest.raises(kind, match=message):
+            found.search(swatch(RED), **wrong)
+
+
+def test_wrong_collections(client):
+    with pytest.raises(CollectionError, match="no collection 'images'"):
+        searcher(client).search(swatch(RED))
+    fill(client)
+    with pytest.raises(CollectionError, match="filled with another encoder"):
+        SoirSearcher(client, pipeline=ColourPipeline("2")).search(swatch(RED))
+    with pytest.raises(CollectionError, match="no vector 'picture'"):
+        searcher(client, vector_name="picture").search(swatch(RED))
+    # a vector of one's own needs no pipeline
+    assert SoirSearcher(client, profile="no such profile").search([1.0] * 12)
+    with pytest.raises(ConfigError, match="no such profile"):
+        SoirSearcher(client, profile="no such profile").search(swatch(RED))
+
+
+def test_points_of_others_are_no_trouble(client):
+    fill(client)
+    client.upsert("images", [models.PointStruct(id=77, vector=[1.0] * 12, payload={"mine": 1})])
+    hits = searcher(client).search([1.0] * 12)
+    assert (hits[0].id, hits[0].uri, hits[0].box, hits[0].payload) == (77, None, None, {"mine": 1})
+
+
+def test_errors_of_the_server(monkeypatch):
+    client = QdrantClient(":memory:")
+    fill(client)
+    found = searcher(client)
+    found.search(swatch(RED))
+    calls = []
+
+    def failing(status):
+        def query_points(*args, **kwargs):
+            calls.append(kwargs.get("timeout"))
+            raise UnexpectedResponse(status, "reason", b"why", {})
+
+        return query_points
+
+    monkeypatch.setattr(client, "query_points", failing(503))
+    with pytest.raises(ServerError, match="did not answer in 2 attempts"):
+        found.search(swatch(RED))
+    monkeypatch.setattr(client, "query_points", failing(400))
+    with pytest.raises(CollectionError, match="400 reason: why"):
+        found.search(swatch(RED))
+    assert len(calls) == 3
+
+
+@pytest.mark.filterwarnings("ignore:Local mode performs exact")
+def test_parameters_reach_qdrant(monkeypatch):
+    client = QdrantClient(":memory:")
+    fill(client)
+    query_points, seen = client.query_points, {}
+
+    def watched(collection_name, timeout=None, **kwargs):
+        seen.update(kwargs, timeout=timeout)
+        return query_points(collection_name, **kwargs)
+
+    monkeypatch.setattr(client, "query_points", watched)
+    params = models.SearchParams(hnsw_ef=99)
+    searcher(client, timeout=11).search(swatch(RED), search_params=params)
+    assert seen["search_params"] == params
+    assert seen["timeout"] == 11
+    searcher(client).search(swatch(RED), timeout=3)
+    assert seen["timeout"] == 3
