@@ -46,7 +46,9 @@ class StandIn:
 
     def create(self, name: str, body: Any) -> Any:
         asked = models.CreateCollection.model_validate(body)
-        return self.held.create_collection(name, asked.vectors, metadata=asked.metadata)
+        metadata = getattr(asked, "metadata", None)  # clients before 1.16 have none
+        extra = {"metadata": metadata} if metadata else {}
+        return self.held.create_collection(name, asked.vectors, **extra)
 
     def delete(self, name: str, _: Any) -> Any:
         return self.held.delete_collection(name)
