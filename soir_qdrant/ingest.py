@@ -114,24 +114,30 @@ class SoirIngestor:
         report = IngestReport()
         try:
             with _bar(progress, images) as advance:
-                run = Run(
-                    self.store,
-                    lambda: self.pipeline,
-                    report,
-                    advance,
-                    on_exists,
-                    self.keep_objects,
-                    self.object_codes,
-                    self.max_pixels,
-                )
-                run.all(items, batch_size)
+                self._run(report, advance, on_exists).all(items, batch_size)
         except ServerError as error:
-            raise IngestStopped(
-                f"{error}\nStored in collection {self.store.collection!r} by then: {report.added} images, "
-                f"{report.skipped} skipped, {len(report.failed)} failed; the same call goes on from there",
-                report,
-            ) from error
+            raise _stopped(error, report, self.store.collection) from error
         return report
+
+    def _run(self, report: IngestReport, advance: Callable[[int], None], on_exists: OnExists) -> Run:
+        return Run(
+            store=self.store,
+            pipeline=lambda: self.pipeline,
+            report=report,
+            advance=advance,
+            on_exists=on_exists,
+            keep_objects=self.keep_objects,
+            object_codes=self.object_codes,
+            max_pixels=self.max_pixels,
+        )
+
+
+def _stopped(error: ServerError, report: IngestReport, collection: str) -> IngestStopped:
+    return IngestStopped(
+        f"{error}\nStored in collection {collection!r} by then: {report.added} images, "
+        f"{report.skipped} skipped, {len(report.failed)} failed; the same call goes on from there",
+        report,
+    )
 
 
 @contextmanager

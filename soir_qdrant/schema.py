@@ -85,10 +85,20 @@ def check_fingerprint(theirs: Mapping[str, Any], ours: Mapping[str, Any], collec
     ours = as_json(ours)
     if theirs == ours:
         return
-    keys = sorted(key for key in {*theirs, *ours} if theirs.get(key) != ours.get(key))
-    raise _mismatch(
-        collection, f"{json.dumps(theirs, sort_keys=True)} ({short_hash(theirs)})", ours, ", ".join(keys)
-    )
+    keys = ", ".join(differing(theirs, ours))
+    raise _mismatch(collection, f"{json.dumps(theirs, sort_keys=True)} ({short_hash(theirs)})", ours, keys)
+
+
+def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """The keys, dotted where they are nested, whose values are not the same."""
+    found = []
+    for key in sorted({*one, *other}):
+        mine, theirs = one.get(key), other.get(key)
+        if isinstance(mine, Mapping) and isinstance(theirs, Mapping):
+            found += [f"{key}.{inner}" for inner in differing(mine, theirs)]
+        elif mine != theirs:
+            found.append(key)
+    return found
 
 
 def check_point(payload: Mapping[str, Any] | None, ours: Mapping[str, Any], collection: str) -> None:

@@ -28,9 +28,15 @@ Rerank: TypeAlias = Literal["objects", "q-perturbation"]
 class SoirSearcher:
     """Searches one collection that SoirIngestor filled.
 
+    A hit's `box` is the object that matched: of the object vectors, where the collection keeps them, the one
+    with the largest dot product with the query; else, of the codes in the payload, the one with the
+    largest cosine with the query's first numbers; None where there are neither.
+
     client: of qdrant_client, for `:memory:`, a path or a server. pipeline: encodes the query; None makes that
-    of `profile` when the first image is asked for. vector_name: as given to the ingestor. timeout: seconds
-    for one request. retry: for lost connections, timeouts, 429 and 5xx.
+    of `profile` when the first image is asked for. vector_name: as given to the ingestor. exact_boxes: where
+    the collection keeps the vectors of objects, fetch those of the hits to tell which object matched (ten
+    hits with 25 objects of 1920 numbers are 8 MB); False leaves them there and takes the codes. timeout:
+    seconds for one request. retry: for lost connections, timeouts, 429 and 5xx.
     """
 
     def __init__(
@@ -41,6 +47,7 @@ class SoirSearcher:
         pipeline: Pipeline | None = None,
         profile: str = "embedded",
         vector_name: str | None = None,
+        exact_boxes: bool = True,
         max_pixels: int = MAX_PIXELS,
         timeout: int = 30,
         retry: Retry | None = None,
@@ -48,6 +55,7 @@ class SoirSearcher:
         retry = retry or Retry(attempts=3)
         self.store = Store(client, collection, vector_name=vector_name, timeout=timeout, retry=retry)
         self.profile = profile
+        self.exact_boxes = exact_boxes
         self.max_pixels = max_pixels
         self._pipeline = pipeline
         self._compared = False
@@ -82,10 +90,6 @@ class SoirSearcher:
         conditions ready. rerank: "objects" takes `prefetch` candidates (100, or ten times the limit) by the
         images' vectors, and orders them by their most similar object; the collection must keep the
         vectors of objects. with_vectors: put the image's vector into each hit.
-
-        Each hit's `box` is the object that matched: the largest dot product of the query with the object
-        vectors, where the collection keeps them; else the largest cosine of the query's first numbers
-        with the objects' codes in the payload; else None.
 
         Raises ImageError or ObjectsError for a query that cannot be read, ConfigError for a setting out of
         range or a text, CollectionError where the collection is missing or of another kind, and ServerError
@@ -140,6 +144,7 @@ class SoirSearcher:
                 filter=filter,
                 prefetch=candidates,
                 with_vectors=with_vectors,
+                with_objects=self.exact_boxes,
                 score_threshold=score_threshold,
                 params=search_params,
             )

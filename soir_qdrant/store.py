@@ -205,13 +205,14 @@ class Store:
         filter: models.Filter | None = None,
         prefetch: int = 0,
         with_vectors: bool = False,
+        with_objects: bool = False,
         score_threshold: float | None = None,
         params: models.SearchParams | None = None,
     ) -> models.QueryRequest:
         """A search by one vector, float32 [D]. prefetch: above 0, so many candidates are taken by the image's
-        vector and ordered by their best object's (MaxSim over the multivector). The object vectors
-        come along where the collection keeps them."""
-        names = [self.vector_name] * with_vectors + [OBJECTS] * self.has_objects
+        vector and ordered by their best object's (MaxSim over the multivector). with_vectors,
+        with_objects: the image's vector, and those of its objects where there are any, come along."""
+        names = [self.vector_name] * with_vectors + [OBJECTS] * (with_objects and self.has_objects)
         plain = with_vectors and names == [""]
         request = models.QueryRequest(
             query=vector.tolist(),

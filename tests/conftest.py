@@ -15,7 +15,10 @@ from PIL import Image
 from qdrant_client import QdrantClient
 from stand_in import StandIn
 
-from soir_qdrant.types import RGB, Box, LoadedImage, Mask, Scene, SceneObject, Vector
+from soir_qdrant.ingest import SoirIngestor
+from soir_qdrant.store import Store
+from soir_qdrant.transport import Retry
+from soir_qdrant.types import RGB, Box, IngestReport, LoadedImage, Mask, Scene, SceneObject, Vector
 
 
 class ColourPipeline:
@@ -79,6 +82,38 @@ def painted(*patches: tuple[Box, tuple[int, int, int]], size: tuple[int, int] = 
     for (x0, y0, x1, y1), colour in patches:
         image[int(y0) : int(y1), int(x0) : int(x1)] = colour
     return image
+
+
+FINGERPRINT = ColourPipeline().fingerprint
+QUICK = Retry(attempts=3, first=0.001, most=0.002)
+
+
+def unit(*shape: int, seed: int = 0) -> np.ndarray:
+    rows = np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+    return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
+
+
+def scene(count: int = 2, dim: int = 12, seed: int = 0) -> Scene:
+    objects = tuple(SceneObject((5.0 * i, 0.0, 5.0 * i + 4, 6.0), label=f"l{i}") for i in range(count))
+    return Scene(40, 30, objects, unit(dim, seed=seed), unit(count, dim, seed=seed + 1))
+
+
+def store(client: QdrantClient, **options: Any) -> Store:
+    return Store(client, "images", retry=QUICK, **options)
+
+
+def ingestor(client: QdrantClient, pipeline: Any = None, **options: Any) -> SoirIngestor:
+    return SoirIngestor(client, pipeline=pipeline or ColourPipeline(), retry=QUICK, **options)
+
+
+def counts(report: IngestReport) -> tuple[int, int, int]:
+    return report.added, report.skipped, len(report.failed)
+
+
+def stored(client: QdrantClient) -> dict[Any, dict[str, Any]]:
+    """id -> payload of all points."""
+    points, _ = client.scroll("images", limit=1000)
+    return {point.id: point.payload or {} for point in points}
 
 
 @pytest.fixture

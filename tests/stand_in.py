@@ -28,6 +28,7 @@ class StandIn:
         self.faults: list[int | str | None] = []
         self.writes: list[int] = []
         self.server = HTTPServer(("127.0.0.1", 0), lambda *args: _Handler(self, *args))
+        self.server.handle_error = lambda *_: None  # a client that was killed: nobody to tell
         self.url = f"http://127.0.0.1:{self.server.server_port}"
         threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
 

@@ -11,10 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from soir_qdrant.errors import ImageError, ObjectsError
+from soir_qdrant.errors import ImageError
 from soir_qdrant.images import GREY, count_sources, decode, iter_sources, load, read
-from soir_qdrant.objects import clip_box, fit_objects
-from soir_qdrant.types import SceneObject
 
 UPRIGHT = np.zeros((20, 30, 3), np.uint8)
 UPRIGHT[:10, :10] = (250, 0, 0)  # a red corner, upper left
@@ -245,68 +243,3 @@ def test_single_images_and_stacks(folder: Path):
 def test_any_bytes_give_an_image_or_an_error(data, start):
     with contextlib.suppress(ImageError):
         assert load(start + data).rgb.dtype == np.uint8
-
-
-# -- boxes and masks ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("box", "message"),
-    [
-        ((100, 0, 120, 10), "outside the 40x30 image"),
-        ((-20, -20, 0, 0), "outside"),
-        ((float("nan"), 0, 5, 5), "NaN"),
-        ((0, 0, float("inf"), 5), "infinite"),
-        ((10, 10, 5, 20), "inverted"),
-        ((10, 10, 10, 20), "empty"),
-        ((1, 2, 3), "four numbers"),
-        (None, "four numbers"),
-        ("abcd", "four numbers"),
-    ],
-)
-def test_bad_boxes(box, message):
-    with pytest.raises(ObjectsError, match=message):
-        clip_box(box, 40, 30)
-    with pytest.raises(ObjectsError, match=f"object 1: .*{message}"):
-        fit_objects([SceneObject((0, 0, 5, 5)), SceneObject(box)], 40, 30)
-
-
-@given(st.lists(st.floats(-100, 100), min_size=4, max_size=4))
-def test_clipped_boxes_lie_inside(box):
-    try:
-        x0, y0, x1, y1 = clip_box(box, 40, 30)
-    except ObjectsError:
-        return
-    assert 0 <= x0 < x1 <= 40
-    assert 0 <= y0 < y1 <= 30
-
-
-def test_masks_follow_their_boxes():
-    own = np.zeros((11, 10), bool)  # the box (-4.5, 20.5, 4.5, 30.5), rounded outwards
-    own[3, 7] = True  # at x = 2, y = 23 of the image
-    (item,) = fit_objects([SceneObject((-4.5, 20.5, 4.5, 30.5), own)], 40, 30)
-    assert item.box == (0, 20.5, 4.5, 30)
-    assert item.mask.shape == (10, 5)
-    assert item.mask[3, 2]
-    assert item.mask.sum() == 1
-    whole = np.zeros((30, 40), np.uint8)
-    whole[5, 5] = 255
-    (item,) = fit_objects([SceneObject((2, 2, 8, 8), whole)], 40, 30)
-    assert item.mask.dtype == bool
-    assert item.mask.shape == (30, 40)
-
-
-@pytest.mark.parametrize(
-    ("item", "message"),
-    [
-        (SceneObject((0, 0, 5, 5), np.zeros((4, 5), bool)), r"mask of shape \(4, 5\).*\(30, 40\).*\(5, 5\)"),
-        (SceneObject((0, 0, 5, 5), np.zeros((5, 5))), "mask of float64"),
-        (SceneObject((0, 0, 5, 5), score=float("nan")), "score nan"),
-        (SceneObject((0, 0, 5, 5), score=1.5), "score 1.5"),
-        (SceneObject((0, 0, 5, 5), label=3), "label 3"),
-        ((0, 0, 5, 5), "is a tuple: give SceneObject"),
-    ],
-)
-def test_bad_objects(item, message):
-    with pytest.raises(ObjectsError, match=message):
-        fit_objects([item], 40, 30)

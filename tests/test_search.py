@@ -78,6 +78,22 @@ def test_against_brute_force(client):
         assert len(searcher(client).search(picture(100 + i), limit=15, score_threshold=level)) == 5
 
 
+def test_boxes_need_not_fetch_the_object_vectors(monkeypatch):
+    client = QdrantClient(":memory:")
+    fill(client, keep_objects=True)
+    query_points, asked = client.query_points, []
+
+    def watched(*args, **kwargs):
+        asked.append(kwargs.get("with_vectors"))
+        return query_points(*args, **kwargs)
+
+    monkeypatch.setattr(client, "query_points", watched)
+    exact = searcher(client).search(swatch(BLUE))
+    cheap = searcher(client, exact_boxes=False).search(swatch(BLUE))
+    assert asked == [["objects"], False]
+    assert [hit.box for hit in exact[:2]] == [hit.box for hit in cheap[:2]] == [C, B]
+
+
 def test_boxes_are_unknown_without_codes_and_objects():
     client = QdrantClient(":memory:")
     fill(client, object_codes=0)

@@ -1,0 +1,110 @@
+import uuid
+
+import numpy as np
+import pytest
+from conftest import picture, scene, unit
+from hypothesis import given
+from hypothesis import strategies as st
+
+from soir_qdrant.errors import ConfigError
+from soir_qdrant.payload import (
+    PayloadError,
+    build_payload,
+    check_id,
+    clean_payload,
+    decode,
+    encode,
+    match_box,
+    object_area,
+    point_id,
+    shown,
+)
+from soir_qdrant.types import LoadedImage, SceneObject
+
+
+def test_ids():
+    assert point_id("ab") == point_id("ab") != point_id("ac")
+    assert uuid.UUID(point_id("ab")).version == 5
+    some = uuid.uuid4()
+    assert check_id(some) == check_id(str(some).upper()) == check_id(some.hex) == str(some)
+    assert check_id(np.int64(3)) == 3
+    for bad in ("img_001", -1, 1.5, True, 2**64, None, "12"):
+        with pytest.raises(ConfigError, match="whole numbers from 0 and UUIDs"):
+            check_id(bad)
+
+
+def test_payload_is_as_designed():
+    one = scene(2)
+    image = LoadedImage(picture(1), "a.png", "/x/a.png", "ff", None)
+    payload = build_payload(image, one, "e1", {"mine": 3}, 8)
+    codes = [item.pop("code") for item in payload["soir"]["objects"]]
+    assert [len(decode(code)) for code in codes] == [8, 8]
+    assert payload == {
+        "soir": {
+            "uri": "/x/a.png",
+            "width": 40,
+            "height": 30,
+            "sha256": "ff",
+            "encoder": "e1",
+            "objects": [
+                {"box": [0.0, 0.0, 4.0, 6.0], "score": 1.0, "area": 0.02, "label": "l0"},
+                {"box": [5.0, 0.0, 9.0, 6.0], "score": 1.0, "area": 0.02, "label": "l1"},
+            ],
+            "labels": ["l0", "l1"],
+            "count": 2,
+        },
+        "mine": 3,
+    }
+    assert "code" not in build_payload(image, one, "e1", {}, 0)["soir"]["objects"][0]
+
+
+def test_areas():
+    box, mask = (2.0, 3.0, 6.5, 7.0), np.zeros((30, 40), bool)
+    assert object_area(SceneObject(box), 40, 30) == 4.5 * 4 / 1200
+    assert object_area(SceneObject(box, mask), 40, 30) == 4.5 * 4 / 1200  # an empty mask is the whole box
+    mask[0:5, 0:5] = True  # 2 x 3 pixels of it in the box
+    assert object_area(SceneObject(box, mask), 40, 30) == 6 / 1200
+    assert object_area(SceneObject(box, np.eye(4, 5, dtype=bool)), 40, 30) == 4 / 1200
+
+
+def test_users_payloads():
+    some = uuid.uuid4()
+    assert clean_payload(None) == {}
+    assert clean_payload({"id": some, "list": (1, 2)}) == {"id": str(some), "list": [1, 2]}
+    for bad, message in [
+        ({"soir": 1}, "kept for this package"),
+        ([1], "not a dict"),
+        ({1: 2}, "text keys"),
+        ({"a": float("nan")}, "JSON"),
+        ({"a": object()}, "JSON"),
+    ]:
+        with pytest.raises(PayloadError, match=message):
+            clean_payload(bad)
+
+
+@given(st.integers(0, 1000), st.integers(1, 64))
+def test_codes_keep_the_direction(seed, count):
+    row = unit(64, seed=seed)
+    kept, head = decode(encode(row, count)), row[:count]
+    assert kept.shape == (count,)
+    cosine = kept @ head / np.linalg.norm(kept) / np.linalg.norm(head)
+    assert cosine > 0.999
+    assert len(decode(encode(row, 999))) == 64
+    assert not decode(encode(np.zeros(5, np.float32), 4)).any()
+
+
+def test_match_box():
+    rows = unit(4, 64, seed=3)
+    objects = [{"box": [i, 0, i + 1, 1], "code": encode(row, 32)} for i, row in enumerate(rows)]
+    payload = {"soir": {"objects": objects}}
+    for i, row in enumerate(rows):
+        assert match_box(payload, row, rows.tolist()) == (i, 0, i + 1, 1)
+        assert match_box(payload, row, None) == (i, 0, i + 1, 1)
+        assert match_box(payload, row, rows[:2].tolist()) == (i, 0, i + 1, 1)  # rows that do not fit
+    bare = shown(payload)
+    assert all("code" not in item for item in bare["soir"]["objects"])
+    assert "code" in objects[0]
+    assert match_box(bare, rows[0], None) is None
+    assert match_box({"soir": {"objects": bare["soir"]["objects"][:1]}}, rows[0], None) == (0, 0, 1, 1)
+    assert match_box({}, rows[0], None) is None
+    assert shown({"mine": 1}) == {"mine": 1}
