@@ -31,7 +31,8 @@ client.close()
 
 
 def start(where: str, pictures: Path) -> subprocess.Popen:
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    places = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(places)}
     arguments = [sys.executable, "-c", KILLED, where, str(pictures)]
     return subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, env=env)
 
