@@ -40,6 +40,9 @@ def connect(path: str | Path | None = None, url: str | None = None, **options: A
         return QdrantClient(url=url, **options)
     if path is None:
         return QdrantClient(":memory:", **options)
+    listing = Path(path) / "meta.json"
+    if listing.is_file() and not listing.stat().st_size and not (Path(path) / "collection").exists():
+        listing.unlink()  # a process was killed while it made this folder; nothing is in it yet
     try:
         return QdrantClient(path=str(path), **options)
     except RuntimeError as error:

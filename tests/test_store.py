@@ -172,3 +172,15 @@ def test_a_folder_serves_one_process(tmp_path):
     connect().close()
     with pytest.raises(ConfigError):
         connect(tmp_path, "http://localhost")
+
+
+def test_a_folder_whose_making_was_killed(tmp_path):
+    """Embedded Qdrant creates meta.json and then writes it; between the two it is empty."""
+    (tmp_path / "db").mkdir()
+    (tmp_path / "db" / "meta.json").touch()
+    client = connect(tmp_path / "db")
+    store(client).create(12, FINGERPRINT)
+    client.close()
+    client = connect(tmp_path / "db")
+    assert client.collection_exists("images")
+    client.close()
