@@ -281,4 +281,20 @@ class Pipeline:
 
     def _refined(self, scene_of: NDArray[np.int64], encoding: Encoding, masks: NDArray[np.float32]) -> Vector:
         """The joint token of each scene, in the space of the descriptor. See `refine.mao`."""
-        raise NotImplementedError
+        import torch
+
+        from soir_qdrant.refine.mao import MaoSettings, refine
+
+        held, block = self.settings.vector, self.encoder.last_block
+        if held.features != ("cls",):
+            raise ConfigError("pooling 'mao' refines the descriptor: set vector.features to ('cls',)")
+        refined = refine(
+            block,
+            torch.as_tensor(encoding.tokens, device=block.device),
+            torch.as_tensor(encoding.descriptor, device=block.device),
+            torch.as_tensor(masks, device=block.device),
+            torch.as_tensor(scene_of, device=block.device),
+            MaoSettings(held.iterations, held.lr, held.alpha),
+        )
+        rows = refined.cpu().numpy()
+        return self.whitening(rows) if self.whitening else rows

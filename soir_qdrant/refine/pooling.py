@@ -100,9 +100,7 @@ class Whitening:
         return cls(mean.astype(np.float32), matrix.astype(np.float32), fitted_for)
 
 
-def fit_whitening(
-    x: Floats, dim: int | None = None, shrink: float = 0.1, fitted_for: str = ""
-) -> Whitening:
+def fit_whitening(x: Floats, dim: int | None = None, shrink: float = 0.1, fitted_for: str = "") -> Whitening:
     """PCA whitening of rows, float [n, D], n >= 2, not all equal. See `whitening_of`."""
     x = np.asarray(x, np.float64)
     if x.ndim != 2 or len(x) < 2 or not np.isfinite(x).all():

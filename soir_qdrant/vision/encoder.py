@@ -148,7 +148,7 @@ class ViTEncoder:
                 torch.einsum("bn,bnd->bd", weights, block.norm(x)[:, int(block.has_cls) :])
                 for x in [*trunk[1 - LAYERS :], last]
             ]
-            return block.descriptor(trunk[-1]), torch.stack(means, 1), trunk[-1]
+            return block.read(last), torch.stack(means, 1), trunk[-1]
 
     def _trunk(self, images: NDArray[np.uint8]) -> list[Tensor]:
         """Tokens after each block but the last, float32, oldest first."""
