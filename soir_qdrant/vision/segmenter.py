@@ -36,16 +36,17 @@ class BoxSegmenter:
 
 
 class GrabCutSegmenter:
-    """GrabCut on a bounded crop around each box, with an elliptic prior.
+    """GrabCut on a bounded crop around each box: at first all of the box may be the object, and a margin
+    around it surely is not.
 
     side: longest side of the box, in pixels, at which the cut is computed. iterations: of GrabCut.
-    margin: of sure background around the box, as a fraction of its sides. A result that covers too little
-    or too much of the box is replaced by the ellipse in it.
+    margin: as a fraction of the sides of the box. A result that covers too little or too much of the box
+    is replaced by the ellipse in it.
     """
 
     name = "grabcut"
 
-    def __init__(self, *, side: int = 80, iterations: int = 2, margin: float = 0.25) -> None:
+    def __init__(self, *, side: int = 96, iterations: int = 1, margin: float = 0.25) -> None:
         self.side = side
         self.iterations = iterations
         self.margin = margin
@@ -62,8 +63,7 @@ class GrabCutSegmenter:
             return np.ones(shape, np.bool_)
         crop, (left, top, right, bottom) = self._crop(image, frame)
         seed = np.full(crop.shape[:2], cv2.GC_BGD, np.uint8)
-        inner = ellipse((bottom - top, right - left))
-        seed[top:bottom, left:right] = np.where(inner, cv2.GC_PR_FGD, cv2.GC_PR_BGD)
+        seed[top:bottom, left:right] = cv2.GC_PR_FGD
         if not (seed == cv2.GC_BGD).any():
             seed[[0, -1]] = seed[:, [0, -1]] = cv2.GC_BGD
         cv2.setRNGSeed(0)
@@ -71,10 +71,10 @@ class GrabCutSegmenter:
         try:
             cv2.grabCut(crop, seed, None, *models, self.iterations, cv2.GC_INIT_WITH_MASK)
         except cv2.error:  # a crop with too few colours for its mixture models
-            return _fit(inner, shape)
+            return ellipse(shape)
         mask = np.isin(seed[top:bottom, left:right], (cv2.GC_FGD, cv2.GC_PR_FGD))
         mask = _fit(mask, shape)
-        return mask if 0.1 <= mask.mean() <= 0.98 else _fit(inner, shape)
+        return mask if 0.1 <= mask.mean() <= 0.98 else ellipse(shape)
 
     def _crop(self, image: RGB, frame: tuple[int, int, int, int]) -> tuple[RGB, tuple[int, int, int, int]]:
         """The surroundings of a box at bounded resolution, and the box in them."""
@@ -91,11 +91,11 @@ class GrabCutSegmenter:
         return np.ascontiguousarray(crop), (left, top, min(right, size[0]), min(bottom, size[1]))
 
 
-def ellipse(shape: tuple[int, int], scale: float = 1.0) -> Mask:
-    """The ellipse inscribed in a box, bool [h, w]; `scale` shrinks or widens it."""
+def ellipse(shape: tuple[int, int]) -> Mask:
+    """The ellipse inscribed in a box, bool [h, w]."""
     y, x = np.ogrid[: shape[0], : shape[1]]
     u, v = (2 * x + 1) / shape[1] - 1, (2 * y + 1) / shape[0] - 1
-    inside: Mask = u**2 + v**2 <= scale**2
+    inside: Mask = u**2 + v**2 <= 1
     return inside
 
 

@@ -1,0 +1,156 @@
+"""The embedded detector: regions that the encoder's tokens say are objects. See docs/detector.md."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Protocol, runtime_checkable
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from soir_qdrant.types import RGB, Detections
+from soir_qdrant.vision import saliency
+from soir_qdrant.vision.boxes import Floats, finish, pick
+from soir_qdrant.vision.regions import Tree, gradient, grow, superpixels
+from soir_qdrant.vision.scoring import BY_TOKENS, CLASSICAL
+
+GRID_AREA = 616 * 826  # pixels at which the tokens are computed, whatever the shape of the image
+TREE_AREA = 640 * 480  # pixels at which regions are grown
+MOST_ENLARGED = 4.0
+STEP = 12  # grid of the superpixels, in pixels
+CELL = 14  # of the classical features
+SKIP = 2  # blocks before the last: these tell objects from their surroundings best
+LEAST_AREA, MOST_AREA, MOST_STRETCH = 0.0025, 0.08, 5.0  # boxes: share of the image, ratio of the sides
+BY_COLOUR, BY_TOKEN, BY_SIZE = 0.5, 48.0, 0.5  # what makes regions alike
+RING = 0.25  # width of the surroundings of a box, as a fraction of its sides
+DECAY = 0.3
+CANDIDATES = 800
+
+
+@runtime_checkable
+class TokenSource(Protocol):
+    """What the detector asks of an encoder; one without it is not asked."""
+
+    patch: int
+
+    def tokens(self, images: NDArray[np.uint8], *, skip: int = 0) -> Any:
+        """images: uint8 [B, H, W, 3], H and W multiples of `patch`. [B, N, D], the grid at the end of N."""
+        ...
+
+
+class EmbeddedDetector:
+    """Class-agnostic, without weights of its own.
+
+    encoder: anything; where it has `tokens` and `patch` (`TokenSource`) they decide, else colours and
+    gradients do, which finds fewer objects. threshold, iou, most: see `DetectorSettings`.
+    """
+
+    name = "embedded"
+
+    def __init__(
+        self, encoder: object | None, *, threshold: float = 0.2, iou: float = 0.4, most: int = 25
+    ) -> None:
+        self.source = encoder if isinstance(encoder, TokenSource) else None
+        self.scoring = BY_TOKENS if self.source else CLASSICAL
+        self.threshold = threshold
+        self.iou = iou
+        self.most = most
+
+    def detect(self, images: list[RGB]) -> list[Detections]:
+        """images: list of uint8 [H, W, 3]. See `Detector`."""
+        return [self._detect(image) for image in images]
+
+    def _detect(self, image: RGB) -> Detections:
+        boxes, features = self.candidates(image)
+        scores = self.scoring(features)
+        order = np.argsort(-scores, kind="stable")[:CANDIDATES]
+        kept, values = pick(boxes[order], scores[order], iou=self.iou, most=self.most, decay=DECAY)
+        final = self.scoring.calibrated(values)
+        return finish(boxes[order][kept], final, image.shape, threshold=self.threshold)
+
+    def candidates(self, image: RGB) -> tuple[Floats, Floats]:
+        """Boxes in pixels of the image, [n, 4], and their features, [n, 12], see `scoring.NAMES`."""
+        height, width = image.shape[:2]
+        grid = self._grid(image)
+        size = _fit(height, width, TREE_AREA)
+        small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+        lab = cv2.cvtColor(small, cv2.COLOR_RGB2LAB).astype(np.float32)
+        lab = cv2.GaussianBlur(lab, (0, 0), 0.7)
+        edges = gradient(lab)
+        tokens = saliency.resample(saliency.whiten(grid, 16, 0.3), size=size)
+        alike = np.concatenate([BY_COLOUR * lab, BY_TOKEN * tokens], axis=2)
+        tree = grow(superpixels(lab, edges, STEP), edges, alike, by_size=BY_SIZE)
+        stand_out = saliency.resample(saliency.maps(grid), size=size)
+        chosen = _plausible(tree)
+        features = _features(tree, chosen, np.concatenate([stand_out, tokens], axis=2))
+        scale = np.array([width / size[0], height / size[1]] * 2)
+        return tree.boxes[chosen] * scale, features
+
+    def _grid(self, image: RGB) -> NDArray[np.float32]:
+        """Features of the cells of a grid over the image, float32 [h, w, D]."""
+        cell = self.source.patch if self.source else CELL
+        fit = _fit(image.shape[0], image.shape[1], GRID_AREA)
+        width, height = (max(1, round(side / cell)) for side in fit)
+        fitted = cv2.resize(image, (width * cell, height * cell), interpolation=cv2.INTER_AREA)
+        if self.source is None:
+            return saliency.cell_descriptors(fitted, cell)
+        tokens = self.source.tokens(fitted[None], skip=SKIP)[0, -height * width :]
+        return np.asarray(tokens.cpu().numpy() if hasattr(tokens, "cpu") else tokens, np.float32).reshape(
+            height, width, -1
+        )
+
+
+def _fit(height: int, width: int, area: int) -> tuple[int, int]:
+    """Width and height of the image at about this area, enlarged no more than `MOST_ENLARGED` times."""
+    scale = min(math.sqrt(area / (height * width)), MOST_ENLARGED)
+    return min(max(1, round(width * scale)), area), min(max(1, round(height * scale)), area)
+
+
+def _plausible(tree: Tree) -> NDArray[np.int64]:
+    """Nodes whose box has the size and shape of an object; the root never."""
+    sides = (tree.boxes[:, 2:] - tree.boxes[:, :2]).astype(float)
+    share = sides.prod(axis=1) / tree.labels.size
+    stretch = sides.max(axis=1) / sides.min(axis=1)
+    sound = (share > LEAST_AREA) & (share < MOST_AREA) & (stretch < MOST_STRETCH) & (tree.parent >= 0)
+    return np.flatnonzero(sound)
+
+
+def _features(tree: Tree, nodes: NDArray[np.int64], channels: NDArray[np.float32]) -> Floats:
+    """channels: [H, W, C]: two maps of what stands out, tokens. Floats [n, 12]; see `scoring.NAMES`."""
+    height, width = tree.labels.shape
+    boxes = tree.boxes[nodes]
+    sides = (boxes[:, 2:] - boxes[:, :2]).astype(float)
+    box_area = sides.prod(axis=1)
+    reach = np.maximum(4, np.round(RING * sides)).astype(int)
+    outer = np.concatenate([boxes[:, :2] - reach, boxes[:, 2:] + reach], axis=1)
+    outer = np.clip(outer, 0, [width, height, width, height])
+    outer_area = (outer[:, 2:] - outer[:, :2]).prod(axis=1)
+    ring = _box_sums(channels, outer) - _box_sums(channels, boxes)
+    ring /= np.maximum(outer_area - box_area, 1)[:, None]
+    inside = tree.means(channels)[nodes]
+    size = np.log(box_area / tree.labels.size / 0.012)
+    return np.column_stack(
+        [
+            size,
+            size**2,
+            np.abs(np.log(sides[:, 0] / sides[:, 1])),
+            (boxes[:, :2] <= 1).sum(axis=1) + (boxes[:, 2:] >= [width - 1, height - 1]).sum(axis=1),
+            tree.size[nodes] / box_area,
+            np.log(tree.height[tree.parent[nodes]] + 1e-3),
+            np.log(tree.size[tree.parent[nodes]] / tree.size[nodes]),
+            np.log(np.linalg.norm(inside[:, 2:] - ring[:, 2:], axis=1) + 0.05),
+            inside[:, :2],
+            ring[:, :2],
+        ]
+    )
+
+
+def _box_sums(channels: NDArray[np.float32], boxes: NDArray[np.int64]) -> Floats:
+    """Sum of each channel over each box. channels: [H, W, C]; boxes: int [n, 4]. Floats [n, C]."""
+    x0, y0, x1, y1 = boxes.T
+    sums = []
+    for c in range(channels.shape[2]):
+        table = cv2.integral(np.ascontiguousarray(channels[..., c]), sdepth=cv2.CV_64F)
+        sums.append(table[y1, x1] - table[y0, x1] - table[y1, x0] + table[y0, x0])
+    return np.stack(sums, axis=1)

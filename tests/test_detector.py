@@ -1,0 +1,268 @@
+"""Detectors: the contract that all of them keep, the embedded one's parts, and OWLv2 on a tiny model."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from soir_qdrant.config import DetectorSettings
+from soir_qdrant.errors import WeightsError
+from soir_qdrant.types import Detector
+from soir_qdrant.vision import saliency
+from soir_qdrant.vision.boxes import finish, intersection_over_union, pick
+from soir_qdrant.vision.detector import make_detector
+from soir_qdrant.vision.embedded import EmbeddedDetector
+from soir_qdrant.vision.fitting import Example, fit, logistic, measure
+from soir_qdrant.vision.regions import gradient, grow, superpixels
+
+
+class ColourTokens:
+    """An encoder whose tokens are the mean colours of the patches, at the end of a CLS token."""
+
+    patch = 14
+
+    def tokens(self, images, *, skip=0):
+        height, width = images.shape[1] // 14, images.shape[2] // 14
+        grid = cv2.resize(images[0], (width, height), interpolation=cv2.INTER_AREA).reshape(1, -1, 3)
+        colours = np.concatenate([grid, 255 - grid, np.full_like(grid, 128)], 2).astype(np.float32) / 255
+        return torch.from_numpy(np.concatenate([np.zeros_like(colours[:, :1]), colours], 1))
+
+
+@pytest.fixture(scope="module")
+def owlv2_folder(tmp_path_factory):
+    from transformers import Owlv2Config, Owlv2ForObjectDetection, Owlv2TextConfig, Owlv2VisionConfig
+
+    torch.manual_seed(0)
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = Owlv2TextConfig(vocab_size=20, max_position_embeddings=8, **small)
+    vision = Owlv2VisionConfig(image_size=64, patch_size=16, **small)
+    config = Owlv2Config(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=16)
+    folder = tmp_path_factory.mktemp("owlv2")
+    Owlv2ForObjectDetection(config).eval().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(params=["tokens", "classical", "owlv2"])
+def detector(request, owlv2_folder):
+    if request.param == "owlv2":
+        return make_detector(DetectorSettings(kind="owlv2", weights=str(owlv2_folder)), None)
+    return make_detector(DetectorSettings(), ColourTokens() if request.param == "tokens" else object())
+
+
+def scene(height=240, width=320, boxes=((40, 50, 80, 90), (200, 120, 250, 160))):
+    """A calm ground with one loud disc per box."""
+    rng = np.random.default_rng(0)
+    image = (90 + 10 * rng.random((height, width, 1)) + np.zeros(3)).astype(np.uint8)
+    for i, (x0, y0, x1, y1) in enumerate(boxes):
+        colour = ((230, 40, 40), (30, 200, 60), (40, 60, 230))[i % 3]
+        centre, axes = ((x0 + x1) // 2, (y0 + y1) // 2), ((x1 - x0) // 2, (y1 - y0) // 2)
+        cv2.ellipse(image, centre, axes, 0, 0, 360, colour, -1)
+    return image, np.array(boxes, np.float32)
+
+
+ODD = {
+    "tiny": np.arange(192, dtype=np.uint8).reshape(8, 8, 3),
+    "one pixel": np.full((1, 1, 3), 7, np.uint8),
+    "constant": np.full((60, 90, 3), 128, np.uint8),
+    "black": np.zeros((40, 40, 3), np.uint8),
+    "row": np.random.default_rng(0).integers(0, 255, (1, 700, 3), np.uint8),
+    "strip": np.random.default_rng(1).integers(0, 255, (900, 5, 3), np.uint8),
+    "grey": np.repeat(np.random.default_rng(2).integers(0, 255, (50, 70, 1), np.uint8), 3, axis=2),
+    "scene": scene()[0],
+    "large": cv2.resize(scene()[0], (2400, 1800)),
+}
+
+
+class TestContract:
+    @pytest.mark.parametrize("odd", ODD)
+    def test_boxes_lie_inside_and_scores_fall(self, detector, odd):
+        image = ODD[odd]
+        (found,) = detector.detect([image])
+        assert found.boxes.dtype == found.scores.dtype == np.float32
+        assert found.boxes.shape == (len(found.scores), 4)
+        assert len(found.boxes) <= 25
+        assert (found.boxes[:, :2] >= 0).all()
+        assert (found.boxes[:, 2:] <= [image.shape[1], image.shape[0]]).all()
+        assert (found.boxes[:, 2:] - found.boxes[:, :2] >= 1).all()
+        assert ((found.scores >= 0.2) & (found.scores <= 1)).all()
+        assert (np.diff(found.scores) <= 0).all()
+
+    def test_is_a_named_detector(self, detector):
+        assert isinstance(detector, Detector)
+        assert detector.name in ("embedded", "owlv2")
+
+    def test_same_image_same_boxes_and_batch_changes_nothing(self, detector):
+        image, _ = scene()
+        alone = detector.detect([image])[0]
+        together = detector.detect([ODD["grey"], image, image])
+        assert detector.detect([]) == []
+        for other in together[1:]:
+            np.testing.assert_array_equal(alone.boxes, other.boxes)
+            np.testing.assert_array_equal(alone.scores, other.scores)
+
+    def test_image_is_left_alone(self, detector):
+        image, _ = scene()
+        image.setflags(write=False)
+        detector.detect([image])
+
+
+def test_none_is_no_detector():
+    assert make_detector(DetectorSettings(kind="none"), None) is None
+
+
+class TestEmbedded:
+    @pytest.mark.parametrize("encoder", [ColourTokens(), None])
+    @pytest.mark.parametrize("factor", [1, 5])
+    def test_finds_plain_objects_at_any_resolution(self, encoder, factor):
+        image, boxes = scene(boxes=((40, 50, 80, 90), (200, 120, 250, 160), (100, 180, 140, 215)))
+        image = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)
+        found = make_detector(DetectorSettings(), encoder).detect([image])[0]
+        assert (intersection_over_union(boxes * factor, found.boxes).max(axis=1) >= 0.5).all()
+
+    def test_settings_are_kept(self):
+        image, _ = scene()
+        everything = EmbeddedDetector(ColourTokens(), threshold=0.0, most=25).detect([image])[0]
+        few = EmbeddedDetector(ColourTokens(), threshold=0.0, most=3).detect([image])[0]
+        sure = EmbeddedDetector(ColourTokens(), threshold=0.5).detect([image])[0]
+        np.testing.assert_array_equal(few.boxes, everything.boxes[:3])
+        assert (sure.scores >= 0.5).all()
+        overlaps = intersection_over_union(everything.boxes, everything.boxes) - np.eye(len(everything.boxes))
+        assert overlaps.max() <= 0.41
+
+
+class TestRegions:
+    def test_superpixels_cover_the_image_and_follow_edges(self):
+        image, _ = scene(boxes=((100, 60, 200, 160),))
+        lab = cv2.cvtColor(image, cv2.COLOR_RGB2LAB).astype(np.float32)
+        labels = superpixels(lab, gradient(lab), 12)
+        assert labels.shape == image.shape[:2]
+        assert set(np.unique(labels)) == set(range(labels.max() + 1))
+        red = image[..., 0] > 200
+        inside = np.bincount(labels[red], minlength=labels.max() + 1)
+        share = inside / np.bincount(labels.ravel())
+        assert ((share < 0.15) | (share > 0.85)).mean() > 0.9
+
+    def test_tree_nests_and_sums(self):
+        image, _ = scene()
+        lab = cv2.cvtColor(image, cv2.COLOR_RGB2LAB).astype(np.float32)
+        labels = superpixels(lab, gradient(lab), 16)
+        tree = grow(labels, gradient(lab), lab, by_size=0.5)
+        leaves = labels.max() + 1
+        assert len(tree.parent) == 2 * leaves - 1
+        assert (tree.parent == -1).sum() == 1
+        child = np.flatnonzero(tree.parent >= 0)
+        parent = tree.parent[child]
+        assert (parent > child).all()
+        assert (tree.height[parent] >= tree.height[child]).all()
+        assert (tree.boxes[parent, :2] <= tree.boxes[child, :2]).all()
+        assert (tree.boxes[parent, 2:] >= tree.boxes[child, 2:]).all()
+        np.testing.assert_allclose(np.bincount(parent, tree.size[child])[leaves:], tree.size[leaves:])
+        np.testing.assert_allclose(tree.means(lab)[-1], lab.mean(axis=(0, 1)), rtol=1e-4)
+        np.testing.assert_allclose(tree.means(lab)[3], lab[labels == 3].mean(axis=0), rtol=1e-4)
+
+
+class TestSaliency:
+    def test_the_odd_cells_stand_out(self):
+        grid = np.random.default_rng(0).normal(size=(20, 30, 8)).astype(np.float32) * 0.1 + 1
+        grid[5:7, 8:10] = [-1, 1] * 4
+        for plane in np.moveaxis(saliency.maps(grid), 2, 0):
+            assert plane[5:7, 8:10].min() > np.delete(plane.ravel(), [158, 159, 188, 189]).max()
+
+    def test_whitened_components_are_uncorrelated(self):
+        grid = np.random.default_rng(0).normal(size=(16, 16, 12)).astype(np.float32)
+        white = saliency.whiten(grid, 5, 0.0).reshape(-1, 5)
+        np.testing.assert_allclose(white.T @ white / len(white), np.eye(5), atol=1e-4)
+
+
+class TestBoxes:
+    def test_intersection_over_union_by_hand(self):
+        one = np.array([[0, 0, 2, 2]], float)
+        other = np.array([[1, 1, 3, 3], [0, 0, 2, 2], [5, 5, 6, 6], [2, 0, 1, 2]], float)
+        np.testing.assert_allclose(intersection_over_union(one, other)[0], [1 / 7, 1, 0, 0])
+
+    def test_pick_drops_overlaps_and_delays_parts(self):
+        boxes = np.array([[0, 0, 10, 10], [0, 0, 10, 9], [2, 2, 5, 5], [20, 20, 30, 30]], float)
+        kept, scores = pick(boxes, np.array([0.9, 0.8, 0.7, 0.5]), iou=0.5, most=9)
+        assert kept.tolist() == [0, 2, 3]
+        kept, scores = pick(boxes, np.array([0.9, 0.8, 0.7, 0.5]), iou=0.5, most=9, decay=0.5)
+        assert kept.tolist() == [0, 3, 2]
+        np.testing.assert_allclose(scores, [0.9, 0.5, 0.35])
+        assert pick(np.zeros((0, 4)), np.zeros(0), iou=0.5, most=9)[0].tolist() == []
+
+    def test_finish_cuts_to_the_image(self):
+        boxes = np.array([[-5, -5, 3, 4], [90, 2, 200, 50], [1, 1, 1.5, 9], [5, 5, 9, 9]])
+        found = finish(boxes, np.array([0.4, 0.9, 0.9, 0.1]), (40, 100, 3), threshold=0.2)
+        assert found.boxes.tolist() == [[90, 2, 100, 40], [0, 0, 3, 4]]
+
+
+class TestFitting:
+    def test_logistic_finds_the_coefficients(self):
+        rng = np.random.default_rng(0)
+        x = rng.normal(size=(20000, 2)) * [1, 3] + [0, 2]
+        chance = 1 / (1 + np.exp(-(x @ [1.5, -0.5] + 0.25)))
+        weights, bias = logistic(x, (rng.random(20000) < chance).astype(float), ridge=0.01)
+        np.testing.assert_allclose([*weights, bias], [1.5, -0.5, 0.25], atol=0.08)
+
+    def test_fitted_scores_are_calibrated(self):
+        rng = np.random.default_rng(0)
+        examples = []
+        for _ in range(60):
+            corner = rng.uniform(0, 900, (60, 2))
+            quality = rng.uniform(0, 1, (1, 60)) * (rng.random((1, 60)) < 0.4)
+            features = np.zeros((60, 12))
+            features[:, 3] = quality[0] + rng.normal(size=60) * 0.2
+            examples.append(Example(np.concatenate([corner, corner + 20], 1), features, quality))
+        figures = measure(fit(examples), examples)
+        assert figures["average precision"] > 0
+        assert figures["calibration error"] < 0.1
+
+
+class TestOwlv2:
+    def test_missing_weights_say_what_to_do(self, tmp_path):
+        with pytest.raises(WeightsError, match="neither"):
+            make_detector(DetectorSettings(kind="owlv2", weights="nowhere"), None)
+        with pytest.raises(WeightsError, match=r"config\.json"):
+            make_detector(DetectorSettings(kind="owlv2", weights=str(tmp_path)), None)
+
+    def test_boxes_map_back_by_the_longer_side(self, owlv2_folder):
+        """Against the whole model, prompted with text, and the processor's own rescaling."""
+        from soir_qdrant.vision.owlv2 import Owlv2Detector, preprocess
+
+        image = np.random.default_rng(0).integers(0, 255, (120, 200, 3), np.uint8)
+        detector = Owlv2Detector(str(owlv2_folder), threshold=0, iou=1, most=99, dtype="float32")
+        found = detector.detect([image])[0]
+        with torch.inference_mode():
+            whole = detector.model(
+                pixel_values=preprocess(image, 64), input_ids=torch.ones(1, 4, dtype=torch.long)
+            )
+        centre, sides = whole.pred_boxes[0].chunk(2, -1)
+        expected = torch.cat([centre - sides / 2, centre + sides / 2], -1).numpy() * 200
+        expected = np.clip(expected, 0, [200, 120, 200, 120])
+        scores = whole.objectness_logits[0].sigmoid().numpy()
+        inside = (expected[:, 3] - expected[:, 1] >= 1) & (expected[:, 2] - expected[:, 0] >= 1)
+        order = np.argsort(-scores[inside], kind="stable")
+        np.testing.assert_allclose(found.scores, scores[inside][order], atol=1e-5)
+        np.testing.assert_allclose(found.boxes, expected[inside][order], atol=1e-2)
+
+    @pytest.mark.parametrize("shape", [(96, 160), (160, 96), (64, 64)])
+    def test_preprocessing_matches_the_processor(self, shape):
+        pytest.importorskip("scipy")
+        processors = pytest.importorskip("transformers.models.owlv2.image_processing_pil_owlv2")
+        from soir_qdrant.vision.owlv2 import preprocess
+
+        rng = np.random.default_rng(0)
+        image = cv2.GaussianBlur(rng.integers(0, 255, (*shape, 3), np.uint8), (0, 0), 3)
+
+        class Grey(processors.Owlv2ImageProcessorPil):
+            def pad(self, image):
+                return super().pad(image, constant_value=0.5)
+
+        processor = Grey(size={"height": 64, "width": 64})
+        theirs = processor(images=image, return_tensors="np")["pixel_values"][0]
+        ours = preprocess(image, 64)[0].numpy()
+        assert ours.shape == theirs.shape
+        assert np.abs(ours - theirs).mean() < 0.02
+        padding = ours[:, int(np.ceil(shape[0] / max(shape) * 64)) + 1 :]
+        np.testing.assert_allclose(padding, theirs[:, 64 - padding.shape[1] :], atol=1e-3)

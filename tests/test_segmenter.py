@@ -1,0 +1,168 @@
+"""Segmenters: the contract that all of them keep, GrabCut's masks, SAM on a tiny model."""
+
+from __future__ import annotations
+
+import sys
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from soir_qdrant.config import SegmenterSettings
+from soir_qdrant.errors import ConfigError, ObjectsError, WeightsError
+from soir_qdrant.types import Segmenter
+from soir_qdrant.vision.segmenter import BoxSegmenter, GrabCutSegmenter, ellipse, make_segmenter
+
+
+@pytest.fixture(scope="module")
+def sam_folder(tmp_path_factory):
+    from transformers import SamConfig, SamModel
+
+    torch.manual_seed(0)
+    vision = {
+        "hidden_size": 32, "output_channels": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "image_size": 64, "patch_size": 8, "mlp_dim": 64, "window_size": 4, "global_attn_indexes": [1],
+        "num_pos_feats": 8,
+    }  # fmt: skip
+    prompt = {"hidden_size": 16, "image_size": 64, "patch_size": 8, "mask_input_channels": 4}
+    decoder = {"hidden_size": 16, "mlp_dim": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+               "iou_head_hidden_dim": 16}  # fmt: skip
+    config = SamConfig(vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=decoder)
+    folder = tmp_path_factory.mktemp("sam")
+    SamModel(config).eval().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(params=["grabcut", "box", "sam"])
+def segmenter(request, sam_folder):
+    return make_segmenter(SegmenterSettings(kind=request.param, weights=str(sam_folder)))
+
+
+CASES = {
+    "plain": ((120, 160), [(20, 30, 60, 70), (100.4, 20.6, 150.2, 90.9)]),
+    "whole image": ((40, 60), [(0, 0, 60, 40)]),
+    "at the edges": ((50, 50), [(-8, -3, 20.5, 18), (30, 30, 70, 55)]),
+    "slivers": ((90, 90), [(10, 10, 11, 80), (10, 10.2, 80, 10.9), (5.1, 5.1, 5.2, 5.2)]),
+    "tiny image": ((8, 8), [(0, 0, 8, 8), (2, 2, 5, 6)]),
+    "one pixel": ((1, 1), [(0, 0, 1, 1)]),
+    "strip": ((600, 4), [(0, 100, 4, 300)]),
+    "large": ((1500, 2000), [(300, 200, 1500, 1200)]),
+    "none": ((30, 30), []),
+}
+
+
+class TestContract:
+    @pytest.mark.parametrize("ground", ["noise", "constant"])
+    @pytest.mark.parametrize("case", CASES)
+    def test_masks_have_the_frame_of_their_box(self, segmenter, case, ground):
+        (height, width), boxes = CASES[case]
+        image = np.full((height, width, 3), 99, np.uint8)
+        if ground == "noise":
+            image = np.random.default_rng(0).integers(0, 255, image.shape, np.uint8)
+        image.setflags(write=False)
+        masks = segmenter.segment(image, np.array(boxes, np.float32).reshape(-1, 4))
+        assert len(masks) == len(boxes)
+        for mask, (x0, y0, x1, y1) in zip(masks, np.array(boxes, np.float32), strict=True):
+            rows = min(int(np.ceil(y1)), height) - max(int(np.floor(y0)), 0)
+            columns = min(int(np.ceil(x1)), width) - max(int(np.floor(x0)), 0)
+            assert mask.dtype == np.bool_
+            assert mask.shape == (rows, columns)
+            assert mask.any()
+
+    def test_same_input_same_masks_whatever_the_other_boxes(self, segmenter):
+        image = np.random.default_rng(1).integers(0, 255, (90, 120, 3), np.uint8)
+        boxes = np.array([[10, 10, 50, 60], [40, 30, 110, 80], [5, 50, 30, 85]], np.float32)
+        together = segmenter.segment(image, boxes)
+        for i in (2, 0, 1):
+            np.testing.assert_array_equal(together[i], segmenter.segment(image, boxes[i : i + 1])[0])
+
+    def test_is_a_named_segmenter(self, segmenter):
+        assert isinstance(segmenter, Segmenter)
+        assert segmenter.name in ("grabcut", "box", "sam")
+
+    def test_box_outside_is_refused(self, segmenter):
+        with pytest.raises(ObjectsError, match="no pixel"):
+            segmenter.segment(np.zeros((20, 20, 3), np.uint8), np.array([[30, 30, 40, 40]], np.float32))
+
+
+class TestGrabCut:
+    @pytest.mark.parametrize("factor", [1, 6])
+    def test_cuts_out_a_star(self, factor):
+        """A shape that neither the box nor its ellipse resembles, on a textured ground."""
+        rng = np.random.default_rng(0)
+        image = cv2.GaussianBlur(rng.integers(60, 140, (160, 200, 3), np.uint8), (0, 0), 1)
+        turn = np.linspace(0, 2 * np.pi, 11)[:-1]
+        radius = np.where(np.arange(10) % 2, 18, 45)
+        star = np.stack([100 + radius * np.cos(turn), 80 + radius * np.sin(turn)], 1).astype(np.int32)
+        cv2.fillPoly(image, [star], (240, 200, 30))
+        true = cv2.fillPoly(np.zeros((160, 200), np.uint8), [star], 1)
+        size = (200 * factor, 160 * factor)
+        image = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
+        true = cv2.resize(true, size, interpolation=cv2.INTER_NEAREST).astype(bool)
+        rows, columns = np.flatnonzero(true.any(1)), np.flatnonzero(true.any(0))
+        box = np.array([[columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]], np.float32)
+        true = true[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        mask = GrabCutSegmenter().segment(image, box)[0]
+        assert (mask & true).sum() / (mask | true).sum() > 0.8 > true.mean() + 0.2
+
+    def test_nothing_to_cut_is_the_ellipse(self):
+        image = np.full((80, 80, 3), 50, np.uint8)
+        mask = GrabCutSegmenter().segment(image, np.array([[20, 20, 60, 60]], np.float32))[0]
+        np.testing.assert_array_equal(mask, ellipse((40, 40)))
+
+
+def test_box_is_every_pixel():
+    assert BoxSegmenter().segment(np.zeros((9, 9, 3), np.uint8), np.array([[1, 2, 4, 8]]))[0].all()
+
+
+class TestSam:
+    @pytest.mark.parametrize("shape", [(60, 100), (100, 60), (64, 64), (200, 130)])
+    def test_matches_the_processor(self, sam_folder, shape):
+        """Preprocessing, prompts and the way back, against the slow processor of `transformers`."""
+        processors = pytest.importorskip("transformers.models.sam.image_processing_pil_sam")
+        from soir_qdrant.vision.sam import fitted, in_frame, preprocess
+
+        image = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 255, (*shape, 3), np.uint8), (0, 0), 2)
+        sides = {"height": 64, "width": 64}
+        processor = processors.SamImageProcessorPil(size={"longest_edge": 64}, pad_size=sides)
+        theirs = processor(images=image, return_tensors="pt")
+        assert theirs["reshaped_input_sizes"][0].tolist() == list(fitted(*shape, 64))
+        assert (preprocess(image, 64) - theirs["pixel_values"]).abs().mean() < 0.02
+        logits = torch.randn(1, 1, 16, 16)
+        expected = processor.post_process_masks([logits], [shape], [list(fitted(*shape, 64))], pad_size=sides)
+        mask = in_frame(logits[0, 0], np.array([0, 0, shape[1], shape[0]]), shape, fitted(*shape, 64), 64)
+        np.testing.assert_array_equal(mask, expected[0][0, 0].numpy())
+
+    def test_takes_the_mask_of_best_predicted_quality(self, sam_folder):
+        from soir_qdrant.vision.sam import SamSegmenter, fitted, in_frame, preprocess
+
+        image = np.random.default_rng(0).integers(0, 255, (60, 100, 3), np.uint8)
+        box = np.array([[10, 5, 80, 50]], np.float32)
+        segmenter = SamSegmenter(str(sam_folder))
+        with torch.inference_mode():
+            found = segmenter.model(
+                pixel_values=preprocess(image, 64),
+                input_boxes=torch.tensor([[[6.4, 5 * 38 / 60, 51.2, 50 * 38 / 60]]]),
+            )
+        best = found.pred_masks[0, 0, found.iou_scores[0, 0].argmax()]
+        expected = in_frame(best, box[0], (60, 100), fitted(60, 100, 64), 64)
+        np.testing.assert_array_equal(segmenter.segment(image, box)[0], expected)
+
+    def test_missing_weights_say_what_to_do(self, tmp_path):
+        with pytest.raises(WeightsError, match=r"config\.json"):
+            make_segmenter(SegmenterSettings(kind="sam", weights=str(tmp_path)))
+
+
+class TestSegmentAnything:
+    def test_says_what_it_needs(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "segment_anything", None)
+        with pytest.raises(ConfigError, match="torchvision"):
+            make_segmenter(SegmenterSettings(kind="segment-anything", weights="sam_vit_b_01ec64.pth"))
+
+    def test_file_name_says_the_architecture(self, monkeypatch):
+        from soir_qdrant.vision import sam
+
+        monkeypatch.setattr(sam, "_segment_anything", lambda: ({}, None))
+        with pytest.raises(WeightsError, match="vit_h, vit_l, vit_b"):
+            sam.SegmentAnythingSegmenter("model.pth")
