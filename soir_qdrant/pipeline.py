@@ -32,6 +32,8 @@ from soir_qdrant.types import (
 )
 from soir_qdrant.vision.crops import crop, full_mask, whole_box
 
+QUERY_FRAME = 0.05  # of each side of a query crop that is taken for ground
+
 
 @contextmanager
 def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
@@ -116,8 +118,11 @@ class Pipeline:
             for image, items in zip(images, found, strict=True)
         ]
 
-    def segment(self, image: RGB, objects: list[SceneObject]) -> list[SceneObject]:
+    def segment(
+        self, image: RGB, objects: list[SceneObject], segmenter: Segmenter | None = None
+    ) -> list[SceneObject]:
         """The same objects, each with a mask. image: uint8 [H, W, 3]."""
+        segmenter = segmenter or self.segmenter
         height, width = image.shape[:2]
         bare = [item for item in objects if item.mask is None]
         whole = [whole_box(item.box, width, height) == (0, 0, width, height) for item in bare]
@@ -125,7 +130,7 @@ class Pipeline:
         if not asked:
             return objects
         boxes = np.array([item.box for item in asked], np.float32)
-        masks = dict(zip(map(id, asked), self.segmenter.segment(image, boxes), strict=True))
+        masks = dict(zip(map(id, asked), segmenter.segment(image, boxes), strict=True))
         return [replace(item, mask=masks.get(id(item), item.mask)) for item in objects]
 
     def crops(
@@ -171,8 +176,8 @@ class Pipeline:
         vectors: Vector,
         scene_of: NDArray[np.int64],
         scores: NDArray[np.float32],
-        encoding: Encoding,
-        masks: NDArray[np.float32],
+        encoding: Encoding | None = None,
+        masks: NDArray[np.float32] | None = None,
     ) -> Vector:
         """One vector per scene, float32 [S, dim], unit rows.
 
@@ -182,6 +187,8 @@ class Pipeline:
         held = self.settings.vector
         count = int(scene_of[-1]) + 1 if len(scene_of) else 0
         if held.pooling == "mao":
+            if encoding is None or masks is None:
+                raise ConfigError("pooling 'mao' reads the crops' tokens and masks")
             return self._refined(scene_of, encoding, masks)
         rows = [vectors[scene_of == i] for i in range(count)]
         weights = [scores[scene_of == i] ** held.by_score for i in range(count)]
@@ -199,8 +206,11 @@ class Pipeline:
         if box is None and mask is not None and mask.any():
             rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
             box = (float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1))
-        item = SceneObject(box or (0.0, 0.0, float(width), float(height)), mask)
-        item = self.segment(image, [item])[0]
+        if box is None:  # a frame is left for the segmenter to learn the ground from
+            x, y = round(width * QUERY_FRAME), round(height * QUERY_FRAME)
+            box = (float(x), float(y), float(width - x), float(height - y))
+        item = SceneObject(box, mask)
+        item = self.segment(image, [item], self.query_segmenter)[0]
         cut, inside = self._crop(image, item)
         return self.describe(self.encoder.encode(cut[None], inside[None]))[0]
 
@@ -230,6 +240,15 @@ class Pipeline:
         from soir_qdrant.vision.segmenter import make_segmenter
 
         return make_segmenter(self.settings.segmenter)
+
+    @cached_property
+    def query_segmenter(self) -> Segmenter:
+        """A finer cut for queries: they are few, and all depends on each."""
+        from soir_qdrant.vision.segmenter import GrabCutSegmenter
+
+        if isinstance(self.segmenter, GrabCutSegmenter):
+            return GrabCutSegmenter(side=160, iterations=5)
+        return self.segmenter
 
     @cached_property
     def whitening(self) -> Whitening | None:

@@ -45,7 +45,7 @@ class Origin:
 @dataclass(frozen=True, slots=True)
 class Weights:
     """path: a `transformers` folder, or a hub name where `local` is false. sha256: hex digest of the
-    weights, or the hub's commit hash."""
+    file the weights came from, or the hub name."""
 
     path: str
     local: bool
@@ -94,7 +94,8 @@ def resolve(name: str = EMBEDDED) -> Weights:
     """
     if name == EMBEDDED:
         folder = embedded_folder()
-        return Weights(str(folder), True, _verified(folder), EMBEDDED_ORIGIN)
+        _verify(folder)
+        return Weights(str(folder), True, ONNX_SHA256, EMBEDDED_ORIGIN)
     path = Path(name).expanduser()
     if path.exists():
         if not (path / "config.json").is_file():
@@ -220,11 +221,10 @@ def _trunk(graph: Any, to_array: Any) -> dict[str, NDArray[np.float32]]:
     return kept
 
 
-def _verified(folder: Path) -> str:
+def _verify(folder: Path) -> None:
     expected = str(json.loads((folder / MANIFEST).read_text())["sha256"])
     if _digest([folder / "model.safetensors"]) != expected:
         raise WeightsError(f"{folder}: model.safetensors does not match its checksum; delete the folder")
-    return expected
 
 
 def _digest(files: list[Path]) -> str:

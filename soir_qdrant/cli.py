@@ -1,0 +1,349 @@
+"""The command `soir`. Thin: it reads options, calls the library, prints. Loads no model for --help.
+
+Exit codes: 0 done; 1 done, but some images failed; 2 wrong usage; 3 it could not be done (stderr says why).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+import soir_qdrant
+from soir_qdrant.errors import SoirError
+
+if TYPE_CHECKING:
+    from qdrant_client import QdrantClient
+
+    from soir_qdrant.config import Settings
+    from soir_qdrant.pipeline import Pipeline
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="Find the pictures that hold this one small thing, in Qdrant.",
+    epilog="First steps:  soir demo; soir ingest photos/ --path ./needles; soir search mug.png --path ./needles",
+)
+out, err = Console(), Console(stderr=True)
+
+FolderOption = Annotated[Path | None, typer.Option("--path", help="folder of an embedded Qdrant")]
+UrlOption = Annotated[str | None, typer.Option("--url", envvar="QDRANT_URL", help="URL of a Qdrant server")]
+KeyOption = Annotated[str | None, typer.Option("--api-key", envvar="QDRANT_API_KEY", help="of the server")]
+NameOption = Annotated[str, typer.Option("--collection", help="name of the collection")]
+ProfileOption = Annotated[str, typer.Option("--profile", help="embedded or paper")]
+WhiteningOption = Annotated[Path | None, typer.Option("--whitening", help="file made by soir calibrate")]
+JsonOption = Annotated[bool, typer.Option("--json", help="print JSON, for scripts")]
+
+
+def main() -> None:
+    """The entry point: errors of this package become one line and exit code 3."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    try:
+        app()
+    except SoirError as error:
+        err.print(f"[red]error:[/] {error}", soft_wrap=True, highlight=False)
+        raise SystemExit(3) from None
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        out.print(f"soir_qdrant {soir_qdrant.__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def _top(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False,
+) -> None:
+    pass
+
+
+@app.command(epilog="Example:  soir ingest photos/ --path ./needles --collection shelves")
+def ingest(
+    folder: Annotated[Path, typer.Argument(help="a picture, or a folder of pictures, read recursively")],
+    path: FolderOption = None,
+    url: UrlOption = None,
+    api_key: KeyOption = None,
+    collection: NameOption = "images",
+    profile: ProfileOption = "embedded",
+    whitening: WhiteningOption = None,
+    on_exists: Annotated[
+        Literal["skip", "replace"], typer.Option(help="what to do with stored ones")
+    ] = "skip",
+    keep_objects: Annotated[
+        bool, typer.Option(help="also store every object's vector, for --rerank")
+    ] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="pictures at once; bounds the memory")] = 8,
+    as_json: JsonOption = False,
+) -> None:
+    """Put pictures into a collection. Run again after an interruption: what is stored is skipped."""
+    from soir_qdrant.ingest import SoirIngestor, summary
+
+    ingestor = SoirIngestor(
+        _client(path, url, api_key),
+        collection,
+        pipeline=_pipeline(profile, whitening),
+        keep_objects=keep_objects,
+    )
+    report = ingestor.add(folder, batch_size=batch_size, on_exists=on_exists)
+    if as_json:
+        out.print_json(json.dumps(asdict(report)))
+    else:
+        out.print(summary(report), highlight=False, markup=False)
+    raise typer.Exit(1 if report.failed else 0)
+
+
+@app.command(
+    epilog="Example:  soir search room.jpg --box 410,220,470,300 --path ./needles "
+    """--filter '{"must": [{"key": "soir.count", "range": {"gte": 3}}]}'"""
+)
+def search(
+    image: Annotated[
+        Path, typer.Argument(help="a crop of one thing; a cut-out PNG; or any picture with --box")
+    ],
+    box: Annotated[
+        str | None, typer.Option(help="x0,y0,x1,y1 in pixels: where the thing is in IMAGE")
+    ] = None,
+    path: FolderOption = None,
+    url: UrlOption = None,
+    api_key: KeyOption = None,
+    collection: NameOption = "images",
+    profile: ProfileOption = "embedded",
+    whitening: WhiteningOption = None,
+    filter_: Annotated[str | None, typer.Option("--filter", help="a Qdrant filter, as JSON")] = None,
+    limit: Annotated[int, typer.Option(min=1)] = 10,
+    rerank: Annotated[Literal["objects"] | None, typer.Option(help="rescore by the stored objects")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Find the pictures that hold the thing in IMAGE."""
+    from soir_qdrant.search import SoirSearcher
+
+    where, condition = _box(box), _filter(filter_)
+    searcher = SoirSearcher(_client(path, url, api_key), collection, pipeline=_pipeline(profile, whitening))
+    hits = searcher.search(image, box=where, limit=limit, filter=condition, rerank=rerank)
+    if as_json:
+        rows = [
+            {"id": h.id, "score": h.score, "uri": h.uri, "box": h.box, "payload": h.payload} for h in hits
+        ]
+        out.print_json(json.dumps(rows))
+        return
+    table = Table("", "score", "picture", "box x0,y0,x1,y1")
+    for rank, hit in enumerate(hits, 1):
+        place = ",".join(f"{v:.0f}" for v in hit.box) if hit.box else "-"
+        table.add_row(str(rank), f"{hit.score:.3f}", str(hit.uri or hit.id), place)
+    out.print(table if hits else "nothing found", highlight=False)
+
+
+@app.command(epilog="Example:  soir info --path ./needles --collection shelves")
+def info(
+    path: FolderOption = None,
+    url: UrlOption = None,
+    api_key: KeyOption = None,
+    collection: Annotated[str | None, typer.Option("--collection")] = None,
+    profile: ProfileOption = "embedded",
+    whitening: WhiteningOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the profile, its weights and their licences, and what a collection holds."""
+    from soir_qdrant.vision.weights import cache_dir, resolve
+
+    settings = _settings(profile, whitening)
+    weights = resolve(settings.encoder.weights)
+    told: dict[str, Any] = {
+        "version": soir_qdrant.__version__,
+        "cache": str(cache_dir()),
+        "settings": settings.model_dump(),
+        "weights": {**asdict(weights.origin), "sha256": weights.sha256},
+    }
+    if path or url:
+        client = _client(path, url, api_key)
+        names = [collection] if collection else [c.name for c in client.get_collections().collections]
+        told["collections"] = {name: _held(client, name) for name in names}
+    if as_json:
+        out.print_json(json.dumps(told, default=str))
+        return
+    for key, value in told.items():
+        text = json.dumps(value, indent=2, default=str) if isinstance(value, dict) else value
+        out.print(f"[bold]{key}[/] {text}", highlight=False)
+
+
+@app.command(epilog="Example:  soir calibrate photos/ --out my.safetensors, then --whitening my.safetensors")
+def calibrate(
+    folders: Annotated[list[Path], typer.Argument(help="folders of pictures; labelled objects are used")],
+    file: Annotated[Path, typer.Option("--out", help="file to write")],
+    profile: ProfileOption = "embedded",
+    dim: Annotated[int | None, typer.Option(help="components kept; all if not given")] = None,
+) -> None:
+    """Fit the whitening on pictures of your own: no labels needed, a few hundred objects or more."""
+    from soir_qdrant.calibrate import calibrate as fit
+    from soir_qdrant.calibrate import count_pictures, pictures_of
+
+    pipeline = _pipeline(profile, None, fitting=True)
+    total = sum(count_pictures(folder) for folder in folders)
+    found = (item for folder in folders for item in pictures_of(folder))
+    with _bar("calibrate", total) as advance:
+        whitening, count, bad = fit(found, pipeline, dim=dim, advance=advance)
+    whitening.save(file)
+    for line in bad:
+        err.print(f"[yellow]skipped:[/] {line}", highlight=False)
+    out.print(f"{file}: {whitening.dim} components from {count} objects of {total} pictures")
+    raise typer.Exit(1 if bad else 0)
+
+
+@app.command(epilog="Example:  soir evaluate bench/test-2d --objects detected --json result.json")
+def evaluate(
+    folder: Annotated[Path, typer.Argument(help="a folder with annotations.json (see docs/needlebench.md)")],
+    objects: Annotated[
+        Literal["given", "detected"], typer.Option(help="labelled boxes, or the detector")
+    ] = "given",
+    file: Annotated[Path | None, typer.Option("--json", help="also write the figures to a file")] = None,
+    methods: Annotated[str | None, typer.Option(help="comma-separated; all if not given")] = None,
+    profile: ProfileOption = "embedded",
+    whitening: WhiteningOption = None,
+    format_: Annotated[
+        str, typer.Option("--format", help="needle, voxdet, instre or permir: see docs/evaluation.md")
+    ] = "needle",
+) -> None:
+    """Compare ways to search on a labelled folder: mAP, R@1, R@10 in percent."""
+    from soir_qdrant.evaluate.compare import METHODS
+    from soir_qdrant.evaluate.compare import evaluate as compare
+    from soir_qdrant.evaluate.datasets import load
+
+    bench = load(folder, format_)
+    chosen = tuple(methods.split(",")) if methods else METHODS
+    with _bar(f"evaluate {folder.name}", len(bench.gallery) + len(bench.queries)) as advance:
+        results = compare(
+            bench, objects=objects, methods=chosen, settings=_settings(profile, whitening), advance=advance
+        )
+    if file:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(results, indent=2))
+    title = f"{folder.name}: {len(bench.queries)} queries, {len(bench.gallery)} pictures, objects {objects}"
+    out.print(_results(results, title))
+    if "detector" in results:
+        seen = results["detector"]
+        out.print(f"detector: recall@0.5 {seen['recall@0.5']:.3f} at {seen['boxes']:.1f} boxes a picture")
+
+
+@app.command(epilog="Example:  soir needle bench/dev-2d --split dev --track 2d --scenes 200")
+def needle(
+    folder: Annotated[Path, typer.Argument(help="where to write it")],
+    split: Annotated[Literal["dev", "test"], typer.Option()] = "dev",
+    track: Annotated[Literal["2d", "3d"], typer.Option(help="cut-outs, or rendered meshes")] = "2d",
+    scenes: Annotated[int, typer.Option(min=1)] = 200,
+    targets: Annotated[int, typer.Option(min=1)] = 60,
+    seed: Annotated[int, typer.Option()] = 0,
+    shipped: Annotated[
+        bool, typer.Option(help="only the pictures that ship; else fetched by npm and apt")
+    ] = False,
+) -> None:
+    """Generate a NeedleBench: labelled scenes with small objects in photographs."""
+    from soir_qdrant.evaluate.needle import generate
+    from soir_qdrant.evaluate.sources import Sources
+
+    sources = Sources.shipped() if shipped else Sources.full(fetch=True)
+    made = generate(
+        folder, split=split, track=track, scenes=scenes, targets=targets, seed=seed, sources=sources
+    )
+    out.print(f"{made}: {scenes} scenes, {targets} queries")
+
+
+@app.command(epilog="Example:  soir demo --out build/demo")
+def demo(
+    folder: Annotated[Path, typer.Option("--out", help="where to write index.html")] = Path("build/demo"),
+    scenes: Annotated[int, typer.Option(min=10, max=60)] = 40,
+) -> None:
+    """Generate scenes, ingest them into embedded Qdrant, search, and write a page of what was found."""
+    from soir_qdrant.demo import run
+
+    run(folder, scenes=scenes)
+
+
+def _client(path: Path | None, url: str | None, api_key: str | None) -> QdrantClient:
+    from soir_qdrant.transport import connect
+
+    if not path and not url:
+        raise typer.BadParameter("say where Qdrant is: --path FOLDER or --url URL (or set QDRANT_URL)")
+    if path:
+        return connect(path=path)
+    return connect(url=url, api_key=api_key)
+
+
+def _settings(profile: str, whitening: Path | None, *, fitting: bool = False) -> Settings:
+    from soir_qdrant.config import Settings
+
+    settings = Settings.for_profile(profile)
+    if fitting:
+        return settings.but(vector={"whitening": None})
+    return settings.but(vector={"whitening": str(whitening)}) if whitening else settings
+
+
+def _pipeline(profile: str, whitening: Path | None, *, fitting: bool = False) -> Pipeline:
+    from soir_qdrant.pipeline import Pipeline
+
+    return Pipeline(_settings(profile, whitening, fitting=fitting))
+
+
+def _box(text: str | None) -> tuple[float, float, float, float] | None:
+    if text is None:
+        return None
+    try:
+        x0, y0, x1, y1 = (float(part) for part in text.split(","))
+    except ValueError:
+        raise typer.BadParameter(f"--box {text!r}: give four numbers, x0,y0,x1,y1") from None
+    return x0, y0, x1, y1
+
+
+def _filter(text: str | None) -> Any:
+    if text is None:
+        return None
+    from pydantic import ValidationError
+    from qdrant_client import models
+
+    try:
+        return models.Filter.model_validate_json(text)
+    except ValidationError as error:
+        raise typer.BadParameter(f"--filter: no Qdrant filter ({error.errors()[0]['msg']})") from None
+
+
+def _held(client: QdrantClient, name: str) -> dict[str, Any]:
+    from soir_qdrant.errors import CollectionError
+
+    if not client.collection_exists(name):
+        raise CollectionError(f"no collection {name!r} there; make one with `soir ingest`")
+    held = client.get_collection(name)
+    metadata = getattr(held.config, "metadata", None)
+    return {"points": client.count(name).count, "metadata": metadata}
+
+
+def _results(results: dict[str, dict[str, Any]], title: str) -> Table:
+    sizes = next((list(r["by_size"]) for r in results.values() if r.get("by_size")), [])
+    table = Table("method", "mAP", "R@1", "R@10", *(f"mAP {s}" for s in sizes), title=title)
+    for name, row in results.items():
+        if name != "detector":
+            cells = [row[k] for k in ("mAP", "R@1", "R@10")] + [row["by_size"].get(s) for s in sizes]
+            table.add_row(name, *("" if cell is None else f"{cell:.1f}" for cell in cells))
+    return table
+
+
+@contextmanager
+def _bar(what: str, total: int) -> Iterator[Callable[[], None]]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=err, disable=not err.is_terminal) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda: progress.advance(task)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""`soir evaluate`: the ways to search for a small thing side by side, on any folder with labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from soir_qdrant.config import Settings
+from soir_qdrant.errors import ConfigError
+from soir_qdrant.evaluate.bench import Bench
+from soir_qdrant.evaluate.collect import PLAIN, Seen, collect
+from soir_qdrant.evaluate.metrics import (
+    average_precision,
+    chance_precision,
+    chance_recall,
+    iou,
+    ranking,
+    recall_at,
+)
+from soir_qdrant.pipeline import Pipeline
+from soir_qdrant.refine.pooling import Whitening, fit_whitening, normalize
+
+METHODS = ("global", "mean", "paper", "default", "calibrated", "objects", "chance")
+SIZES = {"<1%": (0.0, 0.01), "1-2%": (0.01, 0.02), ">2%": (0.02, 1.0)}
+Ranks = list[NDArray[np.int64]]
+
+
+def evaluate(
+    bench: Bench,
+    *,
+    objects: str = "given",
+    methods: tuple[str, ...] = METHODS,
+    settings: Settings | None = None,
+    advance: Callable[[], None] = lambda: None,
+) -> dict[str, dict[str, Any]]:
+    """method -> {"mAP", "R@1", "R@10", "by_size"}, in percent; "detector" -> {"recall@0.5", "boxes"}, 0..1
+    and boxes per image, where objects are "detected". See docs/evaluation.md for every definition.
+    """
+    unknown = set(methods) - set(METHODS)
+    if unknown or objects not in ("given", "detected"):
+        raise ConfigError(f"choose methods out of {', '.join(METHODS)}, and objects 'given' or 'detected'")
+    settings = settings or Settings.for_profile()
+    seen = collect(bench, settings, methods, objects == "given", advance)
+    areas = _areas(bench)
+    results = {
+        name: _scored(bench, ranks, areas) for name, ranks in _rankings(seen, settings, methods).items()
+    }
+    if "chance" in methods:
+        results["chance"] = _chance(bench)
+    if objects == "detected":
+        results["detector"] = _detection(bench, seen)
+    return results
+
+
+def _rankings(seen: Seen, settings: Settings, methods: tuple[str, ...]) -> dict[str, Ranks]:
+    """Each method's order of the gallery for every query, int [n]."""
+    found: dict[str, Ranks] = {}
+    for name in PLAIN:
+        if name in methods:
+            scores = np.stack(seen.query_plain) @ np.stack(seen.plain[name]).T
+            found[name] = [ranking(row) for row in scores]
+    if "default" in methods:
+        found["default"] = seen.ranks
+    pipeline = Pipeline(settings)
+    if "calibrated" in methods:
+        found["calibrated"] = _calibrated(seen, pipeline)
+    if "objects" in methods:
+        white = pipeline.whitening or normalize
+        queries = np.stack(seen.query_vectors)
+        best = np.stack([(queries @ white(rows).T).max(1) for rows in seen.rows], 1)
+        found["objects"] = [ranking(row) for row in best]
+    return found
+
+
+def _calibrated(seen: Seen, pipeline: Pipeline) -> Ranks:
+    """As `default`, with the whitening refitted on the gallery's own objects."""
+    rows = np.concatenate(seen.rows)
+    shipped = pipeline.whitening
+    white: Whitening = fit_whitening(rows, dim=shipped.dim if shipped else None)
+    pooled = pool(pipeline, white(rows), seen)
+    return [ranking(row) for row in white(np.stack(seen.query_rows)) @ pooled.T]
+
+
+def pool(pipeline: Pipeline, vectors: NDArray[np.float32], seen: Seen) -> NDArray[np.float32]:
+    """Object vectors [K, D] -> image vectors [n, D], by the pooling of the settings (closed forms only)."""
+    if pipeline.settings.vector.pooling == "mao":
+        raise ConfigError("method 'calibrated' needs pooling 'gmp' or 'mean'; leave it out with --methods")
+    scene_of = np.repeat(np.arange(len(seen.objects)), [len(items) for items in seen.objects])
+    scores = np.array([item.score for items in seen.objects for item in items], np.float32)
+    return pipeline.pool(vectors, scene_of, scores)
+
+
+def _areas(bench: Bench) -> list[dict[str, float]]:
+    """Per image, the visible share of each instance (of its box, where there is no mask)."""
+    found = []
+    for entry in bench.gallery:
+        masks = entry.masks()
+        if masks is None:
+            from PIL import Image
+
+            with Image.open(entry.file) as picture:
+                pixels = picture.width * picture.height
+            boxes = entry.boxes
+            shares = (np.prod(boxes[:, 2:] - boxes[:, :2], axis=1) / pixels).tolist()
+        else:
+            shares = [float(mask.mean()) for mask in masks]
+        found.append({o.instance: s for o, s in zip(entry.objects, shares, strict=True) if o.instance})
+    return found
+
+
+def _scored(bench: Bench, ranks: Ranks, areas: list[dict[str, float]]) -> dict[str, Any]:
+    precision, first, tenth = [], [], []
+    sized: dict[str, list[float]] = {name: [] for name in SIZES}
+    for query, order in zip(bench.queries, ranks, strict=True):
+        relevant = np.isin(order, bench.relevant(query))
+        precision.append(average_precision(relevant, len(bench.relevant(query))))
+        first.append(recall_at(relevant, 1))
+        tenth.append(recall_at(relevant, 10))
+        share = np.array([areas[i].get(query.instance, -1.0) for i in order])
+        for name, (low, high) in SIZES.items():
+            inside = (share >= low) & (share < high)
+            if inside.any():  # other sizes of the same thing are neither right nor wrong here
+                sized[name].append(average_precision(inside[~relevant | inside]))
+    by_size = {name: _mean(values) for name, values in sized.items() if values}
+    return {"mAP": _mean(precision), "R@1": _mean(first), "R@10": _mean(tenth), "by_size": by_size}
+
+
+def _chance(bench: Bench) -> dict[str, Any]:
+    n, counts = len(bench.gallery), [len(bench.relevant(query)) for query in bench.queries]
+    return {
+        "mAP": _mean([chance_precision(c, n) for c in counts]),
+        "R@1": _mean([chance_recall(c, n, 1) for c in counts]),
+        "R@10": _mean([chance_recall(c, n, 10) for c in counts]),
+        "by_size": {},
+    }
+
+
+def _detection(bench: Bench, seen: Seen) -> dict[str, float]:
+    """Share of the labelled objects that some found box covers with IoU >= 0.5."""
+    hit = total = boxes = 0
+    for entry, items in zip(bench.gallery, seen.objects, strict=True):
+        found = np.array([item.box for item in items], np.float32)
+        hit += int((iou(entry.boxes, found).max(1) >= 0.5).sum())
+        total += len(entry.objects)
+        boxes += len(items)
+    return {"recall@0.5": round(hit / max(total, 1), 4), "boxes": round(boxes / len(bench.gallery), 2)}
+
+
+def _mean(values: list[float]) -> float:
+    return round(float(np.mean(values)), 2) if values else 0.0
