@@ -31,7 +31,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     help="Find the pictures that hold this one small thing, in Qdrant.",
-    epilog="First steps:  soir demo; soir ingest photos/ --path ./needles; soir search mug.png --path ./needles",
+    epilog="First steps:  soir demo; soir ingest photos/ --path ./db; soir search mug.png --path ./db",
 )
 out, err = Console(), Console(stderr=True)
 

@@ -71,7 +71,7 @@ class VectorSettings(_Frozen):
     whitening: str | None = "shipped"
     dim: int | None = Field(None, ge=8)
     pooling: Literal["mean", "gmp", "mao"] = "gmp"
-    ridge: float = Field(1.0, gt=0)
+    ridge: float = Field(0.3, gt=0)
     by_score: float = Field(0.0, ge=0)
     iterations: int = Field(80, ge=1)
     lr: float = Field(0.1, gt=0)

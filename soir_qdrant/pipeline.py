@@ -46,7 +46,7 @@ def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
 
 
 def feature(encoding: Encoding, name: str) -> Vector:
-    """ "cls": the descriptor; "patches": the patch mean after the last block; "patches-n": n blocks earlier."""
+    """ "cls": the descriptor; "patches": the patch mean after the last block; "patches-n": n earlier."""
     if name == "cls":
         return encoding.descriptor
     return encoding.layers[:, -1 - int(name.partition("-")[2] or 0)]
@@ -68,7 +68,7 @@ class Pipeline:
         encoder: Encoder | None = None,
     ) -> None:
         self.settings = settings or Settings.for_profile()
-        self._given = {"detector": detector, "segmenter": segmenter, "encoder": encoder}
+        self._detector, self._segmenter, self._encoder = detector, segmenter, encoder
 
     def scenes(
         self,
@@ -136,7 +136,7 @@ class Pipeline:
     def crops(
         self, images: list[RGB], objects: list[list[SceneObject]]
     ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-        """All objects of all images, in order: crops, uint8 [K, S, S, 3], and masks, float32 [K, S, S], 0..1."""
+        """All objects of all images, in order: crops, uint8 [K, S, S, 3]; masks, float32 [K, S, S], 0..1."""
         size = self.encoder.input_size
         cut = [
             self._crop(image, item) for image, items in zip(images, objects, strict=True) for item in items
@@ -169,7 +169,7 @@ class Pipeline:
         """The rows that a whitening is fitted on, float32 [K, F]: parts of equal length side by side."""
         names = self.settings.vector.features
         parts = [normalize(feature(encoding, name)) for name in names]
-        return np.concatenate(parts, axis=1) / np.float32(len(parts) ** 0.5)
+        return normalize(np.concatenate(parts, axis=1))
 
     def pool(
         self,
@@ -212,12 +212,13 @@ class Pipeline:
         item = SceneObject(box, mask)
         item = self.segment(image, [item], self.query_segmenter)[0]
         cut, inside = self._crop(image, item)
-        return self.describe(self.encoder.encode(cut[None], inside[None]))[0]
+        row: Vector = self.describe(self.encoder.encode(cut[None], inside[None]))[0]
+        return row
 
     @cached_property
     def encoder(self) -> Encoder:
-        if self._given["encoder"] is not None:
-            return self._given["encoder"]
+        if self._encoder is not None:
+            return self._encoder
         from soir_qdrant.vision.encoder import ViTEncoder
 
         held = self.settings.encoder
@@ -227,16 +228,16 @@ class Pipeline:
 
     @cached_property
     def detector(self) -> Detector | None:
-        if self._given["detector"] is not None:
-            return self._given["detector"]
+        if self._detector is not None:
+            return self._detector
         from soir_qdrant.vision.detector import make_detector
 
         return make_detector(self.settings.detector, self.encoder)
 
     @cached_property
     def segmenter(self) -> Segmenter:
-        if self._given["segmenter"] is not None:
-            return self._given["segmenter"]
+        if self._segmenter is not None:
+            return self._segmenter
         from soir_qdrant.vision.segmenter import make_segmenter
 
         return make_segmenter(self.settings.segmenter)
@@ -263,8 +264,8 @@ class Pipeline:
         whitening = Whitening.load(path or Path(held.whitening).expanduser())
         if whitening.fitted_for != self.whitened:
             raise ConfigError(
-                f"whitening {held.whitening!r} was fitted for {whitening.fitted_for!r}, and the settings ask for "
-                f"{self.whitened!r}: fit one with `soir calibrate`, or set vector.whitening to None"
+                f"whitening {held.whitening!r} was fitted for {whitening.fitted_for!r}, and the settings "
+                f"ask for {self.whitened!r}: fit one with `soir calibrate`, or set vector.whitening to None"
             )
         return whitening.truncated(held.dim)
 
@@ -315,5 +316,5 @@ class Pipeline:
             torch.as_tensor(scene_of, device=block.device),
             MaoSettings(held.iterations, held.lr, held.alpha),
         )
-        rows = refined.cpu().numpy()
+        rows: Vector = refined.cpu().numpy()
         return self.whitening(rows) if self.whitening else rows

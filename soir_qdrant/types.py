@@ -134,7 +134,7 @@ class Detector(Protocol):
     name: str
 
     def detect(self, images: list[RGB]) -> list[Detections]:
-        """images: list of uint8 [H, W, 3], sizes may differ. One Detections each; none found is an empty one."""
+        """images: uint8 [H, W, 3] each, sizes may differ. One Detections each, empty where none is found."""
         ...
 
 
@@ -146,7 +146,7 @@ class Segmenter(Protocol):
 
     def segment(self, image: RGB, boxes: NDArray[np.float32]) -> list[Mask]:
         """image: uint8 [H, W, 3]; boxes: [k, 4]. k masks, bool [h, w], each in the frame of its box
-        rounded outwards to whole pixels. A mask is never empty: where nothing is found it is the whole box."""
+        rounded outwards to whole pixels. Never empty: where nothing is found it is the whole box."""
         ...
 
 

@@ -20,7 +20,13 @@ from soir_qdrant.refine.block import LastBlock
 from soir_qdrant.refine.legrad import normalized, precompute, raw_maps
 from soir_qdrant.refine.mao import MaoSettings, refine
 
-SHAPE = dict(hidden_size=24, num_hidden_layers=2, num_attention_heads=3, image_size=32, patch_size=8)
+SHAPE = {
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "image_size": 32,
+    "patch_size": 8,
+}
 
 
 def dinov2(gated=False):

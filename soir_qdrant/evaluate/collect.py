@@ -6,7 +6,7 @@ what the ingestor stores, and the other methods see the same objects.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,7 +20,7 @@ from soir_qdrant.evaluate.bench import Bench, GalleryImage
 from soir_qdrant.ingest import SoirIngestor
 from soir_qdrant.pipeline import Pipeline
 from soir_qdrant.search import SoirSearcher
-from soir_qdrant.types import RGB, Encoding, LoadedImage, Scene, SceneObject, Vector
+from soir_qdrant.types import RGB, Encoding, LoadedImage, Mask, Scene, SceneObject, Vector
 
 PLAIN = ("global", "mean", "paper")  # methods of plain crops: no masks, no whitening
 COLLECTION = "evaluate"
@@ -144,7 +144,7 @@ def collect(
 
 def labelled(entry: GalleryImage) -> list[SceneObject]:
     """The labelled objects of a scene, with their masks cut to the boxes."""
-    masks = entry.masks() or [None] * len(entry.objects)
+    masks: Sequence[Mask | None] = entry.masks() or [None] * len(entry.objects)
     return [SceneObject(item.box, mask) for item, mask in zip(entry.objects, masks, strict=True)]
 
 

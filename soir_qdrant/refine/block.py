@@ -65,7 +65,7 @@ class LastBlock:
         return self.read(self.forward(tokens))
 
     def read(self, x2: Tensor) -> Tensor:
-        """x2 [B, N, D] -> descriptor [B, D_out]: LN(x2)[CLS], projected; or the attention pooling of LN(x2)."""
+        """x2 [B, N, D] -> descriptor [B, D_out]: LN(x2)[CLS], projected, or LN(x2) pooled by attention."""
         if self.head is not None:
             pooled: Tensor = self.head(self.norm(x2))
             return pooled
@@ -99,7 +99,7 @@ class LastBlock:
 
     def split(self, x: Tensor) -> Tensor:
         """[B, N, D] -> [B, heads, N, D / heads]."""
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return x.view(*x.shape[:-1], self.heads, -1).transpose(1, 2)
 
     @classmethod
     def from_dinov2(cls, model: Any) -> LastBlock:

@@ -82,7 +82,7 @@ def precompute(block: LastBlock, tokens: Tensor) -> LegradConstants:
 
 
 def raw_maps(held: LegradConstants, t: Tensor) -> Tensor:
-    """E(t), [B, M] >= 0 over the M patches (CLS column dropped), differentiable in t. t: [B, D_out], unit rows."""
+    """E(t), [B, M] >= 0 over the M patches (CLS column dropped). t: [B, D_out], unit rows; differentiable."""
     block = held.block
     u = _to_tokens(held, t)
     g = u[:, None] + _through_mlp(held, u)
@@ -100,7 +100,7 @@ def normalized(maps: Tensor) -> Tensor:
 def upsampled(maps: Tensor, size: int) -> Tensor:
     """[B, M] on a square grid -> [B, size, size], bilinear."""
     side = round(maps.shape[-1] ** 0.5)
-    square = maps.unflatten(-1, (1, side, side))
+    square = maps.view(len(maps), 1, side, side)
     return F.interpolate(square, (size, size), mode="bilinear", align_corners=False)[:, 0]
 
 

@@ -37,7 +37,8 @@ def refine(
 
     min over t of mean_i dice(E_i(t / |t|), m_i) + alpha (1 - cos(t, t0)), from t0 = mean_i v_i.
     tokens: [K, N, D], entering the last block, of the crops of all scenes; descriptors: [K, D_out];
-    masks: [K, S, S], 0..1; scene: int64 [K], 0..S-1, rising. Raises ObjectsError for tokens that are no numbers.
+    masks: [K, S, S], 0..1; scene: int64 [K], 0..S-1, rising.
+    Raises ObjectsError for tokens that are no numbers.
     """
     bad = ~torch.isfinite(tokens).flatten(1).all(1)
     if bad.any():

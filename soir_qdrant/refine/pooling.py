@@ -18,7 +18,8 @@ Floats = NDArray[np.floating]
 def normalize(x: Floats) -> Vector:
     """Rows of unit length; a zero row stays zero. x: float [..., D]."""
     x = np.asarray(x, np.float32)
-    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+    unit: Vector = x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+    return unit
 
 
 def mean_pool(vectors: Floats, weights: Floats | None = None) -> Vector:

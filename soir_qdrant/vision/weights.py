@@ -212,7 +212,9 @@ def _trunk(graph: Any, to_array: Any) -> dict[str, NDArray[np.float32]]:
             found[f"{key}.weight"] = to_array(matrix).T
     tables = [to_array(arrays[n]) for n in ("onnx::Concat_1957", "onnx::Reshape_1962")]
     found["embeddings.position_embeddings"] = np.concatenate(tables, axis=1)
-    found["embeddings.mask_token"] = np.zeros((1, CONFIG["hidden_size"]))  # for training only; not exported
+    found["embeddings.mask_token"] = np.zeros(
+        (1, CONFIG["hidden_size"]), np.float32
+    )  # for training only; not exported
     dropped = tuple(f"encoder.layer.{i}." for i in range(BLOCKS, 12))
     kept = {k: np.ascontiguousarray(v, np.float32) for k, v in found.items() if not k.startswith(dropped)}
     expected = 7 + BLOCKS * 18

@@ -1,0 +1,106 @@
+"""One self-contained HTML page of searches: query, hits with the matched box, attention before and after."""
+
+from __future__ import annotations
+
+import base64
+import html
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from soir_qdrant.types import RGB, Box
+
+MATCHED, FOUND = (34, 197, 94), (148, 163, 184)
+STYLE = """
+:root { --ink:#0f172a; --soft:#64748b; --line:#e2e8f0; --right:#16a34a; --wrong:#dc2626 }
+* { box-sizing:border-box } body { margin:0; font:15px/1.5 system-ui,sans-serif; color:var(--ink); background:#f8fafc }
+main { max-width:1180px; margin:0 auto; padding:32px 20px } h1 { font-size:26px; margin:0 0 4px }
+p.lead { color:var(--soft); margin:0 0 20px; max-width:75ch }
+table { border-collapse:collapse; margin:0 0 24px; background:#fff } td,th { border:1px solid var(--line);
+padding:5px 12px; text-align:right } th:first-child,td:first-child { text-align:left }
+section { background:#fff; border:1px solid var(--line); border-radius:10px; padding:16px; margin:0 0 18px }
+.row { display:flex; gap:14px; flex-wrap:wrap; align-items:flex-start }
+figure { margin:0 } figcaption { font-size:12.5px; color:var(--soft); margin-top:4px } img { display:block; border-radius:6px }
+.query img { width:150px; height:150px; object-fit:contain; background:#f1f5f9 } .hit img { width:228px }
+.map img { width:112px; height:112px } .right { color:var(--right); font-weight:600 } .wrong { color:var(--wrong) }
+h2 { font-size:15px; margin:0 0 10px } .maps { margin-top:12px; padding-top:12px; border-top:1px dashed var(--line) }
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """One hit on the page. boxes: the stored objects; matched: the one that matched best."""
+
+    picture: RGB
+    boxes: list[Box]
+    matched: Box | None
+    caption: str
+    right: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """One query on the page. maps: caption and picture of each attention map."""
+
+    name: str
+    query: RGB
+    hits: list[Shown]
+    maps: list[tuple[str, RGB]]
+
+
+def write(file: Path, title: str, lead: str, figures: list[tuple[str, str]], searches: list[Search]) -> None:
+    """Write the page, whole or not at all. figures: name and value, for the table at the top."""
+    rows = "".join(f"<tr><td>{html.escape(k)}</td><td>{html.escape(v)}</td></tr>" for k, v in figures)
+    body = "".join(_section(search) for search in searches)
+    text = (
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title>"
+        f"<meta name=viewport content='width=device-width'><style>{STYLE}</style><main>"
+        f"<h1>{html.escape(title)}</h1><p class=lead>{html.escape(lead)}</p><table>{rows}</table>{body}</main></html>"
+    )
+    part = file.with_name(f".{file.name}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(file)
+
+
+def drawn(hit: Shown, width: int = 456) -> RGB:
+    """The picture at `width`, all stored boxes thin and grey, the matched one thick and green."""
+    scale = width / hit.picture.shape[1]
+    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    picture = cv2.resize(hit.picture, None, fx=scale, fy=scale, interpolation=method)
+    for box in [*hit.boxes, *([hit.matched] if hit.matched else [])]:
+        x0, y0, x1, y1 = (round(v * scale) for v in box)
+        same = box == hit.matched
+        cv2.rectangle(picture, (x0, y0), (x1, y1), MATCHED if same else FOUND, 4 if same else 1, cv2.LINE_AA)
+    return np.asarray(picture, np.uint8)
+
+
+def heat(crop: RGB, weights: NDArray[np.floating]) -> RGB:
+    """A map [S, S], 0..1, laid over its crop, uint8 [S, S, 3]."""
+    colours = cv2.applyColorMap((255 * np.clip(weights, 0, 1)).astype(np.uint8), cv2.COLORMAP_INFERNO)
+    return np.asarray(
+        cv2.addWeighted(crop, 0.45, cv2.cvtColor(colours, cv2.COLOR_BGR2RGB), 0.55, 0), np.uint8
+    )
+
+
+def _section(search: Search) -> str:
+    hits = "".join(
+        f"<figure class=hit>{_image(drawn(hit))}<figcaption><span class={'right' if hit.right else 'wrong'}>"
+        f"{'✓ holds it' if hit.right else '✗ does not'}</span> · {html.escape(hit.caption)}</figcaption></figure>"
+        for hit in search.hits
+    )
+    maps = "".join(
+        f"<figure class=map>{_image(picture)}<figcaption>{html.escape(caption)}</figcaption></figure>"
+        for caption, picture in search.maps
+    )
+    query = f"<figure class=query>{_image(search.query)}<figcaption>the query</figcaption></figure>"
+    tail = f"<div class='row maps'>{maps}</div>" if maps else ""
+    return f"<section><h2>{html.escape(search.name)}</h2><div class=row>{query}{hits}</div>{tail}</section>"
+
+
+def _image(picture: RGB) -> str:
+    quality = [cv2.IMWRITE_JPEG_QUALITY, 82]
+    data = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), quality)[1].tobytes()
+    return f"<img alt='' src='data:image/jpeg;base64,{base64.b64encode(data).decode()}'>"

@@ -1,0 +1,62 @@
+"""The command soir as a user meets it."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from soir_qdrant.cli import app
+
+COMMANDS = ["ingest", "search", "info", "calibrate", "evaluate", "needle", "demo"]
+
+
+def soir(*arguments, **options):
+    command = [sys.executable, "-m", "soir_qdrant", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_an_example(command):
+    done = CliRunner().invoke(app, [command, "--help"])
+    assert done.exit_code == 0
+    assert "Example" in done.output
+
+
+def test_the_package_and_its_help_load_no_torch():
+    code = "import sys, soir_qdrant, soir_qdrant.cli; print('torch' in sys.modules, 'cv2' in sys.modules)"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).split() == ["False", "False"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["ingest", "."], 2, "--path FOLDER or --url URL"),
+        (["search", "x.png", "--box", "1,2,3", "--path", "db"], 2, "x0,y0,x1,y1"),
+        (["search", "x.png", "--filter", '{"must": 3}', "--path", "db"], 2, "Qdrant filter"),
+        (["info", "--path", "db", "--collection", "none"], 3, "no collection 'none'"),
+        (["info", "--profile", "none"], 3, "choose one of embedded, paper"),
+        (["ingest", "empty", "--path", "db"], 3, ".jpg"),
+        (["evaluate", "empty"], 3, "annotations.json"),
+        (["evaluate", "empty", "--format", "instre"], 3, "gallery is missing"),
+    ],
+)
+def test_what_cannot_be_done_is_one_clear_line(arguments, code, said, tmp_path):
+    (tmp_path / "empty").mkdir()
+    done = soir(*arguments, cwd=tmp_path, env={"PATH": "/usr/bin:/bin", "HOME": _home(), "COLUMNS": "200"})
+    assert done.returncode == code, done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_info_names_the_weights_and_their_licence():
+    told = json.loads(CliRunner().invoke(app, ["info", "--json"]).output)
+    assert "MIT" in told["weights"]["licence"]
+    assert told["settings"]["profile"] == "embedded"
+
+
+def _home():
+    from pathlib import Path
+
+    return str(Path.home())

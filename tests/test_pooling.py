@@ -1,0 +1,69 @@
+"""Pooling in closed form: what each object keeps of its similarity, and what a whitening does."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from soir_qdrant.errors import ConfigError
+from soir_qdrant.refine.pooling import Whitening, fit_whitening, generalized_max_pool, mean_pool, normalize
+
+
+def rows(seed, k=8, dim=32, common=0.0):
+    rng = np.random.default_rng(seed)
+    return normalize(rng.normal(size=(k, dim)) + common * np.ones(dim))
+
+
+@given(st.integers(0, 99), st.integers(1, 12))
+def test_generalized_max_pooling_makes_every_object_equally_similar(seed, k):
+    v = rows(seed, k, common=1.0)
+    similarity = v @ generalized_max_pool(v, ridge=1e-6)
+    assert np.ptp(similarity) < 1e-3 * similarity.mean()
+
+
+def test_it_solves_the_equation_of_its_docstring():
+    v = rows(0).astype(float)
+    expected = v.T @ np.linalg.inv(v @ v.T + 0.5 * np.eye(8)) @ np.ones(8)
+    assert np.allclose(generalized_max_pool(v, 0.5), expected / np.linalg.norm(expected), atol=1e-5)
+
+
+def test_a_frequent_object_drowns_a_rare_one_in_the_mean_but_not_here():
+    common, rare = np.eye(2)
+    v = np.stack([common] * 9 + [rare])
+    assert rare @ mean_pool(v) < 0.12
+    assert rare @ generalized_max_pool(v, 0.1) > 0.6
+
+
+@given(st.integers(0, 99))
+def test_a_huge_ridge_is_the_mean(seed):
+    assert np.allclose(generalized_max_pool(rows(seed), 1e9), mean_pool(rows(seed)), atol=1e-5)
+
+
+def test_whitened_rows_have_no_common_direction_left():
+    x = rows(1, 500, 16, common=2.0) @ np.diag(np.linspace(1, 3, 16))
+    white = (x - (w := fit_whitening(x, shrink=1e-6)).mean) @ w.matrix
+    assert np.allclose(np.cov(white, rowvar=False), np.eye(16), atol=0.05)
+
+
+def test_the_first_components_are_a_whitening_of_their_own():
+    x = rows(2, 300, 16)
+    assert np.allclose(fit_whitening(x).truncated(4).matrix, fit_whitening(x, dim=4).matrix)
+
+
+def test_a_whitening_comes_back_from_its_file(tmp_path):
+    made = fit_whitening(rows(3, 100), fitted_for="this encoder")
+    made.save(tmp_path / "w.safetensors")
+    held = Whitening.load(tmp_path / "w.safetensors")
+    assert held.digest == made.digest
+    assert held.fitted_for == "this encoder"
+
+
+def test_what_cannot_be_whitened_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="all rows are equal"):
+        fit_whitening(np.ones((10, 4)))
+    with pytest.raises(ConfigError, match="finite"):
+        fit_whitening(np.full((10, 4), np.nan))
+    with pytest.raises(ConfigError, match="soir calibrate"):
+        Whitening.load(tmp_path / "none.safetensors")
+    with pytest.raises(ConfigError, match="ridge"):
+        generalized_max_pool(rows(0), 0)
