@@ -1,11 +1,11 @@
 """Small object image retrieval for Qdrant: put your pictures in, find them by a crop of one small thing.
 
-    from qdrant_client import QdrantClient
-    from soir_qdrant import SoirIngestor, SoirSearcher
+from qdrant_client import QdrantClient
+from soir_qdrant import SoirIngestor, SoirSearcher
 
-    client = QdrantClient(path="./needles")
-    SoirIngestor(client, collection="scenes").add("photos/")
-    hits = SoirSearcher(client, collection="scenes").search("mug.png", limit=10)
+client = QdrantClient(path="./needles")
+SoirIngestor(client, collection="scenes").add("photos/")
+hits = SoirSearcher(client, collection="scenes").search("mug.png", limit=10)
 """
 
 from __future__ import annotations

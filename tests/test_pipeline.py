@@ -1,0 +1,88 @@
+"""The order of steps, with the real encoder."""
+
+import numpy as np
+import pytest
+
+from soir_qdrant.config import Settings
+from soir_qdrant.errors import ConfigError, ObjectsError
+from soir_qdrant.pipeline import Pipeline
+from soir_qdrant.types import LoadedImage, SceneObject
+from soir_qdrant.vision.crops import crop, full_mask, square
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    return Pipeline(Settings().but(detector={"kind": "none"}))
+
+
+@pytest.fixture(scope="module")
+def picture():
+    """A red and a blue thing on a noisy ground."""
+    rgb = np.random.default_rng(0).integers(90, 150, (240, 320, 3), np.uint8)
+    rgb[40:90, 50:110], rgb[130:200, 200:260] = (220, 30, 30), (30, 60, 220)
+    return LoadedImage(rgb, "picture", None, "0" * 64)
+
+
+THINGS = [SceneObject((50, 40, 110, 90)), SceneObject((200, 130, 260, 200), label="blue")]
+
+
+def test_a_picture_without_objects_is_one_object(pipeline, picture):
+    (scene,) = pipeline.scenes([picture])
+    assert [item.box for item in scene.objects] == [(0, 0, 320, 240)]
+    assert scene.vector.shape == (pipeline.dim,) == (1024,)
+    assert np.isclose(np.linalg.norm(scene.vector), 1, atol=1e-5)
+
+
+def test_each_object_is_similar_to_the_one_vector_and_most_to_itself(pipeline, picture):
+    (scene,) = pipeline.scenes([picture], [THINGS])
+    assert scene.objects[1].label == "blue"
+    assert (scene.object_vectors @ scene.vector > 0.5).all()
+    query = pipeline.query(picture.rgb[125:205, 195:265])
+    assert np.argmax(scene.object_vectors @ query) == 1
+
+
+def test_a_batch_gives_what_single_pictures_give(pipeline, picture):
+    together = pipeline.scenes([picture, picture], [THINGS, None])
+    alone = pipeline.scenes([picture], [THINGS])[0]
+    assert together[0].vector @ alone.vector > 0.999
+    assert len(together[1].objects) == 1
+
+
+def test_the_papers_refinement_is_one_setting_away(picture):
+    settings = Settings().but(
+        detector={"kind": "none"},
+        vector={"features": ("cls",), "whitening": None, "pooling": "mao", "iterations": 5},
+    )
+    pipeline = Pipeline(settings)
+    (scene,) = pipeline.scenes([picture], [THINGS])
+    assert scene.vector.shape == (384,) == (pipeline.dim,)
+    assert "iterations" in pipeline.fingerprint["vector"]
+
+
+def test_settings_that_contradict_are_refused_with_the_fix(picture):
+    with pytest.raises(ConfigError, match="features"):
+        Pipeline(Settings().but(vector={"pooling": "mao"}, detector={"kind": "none"})).scenes([picture])
+    with pytest.raises(ConfigError, match="soir calibrate"):
+        _ = Pipeline(Settings().but(crop={"margin": 0.5})).dim
+    with pytest.raises(ConfigError, match=r"vector\.poolin"):
+        Settings().but(vector={"poolin": "mean"})
+    with pytest.raises(ConfigError, match="choose one of"):
+        Settings.for_profile("unknown")
+
+
+@pytest.mark.parametrize("box", [(10, 10, 30, 20), (0, 0, 5, 5), (300, 230, 320, 240), (-5, -5, 50, 40)])
+def test_a_crop_is_square_and_holds_its_object(picture, box):
+    mask = full_mask(SceneObject(box), 320, 240)
+    pixels, share = crop(picture.rgb, mask, box, 56, margin=0.1)
+    assert pixels.shape == (56, 56, 3)
+    x, y, side = square(box, 320, 240, margin=0.1)
+    inside = mask[max(y, 0) : y + side, max(x, 0) : x + side].sum()
+    assert inside == mask.sum()
+    assert np.isclose(share.mean() * side**2, mask.sum(), rtol=0.15)
+
+
+def test_masks_and_boxes_that_do_not_fit_are_refused():
+    with pytest.raises(ObjectsError, match="mask of shape"):
+        full_mask(SceneObject((0, 0, 10, 10), np.ones((3, 3), bool)), 100, 100)
+    with pytest.raises(ObjectsError, match="holds no pixel"):
+        full_mask(SceneObject((200, 0, 210, 10)), 100, 100)
