@@ -167,13 +167,20 @@ class TestSaliency:
     def test_the_odd_cells_stand_out(self):
         grid = np.random.default_rng(0).normal(size=(20, 30, 8)).astype(np.float32) * 0.1 + 1
         grid[5:7, 8:10] = [-1, 1] * 4
-        for plane in np.moveaxis(saliency.maps(grid), 2, 0):
+        ground = np.ones((20, 30), bool)
+        ground[4:8, 7:11] = False
+        far = saliency.distance(grid - grid.mean(axis=(0, 1)))
+        for plane in (saliency.rarity(grid), saliency.rarity(grid, ground), far):
             assert plane[5:7, 8:10].min() > np.delete(plane.ravel(), [158, 159, 188, 189]).max()
 
-    def test_whitened_components_are_uncorrelated(self):
-        grid = np.random.default_rng(0).normal(size=(16, 16, 12)).astype(np.float32)
-        white = saliency.whiten(grid, 5, 0.0).reshape(-1, 5)
-        np.testing.assert_allclose(white.T @ white / len(white), np.eye(5), atol=1e-4)
+    def test_principal_components_are_those_of_a_full_decomposition(self):
+        rng = np.random.default_rng(0)
+        grid = (rng.normal(size=(30, 40, 60)) * np.geomspace(10, 0.1, 60)).astype(np.float32)
+        coordinates, variance = saliency.principal(grid, 8)
+        cells = grid.reshape(-1, 60) - grid.mean(axis=(0, 1))
+        np.testing.assert_allclose(variance, np.linalg.svd(cells)[1][:8] ** 2 / 1200, rtol=1e-3)
+        white = saliency.whiten(coordinates, variance, 0.0).reshape(-1, 8)
+        np.testing.assert_allclose(white.T @ white / len(white), np.eye(8), atol=1e-3)
 
 
 class TestBoxes:
@@ -211,7 +218,7 @@ class TestFitting:
         for _ in range(60):
             corner = rng.uniform(0, 900, (60, 2))
             quality = rng.uniform(0, 1, (1, 60)) * (rng.random((1, 60)) < 0.4)
-            features = np.zeros((60, 12))
+            features = np.zeros((60, 14))
             features[:, 3] = quality[0] + rng.normal(size=60) * 0.2
             examples.append(Example(np.concatenate([corner, corner + 20], 1), features, quality))
         figures = measure(fit(examples), examples)

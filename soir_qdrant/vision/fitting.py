@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from PIL import Image
 
 from soir_qdrant.vision.boxes import Floats, intersection_over_union, pick
 from soir_qdrant.vision.embedded import DECAY, EmbeddedDetector
-from soir_qdrant.vision.scoring import NAMES, Scoring
+from soir_qdrant.vision.scoring import FIRST, NAMES, Logistic, Scoring
 
 RIDGE = 3.0  # on standardised features
 
@@ -52,13 +52,16 @@ def fit(examples: list[Example]) -> Scoring:
     """The coefficients: candidates count as objects the more, the nearer their IoU is to 0.8."""
     features = np.concatenate([e.features for e in examples])
     best = np.concatenate([e.overlaps.max(axis=0) for e in examples])
-    weights, bias = logistic(features, np.clip((best - 0.3) / 0.5, 0, 1))
-    raw = Scoring(tuple(weights.tolist()), bias, 1.0, 0.0)
+    target = np.clip((best - 0.3) / 0.5, 0, 1)
+    weights, bias = logistic(features[:, :FIRST], target)
+    first = Logistic(tuple(weights.tolist()), bias)
+    weights, bias = logistic(features, target)
+    raw = Scoring(first, Logistic(tuple(weights.tolist()), bias), 1.0, 0.0)
     kept, values = zip(*(_picked(raw, e) for e in examples), strict=True)
     hits = [e.overlaps[:, k].max(axis=0) >= 0.5 for e, k in zip(examples, kept, strict=True)]
     score = np.clip(np.concatenate(values), 1e-6, 1 - 1e-6)
     slope, offset = logistic(np.log(score / (1 - score))[:, None], np.concatenate(hits).astype(float), 0.0)
-    return Scoring(raw.weights, bias, float(slope[0]), offset)
+    return replace(raw, slope=float(slope[0]), offset=offset)
 
 
 def measure(scoring: Scoring, examples: list[Example], threshold: float = 0.2) -> dict[str, float]:
@@ -105,28 +108,26 @@ def examples_of(folder: Path, detector: EmbeddedDetector, most: int = 60) -> lis
 
 
 def _picked(scoring: Scoring, example: Example) -> tuple[NDArray[np.int64], Floats]:
-    return pick(example.boxes, scoring(example.features), iou=0.4, most=25, decay=DECAY)
+    return pick(example.boxes, scoring.second(example.features), iou=0.4, most=25, decay=DECAY)
 
 
 def main(folders: list[str]) -> None:
+    """Two rounds: the features of the second look depend on what the first look was fitted to."""
     from soir_qdrant.vision.encoder import ViTEncoder
 
     for name, source in (("BY_TOKENS", ViTEncoder()), ("CLASSICAL", None)):
         detector = EmbeddedDetector(source)
-        sets = {Path(f).name: examples_of(Path(f), detector) for f in folders}
+        for _ in range(2):
+            sets = {Path(f).name: examples_of(Path(f), detector) for f in folders}
+            detector.scoring = fit([e for part in sets.values() for e in part])
         for left_out, held in sets.items():
             others = [e for key, part in sets.items() if key != left_out for e in part]
-            everything = [e for part in sets.values() for e in part]
-            for kind, scoring in (("others", fit(others or held)), ("all", fit(everything))):
+            for kind, scoring in (("the others", fit(others or held)), ("all", detector.scoring)):
                 figures = ", ".join(f"{k} {v:.3f}" for k, v in measure(scoring, held).items())
                 print(f"{name}, fitted on {kind}, on {left_out}: {figures}")
-        final = fit([e for part in sets.values() for e in part])
-        pairs = ", ".join(f"{n} {w:.3f}" for n, w in zip(NAMES, final.weights, strict=True))
-        print(
-            f"{name}: {pairs}\n{[round(w, 4) for w in final.weights]}, {final.bias:.4f}, "
-            f"{final.slope:.4f}, {final.offset:.4f}",
-            flush=True,
-        )
+        second = zip(NAMES, detector.scoring.second.weights, strict=True)
+        print(f"{name}, second look: " + ", ".join(f"{n} {w:.2f}" for n, w in second))
+        print(f"{name} = {detector.scoring}", flush=True)
 
 
 if __name__ == "__main__":

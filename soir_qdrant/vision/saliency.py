@@ -8,40 +8,56 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
 NEAREST = 0.03  # share of the cells that count as a cell's own kind
+SPARE, ITERATIONS = 16, 8  # of the subspace iteration
 
 
-def whiten(grid: Floats, dims: int, ridge: float) -> Floats:
-    """Principal components of the cells, each scaled by 1 / sqrt(variance + ridge * mean variance).
+def principal(grid: Floats, dims: int) -> tuple[Floats, Floats]:
+    """Coordinates of the cells on their principal components, and the variance along each, falling.
 
-    grid: [h, w, D]. Float32 [h, w, min(dims, D)].
+    grid: [h, w, D]. Float32 [h, w, k] and [k], k = min(dims, D). By subspace iteration: LAPACK's full
+    decomposition takes a hundred times as long where another process holds the cores.
     """
-    cells = grid.reshape(-1, grid.shape[-1]).astype(np.float64)
+    cells = grid.reshape(-1, grid.shape[-1]).astype(np.float32)
     cells = cells - cells.mean(axis=0)
-    variance, axes = np.linalg.eigh(cells.T @ cells / len(cells))
-    variance, axes = np.maximum(variance[::-1][:dims], 0), axes[:, ::-1][:, :dims]
+    covariance = (cells.T @ cells / len(cells)).astype(np.float64)
+    width = min(dims + SPARE, len(covariance))
+    basis = np.random.default_rng(0).normal(size=(len(covariance), width))
+    for _ in range(ITERATIONS):
+        basis, _ = np.linalg.qr(covariance @ basis)
+    variance, turn = np.linalg.eigh(basis.T @ covariance @ basis)
+    axes, variance = (basis @ turn)[:, ::-1][:, :dims], np.maximum(variance[::-1][:dims], 0)
+    coordinates = cells @ axes.astype(np.float32)
+    return coordinates.reshape(*grid.shape[:2], -1), variance.astype(np.float32)
+
+
+def whiten(coordinates: Floats, variance: Floats, ridge: float) -> Floats:
+    """Each principal coordinate over sqrt(its variance + ridge * mean variance). Float32 [h, w, k]."""
     scale = np.sqrt(variance + ridge * variance.mean() + 1e-9)
-    return np.asarray((cells @ axes / scale).reshape(*grid.shape[:2], -1), np.float32)
+    return np.asarray(coordinates / scale, np.float32)
 
 
-def rarity(grid: Floats) -> Floats:
+def rarity(grid: Floats, ground: NDArray[np.bool_] | None = None) -> Floats:
     """1 - mean cosine with the cells most like it: low for cells of the background, which are many.
 
-    grid: [h, w, D]. Float32 [h, w].
+    grid: [h, w, D]. ground: bool [h, w], the cells to compare with (all). Float32 [h, w], with mean 0 and
+    deviation 1.
     """
     cells = grid.reshape(-1, grid.shape[-1])
     cells = cells / np.maximum(np.linalg.norm(cells, axis=1, keepdims=True), 1e-9)
-    likeness = cells @ cells.T
-    count = max(1, int(NEAREST * len(cells)))
-    nearest = np.partition(likeness, len(cells) - count, axis=1)[:, -count:]
-    return np.asarray((1 - nearest.mean(axis=1)).reshape(grid.shape[:2]), np.float32)
+    others = cells if ground is None else cells[ground.ravel()]
+    count = max(1, int(NEAREST * len(others)))
+    nearest = np.partition(cells @ others.T, len(others) - count, axis=1)[:, -count:]
+    return _standard(1 - nearest.mean(axis=1).reshape(grid.shape[:2]))
 
 
-def maps(grid: Floats) -> Floats:
-    """Two maps of what stands out, each with mean 0 and deviation 1 over the image: rarity, and the
-    distance from the mean cell among whitened ones. Float32 [h, w, 2].
-    """
-    found = rarity(grid), np.linalg.norm(whiten(grid, 32, 1.0), axis=2)
-    return np.stack([(m - m.mean()) / (m.std() + 1e-6) for m in found], axis=2).astype(np.float32)
+def distance(white: Floats) -> Floats:
+    """Distance of each cell from the mean cell. white: [h, w, k], see `whiten`. Float32 [h, w], with mean 0
+    and deviation 1."""
+    return _standard(np.linalg.norm(white, axis=2))
+
+
+def _standard(plane: Floats) -> Floats:
+    return np.asarray((plane - plane.mean()) / (plane.std() + 1e-6), np.float32)
 
 
 def resample(channels: Floats, *, size: tuple[int, int] | None = None, blur: float = 0.0) -> Floats:
