@@ -260,7 +260,7 @@ def needle(
 @app.command(epilog="Example:  soir demo --out build/demo")
 def demo(
     folder: Annotated[Path, typer.Option("--out", help="where to write index.html")] = Path("build/demo"),
-    scenes: Annotated[int, typer.Option(min=10, max=60)] = 40,
+    scenes: Annotated[int, typer.Option(min=10, max=60)] = 32,
 ) -> None:
     """Generate scenes, ingest them into embedded Qdrant, search, and write a page of what was found."""
     from soir_qdrant.demo import run

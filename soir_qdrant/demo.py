@@ -28,7 +28,7 @@ from soir_qdrant.types import RGB, Box, Hit, SceneObject
 TARGETS, SHOWN, EXPLAINED, TOP = 12, 8, 4, 4
 
 
-def run(folder: Path, *, scenes: int = 40) -> Path:
+def run(folder: Path, *, scenes: int = 32) -> Path:
     """Make `scenes` scenes, ingest them, search, print a table and write FOLDER/index.html. Resumable."""
     console, start = Console(), time.perf_counter()
     folder.mkdir(parents=True, exist_ok=True)
