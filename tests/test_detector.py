@@ -121,6 +121,15 @@ class TestEmbedded:
         found = make_detector(DetectorSettings(), encoder).detect([image])[0]
         assert (intersection_over_union(boxes * factor, found.boxes).max(axis=1) >= 0.5).all()
 
+    def test_shallow_encoder_gives_the_tokens_it_has(self):
+        class Shallow(ColourTokens):
+            def tokens(self, images, *, skip=0):
+                return [super().tokens(images)][-1 - skip]
+
+        image, _ = scene()
+        deep, shallow = (EmbeddedDetector(e).detect([image])[0] for e in (ColourTokens(), Shallow()))
+        np.testing.assert_array_equal(shallow.boxes, deep.boxes)
+
     def test_settings_are_kept(self):
         image, _ = scene()
         everything = EmbeddedDetector(ColourTokens(), threshold=0.0, most=25).detect([image])[0]

@@ -113,10 +113,16 @@ class EmbeddedDetector:
         fitted = cv2.resize(image, (width * cell, height * cell), interpolation=cv2.INTER_AREA)
         if self.source is None:
             return saliency.cell_descriptors(fitted, cell)
-        tokens = self.source.tokens(fitted[None], skip=SKIP)[0, -height * width :]
-        return np.asarray(tokens.cpu().numpy() if hasattr(tokens, "cpu") else tokens, np.float32).reshape(
-            height, width, -1
-        )
+        found = _tokens(self.source, fitted)[0, -height * width :]
+        tokens = found.cpu().numpy() if hasattr(found, "cpu") else found
+        return np.asarray(tokens, np.float32).reshape(height, width, -1)
+
+
+def _tokens(source: TokenSource, image: RGB) -> Any:
+    try:
+        return source.tokens(image[None], skip=SKIP)
+    except IndexError:  # an encoder of so few blocks has none that far back
+        return source.tokens(image[None], skip=0)
 
 
 def _fit(height: int, width: int, area: int) -> tuple[int, int]:
