@@ -130,6 +130,10 @@ class TestEmbedded:
         deep, shallow = (EmbeddedDetector(e).detect([image])[0] for e in (ColourTokens(), Shallow()))
         np.testing.assert_array_equal(shallow.boxes, deep.boxes)
 
+    def test_one_colour_holds_no_object(self):
+        for encoder in (ColourTokens(), None):
+            assert len(EmbeddedDetector(encoder).detect([ODD["constant"]])[0].boxes) == 0
+
     def test_settings_are_kept(self):
         image, _ = scene()
         everything = EmbeddedDetector(ColourTokens(), threshold=0.0, most=25).detect([image])[0]
