@@ -7,7 +7,7 @@ what the ingestor stores, and the other methods see the same objects.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,7 +63,7 @@ class RecordingPipeline(Pipeline):
         found = super().scenes(images, objects, seconds)
         ends = np.cumsum([len(scene.objects) for scene in found])
         self.seen.rows += np.split(self._last, ends[:-1])
-        self.seen.objects += [scene.objects for scene in found]
+        self.seen.objects += [tuple(replace(o, mask=None) for o in scene.objects) for scene in found]
         for image, scene in zip(images, found, strict=True):
             for method, vector in self._plain(image.rgb, scene.objects).items():
                 self.seen.plain.setdefault(method, []).append(vector)

@@ -30,7 +30,7 @@ class Family:
 
     embed: pixels [B, 3, H, W] -> tokens [B, N, D] that enter the first block, position table interpolated.
     blocks: the list of blocks. last_block: holder of the last one and the read-out.
-    normalisation: mean and standard deviation of the pixels.
+    normalisation: mean and standard deviation of the pixels. options: what each block is called with.
     """
 
     loader: str
@@ -38,6 +38,7 @@ class Family:
     blocks: Callable[[Any], nn.ModuleList]
     last_block: Callable[[Any], LastBlock]
     normalisation: tuple[tuple[float, float, float], tuple[float, float, float]]
+    options: dict[str, Any]
 
 
 def _embed_clip(model: Any, pixels: Tensor) -> Tensor:
@@ -59,6 +60,7 @@ FAMILIES = {
         lambda m: m.encoder.layer,
         LastBlock.from_dinov2,
         IMAGENET,
+        {},
     ),
     "clip": Family(
         "CLIPVisionModelWithProjection",
@@ -66,6 +68,7 @@ FAMILIES = {
         lambda m: getattr(m, "vision_model", m).encoder.layers,
         LastBlock.from_clip,
         OPENAI,
+        {"attention_mask": None},
     ),
     "siglip": Family(
         "SiglipVisionModel",
@@ -73,6 +76,7 @@ FAMILIES = {
         lambda m: getattr(m, "vision_model", m).encoder.layers,
         LastBlock.from_siglip,
         HALF,
+        {"attention_mask": None},
     ),
 }
 
@@ -156,7 +160,7 @@ class ViTEncoder:
         x = self._family.embed(self._model, (pixels * self._scale + self._shift).to(self.dtype))
         found = []
         for block in self._blocks:
-            x = block(x)
+            x = block(x, **self._family.options)
             x = x[0] if isinstance(x, tuple) else x
             found.append(x.float())
         return found
