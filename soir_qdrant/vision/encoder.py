@@ -140,7 +140,7 @@ class ViTEncoder:
         Float32 tokens [B, N, D] that enter the last block (`skip` blocks earlier, where asked).
         """
         with torch.inference_mode():
-            return self._trunk(images)[-1 - skip]
+            return self._trunk(images, skip)[-1]
 
     def _encode(self, crops: NDArray[np.uint8], masks: NDArray[np.float32]) -> tuple[Tensor, Tensor, Tensor]:
         block = self.last_block
@@ -154,12 +154,12 @@ class ViTEncoder:
             ]
             return block.read(last), torch.stack(means, 1), trunk[-1]
 
-    def _trunk(self, images: NDArray[np.uint8]) -> list[Tensor]:
-        """Tokens after each block but the last, float32, oldest first."""
+    def _trunk(self, images: NDArray[np.uint8], skip: int = 0) -> list[Tensor]:
+        """Tokens after each block but the last and `skip` more (one runs at least), float32, oldest first."""
         pixels = torch.from_numpy(np.ascontiguousarray(images)).to(self.device).permute(0, 3, 1, 2)
         x = self._family.embed(self._model, (pixels * self._scale + self._shift).to(self.dtype))
         found = []
-        for block in self._blocks:
+        for block in self._blocks[: max(len(self._blocks) - skip, 1)]:
             x = block(x, **self._family.options)
             x = x[0] if isinstance(x, tuple) else x
             found.append(x.float())
