@@ -210,7 +210,7 @@ def evaluate(
     profile: ProfileOption = "embedded",
     whitening: WhiteningOption = None,
     format_: Annotated[
-        str, typer.Option("--format", help="needle, voxdet, instre or permir: see docs/evaluation.md")
+        str, typer.Option("--format", help="needle, voxdet, owid, instre or permir: see docs/evaluation.md")
     ] = "needle",
 ) -> None:
     """Compare ways to search on a labelled folder: mAP, R@1, R@10 in percent."""
@@ -245,12 +245,21 @@ def needle(
     shipped: Annotated[
         bool, typer.Option(help="only the pictures that ship; else fetched by npm and apt")
     ] = False,
+    things: Annotated[
+        Path | None, typer.Option(help="your own: a folder of cut-outs, one object each")
+    ] = None,
+    grounds: Annotated[Path | None, typer.Option(help="your own: photographs to lay them on")] = None,
 ) -> None:
     """Generate a NeedleBench: labelled scenes with small objects in photographs."""
     from soir_qdrant.evaluate.needle import generate
     from soir_qdrant.evaluate.sources import Sources
 
-    sources = Sources.shipped() if shipped else Sources.full(fetch=True)
+    if (things is None) != (grounds is None):
+        raise typer.BadParameter("--things and --grounds go together")
+    if things is not None and grounds is not None:
+        sources = Sources.folders(things, grounds)
+    else:
+        sources = Sources.shipped() if shipped else Sources.full(fetch=True)
     made = generate(
         folder, split=split, track=track, scenes=scenes, targets=targets, seed=seed, sources=sources
     )

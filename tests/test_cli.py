@@ -39,7 +39,7 @@ def test_the_package_and_its_help_load_no_torch():
         (["info", "--profile", "none"], 3, "choose one of embedded, paper"),
         (["ingest", "empty", "--path", "db"], 3, ".jpg"),
         (["evaluate", "empty"], 3, "annotations.json"),
-        (["evaluate", "empty", "--format", "instre"], 3, "gallery is missing"),
+        (["evaluate", "empty", "--format", "instre"], 3, "anns.pt is missing"),
     ],
 )
 def test_what_cannot_be_done_is_one_clear_line(arguments, code, said, tmp_path):

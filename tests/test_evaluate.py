@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from soir_qdrant.calibrate import Moments
 from soir_qdrant.cli import app
 from soir_qdrant.errors import DatasetError
-from soir_qdrant.evaluate.compare import METHODS
+from soir_qdrant.evaluate.compare import METHODS, evaluate
 from soir_qdrant.evaluate.datasets import load
 from soir_qdrant.evaluate.needle import generate
 from soir_qdrant.evaluate.sources import Sources
@@ -78,31 +78,85 @@ def picture(file):
     Image.new("RGB", (64, 48)).save(file)
 
 
-def test_the_published_layouts_are_read(tmp_path):
-    for name in ("scene.jpg", "query.jpg"):
-        picture(tmp_path / "set" / name)
-    entry = {"instance": "mug", "bbox": [1, 2, 10, 20]}
-    held = {"gallery": {"scene.jpg": [entry]}, "queries": [{"file": "query.jpg", "instance": "mug"}]}
-    torch.save(held, tmp_path / "set" / "anns.pt")
-    (tmp_path / "set" / "permir.json").write_text(json.dumps(held))
-    for part in ("gallery", "queries"):
-        picture(tmp_path / "set" / part / "a.jpg")
-        (tmp_path / "set" / part / "a.txt").write_text("mug 1 2 10 20\n")
-    for layout in ("voxdet", "permir", "instre"):
-        bench = load(tmp_path / "set", layout)
-        assert bench.gallery[0].objects[0].box == (1, 2, 11, 22)
-        assert bench.relevant(bench.queries[0]) == [0]
+def published(folder):
+    """The authors' file: tuples of NumPy integers, paths of another machine, a picture of another part."""
+    for name in ("test/scene.jpg", "test_video/mug_3/rgb/0.jpg", "P2/other.jpg"):
+        picture(folder / name)
+    i = np.int64
+    held = {
+        "/far/away/test/scene.jpg": {
+            "is_query": False,
+            "ins": [3, 5],
+            "bbox": [(i(1), i(2), i(11), i(22)), (30.0, 4.0, 40.5, 20.0)],
+            "mask": [],
+            "set": "RoboTools",
+        },
+        "/far/away/test_video/mug_3/rgb/0.jpg": {
+            "is_query": True,
+            "ins": 3,
+            "bbox": (i(5), i(5), i(50), i(40)),
+            "mask": {"counts": [1, 2], "size": [48, 64]},
+            "set": "RoboTools",
+        },
+        "/far/away/P2/other.jpg": {"is_query": False, "ins": [3], "bbox": [(0, 0, 9, 9)], "set": "OWID"},
+    }
+    torch.save(held, folder / "anns.pt")
+    return folder
 
 
-@pytest.mark.parametrize("layout", ["needle", "voxdet", "permir", "instre", "none"])
+def test_voxdet_is_read_as_its_authors_write_it(tmp_path):
+    bench = load(published(tmp_path), "voxdet")
+    assert [image.file.name for image in bench.gallery] == ["scene.jpg"]
+    assert bench.gallery[0].objects[0].box == (1, 2, 11, 22)
+    assert bench.gallery[0].instances == ["3", "5"]
+    assert bench.queries[0].box == (5, 5, 50, 40)
+    assert bench.relevant(bench.queries[0]) == [0]
+
+
+@pytest.mark.parametrize("layout", ["instre", "permir"])
+def test_sets_of_one_object_a_picture_are_read_from_the_same_layout(layout, tmp_path):
+    for name in ("a.jpg", "b.jpg", "q.jpg", "alone.jpg"):
+        picture(tmp_path / name)
+    held = {
+        "a.jpg": {"is_query": False, "ins": 0, "bbox": [10, 10, 20, 20], "obj_name": "chair"},
+        "b.jpg": {"is_query": False, "ins": 1, "bbox": None},
+        "q.jpg": {"is_query": True, "ins": 0, "bbox": [0, 0, 64, 48]},
+        "alone.jpg": {"is_query": True, "ins": 9, "bbox": None},  # nothing to be found: left out
+    }
+    torch.save(held, tmp_path / "annotations.pt")
+    bench = load(tmp_path / "annotations.pt", layout)
+    assert [image.objects[0].box for image in bench.gallery] == [(10, 10, 20, 20), (0, 0, 64, 48)]
+    assert [query.file.name for query in bench.queries] == ["q.jpg"]
+
+
+@pytest.mark.parametrize("layout", ["needle", "voxdet", "owid", "permir", "instre", "none"])
 def test_a_missing_set_says_what_is_missing(layout, tmp_path):
     with pytest.raises(DatasetError, match=r"missing|annotations\.json|choose one"):
         load(tmp_path, layout)
 
 
-def test_annotations_that_do_not_fit_are_refused(tmp_path):
-    (tmp_path / "anns.pt").write_bytes(b"not torch")
-    (tmp_path / "permir.json").write_text('{"gallery": [], "queries": []}')
-    for layout in ("voxdet", "permir"):
-        with pytest.raises(DatasetError, match=r"anns\.pt|permir\.json"):
-            load(tmp_path, layout)
+@pytest.mark.parametrize(
+    ("held", "said"),
+    [
+        (b"not torch", "not readable"),
+        ([1], "holds a list"),
+        ({"a.jpg": {"is_query": False}}, "a.jpg"),
+        ({"a.jpg": {"is_query": False, "ins": [1], "bbox": [(5, 5, 5, 9)]}}, "empty"),
+        ({"b.jpg": {"is_query": False, "ins": [1], "bbox": [(5, 5, 8, 9)]}}, "b.jpg"),
+        ({"a.jpg": {"is_query": False, "ins": [1], "bbox": [(5, 5, 8, 9)]}}, "0 queries"),
+    ],
+)
+def test_annotations_that_do_not_fit_are_refused(held, said, tmp_path):
+    picture(tmp_path / "a.jpg")
+    if isinstance(held, bytes):
+        (tmp_path / "anns.pt").write_bytes(held)
+    else:
+        torch.save(held, tmp_path / "anns.pt")
+    with pytest.raises(DatasetError, match=said):
+        load(tmp_path, "voxdet")
+
+
+@pytest.mark.slow
+def test_a_published_set_is_evaluated(tmp_path):
+    results = evaluate(load(published(tmp_path), "voxdet"), methods=("global", "default", "objects"))
+    assert results["default"]["mAP"] == 100  # of one picture

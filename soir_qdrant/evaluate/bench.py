@@ -57,10 +57,11 @@ class GalleryImage:
 
 @dataclass(frozen=True, slots=True)
 class BenchQuery:
-    """A crop of one thing; right answers are the scenes with an object of the same instance."""
+    """A crop of one thing, or a picture with it in `box`; right answers are the scenes with that instance."""
 
     file: Path
     instance: str
+    box: Box | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,9 +18,11 @@ from soir_qdrant.config import Settings
 from soir_qdrant.errors import DatasetError
 from soir_qdrant.evaluate.bench import Bench, GalleryImage
 from soir_qdrant.ingest import SoirIngestor
+from soir_qdrant.objects import clip_box
 from soir_qdrant.pipeline import Pipeline
 from soir_qdrant.search import SoirSearcher
-from soir_qdrant.types import RGB, Encoding, LoadedImage, Mask, Scene, SceneObject, Vector
+from soir_qdrant.types import RGB, Box, Encoding, LoadedImage, Mask, Scene, SceneObject, Vector
+from soir_qdrant.vision.crops import whole_box
 
 PLAIN = ("global", "mean", "paper")  # methods of plain crops: no masks, no whitening
 COLLECTION = "evaluate"
@@ -131,11 +133,12 @@ def collect(
     searcher = SoirSearcher(client, COLLECTION, pipeline=pipeline)
     for query in bench.queries:
         image = pictures.load(query.file)
-        vector = pipeline.query(image.rgb, mask=image.alpha)
+        vector = pipeline.query(image.rgb, box=query.box, mask=image.alpha)
         pipeline.seen.query_rows.append(pipeline._last[0])
         pipeline.seen.query_vectors.append(vector)
         if set(PLAIN) & set(methods):
-            pipeline.seen.query_plain.append(pipeline.plain(whole_crop(pipeline, image.rgb))[0])
+            seen = image.rgb if query.box is None else cut(image.rgb, query.box)
+            pipeline.seen.query_plain.append(pipeline.plain(whole_crop(pipeline, seen))[0])
         hits = searcher.search(vector, limit=len(bench.gallery))
         pipeline.seen.ranks.append(np.array([int(hit.id) for hit in hits]))
         advance()
@@ -146,6 +149,12 @@ def labelled(entry: GalleryImage) -> list[SceneObject]:
     """The labelled objects of a scene, with their masks cut to the boxes."""
     masks: Sequence[Mask | None] = entry.masks() or [None] * len(entry.objects)
     return [SceneObject(item.box, mask) for item, mask in zip(entry.objects, masks, strict=True)]
+
+
+def cut(image: RGB, box: Box) -> RGB:
+    """The pixels of the box, rounded outwards."""
+    x0, y0, x1, y1 = whole_box(clip_box(box, image.shape[1], image.shape[0]), image.shape[1], image.shape[0])
+    return image[y0:y1, x0:x1]
 
 
 def whole_crop(pipeline: Pipeline, image: RGB) -> NDArray[np.uint8]:

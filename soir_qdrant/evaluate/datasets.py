@@ -1,136 +1,181 @@
-"""Published small-object sets as a `Bench`, laid out as docs/evaluation.md says; nothing is downloaded."""
+"""Published small-object sets as a `Bench`, in the one layout that the authors of MaO use for all of them.
+
+A torch file holds `{picture: {"is_query", "bbox", "ins", "set"?, "mask"?}}`; see docs/evaluation.md. Nothing
+is downloaded. Masks are left alone: a box is all that is read of an object.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from pathlib import Path
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 from typing import Any
+
+from PIL import Image
 
 from soir_qdrant.errors import DatasetError
 from soir_qdrant.evaluate import bench
 from soir_qdrant.evaluate.bench import Bench, BenchObject, BenchQuery, GalleryImage
+from soir_qdrant.types import Box
 
-Entry = dict[str, Any]
-
-
-def load(folder: Path, layout: str = "needle") -> Bench:
-    """layout: "needle", "voxdet", "instre" or "permir". Raises DatasetError saying what is missing and where
-    the set can be had."""
-    if layout not in LAYOUTS:
-        raise DatasetError(f"layout {layout!r}: choose one of {', '.join(LAYOUTS)}")
-    return LAYOUTS[layout](folder.expanduser().resolve())
+NAMES = ("anns.pt", "annotations.pt")
 
 
-def voxdet(folder: Path) -> Bench:
-    """VoxDet-SoIR: `anns.pt`, a dict with "gallery" and "queries", beside the pictures it names.
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A set in that layout. origin: where to get it. part: the one "set" whose entries are read (all)."""
 
-    gallery: file -> list of {"instance", "bbox": [x, y, w, h]}; queries: list of {"file", "instance"}.
-    """
-    import torch
-
-    file = folder / "anns.pt"
-    _need(
-        file,
-        "VoxDet-SoIR: the authors of arXiv 2503.07038 publish it beside their code; VoxDet's pictures "
-        "come from github.com/Jaraxxus-Me/VoxDet",
-    )
-    try:
-        held = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a file that is not its own
-        raise DatasetError(f"{file}: not readable by torch.load(weights_only=True): {error}") from error
-    return _bench(folder, held, file)
+    title: str
+    origin: str
+    part: str | None = None
 
 
-def permir(folder: Path) -> Bench:
-    """PerMiR: `permir.json` in the layout of `voxdet`, beside the pictures it names."""
-    file = folder / "permir.json"
-    _need(file, "PerMiR: github.com/NVlabs/PDM publishes it")
-    try:
-        held = json.loads(file.read_text())
-    except ValueError as error:
-        raise DatasetError(f"{file}: not JSON ({error})") from error
-    return _bench(folder, held, file)
-
-
-def instre(folder: Path) -> Bench:
-    """INSTRE-XS and -XXS: for each picture a text file of its name with one line "class x y w h" per object;
-    gallery/ and queries/ hold the pictures, and the first line of a query's file names its thing."""
-    gallery, queries = folder / "gallery", folder / "queries"
-    for part in (gallery, queries):
-        _need(
-            part,
-            "INSTRE: www.vipl.ict.ac.cn publishes it; make gallery/ and queries/ by the lists of arXiv "
-            "2503.07038",
-        )
-    images = [
-        GalleryImage(p, None, [BenchObject(name, box) for name, box in _lines(p)]) for p in _pictures(gallery)
-    ]
-    asked = [BenchQuery(p, _lines(p)[0][0]) for p in _pictures(queries)]
-    return _checked(Bench(folder, images, asked))
-
-
-LAYOUTS: dict[str, Callable[[Path], Bench]] = {
-    "needle": bench.load,
-    "voxdet": voxdet,
-    "instre": instre,
-    "permir": permir,
+SETS = {
+    "voxdet": Published(
+        "VoxDet-SoIR",
+        "get the pictures from github.com/Jaraxxus-Me/VoxDet, and make the file with create_dataset.py of "
+        "github.com/pihash2k/VoxDet-SoIR",
+        part="RoboTools",
+    ),
+    "owid": Published("OWID, the synthetic part of VoxDet-SoIR", "as for voxdet", part="OWID"),
+    "instre": Published(
+        "INSTRE-XS or -XXS",
+        "get the pictures from the authors of INSTRE (Wang and Jiang, ACM TOMM 2015), and the file from "
+        "those of arXiv 2503.07038",
+    ),
+    "permir": Published(
+        "PerMiR",
+        "get the pictures from github.com/NVlabs/PDM, and the file from the authors of arXiv 2503.07038",
+    ),
 }
 
 
-def _bench(folder: Path, held: Any, file: Path) -> Bench:
-    try:
-        images = [
-            GalleryImage(_picture(folder, name), None, [_object(entry) for entry in entries])
-            for name, entries in held["gallery"].items()
-        ]
-        asked = [BenchQuery(_picture(folder, q["file"]), str(q["instance"])) for q in held["queries"]]
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise DatasetError(f"{file}: not laid out as docs/evaluation.md says ({error!r})") from error
-    return _checked(Bench(folder, images, asked))
+def load(path: Path, layout: str = "needle") -> Bench:
+    """layout: "needle", or a key of SETS. path: the folder, or for a published set its torch file as well.
+
+    Raises DatasetError saying what is missing and where the set can be had.
+    """
+    path = path.expanduser().resolve()
+    if layout == "needle":
+        return bench.load(path)
+    if layout not in SETS:
+        raise DatasetError(f"layout {layout!r}: choose one of {', '.join(('needle', *SETS))}")
+    return _published(path, SETS[layout])
 
 
-def _object(entry: Entry) -> BenchObject:
-    x, y, width, height = (float(v) for v in entry["bbox"])
-    return BenchObject(str(entry["instance"]), (x, y, x + width, y + height))
-
-
-def _lines(picture: Path) -> list[tuple[str, tuple[float, float, float, float]]]:
-    file = picture.with_suffix(".txt")
-    _need(file, "it should hold a line 'class x y w h' for each object of the picture")
-    rows = []
-    for number, line in enumerate(file.read_text().splitlines(), 1):
+def _published(path: Path, chosen: Published) -> Bench:
+    file = _annotations(path, chosen)
+    where = _Pictures(file.parent)
+    gallery: list[GalleryImage] = []
+    queries: list[BenchQuery] = []
+    for name, entry in _read(file).items():
         try:
-            name, *numbers = line.split()
-            x, y, width, height = (float(v) for v in numbers)
-        except ValueError as error:
-            raise DatasetError(f"{file}, line {number}: expected 'class x y w h', found {line!r}") from error
-        rows.append((name, (x, y, x + width, y + height)))
-    if not rows:
-        raise DatasetError(f"{file}: empty")
-    return rows
+            if chosen.part is not None and entry.get("set", chosen.part) != chosen.part:
+                continue
+            if entry.get("is_query", False):
+                queries.append(BenchQuery(where(name), str(entry["ins"]), _box(entry.get("bbox"))))
+            else:
+                picture = where(name)
+                gallery.append(GalleryImage(picture, None, _objects(entry, picture)))
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise DatasetError(
+                f"{file}: entry {name!r} is not as docs/evaluation.md says ({error!r})"
+            ) from error
+    if not gallery or not queries:
+        raise DatasetError(
+            f"{file}: {len(gallery)} gallery pictures, {len(queries)} queries: not {chosen.title}"
+        )
+    made = Bench(file.parent, gallery, queries)
+    known = {o.instance for image in gallery for o in image.objects}
+    asked = [query for query in queries if query.instance in known]
+    if not asked:
+        raise DatasetError(f"{file}: no query shows anything that the gallery holds")
+    return Bench(made.root, gallery, asked)  # a query without a right answer has no average precision
 
 
-def _pictures(folder: Path) -> list[Path]:
-    found = sorted(p for p in folder.iterdir() if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
-    if not found:
-        raise DatasetError(f"{folder}: no pictures there")
-    return found
+def _annotations(path: Path, chosen: Published) -> Path:
+    if path.is_file():
+        return path
+    for name in NAMES:
+        if (path / name).is_file():
+            return path / name
+    raise DatasetError(f"{path / NAMES[0]} is missing. {chosen.title}: {chosen.origin}")
 
 
-def _picture(folder: Path, name: str) -> Path:
-    file = folder / name
-    _need(file, "the annotations name it")
-    return file
+def _read(file: Path) -> dict[str, Any]:
+    import torch
+
+    try:  # boxes are tuples of NumPy integers in the authors' own files
+        with torch.serialization.safe_globals(_numpy_scalars()):
+            held = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a file that is not its own
+        raise DatasetError(f"{file}: not readable by torch.load(weights_only=True): {error}") from error
+    if not isinstance(held, dict):
+        raise DatasetError(f"{file}: holds a {type(held).__name__}, not one entry per picture")
+    return held
 
 
-def _need(file: Path, where: str) -> None:
-    if not file.exists():
-        raise DatasetError(f"{file} is missing. {where}")
+def _numpy_scalars() -> list[Any]:
+    """What a pickled NumPy scalar or array is made of: plain data, no code."""
+    import numpy as np
+
+    kinds: list[Any] = [np.dtype, np.ndarray, type(np.dtype("int64")), type(np.dtype("int32"))]
+    kinds += [type(np.dtype(name)) for name in ("float32", "float64", "uint8", "bool")]
+    core = np._core.multiarray  # type: ignore[attr-defined]
+    old = "numpy.core.multiarray"  # NumPy 1 wrote this name
+    for function in (core.scalar, core._reconstruct):
+        kinds += [function, (function, f"{old}.{function.__name__}")]
+    return kinds
 
 
-def _checked(made: Bench) -> Bench:
-    for query in made.queries:
-        if not made.relevant(query):
-            raise DatasetError(f"{query.file}: no picture of the gallery holds {query.instance!r}")
-    return made
+def _objects(entry: dict[str, Any], picture: Path) -> list[BenchObject]:
+    """ins and bbox are lists side by side, or one of each; a picture without a box is one object."""
+    instances, boxes = entry["ins"], entry.get("bbox")
+    if not isinstance(instances, list):
+        instances, boxes = [instances], [boxes]
+    elif boxes is None:
+        boxes = [None] * len(instances)
+    pairs = zip(instances, boxes, strict=True)
+    return [BenchObject(str(name), _box(box) or _whole(picture)) for name, box in pairs]
+
+
+def _whole(picture: Path) -> Box:
+    try:
+        with Image.open(picture) as image:
+            return 0.0, 0.0, float(image.width), float(image.height)
+    except OSError as error:
+        raise DatasetError(f"{picture}: not readable as an image ({error})") from error
+
+
+def _box(values: Any) -> Box | None:
+    """x0, y0, x1, y1 in pixels; None where there is none."""
+    if values is None or len(values) == 0:
+        return None
+    x0, y0, x1, y1 = (float(v) for v in values)
+    if not (x0 < x1 and y0 < y1):
+        raise ValueError(f"box {(x0, y0, x1, y1)} is empty")
+    return max(x0, 0.0), max(y0, 0.0), x1, y1
+
+
+class _Pictures:
+    """Finds pictures that are named by the paths of the machine the file was made on."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.skip = 0  # leading parts of a name that are not here: the same for all of them
+
+    def __call__(self, name: Any) -> Path:
+        given = Path(str(name))
+        parts = PurePosixPath(str(name).replace("\\", "/")).parts
+        found = given if given.is_absolute() and given.is_file() else self._below(parts)
+        if found is None:
+            raise DatasetError(
+                f"{self.root}: picture {str(name)!r} is missing, though the annotations name it"
+            )
+        return found
+
+    def _below(self, parts: tuple[str, ...]) -> Path | None:
+        for skip in (self.skip, *range(len(parts))):
+            if parts[skip:] and (self.root.joinpath(*parts[skip:])).is_file() and parts[skip] != "/":
+                self.skip = skip
+                return self.root.joinpath(*parts[skip:])
+        return None

@@ -85,6 +85,12 @@ def read_rgba(path: Path, longest: int | None = None) -> RGBA:
     return trim(np.array(image))
 
 
+def has_alpha(path: Path) -> bool:
+    """Whether some of the picture is transparent."""
+    image = _open(path)
+    return image.has_transparency_data and int(np.asarray(image.convert("RGBA"))[..., 3].min()) < 128
+
+
 def read_rgb(path: Path, longest: int | None = None) -> RGB:
     """uint8 [h, w, 3], its longest side at most `longest`."""
     image = _open(path).convert("RGB")

@@ -21,6 +21,7 @@ LARGEST_TURN = 45.0  # degrees between a query's view and any view in a scene
 SMALLEST_TURN = 10.0
 RENDER_SIDE = 440  # rendered so, halved for smooth edges
 TEXTURE_SIDE = 256
+TRIES = 5  # views of a mesh of which nothing shows
 
 # Meshes with a shape of their own, beside the thousand blobs of random_urdfs.
 NAMED: dict[SplitName, tuple[str, ...]] = {
@@ -63,6 +64,14 @@ class Renderer:
 
         Comes back as uint8 [h, w, 4], trimmed.
         """
+        for _ in range(TRIES):
+            view = self._look(solid, turn, rng)
+            if view is not None:
+                return view
+            turn = random_turn(rng) @ turn  # flat meshes vanish when seen edge on
+        raise DatasetError(f"{solid.mesh}: the renderer shows nothing of this mesh from {TRIES} sides")
+
+    def _look(self, solid: Solid, turn: NDArray[np.float64], rng: np.random.Generator) -> RGBA | None:
         p, client = self._bullet, self._client
         p.resetSimulation(physicsClientId=client)
         shape = p.createVisualShape(p.GEOM_MESH, fileName=str(self._mesh(solid.mesh)), physicsClientId=client)
@@ -90,7 +99,7 @@ class Renderer:
         )
         rgb = np.asarray(frame[2], np.uint8).reshape(side, side, 4)[..., :3]
         inside = (np.asarray(frame[4]).reshape(side, side) == body).astype(np.float32)
-        return _halve(rgb, inside, solid.key)
+        return _halve(rgb, inside) if inside.any() else None
 
     def _mesh(self, source: Path) -> Path:
         if source not in self._meshes:
@@ -226,11 +235,9 @@ def _noise(rng: np.random.Generator, side: int, cells: int) -> NDArray[np.float3
     return np.asarray(np.clip(0.7 * coarse + 0.3 * fine, 0, 1), np.float32)
 
 
-def _halve(rgb: NDArray[np.uint8], inside: NDArray[np.float32], key: str) -> RGBA:
+def _halve(rgb: NDArray[np.uint8], inside: NDArray[np.float32]) -> RGBA:
     """Averages 2 x 2 pixels of the object only; the share that is object becomes alpha."""
     half = (RENDER_SIDE // 2, RENDER_SIDE // 2)
     alpha = cv2.resize(inside, half, interpolation=cv2.INTER_AREA)[..., None]
     colour = cv2.resize(rgb * inside[..., None], half, interpolation=cv2.INTER_AREA) / np.maximum(alpha, 1e-4)
-    if float(alpha.max()) == 0:
-        raise DatasetError(f"{key}: the renderer shows nothing of this mesh")
     return trim(np.round(np.dstack([np.clip(colour, 0, 255), alpha * 255])).astype(np.uint8))

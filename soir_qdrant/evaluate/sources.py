@@ -22,7 +22,8 @@ from typing import Any, Literal, TypeAlias
 
 from soir_qdrant.errors import DatasetError
 from soir_qdrant.evaluate.compose import RGBA
-from soir_qdrant.evaluate.decode import CUT_SIDE, cut_out, read_rgb, read_rgba
+from soir_qdrant.evaluate.decode import CUT_SIDE, cut_out, has_alpha, read_rgb, read_rgba
+from soir_qdrant.images import iter_sources
 from soir_qdrant.types import RGB
 
 log = logging.getLogger(__name__)
@@ -107,6 +108,26 @@ class Sources:
     def full(cls, *, fetch: bool = False) -> Sources:
         """Everything that the catalog names. fetch: get what is missing with npm and apt-get."""
         return _from_catalog("full", DATA / "catalog.json", fetch=fetch)
+
+    @classmethod
+    def folders(cls, things: Path, grounds: Path) -> Sources:
+        """One's own pictures, the same for both splits.
+
+        things: pictures of one object each, cut out (transparent around it) or on a plain ground; those in
+        one folder are taken to look alike. grounds: photographs to lay them on.
+        """
+        cutouts = tuple(
+            Cutout(key, str(Path(key).parent), "render" if has_alpha(path) else "photo", path)
+            for key, path in _pictures(things)
+        )
+        split = Split(cutouts, tuple(Ground(key, path) for key, path in _pictures(grounds)))
+        return cls(f"{things.name} on {grounds.name}", split, split)
+
+
+def _pictures(folder: Path) -> list[tuple[str, Path]]:
+    """Path below the folder, and whole path, in order."""
+    found = [(name, source) for name, source in iter_sources(folder) if isinstance(source, Path)]
+    return [(path.relative_to(folder).as_posix(), path) for _, path in found]
 
 
 def cache_dir() -> Path:
