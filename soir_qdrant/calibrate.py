@@ -13,7 +13,7 @@ from soir_qdrant.errors import ConfigError, ImageError
 from soir_qdrant.evaluate.bench import ANNOTATIONS, load
 from soir_qdrant.evaluate.collect import labelled
 from soir_qdrant.pipeline import Pipeline
-from soir_qdrant.refine.pooling import Whitening, whitening_of
+from soir_qdrant.refine.pooling import Whitening, refit, whitening_of
 from soir_qdrant.types import LoadedImage, SceneObject
 
 Labelled = tuple[str, pictures.Source, list[SceneObject] | None]
@@ -71,13 +71,16 @@ def calibrate(
     dim: int | None = None,
     batch_size: int = 4,
     least: int = LEAST,
+    alone: bool = False,
     advance: Callable[[], None] = lambda: None,
 ) -> tuple[Whitening, int, list[str]]:
     """Fit a whitening on the objects of many pictures.
 
     sources: name, picture, and its objects where they are known (None: detected). dim: components kept
-    (as many as the objects have). Returns the whitening, how many objects it saw, and a line for each
-    picture that could not be read. Raises ConfigError where fewer than `least` objects were found.
+    (those of the shipped whitening). alone: start from nothing instead of from the whitening that ships
+    with the encoder; wants many thousand objects. Returns the whitening, how many objects it saw, and a
+    line for each picture that could not be read. Raises ConfigError where fewer than `least` objects were
+    found.
     """
     moments, bad = Moments(), []
     batch: list[tuple[LoadedImage, list[SceneObject] | None]] = []
@@ -100,11 +103,12 @@ def calibrate(
         raise ConfigError(
             f"{moments.count} objects found, and a whitening needs at least {least}: give more pictures"
         )
-    return (
-        whitening_of(moments.mean, moments.covariance, dim, fitted_for=pipeline.whitened),
-        moments.count,
-        bad,
-    )
+    prior = None if alone else pipeline.shipped
+    if prior is None:
+        made = whitening_of(moments.mean, moments.covariance, dim, fitted_for=pipeline.whitened)
+    else:
+        made = refit(prior, moments.mean, moments.covariance, moments.count, dim)
+    return made, moments.count, bad
 
 
 def object_rows(

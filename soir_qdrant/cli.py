@@ -182,8 +182,11 @@ def calibrate(
     file: Annotated[Path, typer.Option("--out", help="file to write")],
     profile: ProfileOption = "embedded",
     dim: Annotated[int | None, typer.Option(help="components kept; all if not given")] = None,
+    alone: Annotated[
+        bool, typer.Option("--alone", help="start from nothing, not from the whitening that ships")
+    ] = False,
 ) -> None:
-    """Fit the whitening on pictures of your own: no labels needed, a few hundred objects or more."""
+    """Refit the whitening on pictures of your own: no labels needed, a few hundred objects or more."""
     from soir_qdrant.calibrate import calibrate as fit
     from soir_qdrant.calibrate import count_pictures, pictures_of
 
@@ -191,7 +194,7 @@ def calibrate(
     total = sum(count_pictures(folder) for folder in folders)
     found = (item for folder in folders for item in pictures_of(folder))
     with _bar("calibrate", total) as advance:
-        whitening, count, bad = fit(found, pipeline, dim=dim, advance=advance)
+        whitening, count, bad = fit(found, pipeline, dim=dim, alone=alone, advance=advance)
     whitening.save(file)
     for line in bad:
         err.print(f"[yellow]skipped:[/] {line}", highlight=False)

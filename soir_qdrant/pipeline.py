@@ -32,6 +32,7 @@ from soir_qdrant.types import (
 )
 from soir_qdrant.vision.crops import crop, full_mask, whole_box
 
+SHIPPED = Path(str(resources.files("soir_qdrant") / "data" / "whitening.safetensors"))
 QUERY_FRAME = 0.05  # of each side of a query crop that is taken for ground
 
 
@@ -257,17 +258,20 @@ class Pipeline:
         held = self.settings.vector
         if held.whitening is None:
             return None
-        shipped = held.whitening == "shipped"
-        path = (
-            Path(str(resources.files("soir_qdrant") / "data" / "whitening.safetensors")) if shipped else None
-        )
-        whitening = Whitening.load(path or Path(held.whitening).expanduser())
+        path = SHIPPED if held.whitening == "shipped" else Path(held.whitening).expanduser()
+        whitening = Whitening.load(path)
         if whitening.fitted_for != self.whitened:
             raise ConfigError(
                 f"whitening {held.whitening!r} was fitted for {whitening.fitted_for!r}, and the settings "
                 f"ask for {self.whitened!r}: fit one with `soir calibrate`, or set vector.whitening to None"
             )
         return whitening.truncated(held.dim)
+
+    @property
+    def shipped(self) -> Whitening | None:
+        """The whitening that ships with the encoder; None where these settings have none."""
+        found = Whitening.load(SHIPPED)
+        return found if found.fitted_for == self.whitened else None
 
     @property
     def whitened(self) -> str:

@@ -6,7 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from soir_qdrant.errors import ConfigError
-from soir_qdrant.refine.pooling import Whitening, fit_whitening, generalized_max_pool, mean_pool, normalize
+from soir_qdrant.refine.pooling import (
+    Whitening,
+    fit_whitening,
+    generalized_max_pool,
+    mean_pool,
+    normalize,
+    refit,
+)
 
 
 def rows(seed, k=8, dim=32, common=0.0):
@@ -67,3 +74,17 @@ def test_what_cannot_be_whitened_is_refused(tmp_path):
         Whitening.load(tmp_path / "none.safetensors")
     with pytest.raises(ConfigError, match="ridge"):
         generalized_max_pool(rows(0), 0)
+
+
+def test_a_refit_keeps_the_prior_at_first_and_forgets_it_in_the_end():
+    rng = np.random.default_rng(0)
+    wide, mine = (
+        rng.normal(size=(4000, 6)) * np.arange(1, 7),
+        rng.normal(size=(4000, 6)) * np.arange(6, 0, -1),
+    )
+    first = fit_whitening(wide, shrink=1e-6)
+    assert np.allclose(first.covariance, np.cov(wide, rowvar=False), atol=0.05)
+    mean, covariance = mine.mean(0), np.cov(mine, rowvar=False)
+    few, many = (refit(first, mean, covariance, count) for count in (1, 10**9))
+    assert np.allclose(np.diag(few.covariance), np.diag(first.covariance), atol=1)  # shrinkage adds a little
+    assert np.allclose(np.diag(many.covariance), np.diag(covariance), atol=1)

@@ -21,7 +21,7 @@ from soir_qdrant.evaluate.metrics import (
     recall_at,
 )
 from soir_qdrant.pipeline import Pipeline
-from soir_qdrant.refine.pooling import Whitening, fit_whitening, normalize
+from soir_qdrant.refine.pooling import fit_whitening, normalize, refit
 
 METHODS = ("global", "mean", "paper", "default", "calibrated", "objects", "chance")
 SIZES = {"<1%": (0.0, 0.01), "1-2%": (0.01, 0.02), ">2%": (0.02, 1.0)}
@@ -78,8 +78,11 @@ def _rankings(seen: Seen, settings: Settings, methods: tuple[str, ...]) -> dict[
 def _calibrated(seen: Seen, pipeline: Pipeline) -> Ranks:
     """As `default`, with the whitening refitted on the gallery's own objects."""
     rows = np.concatenate(seen.rows)
-    shipped = pipeline.whitening
-    white: Whitening = fit_whitening(rows, dim=shipped.dim if shipped else None)
+    prior = pipeline.shipped
+    if prior is None:
+        white = fit_whitening(rows)
+    else:
+        white = refit(prior, rows.mean(0), np.cov(rows, rowvar=False), len(rows))
     pooled = pool(pipeline, white(rows), seen)
     return [ranking(row) for row in white(np.stack(seen.query_rows)) @ pooled.T]
 

@@ -13,6 +13,7 @@ from soir_qdrant.errors import ConfigError
 from soir_qdrant.types import Vector
 
 Floats = NDArray[np.floating]
+PRIOR = 5000.0  # rows that a whitening counts for when it is refitted; see docs/decisions.md
 
 
 def normalize(x: Floats) -> Vector:
@@ -62,6 +63,15 @@ class Whitening:
     def __call__(self, x: Floats) -> Vector:
         """x: float [..., D] -> float32 [..., D_out], unit rows."""
         return normalize((np.asarray(x, np.float32) - self.mean) @ self.matrix)
+
+    @property
+    def covariance(self) -> NDArray[np.float64]:
+        """Of what it was fitted on, shrinkage included: float64 [D, D]; the axes it dropped vary alike."""
+        matrix = self.matrix.astype(np.float64)
+        length = np.linalg.norm(matrix, axis=0)
+        axes, variance = matrix / length, 1 / length**2
+        rest = np.eye(len(matrix)) - axes @ axes.T
+        return np.asarray((axes * variance) @ axes.T + variance[-1] * rest, np.float64)
 
     def truncated(self, dim: int | None) -> Whitening:
         """The whitening to the first `dim` components; None keeps all."""
@@ -125,3 +135,22 @@ def whitening_of(
     scale = 1 / np.sqrt(values + shrink * values.mean())
     matrix = (axes * scale)[:, :dim].astype(np.float16)  # half the file, and no mAP lost
     return Whitening(np.asarray(mean, np.float32), matrix.astype(np.float32), fitted_for)
+
+
+def refit(
+    prior: Whitening,
+    mean: Floats,
+    covariance: Floats,
+    count: int,
+    dim: int | None = None,
+    weight: float = PRIOR,
+) -> Whitening:
+    """The prior bent towards rows of one's own, as if it had been fitted on `weight` rows beside these.
+
+    mean: float [D]; covariance: float [D, D]; count: rows they were measured on; dim: columns kept (those
+    of the prior). Thousands of dimensions need more rows than a small collection has, hence the prior.
+    """
+    share = count / (count + weight)
+    mixed = share * np.asarray(covariance, np.float64) + (1 - share) * prior.covariance
+    centre = share * np.asarray(mean, np.float64) + (1 - share) * prior.mean
+    return whitening_of(centre, mixed, dim or prior.dim, shrink=0.05, fitted_for=prior.fitted_for)
