@@ -138,7 +138,7 @@ def _maps(pipeline: Pipeline, hit: Shown, most: int = 10) -> list[tuple[str, RGB
     descriptors = torch.nn.functional.normalize(torch.as_tensor(encoding.descriptor), dim=-1)
     scene = torch.zeros(len(crops), dtype=torch.int64)
     refined = refine(block, tokens, descriptors, torch.as_tensor(masks), scene, MaoSettings())
-    held = precompute(block, tokens[:1])
+    held = [precompute(block, tokens[:1])]
     before = torch.nn.functional.normalize(descriptors.mean(0, keepdim=True), dim=-1)
     size = crops.shape[1]
     with torch.no_grad():

@@ -224,7 +224,12 @@ class Pipeline:
 
         held = self.settings.encoder
         return ViTEncoder(
-            held.weights, input_size=held.input_size, device=held.device, dtype=held.dtype, batch=held.batch
+            held.weights,
+            input_size=held.input_size,
+            device=held.device,
+            dtype=held.dtype,
+            batch=held.batch,
+            blocks=self.settings.vector.blocks,
         )
 
     @cached_property
@@ -293,7 +298,7 @@ class Pipeline:
         """What two vectors must share to be compared: JSON-able, the same on every machine and device."""
         vector = self.settings.vector.model_dump(exclude={"whitening", "by_score"})
         if self.settings.vector.pooling != "mao":
-            vector = {k: v for k, v in vector.items() if k not in ("iterations", "lr", "alpha")}
+            vector = {k: v for k, v in vector.items() if k not in ("iterations", "lr", "alpha", "blocks")}
         return {
             "schema": SCHEMA,
             "encoder": self.encoder.fingerprint,
@@ -308,17 +313,27 @@ class Pipeline:
         import torch
 
         from soir_qdrant.refine.mao import MaoSettings, refine
+        from soir_qdrant.vision.encoder import pick_dtype
 
         held, block = self.settings.vector, self.encoder.last_block
         if held.features != ("cls",):
             raise ConfigError("pooling 'mao' refines the descriptor: set vector.features to ('cls',)")
+        blocks = (block,) if held.blocks == 1 else getattr(self.encoder, "last_blocks", (block,))
+        if len(blocks) != held.blocks:
+            raise ConfigError(f"vector.blocks {held.blocks}: this encoder exposes {len(blocks)}")
+        dtype = pick_dtype(self.settings.encoder.dtype, block.device)
         refined = refine(
-            block,
+            blocks,
             torch.as_tensor(encoding.tokens, device=block.device),
             torch.as_tensor(encoding.descriptor, device=block.device),
             torch.as_tensor(masks, device=block.device),
             torch.as_tensor(scene_of, device=block.device),
-            MaoSettings(held.iterations, held.lr, held.alpha),
+            MaoSettings(
+                held.iterations,
+                held.lr,
+                held.alpha,
+                products="float32" if dtype == torch.float32 else "bfloat16",
+            ),
         )
         rows: Vector = refined.cpu().numpy()
         return self.whitening(rows) if self.whitening else rows

@@ -71,8 +71,8 @@ class Encoding:
 
     descriptor: float32 [B, D_out], the model's own read-out. layers: float32 [B, L, D], the mean of the
     patch tokens under each crop's mask after each of the last L blocks, through the final LayerNorm; the
-    last block's comes last. tokens: [B, N, D], those that enter the last block (CLS first, where the
-    encoder has one): a NumPy array or a torch tensor, on the encoder's device.
+    last block's comes last. tokens: [B, N, D], those that enter the last block, or the first of those that
+    are exposed (CLS first, where the encoder has one): a NumPy array or a torch tensor, on its device.
     """
 
     descriptor: Vector

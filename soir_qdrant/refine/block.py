@@ -1,4 +1,7 @@
-"""The last block of a vision transformer and its read-out, as plain tensors beside the served trunk."""
+"""The last block of a vision transformer and its read-out, as plain tensors beside the served trunk.
+
+An earlier block goes with the same read-out, as LeGrad has it for maps of several blocks.
+"""
 
 from __future__ import annotations
 
@@ -102,9 +105,9 @@ class LastBlock:
         return x.view(*x.shape[:-1], self.heads, -1).transpose(1, 2)
 
     @classmethod
-    def from_dinov2(cls, model: Any) -> LastBlock:
-        """Of a `transformers.Dinov2Model`, all sizes, gated (giant) or not."""
-        layer, config = model.encoder.layer[-1], model.config
+    def from_dinov2(cls, model: Any, index: int = -1) -> LastBlock:
+        """Of a `transformers.Dinov2Model`, all sizes, gated (giant) or not. index: of the block."""
+        layer, config = model.encoder.layer[index], model.config
         weights = _attention(layer.attention, "o_proj")
         weights |= _named(norm1=layer.norm1, norm2=layer.norm2, norm=model.layernorm)
         if config.use_swiglu_ffn:
@@ -117,10 +120,10 @@ class LastBlock:
         return cls(config.num_attention_heads, config.layer_norm_eps, _activation(kind), True, _held(weights))
 
     @classmethod
-    def from_clip(cls, model: Any) -> LastBlock:
+    def from_clip(cls, model: Any, index: int = -1) -> LastBlock:
         """Of a `transformers.CLIPVisionModelWithProjection` or `CLIPVisionModel`."""
         vision = getattr(model, "vision_model", model)
-        weights = _clip_like(vision)
+        weights = _clip_like(vision, index)
         if hasattr(model, "visual_projection"):
             weights["projection"] = model.visual_projection.weight
         config = vision.config
@@ -128,12 +131,12 @@ class LastBlock:
         return cls(config.num_attention_heads, config.layer_norm_eps, act, True, _held(weights))
 
     @classmethod
-    def from_siglip(cls, model: Any) -> LastBlock:
+    def from_siglip(cls, model: Any, index: int = -1) -> LastBlock:
         """Of a `transformers.SiglipVisionModel`, with its attention-pooling head."""
         vision = getattr(model, "vision_model", model)
         if not getattr(vision, "use_head", True):
             raise ConfigError("this SigLIP vision tower has no pooling head, so it has no descriptor")
-        config, weights = vision.config, _held(_clip_like(vision))
+        config, weights = vision.config, _held(_clip_like(vision, index))
         act = _activation(config.hidden_act)
         return cls(config.num_attention_heads, config.layer_norm_eps, act, False, weights, vision.head)
 
@@ -156,8 +159,8 @@ def _attention(attention: Any, out: str) -> dict[str, Tensor]:
     return _named(q=attention.q_proj, k=attention.k_proj, v=attention.v_proj, o=getattr(attention, out))
 
 
-def _clip_like(vision: Any) -> dict[str, Tensor]:
-    layer = vision.encoder.layers[-1]
+def _clip_like(vision: Any, index: int) -> dict[str, Tensor]:
+    layer = vision.encoder.layers[index]
     parts = {"norm1": layer.layer_norm1, "norm2": layer.layer_norm2, "norm": vision.post_layernorm}
     return _attention(layer.self_attn, "out_proj") | _named(**parts, fc1=layer.mlp.fc1, fc2=layer.mlp.fc2)
 

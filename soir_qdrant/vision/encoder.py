@@ -29,14 +29,14 @@ class Family:
     """How one `transformers` architecture is taken apart.
 
     embed: pixels [B, 3, H, W] -> tokens [B, N, D] that enter the first block, position table interpolated.
-    blocks: the list of blocks. last_block: holder of the last one and the read-out.
+    blocks: the list of blocks. last_block: holder of one of them (counted from the end) and the read-out.
     normalisation: mean and standard deviation of the pixels. options: what each block is called with.
     """
 
     loader: str
     embed: Callable[[Any, Tensor], Tensor]
     blocks: Callable[[Any], nn.ModuleList]
-    last_block: Callable[[Any], LastBlock]
+    last_block: Callable[[Any, int], LastBlock]
     normalisation: tuple[tuple[float, float, float], tuple[float, float, float]]
     options: dict[str, Any]
 
@@ -86,7 +86,8 @@ class ViTEncoder:
 
     weights: "embedded", a folder or a hub name. input_size: side of the square crops in pixels; a multiple
     of the patch size. device, dtype: "auto" takes the first GPU and its bfloat16, else the CPU (see
-    `pick_dtype`). The read-out (last block, final LayerNorm) always runs in float32.
+    `pick_dtype`). blocks: how many of the last ones are exposed to the refinement. The read-out (last
+    block, final LayerNorm) always runs in float32.
     Raises WeightsError where the weights cannot be loaded, ConfigError for an input size or dtype that
     does not fit.
     """
@@ -99,6 +100,7 @@ class ViTEncoder:
         device: str = "auto",
         dtype: str = "auto",
         batch: int = 32,
+        blocks: int = 1,
     ) -> None:
         found = resolve(weights)
         model, family = _load(found)
@@ -107,7 +109,12 @@ class ViTEncoder:
             raise ConfigError(f"input_size {input_size}: give a multiple of the patch size, {self.patch}")
         self.device = pick_device(device)
         self.dtype = pick_dtype(dtype, self.device)
-        self.last_block = family.last_block(model).to(self.device, torch.float32)
+        if not 1 <= blocks < len(family.blocks(model)):
+            raise ConfigError(f"blocks {blocks}: this encoder has {len(family.blocks(model))}")
+        self.last_blocks = tuple(
+            family.last_block(model, i).to(self.device, torch.float32) for i in range(-blocks, 0)
+        )
+        self.last_block = self.last_blocks[-1]
         self._family = family
         self._blocks = list(family.blocks(model))[:-1]
         self._model = model.to(self.device, self.dtype)
@@ -152,7 +159,7 @@ class ViTEncoder:
                 torch.einsum("bn,bnd->bd", weights, block.norm(x)[:, int(block.has_cls) :])
                 for x in [*trunk[1 - LAYERS :], last]
             ]
-            return block.read(last), torch.stack(means, 1), trunk[-1]
+            return block.read(last), torch.stack(means, 1), trunk[-len(self.last_blocks)]
 
     def _trunk(self, images: NDArray[np.uint8], skip: int = 0) -> list[Tensor]:
         """Tokens after each block but the last and `skip` more (one runs at least), float32, oldest first."""
