@@ -1,7 +1,11 @@
-"""One refinement step in closed form against a lean autograd twin, as a ratio in one run.
+"""The refinement against a lean autograd twin, as ratios in one run, on crops of the pictures that ship.
 
-The twin: last block only, first-order graph built each step, second-order gradient to the token.
 python benchmarks/refine.py --out build/bench.json
+
+step_ratio, step_ratio_bf16: time of one step (loss and gradient) of the twin over that of the closed form.
+total_ratio: time of the twin's 80 steps over the whole shipped refinement, its constants included.
+min_cosine: least cosine between the tokens that the twin and the closed form (float32) reach in 80 steps.
+gemm_share: time the closed form's products take at the machine's best float32 rate, over the time of a step.
 """
 
 from __future__ import annotations
@@ -12,65 +16,129 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from twin import Twin
 
-from soir_qdrant.refine.block import LastBlock
-from soir_qdrant.refine.legrad import normalized, precompute, raw_maps
-from soir_qdrant.refine.mao import dice
-from soir_qdrant.vision.encoder import ViTEncoder
+from soir_qdrant.config import VectorSettings
+from soir_qdrant.evaluate.sources import Sources
+from soir_qdrant.refine.legrad import Workspace
+from soir_qdrant.refine.mao import MaoSettings, averaging, loss, optimize, precompute_all
+from soir_qdrant.refine.objective import target
+from soir_qdrant.types import SceneObject
+from soir_qdrant.vision.crops import crop, full_mask
+from soir_qdrant.vision.encoder import ViTEncoder, pick_dtype
 
-CROPS, ROUNDS = 8, 5
-
-
-def twin_maps(block: LastBlock, tokens: Tensor, t: Tensor) -> Tensor:
-    """LeGrad by its definition, differentiable in t. tokens: [B, N, D]; t: [B, D]."""
-    normed = block.layer_norm(tokens, "norm1")
-    q, k, v = (block.split(block.linear(normed, name)) for name in "qkv")
-    attention = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1).detach().requires_grad_()
-    x1 = tokens + block.scale("ls1", block.linear((attention @ v).transpose(1, 2).flatten(2), "o"))
-    x2 = x1 + block.scale("ls2", block.mlp(block.layer_norm(x1, "norm2")))
-    z = F.normalize(block.project(block.norm(x2.mean(1))), dim=-1)
-    (grad,) = torch.autograd.grad((t * z).sum(), attention, create_graph=True)
-    return grad.relu().mean((1, 2))[:, 1:]
-
-
-def gradient(maps: Callable[[Tensor], Tensor], masks: Tensor, start: Tensor) -> Tensor:
-    t = start.clone().requires_grad_()
-    found = normalized(maps(F.normalize(t, dim=-1))).view_as(masks)
-    (grad,) = torch.autograd.grad(dice(found, masks).mean(), t)
-    return grad
+CROPS, ROUNDS, SIDE = 8, 12, 224
+PAPER = MaoSettings()
+BASELINE = Path(__file__).with_name("baseline.json")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, default=Path("build/bench.json"))
-    out = parser.parse_args().out
-    torch.manual_seed(0)
-    encoder = ViTEncoder(dtype="float32")
-    encoding = encoder.encode(torch.randint(0, 256, (CROPS, 224, 224, 3), dtype=torch.uint8).numpy())
-    block, tokens = encoder.last_block, torch.as_tensor(encoding.tokens).clone()
-    start, masks = torch.from_numpy(encoding.descriptor), (torch.rand(CROPS, 16, 16) > 0.6).float()
-    held = precompute(block, tokens)
-    steps = {"closed": lambda t: raw_maps(held, t), "twin": lambda t: twin_maps(block, tokens, t)}
-    spent: dict[str, list[float]] = {name: [] for name in steps}
-    grads: dict[str, Tensor] = {}
-    for _ in range(ROUNDS + 1):  # in turn, so that a drifting machine slows both
-        for name, step in steps.items():
-            begun = time.perf_counter()
-            grads[name] = gradient(step, masks, start)
-            spent[name].append(time.perf_counter() - begun)
-    medians = {name: sorted(times[1:])[ROUNDS // 2] for name, times in spent.items()}
-    result = {
-        "step_ratio": round(medians["twin"] / medians["closed"], 2),
-        "min_cosine": float(F.cosine_similarity(grads["closed"], grads["twin"], dim=-1).min()),
-    }
+    parser.add_argument("--out", type=Path, default=Path("build/bench.json"), help="JSON to write")
+    out: Path = parser.parse_args().out
+    result = measure()
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps({"refine": result}, indent=2))
-    print(f"closed form against autograd twin, {CROPS} crops: {result}")
+    out.write_text(json.dumps({"refine": result}, indent=2) + "\n")
+    known = json.loads(BASELINE.read_text())["refine"]
+    print(f"{'':18} {'now':>10} {'baseline':>10} {'now / baseline':>15}")
+    for name, value in result.items():
+        before = known.get(name)
+        change = f"{before:10.4g} {value / before:15.2f}" if before else ""
+        print(f"{name:18} {value:10.4g} {change}")
+
+
+def measure() -> dict[str, float]:
+    crops, masks = pictures()
+    encoder = ViTEncoder(dtype="float32")
+    encoding = encoder.encode(crops, masks)
+    tokens = torch.as_tensor(encoding.tokens).clone()
+    held = precompute_all([encoder.last_block], tokens)
+    goal = target(torch.from_numpy(masks), held[0].values.shape[2], PAPER.upsample)
+    mean = averaging(torch.zeros(CROPS, dtype=torch.int64))
+    start = mean @ F.normalize(torch.from_numpy(encoding.descriptor), dim=-1)
+    twin = Twin(encoder.last_block, tokens, goal.mask)
+    half = [part.products(torch.bfloat16) for part in held]
+
+    work, half_work = ([Workspace(part) for part in parts] for parts in (held, half))
+    steps = {
+        "twin": lambda: twin.gradient(start, start, PAPER.alpha),
+        "float32": lambda: loss(held, goal, mean, start, start, PAPER.alpha, work),
+        "bfloat16": lambda: loss(half, goal, mean, start, start, PAPER.alpha, half_work),
+        "gemm": gemm(),
+    }
+    spent = clock(steps)
+    rate = 2 * GEMM**3 / spent["gemm"]
+    b, n, hidden = held[0].slopes.shape
+    dim, patches = encoder.last_block.dim, held[0].values.shape[2]
+    flops = 2 * b * (2 * n * hidden * dim + 2 * n * patches * dim)  # there and back
+
+    shipped = shipped_settings()
+    products = "bfloat16" if pick_dtype("auto", torch.device("cpu")) == torch.bfloat16 else None
+
+    def whole() -> Tensor:
+        made = precompute_all([encoder.last_block], tokens, products)
+        return optimize(made, goal, mean, start, shipped)
+
+    begun = time.perf_counter()
+    theirs = twin.refine(start, PAPER.iterations, PAPER.lr, PAPER.alpha)
+    twin_total = time.perf_counter() - begun
+    total = clock({"whole": whole})["whole"]
+    ours = optimize(held, goal, mean, start, PAPER)
+    return {
+        "step_ratio": round(spent["twin"] / spent["float32"], 2),
+        "step_ratio_bf16": round(spent["twin"] / spent["bfloat16"], 2),
+        "total_ratio": round(twin_total / total, 1),
+        "min_cosine": float(F.cosine_similarity(ours, theirs).min()),
+        "gemm_share": round(flops / rate / spent["float32"], 3),
+    }
+
+
+def pictures() -> tuple[np.ndarray, np.ndarray]:
+    """Objects that ship, on a ground: crops, uint8 [8, 224, 224, 3], and masks, float32 [8, 224, 224]."""
+    cutouts, grounds = Sources.shipped().test.cutouts, Sources.shipped().test.grounds
+    found = []
+    for i in range(CROPS):
+        rgba, ground = cutouts[i * len(cutouts) // CROPS].read(), grounds[i % len(grounds)].read()
+        h, w = rgba.shape[:2]
+        scene = ground[: h + 40, : w + 40].copy()
+        alpha = rgba[..., 3:] / 255
+        scene[20 : 20 + h, 20 : 20 + w] = (
+            alpha * rgba[..., :3] + (1 - alpha) * scene[20 : 20 + h, 20 : 20 + w]
+        )
+        item = SceneObject((20.0, 20.0, 20.0 + w, 20.0 + h), rgba[..., 3] > 127)
+        mask = full_mask(item, scene.shape[1], scene.shape[0])
+        found.append(crop(scene, mask, item.box, SIDE, margin=0.1, least=0, background="keep"))
+    return np.stack([c for c, _ in found]), np.stack([m for _, m in found])
+
+
+def shipped_settings() -> MaoSettings:
+    held = VectorSettings()
+    return MaoSettings(held.iterations, held.lr, held.alpha)
+
+
+GEMM = 1536
+
+
+def gemm() -> Callable[[], Tensor]:
+    a, b, c = (torch.rand(GEMM, GEMM) for _ in range(3))
+    return lambda: torch.mm(a, b, out=c)
+
+
+def clock(runs: dict[str, Callable[[], object]]) -> dict[str, float]:
+    """Median seconds of each; in turn, so that a drifting machine slows all of them alike."""
+    spent: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(ROUNDS + 1):
+        for name, run in runs.items():
+            begun = time.perf_counter()
+            run()
+            spent[name].append(time.perf_counter() - begun)
+    return {name: sorted(times[1:])[ROUNDS // 2] for name, times in spent.items()}
 
 
 if __name__ == "__main__":

@@ -202,6 +202,72 @@ def calibrate(
     raise typer.Exit(1 if bad else 0)
 
 
+@app.command(epilog="Example:  soir explain room.jpg --out room.html")
+def explain(
+    image: Annotated[Path, typer.Argument(help="a picture")],
+    file: Annotated[Path, typer.Option("--out", help="page to write")] = Path("explained.html"),
+    box: Annotated[
+        list[str] | None, typer.Option("--box", help="x0,y0,x1,y1 of an object, once for each; else detected")
+    ] = None,
+    profile: ProfileOption = "embedded",
+    whitening: WhiteningOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what a picture's vector is made of: objects, masks, attention before and after refinement."""
+    from soir_qdrant.explain import explain as look
+    from soir_qdrant.images import load
+    from soir_qdrant.page import Shown, Strip, drawn, heat, write
+    from soir_qdrant.types import SceneObject
+
+    picture, pipeline = load(image), _pipeline(profile, whitening)
+    given = [_box(text) for text in box] if box else None
+    found = look(pipeline, picture, [SceneObject(b) for b in given if b] if given else None)
+    named = [
+        {
+            "box": [round(v, 1) for v in one.item.box],
+            "similarity": round(one.similarity, 3),
+            "to_mean": round(one.to_mean, 3),
+            "to_refined": round(one.to_refined, 3),
+        }
+        for one in found
+    ]
+    strips = [
+        Strip(
+            f"object {i}: similarity of the stored vector {one.similarity:.2f}, of the mean descriptor "
+            f"{one.to_mean:.2f}, of the joint token {one.to_refined:.2f}",
+            [
+                ("crop", one.crop),
+                ("mask", heat(one.crop, one.mask)),
+                ("map before", heat(one.crop, one.before)),
+                ("map after", heat(one.crop, one.after)),
+            ],
+        )
+        for i, one in enumerate(found, 1)
+    ]
+    whole = Shown(picture.rgb, [one.item.box for one in found], None, image.name, True)
+    lead = (
+        "Each object as the encoder sees it, its mask, and where the picture's joint token looks in it: the "
+        "mean of the descriptors before, the token refined until its maps match all masks after."
+    )
+    write(
+        file,
+        f"What {image.name} is made of",
+        lead,
+        [],
+        [Strip("picture", [("", drawn(whole, 720))]), *strips],
+    )
+    if as_json:
+        out.print_json(json.dumps({"page": str(file), "objects": named}))
+        return
+    table = Table("object", "box", "stored vector", "mean descriptor", "joint token", title="similarity to")
+    for i, row in enumerate(named, 1):
+        table.add_row(
+            str(i), str(row["box"]), *(f"{row[k]:.2f}" for k in ("similarity", "to_mean", "to_refined"))
+        )
+    out.print(table)
+    out.print(f"{file} written", highlight=False)
+
+
 @app.command(epilog="Example:  soir evaluate bench/test-2d --objects detected --json result.json")
 def evaluate(
     folder: Annotated[Path, typer.Argument(help="a folder with annotations.json (see docs/needlebench.md)")],

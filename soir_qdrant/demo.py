@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
@@ -16,14 +15,13 @@ from soir_qdrant.evaluate.bench import Bench, BenchQuery, load
 from soir_qdrant.evaluate.metrics import average_precision, chance_precision, iou, recall_at
 from soir_qdrant.evaluate.needle import generate
 from soir_qdrant.evaluate.sources import Sources
+from soir_qdrant.explain import explain
 from soir_qdrant.ingest import SoirIngestor, summary
 from soir_qdrant.page import Search, Shown, heat, write
 from soir_qdrant.pipeline import Pipeline
-from soir_qdrant.refine.legrad import precompute
-from soir_qdrant.refine.mao import MaoSettings, explain, refine
 from soir_qdrant.search import SoirSearcher
 from soir_qdrant.transport import connect
-from soir_qdrant.types import RGB, Box, Hit, SceneObject
+from soir_qdrant.types import RGB, Box, Hit, LoadedImage, SceneObject
 
 TARGETS, SHOWN, EXPLAINED, TOP = 12, 8, 4, 4
 
@@ -131,21 +129,11 @@ def _maps(pipeline: Pipeline, hit: Shown, most: int = 10) -> list[tuple[str, RGB
     if hit.matched is None:
         return []
     others = [box for box in hit.boxes if box != hit.matched][: most - 1]
-    items = [SceneObject(box) for box in [hit.matched, *others]]
-    crops, masks = pipeline.crops([hit.picture], [pipeline.segment(hit.picture, items)])
-    encoding, block = pipeline.encoder.encode(crops, masks), pipeline.encoder.last_block
-    tokens = torch.as_tensor(encoding.tokens)
-    descriptors = torch.nn.functional.normalize(torch.as_tensor(encoding.descriptor), dim=-1)
-    scene = torch.zeros(len(crops), dtype=torch.int64)
-    refined = refine(block, tokens, descriptors, torch.as_tensor(masks), scene, MaoSettings())
-    held = [precompute(block, tokens[:1])]
-    before = torch.nn.functional.normalize(descriptors.mean(0, keepdim=True), dim=-1)
-    size = crops.shape[1]
-    with torch.no_grad():
-        over = [heat(crops[0], explain(held, t, size)[0].numpy()) for t in (before, refined)]
+    image = LoadedImage(hit.picture, hit.caption, None, "")
+    first = explain(pipeline, image, [SceneObject(box) for box in [hit.matched, *others]])[0]
     return [
-        ("matched object", crops[0]),
-        ("its mask", heat(crops[0], masks[0])),
-        ("map before", over[0]),
-        ("map after 80 steps", over[1]),
+        ("matched object", first.crop),
+        ("its mask", heat(first.crop, first.mask)),
+        ("map before", heat(first.crop, first.before)),
+        (f"map after {pipeline.settings.vector.iterations} steps", heat(first.crop, first.after)),
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +26,7 @@ section { background:#fff; border:1px solid var(--line); border-radius:10px; pad
 .row { display:flex; gap:14px; flex-wrap:wrap; align-items:flex-start }
 figure { margin:0 } figcaption { font-size:12.5px; color:var(--soft); margin-top:4px } img { display:block; border-radius:6px }
 .query img { width:150px; height:150px; object-fit:contain; background:#f1f5f9 } .hit img { width:222px }
-.map img { width:112px; height:112px } .right { color:var(--right); font-weight:600 } .wrong { color:var(--wrong) }
+.map img { width:112px; height:112px } .part img { height:180px } .part:only-child img { height:auto; max-width:720px } .right { color:var(--right); font-weight:600 } .wrong { color:var(--wrong) }
 h2 { font-size:15px; margin:0 0 10px } .maps { margin-top:12px; padding-top:12px; border-top:1px dashed var(--line) }
 """
 
@@ -51,10 +52,20 @@ class Search:
     maps: list[tuple[str, RGB]]
 
 
-def write(file: Path, title: str, lead: str, figures: list[tuple[str, str]], searches: list[Search]) -> None:
+@dataclass(frozen=True, slots=True)
+class Strip:
+    """Pictures side by side, each with a caption."""
+
+    name: str
+    pictures: list[tuple[str, RGB]]
+
+
+def write(
+    file: Path, title: str, lead: str, figures: list[tuple[str, str]], parts: Sequence[Search | Strip]
+) -> None:
     """Write the page, whole or not at all. figures: name and value, for the table at the top."""
     rows = "".join(f"<tr><td>{html.escape(k)}</td><td>{html.escape(v)}</td></tr>" for k, v in figures)
-    body = "".join(_section(search) for search in searches)
+    body = "".join(_section(part) if isinstance(part, Search) else _strip(part) for part in parts)
     text = (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title>"
         f"<meta name=viewport content='width=device-width'><style>{STYLE}</style><main>"
@@ -98,6 +109,14 @@ def _section(search: Search) -> str:
     query = f"<figure class=query>{_image(search.query)}<figcaption>the query</figcaption></figure>"
     tail = f"<div class='row maps'>{maps}</div>" if maps else ""
     return f"<section><h2>{html.escape(search.name)}</h2><div class=row>{query}{hits}</div>{tail}</section>"
+
+
+def _strip(strip: Strip) -> str:
+    pictures = "".join(
+        f"<figure class=part>{_image(picture)}<figcaption>{html.escape(caption)}</figcaption></figure>"
+        for caption, picture in strip.pictures
+    )
+    return f"<section><h2>{html.escape(strip.name)}</h2><div class=row>{pictures}</div></section>"
 
 
 def _image(picture: RGB) -> str:

@@ -5,6 +5,7 @@ import pytest
 
 from soir_qdrant.config import Settings
 from soir_qdrant.errors import ConfigError, ObjectsError
+from soir_qdrant.explain import explain
 from soir_qdrant.pipeline import Pipeline
 from soir_qdrant.types import LoadedImage, SceneObject
 from soir_qdrant.vision.crops import crop, full_mask, square
@@ -57,6 +58,11 @@ def test_the_papers_refinement_is_one_setting_away(picture):
     (scene,) = pipeline.scenes([picture], [THINGS])
     assert scene.vector.shape == (384,) == (pipeline.dim,)
     assert "iterations" in pipeline.fingerprint["vector"]
+    two = Pipeline(settings.but(vector={"blocks": 2, "whitening": None}))  # maps of the last two blocks
+    (other,) = two.scenes([picture], [THINGS])
+    assert other.vector @ scene.vector < 0.9999
+    with pytest.raises(ConfigError, match="exposes 1"):
+        Pipeline(settings.but(vector={"blocks": 2}), encoder=pipeline.encoder).scenes([picture], [THINGS])
 
 
 def test_settings_that_contradict_are_refused_with_the_fix(picture):
@@ -86,3 +92,18 @@ def test_masks_and_boxes_that_do_not_fit_are_refused():
         full_mask(SceneObject((0, 0, 10, 10), np.ones((3, 3), bool)), 100, 100)
     with pytest.raises(ObjectsError, match="holds no pixel"):
         full_mask(SceneObject((200, 0, 210, 10)), 100, 100)
+
+
+def test_refining_moves_attention_onto_the_masks(pipeline, picture):
+    """What `soir explain` shows: per object a mask, and maps that match it better afterwards."""
+    found = explain(pipeline, picture, THINGS)
+    assert [one.item.box for one in found] == [item.box for item in THINGS]
+    for one in found:
+        assert one.crop.shape[:2] == one.mask.shape == one.before.shape == one.after.shape == (224, 224)
+        assert 0 <= one.after.min() <= one.after.max() <= 1
+        assert overlap(one.after, one.mask) > overlap(one.before, one.mask)
+        assert one.similarity > 0.5
+
+
+def overlap(heat, mask):
+    return 2 * (heat * mask).sum() / (heat.sum() + mask.sum())

@@ -127,7 +127,7 @@ def loss(
     return value, (to_unit - unit * (unit * to_unit).sum(-1, keepdim=True)) / length
 
 
-def explain(held: Sequence[LegradConstants], t: Tensor, size: int) -> Tensor:
+def explain_maps(held: Sequence[LegradConstants], t: Tensor, size: int) -> Tensor:
     """The normalised map of each crop, [K, size, size], 0..1. t: [K, D_out], unit rows."""
     return upsampled(normalized(torch.stack([maps(part, t)[0] for part in held]).sum(0)), size)
 
