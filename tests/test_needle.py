@@ -434,3 +434,11 @@ def test_objects_are_cut_out_of_photographs():
 def test_too_many_solids_are_refused(monkeypatch):
     with pytest.raises(DatasetError, match="meshes"):
         cast._solid_cast(None, [Path("a.obj")] * 3, 1, np.random.default_rng(0))
+
+
+def test_a_mesh_without_numbers_is_told_apart(tmp_path):
+    good, bad = tmp_path / "good.obj", tmp_path / "bad.obj"
+    good.write_text("v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n")
+    bad.write_text("v nan nan nan\nv 1 0 0\nv 0 1 0\nf 1 2 3\n")
+    assert render.is_whole(good)
+    assert not render.is_whole(bad)

@@ -111,10 +111,14 @@ def _solid_cast(
         raise DatasetError(f"{targets} targets need {needed} meshes, there are {len(meshes)}")
     named = [i for i, mesh in enumerate(meshes) if not mesh.stem.isdigit()]
     blobs = [int(i) for i in rng.permutation(len(meshes)) if i not in named]
-    pool = iter([*named, *blobs])
+    pool, spare = iter([*named, *blobs]), reversed(blobs)
     texture = iter(int(i) for i in rng.permutation(100_000)[: 4 * needed])
     things: dict[str, Thing] = {}
     chosen: list[str] = []
+
+    def next_mesh() -> Path:
+        mesh = meshes[next(pool)]
+        return mesh if render.is_whole(mesh) else meshes[next(spare)]
 
     def add(mesh: Path, painted: int, kind: str, twins: tuple[str, ...] = ()) -> str:
         name = f"{mesh.stem}-t{painted}"
@@ -123,12 +127,12 @@ def _solid_cast(
         return name
 
     for _ in range(targets):
-        mesh, painted = meshes[next(pool)], next(texture)
+        mesh, painted = next_mesh(), next(texture)
         same_mesh = add(mesh, next(texture), "twin")
-        same_texture = add(meshes[next(pool)], painted, "twin")
+        same_texture = add(next_mesh(), painted, "twin")
         chosen.append(add(mesh, painted, "target", (same_mesh, same_texture)))
     for _ in range(targets * SOLIDS_PER_TARGET):
-        add(meshes[next(pool)], next(texture), "other")
+        add(next_mesh(), next(texture), "other")
     return Cast(tuple(chosen[i] for i in rng.permutation(len(chosen))), things)
 
 

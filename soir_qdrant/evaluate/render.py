@@ -21,7 +21,6 @@ LARGEST_TURN = 45.0  # degrees between a query's view and any view in a scene
 SMALLEST_TURN = 10.0
 RENDER_SIDE = 440  # rendered so, halved for smooth edges
 TEXTURE_SIDE = 256
-TRIES = 5  # views of a mesh of which nothing shows
 
 # Meshes with a shape of their own, beside the thousand blobs of random_urdfs.
 NAMED: dict[SplitName, tuple[str, ...]] = {
@@ -64,14 +63,6 @@ class Renderer:
 
         Comes back as uint8 [h, w, 4], trimmed.
         """
-        for _ in range(TRIES):
-            view = self._look(solid, turn, rng)
-            if view is not None:
-                return view
-            turn = random_turn(rng) @ turn  # flat meshes vanish when seen edge on
-        raise DatasetError(f"{solid.mesh}: the renderer shows nothing of this mesh from {TRIES} sides")
-
-    def _look(self, solid: Solid, turn: NDArray[np.float64], rng: np.random.Generator) -> RGBA | None:
         p, client = self._bullet, self._client
         p.resetSimulation(physicsClientId=client)
         shape = p.createVisualShape(p.GEOM_MESH, fileName=str(self._mesh(solid.mesh)), physicsClientId=client)
@@ -99,7 +90,9 @@ class Renderer:
         )
         rgb = np.asarray(frame[2], np.uint8).reshape(side, side, 4)[..., :3]
         inside = (np.asarray(frame[4]).reshape(side, side) == body).astype(np.float32)
-        return _halve(rgb, inside) if inside.any() else None
+        if not inside.any():
+            raise DatasetError(f"{solid.mesh}: the renderer shows nothing of this mesh")
+        return _halve(rgb, inside)
 
     def _mesh(self, source: Path) -> Path:
         if source not in self._meshes:
@@ -178,6 +171,11 @@ def wrap_mesh(source: Path) -> str:
         a, n = 3 * i + 1, i + 1
         lines.append(f"f {a}/{a}/{n} {a + 1}/{a + 1}/{n} {a + 2}/{a + 2}/{n}")
     return "\n".join(lines) + "\n"
+
+
+def is_whole(mesh: Path) -> bool:
+    """Whether all its vertices are numbers: one of the package's meshes has none."""
+    return bool(np.isfinite(_read_obj(mesh)[0]).all())
 
 
 def _read_obj(source: Path) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
