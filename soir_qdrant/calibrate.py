@@ -44,15 +44,15 @@ class Moments:
     def __init__(self) -> None:
         self.count = 0
         self._sum: NDArray[np.float64] = np.zeros(0)
-        self._square: NDArray[np.float64] = np.zeros(0)
+        self.square: NDArray[np.float64] = np.zeros(0)
 
     def add(self, rows: NDArray[np.floating]) -> None:
         x = np.asarray(rows, np.float64)
         if not self.count:
-            self._sum, self._square = np.zeros(x.shape[1]), np.zeros((x.shape[1], x.shape[1]))
+            self._sum, self.square = np.zeros(x.shape[1]), np.zeros((x.shape[1], x.shape[1]))
         self.count += len(x)
         self._sum += x.sum(0)
-        self._square += x.T @ x
+        self.square += x.T @ x
 
     @property
     def mean(self) -> NDArray[np.float64]:
@@ -60,7 +60,7 @@ class Moments:
 
     @property
     def covariance(self) -> NDArray[np.float64]:
-        centred = self._square - self.count * np.outer(self.mean, self.mean)
+        centred = self.square - self.count * np.outer(self.mean, self.mean)
         return np.asarray(centred / (self.count - 1), np.float64)
 
 

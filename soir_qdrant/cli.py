@@ -33,6 +33,8 @@ app = typer.Typer(
     help="Find the pictures that hold this one small thing, in Qdrant.",
     epilog="First steps:  soir demo; soir ingest photos/ --path ./db; soir search mug.png --path ./db",
 )
+training = typer.Typer(no_args_is_help=True, help="Learn from labelled folders.")
+app.add_typer(training, name="train")
 out, err = Console(), Console(stderr=True)
 
 FolderOption = Annotated[Path | None, typer.Option("--path", help="folder of an embedded Qdrant")]
@@ -200,6 +202,28 @@ def calibrate(
         err.print(f"[yellow]skipped:[/] {line}", highlight=False)
     out.print(f"{file}: {whitening.dim} components from {count} objects of {total} pictures")
     raise typer.Exit(1 if bad else 0)
+
+
+@training.command(
+    epilog="Example:  soir train projection bench/dev-2d bench/dev-3d --out projection.safetensors"
+)
+def projection(
+    folders: Annotated[list[Path], typer.Argument(help="labelled folders (see docs/needlebench.md)")],
+    file: Annotated[Path, typer.Option("--out", help="file to write")],
+    profile: ProfileOption = "embedded",
+    dim: Annotated[int, typer.Option(help="components kept")] = 1024,
+    seed: Annotated[int, typer.Option(help="of the jitter of the boxes")] = 0,
+) -> None:
+    """Learn what the same thing looks like twice: the projection that whitens. Use it with --whitening."""
+    from soir_qdrant.evaluate.bench import load
+    from soir_qdrant.train.projection import fit
+
+    benches = [load(folder) for folder in folders]
+    total = sum(len(bench.gallery) + len(bench.queries) for bench in benches)
+    with _bar("projection", total) as advance:
+        made, seen = fit(benches, _pipeline(profile, None, fitting=True), dim=dim, seed=seed, advance=advance)
+    made.save(file)
+    out.print(f"{file}: {made.dim} components from {seen.all.count} views of {seen.things} things")
 
 
 @app.command(epilog="Example:  soir explain room.jpg --out room.html")

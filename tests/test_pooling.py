@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from soir_qdrant.errors import ConfigError
 from soir_qdrant.refine.pooling import (
     Whitening,
+    fit_discriminative,
     fit_whitening,
     generalized_max_pool,
     mean_pool,
@@ -76,15 +77,27 @@ def test_what_cannot_be_whitened_is_refused(tmp_path):
         generalized_max_pool(rows(0), 0)
 
 
-def test_a_refit_keeps_the_prior_at_first_and_forgets_it_in_the_end():
+def test_a_refit_starts_at_the_prior_and_ends_at_ones_own_rows():
     rng = np.random.default_rng(0)
-    wide, mine = (
-        rng.normal(size=(4000, 6)) * np.arange(1, 7),
-        rng.normal(size=(4000, 6)) * np.arange(6, 0, -1),
-    )
-    first = fit_whitening(wide, shrink=1e-6)
-    assert np.allclose(first.covariance, np.cov(wide, rowvar=False), atol=0.05)
+    first = fit_whitening(rng.normal(size=(4000, 6)) * np.arange(6, 0, -1))
+    mine = rng.normal(size=(4000, 6)) * np.arange(1, 7)
     mean, covariance = mine.mean(0), np.cov(mine, rowvar=False)
-    few, many = (refit(first, mean, covariance, count) for count in (1, 10**9))
-    assert np.allclose(np.diag(few.covariance), np.diag(first.covariance), atol=1)  # shrinkage adds a little
-    assert np.allclose(np.diag(many.covariance), np.diag(covariance), atol=1)
+    same, bent = (refit(first, mean, covariance, count) for count in (0, 10**9))
+    x = rng.normal(size=(20, 6))
+    assert np.allclose(first(x) @ first(x).T, same(x) @ same(x).T, atol=0.01)  # turned at most
+    before, after = (np.sort(np.linalg.eigvalsh(w.matrix.T @ covariance @ w.matrix)) for w in (first, bent))
+    assert before[-1] / before[0] > 20
+    assert after[-1] / after[0] < 5
+    assert np.allclose(bent.mean, mean, atol=1e-3)
+
+
+def test_the_discriminative_projection_drops_what_differs_between_views_of_one_thing():
+    """Things differ along the first axis, and views of a thing, far more, along the second."""
+    rng = np.random.default_rng(1)
+    things = rng.normal(size=(50, 1)) * (1, 0, 0)
+    views = things[:, None] + rng.normal(size=(50, 8, 3)) * (0.1, 5, 0.1)
+    within = np.cov((views - views.mean(1, keepdims=True)).reshape(-1, 3), rowvar=False)
+    flat = views.reshape(-1, 3)
+    made = fit_discriminative(within, np.cov(flat, rowvar=False), flat.mean(0), noise=1e-3, shrink=1.0)
+    assert np.abs(made.matrix[0]).max() > 10 * np.abs(made.matrix[1]).max()
+    assert made.variance[0] > made.variance[1]

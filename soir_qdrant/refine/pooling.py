@@ -49,11 +49,13 @@ class Whitening:
     """x -> normalize((x - mean) @ matrix). mean: float32 [D]; matrix: float32 [D, D_out], D_out <= D.
 
     Columns stand in falling order of variance, so that the first c of them are a whitening to c.
-    fitted_for: names the rows it was fitted on, so that it is not applied to others.
+    variance: float32 [D_out], of each column over the rows it was fitted on, before normalising.
+    fitted_for: names those rows, so that it is not applied to others.
     """
 
     mean: Vector
     matrix: Vector
+    variance: Vector
     fitted_for: str = ""
 
     @property
@@ -64,20 +66,11 @@ class Whitening:
         """x: float [..., D] -> float32 [..., D_out], unit rows."""
         return normalize((np.asarray(x, np.float32) - self.mean) @ self.matrix)
 
-    @property
-    def covariance(self) -> NDArray[np.float64]:
-        """Of what it was fitted on, shrinkage included: float64 [D, D]; the axes it dropped vary alike."""
-        matrix = self.matrix.astype(np.float64)
-        length = np.linalg.norm(matrix, axis=0)
-        axes, variance = matrix / length, 1 / length**2
-        rest = np.eye(len(matrix)) - axes @ axes.T
-        return np.asarray((axes * variance) @ axes.T + variance[-1] * rest, np.float64)
-
     def truncated(self, dim: int | None) -> Whitening:
         """The whitening to the first `dim` components; None keeps all."""
         if dim is not None and dim > self.dim:
             raise ConfigError(f"vector.dim {dim}: the whitening has {self.dim} components")
-        return Whitening(self.mean, self.matrix[:, :dim], self.fitted_for)
+        return Whitening(self.mean, self.matrix[:, :dim], self.variance[:dim], self.fitted_for)
 
     @property
     def digest(self) -> str:
@@ -91,7 +84,11 @@ class Whitening:
         from safetensors.numpy import save_file
 
         part = path.with_name(f".{path.name}.part")
-        tensors = {"mean": self.mean, "matrix": np.ascontiguousarray(self.matrix, np.float16)}
+        tensors = {
+            "mean": self.mean,
+            "matrix": np.ascontiguousarray(self.matrix, np.float16),
+            "variance": np.ascontiguousarray(self.variance),
+        }
         save_file(tensors, str(part), metadata={"fitted_for": self.fitted_for})
         part.replace(path)
 
@@ -102,13 +99,13 @@ class Whitening:
 
         try:
             with safe_open(str(path), "np") as held:
-                mean, matrix = held.get_tensor("mean"), held.get_tensor("matrix")
+                mean, matrix, variance = (held.get_tensor(k) for k in ("mean", "matrix", "variance"))
                 fitted_for = (held.metadata() or {}).get("fitted_for", "")
         except (OSError, SafetensorError) as error:
             raise ConfigError(
                 f"{path}: no whitening there ({error}); make one with `soir calibrate`"
             ) from error
-        return cls(mean.astype(np.float32), matrix.astype(np.float32), fitted_for)
+        return cls(mean.astype(np.float32), matrix.astype(np.float32), variance, fitted_for)
 
 
 def fit_whitening(x: Floats, dim: int | None = None, shrink: float = 0.1, fitted_for: str = "") -> Whitening:
@@ -128,13 +125,33 @@ def whitening_of(
     eigenvalue added to each, so that directions of little data are not blown up.
     Raises ConfigError where nothing varies.
     """
-    values, axes = np.linalg.eigh(np.asarray(covariance, np.float64))
-    values, axes = np.maximum(values[::-1], 0), axes[:, ::-1]
+    values, axes = _falling(np.asarray(covariance, np.float64))
     if values[0] <= 1e-12:
         raise ConfigError("whitening: all rows are equal; give more varied pictures")
     scale = 1 / np.sqrt(values + shrink * values.mean())
-    matrix = (axes * scale)[:, :dim].astype(np.float16)  # half the file, and no mAP lost
-    return Whitening(np.asarray(mean, np.float32), matrix.astype(np.float32), fitted_for)
+    return _made(mean, axes * scale, values * scale**2, dim, fitted_for)
+
+
+def fit_discriminative(
+    within: Floats,
+    covariance: Floats,
+    mean: Floats,
+    dim: int | None = None,
+    noise: float = 0.1,
+    shrink: float = 1.0,
+    fitted_for: str = "",
+) -> Whitening:
+    """Divides out what differs between views of one thing, then whitens what is left, partly.
+
+    within: float [D, D], covariance of rows about the mean of their thing; covariance, mean: of all rows.
+    noise, shrink: share of the mean eigenvalue added to each of the first and of the second. Fisher's
+    discriminant, shrunk: W = A B (E + shrink * mean(E))^-1/2, A = within^-1/2, A^T covariance A = B E B^T.
+    """
+    spread, axes = np.linalg.eigh(np.asarray(within, np.float64))
+    first = axes / np.sqrt(np.maximum(spread, 0) + noise * spread.mean())
+    values, axes = _falling(first.T @ np.asarray(covariance, np.float64) @ first)
+    scale = 1 / np.sqrt(values + shrink * values.mean())
+    return _made(mean, first @ (axes * scale), values * scale**2, dim, fitted_for)
 
 
 def refit(
@@ -148,9 +165,29 @@ def refit(
     """The prior bent towards rows of one's own, as if it had been fitted on `weight` rows beside these.
 
     mean: float [D]; covariance: float [D, D]; count: rows they were measured on; dim: columns kept (those
-    of the prior). Thousands of dimensions need more rows than a small collection has, hence the prior.
+    of the prior). It stays within the prior's columns: thousands of dimensions want more rows than a small
+    collection has. Each column was scaled by (e + s)^-1/2, so that its variance v = e / (e + s) tells e / s;
+    that scale is undone, the covariances are mixed, and the mixture is scaled in the same way.
     """
     share = count / (count + weight)
-    mixed = share * np.asarray(covariance, np.float64) + (1 - share) * prior.covariance
+    kept = np.maximum(1 - prior.variance.astype(np.float64), 1e-6)  # s / (e + s)
+    matrix = prior.matrix.astype(np.float64) / np.sqrt(kept)
+    own = matrix.T @ np.asarray(covariance, np.float64) @ matrix
+    values, axes = _falling(share * own + (1 - share) * np.diag((1 - kept) / kept))
+    scale = 1 / np.sqrt(values + 1)
     centre = share * np.asarray(mean, np.float64) + (1 - share) * prior.mean
-    return whitening_of(centre, mixed, dim or prior.dim, shrink=0.05, fitted_for=prior.fitted_for)
+    return _made(centre, matrix @ (axes * scale), values * scale**2, dim, prior.fitted_for)
+
+
+def _falling(symmetric: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Eigenvalues, none below zero, in falling order, and their axes as columns."""
+    values, axes = np.linalg.eigh(symmetric)
+    return np.maximum(values[::-1], 0), axes[:, ::-1]
+
+
+def _made(mean: Floats, matrix: Floats, variance: Floats, dim: int | None, fitted_for: str) -> Whitening:
+    """Rounded as it is saved: half the file, and no mAP lost."""
+    rounded = np.asarray(matrix[:, :dim], np.float16).astype(np.float32)
+    return Whitening(
+        np.asarray(mean, np.float32), rounded, np.asarray(variance[:dim], np.float32), fitted_for
+    )

@@ -1,0 +1,78 @@
+"""What is learnt from labelled folders."""
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from soir_qdrant.cli import app
+from soir_qdrant.config import Settings
+from soir_qdrant.errors import ConfigError
+from soir_qdrant.evaluate.bench import load
+from soir_qdrant.evaluate.collect import labelled
+from soir_qdrant.evaluate.needle import generate
+from soir_qdrant.evaluate.sources import Sources
+from soir_qdrant.images import load as read
+from soir_qdrant.pipeline import Pipeline
+from soir_qdrant.refine.pooling import Whitening, normalize
+from soir_qdrant.train.projection import Scatter
+
+
+def test_the_scatter_is_that_of_rows_about_the_mean_of_their_thing():
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(30, 5)).astype(np.float32)
+    names = [f"thing{i % 7}" for i in range(30)]
+    scatter = Scatter()
+    for part in (slice(0, 11), slice(11, 30)):
+        scatter.add(rows[part], names[part])
+    means = {name: rows[[n == name for n in names]].mean(0) for name in names}
+    rest = rows - np.stack([means[name] for name in names])
+    assert np.allclose(scatter.within, rest.T @ rest / (30 - 7), atol=1e-6)
+    assert np.allclose(scatter.all.covariance, np.cov(rows, rowvar=False), atol=1e-6)
+
+
+def test_things_that_come_once_teach_nothing():
+    scatter = Scatter()
+    scatter.add(np.eye(3, dtype=np.float32), ["a", "b", "c"])
+    with pytest.raises(ConfigError, match="twice"):
+        _ = scatter.within
+
+
+@pytest.mark.slow
+def test_a_projection_learnt_from_other_things_tells_things_apart_better(tmp_path):
+    folders = [
+        generate(
+            tmp_path / split,
+            split=split,
+            track="2d",
+            scenes=10,
+            targets=6,
+            sources=Sources.shipped(),
+            progress=False,
+        )
+        for split in ("dev", "test")
+    ]
+    file = tmp_path / "projection.safetensors"
+    done = CliRunner().invoke(
+        app, ["train", "projection", str(folders[0]), "--out", str(file), "--dim", "64"]
+    )
+    assert done.exit_code == 0, done.output
+    assert "64 components" in done.output
+
+    bench, plain = load(folders[1]), Pipeline(Settings().but(vector={"whitening": None}))
+    learnt = Whitening.load(file)
+    assert learnt.fitted_for == plain.whitened
+    assert contrast(bench, plain, learnt) > contrast(bench, plain, normalize)
+
+
+def contrast(bench, pipeline, project):
+    """How far views of one thing stand above views of different things, in deviations of the latter."""
+    vectors, names = [], []
+    for entry in bench.gallery:
+        crops, masks = pipeline.crops([read(entry.file).rgb], [labelled(entry)])
+        vectors.append(project(pipeline.features(pipeline.encoder.encode(crops, masks))))
+        names += entry.instances
+    v, names = np.concatenate(vectors), np.array(names)
+    same = (names[:, None] == names) & ~np.eye(len(v), dtype=bool)
+    other = names[:, None] != names
+    similarity = v @ v.T
+    return (similarity[same].mean() - similarity[other].mean()) / similarity[other].std()
