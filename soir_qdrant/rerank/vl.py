@@ -82,7 +82,8 @@ def perturbed(
     boxes: per picture of the batch, [k_i, 4] in pixels, k_i may be 0 and may differ. sizes: per picture its
     width and height. The patch grid must lie over the whole picture (plain resizing); for a centre crop give
     boxes and sizes of the crop. grid: rows, columns; None takes a square of the last N - 1 or N tokens.
-    A call's batch must hold these pictures in order, once, or in several rounds of queries over one of keys.
+    A call's batch must hold these pictures in order, once, or in several rounds of queries over one of keys;
+    one picture expanded to a batch (stride 0) counts once, and its subspaces are computed once.
     Raises ConfigError, here or out of the model's forward, where they do not fit.
     """
     if len(boxes) != len(sizes):
@@ -151,6 +152,8 @@ class _Apart:
         source = self.signature.bind(*args, **kwargs).arguments.get(site.source)
         if source is None:  # the layer attends to no picture in this call
             return
+        if source.stride(0) == 0:
+            source = source[:1]
         if site.norm is not None:
             source = _need(module, site.norm)(source)
         self.held = self.pictures.regions(_split(_need(module, site.key)(source), site.heads))
