@@ -121,7 +121,10 @@ def search(
     whitening: WhiteningOption = None,
     filter_: Annotated[str | None, typer.Option("--filter", help="a Qdrant filter, as JSON")] = None,
     limit: Annotated[int, typer.Option(min=1)] = 10,
-    rerank: Annotated[Literal["objects"] | None, typer.Option(help="rescore by the stored objects")] = None,
+    rerank: Annotated[
+        Literal["objects", "q-perturbation"] | None,
+        typer.Option(help="rescore by the stored objects, or by opening the pictures again"),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Find the pictures that hold the thing in IMAGE."""

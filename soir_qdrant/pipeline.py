@@ -203,6 +203,13 @@ class Pipeline:
         image: uint8 [H, W, 3]. box: the object in it (the whole image). mask: bool [H, W], its pixels,
         such as a cut-out's opaque ones. Raises ObjectsError for a box that holds no pixel of the image.
         """
+        row: Vector = self.describe(self.encoder.encode(*self.query_crop(image, box=box, mask=mask)))[0]
+        return row
+
+    def query_crop(
+        self, image: RGB, *, box: Box | None = None, mask: Mask | None = None
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        """The query object's crop, uint8 [1, S, S, 3], and its mask, float32 [1, S, S]. See `query`."""
         height, width = image.shape[:2]
         if box is None and mask is not None and mask.any():
             rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
@@ -213,8 +220,7 @@ class Pipeline:
         item = SceneObject(box, mask)
         item = self.segment(image, [item], self.query_segmenter)[0]
         cut, inside = self._crop(image, item)
-        row: Vector = self.describe(self.encoder.encode(cut[None], inside[None]))[0]
-        return row
+        return cut[None], inside[None]
 
     @cached_property
     def encoder(self) -> Encoder:
