@@ -140,10 +140,11 @@ class QPerturbation:
     def _scored(self, hit: Hit, query: tuple[Tensor, Vector, Vector]) -> Hit:
         head, seen, vector = query
         found, device = self.candidate(hit), self.reader.block.device
-        tokens, shares = found.tokens.to(device), found.shares.to(device)
-        read = self.reader.read(head, self.reader.prepare(tokens, shares), shares)
-        parts = self._described(read.cpu().numpy()) @ seen, found.vectors.numpy() @ vector
-        scores = self.weight * parts[0] + (1 - self.weight) * parts[1]
+        scores = found.vectors.numpy() @ vector
+        if self.weight:
+            tokens, shares = found.tokens.to(device), found.shares.to(device)
+            read = self.reader.read(head, self.reader.prepare(tokens, shares), shares)
+            scores = self.weight * (self._described(read.cpu().numpy()) @ seen) + (1 - self.weight) * scores
         best = int(scores.argmax())
         x0, y0, x1, y1 = found.boxes[best].tolist()
         return replace(hit, score=float(scores[best]), box=(x0, y0, x1, y1))
