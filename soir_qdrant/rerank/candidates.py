@@ -42,9 +42,10 @@ class Candidate:
 class QPerturbation:
     """Reranks hits by their pictures.
 
-    The score of an object is the mean of two cosines: of its vector with the query's, as in a search for
-    single objects, and of what the query reads in its crop (see `image_query`) with the query's own
-    patches, whitened alike. An image scores as its best object, -1..1.
+    The score of an image, -1..1, is the mean of two cosines, each of its best object: of the object's
+    vector with the query's, as in a search for single objects, and of what the query reads in the object's
+    crop (see `image_query`) with the query's own patches, whitened alike. The box is that of the vector:
+    it is right more often.
 
     pipeline: that the collection was filled with. settings: of the perturbation. cache: of the candidates'
     tokens; None makes one in the usual place. weight: 0..1, of the reading in the score.
@@ -141,13 +142,14 @@ class QPerturbation:
         head, seen, vector = query
         found, device = self.candidate(hit), self.reader.block.device
         scores = found.vectors.numpy() @ vector
+        best = int(scores.argmax())
+        x0, y0, x1, y1 = found.boxes[best].tolist()
+        score = (1 - self.weight) * float(scores[best])
         if self.weight:
             tokens, shares = found.tokens.to(device), found.shares.to(device)
             read = self.reader.read(head, self.reader.prepare(tokens, shares), shares)
-            scores = self.weight * (self._described(read.cpu().numpy()) @ seen) + (1 - self.weight) * scores
-        best = int(scores.argmax())
-        x0, y0, x1, y1 = found.boxes[best].tolist()
-        return replace(hit, score=float(scores[best]), box=(x0, y0, x1, y1))
+            score += self.weight * float((self._described(read.cpu().numpy()) @ seen).max())
+        return replace(hit, score=score, box=(x0, y0, x1, y1))
 
     def _described(self, rows: Vector) -> Vector:
         """Patch means before and after the block, [k, 2, D] -> unit rows to compare, [k, d]."""
