@@ -209,7 +209,7 @@ def test_weight_and_settings_change_the_score(searcher: SoirSearcher, files: lis
     vectors, read = scores(weight=0.0), scores(weight=1.0)
     assert vectors == pytest.approx(scores(weight=0.0, settings=PerturbSettings(0.0)))
     assert read != pytest.approx(scores(weight=1.0, settings=PerturbSettings(0.0)), abs=1e-5)
-    both = scores(settings=WINNER)
+    both = scores(weight=0.5, settings=WINNER)
     assert both == pytest.approx({i: (vectors[i] + read[i]) / 2 for i in both}, abs=1e-6)
     with pytest.raises(ConfigError, match="weight 2"):
         scores(weight=2)

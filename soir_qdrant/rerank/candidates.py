@@ -42,13 +42,13 @@ class Candidate:
 class QPerturbation:
     """Reranks hits by their pictures.
 
-    The score of an image, -1..1, is the mean of two cosines, each of its best object: of the object's
-    vector with the query's, as in a search for single objects, and of what the query reads in the object's
-    crop (see `image_query`) with the query's own patches, whitened alike. The box is that of the vector:
-    it is right more often.
+    The score of an image, -1..1, is the weighted mean of two cosines, each of its best object: of the
+    object's vector with the query's, as in a search for single objects, and of what the query reads in the
+    object's crop (see `image_query`) with the query's own patches, whitened alike. The box is the first's.
 
     pipeline: that the collection was filled with. settings: of the perturbation. cache: of the candidates'
-    tokens; None makes one in the usual place. weight: 0..1, of the reading in the score.
+    tokens; None makes one in the usual place. weight: 0..1, of the reading in the score; 0 leaves it out
+    (and saves a fifth of the time, or nearly all where tokens are cached; see docs/q-perturbation.md).
     Raises ConfigError for an encoder without CLS token or a weight out of range.
     """
 
@@ -58,7 +58,7 @@ class QPerturbation:
         *,
         settings: PerturbSettings = WINNER,
         cache: TokenCache | None = None,
-        weight: float = 0.5,
+        weight: float = 0.1,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
         if not 0 <= weight <= 1:

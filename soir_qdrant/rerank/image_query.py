@@ -23,7 +23,7 @@ from soir_qdrant.refine.block import LastBlock
 from soir_qdrant.rerank.perturb import PerturbSettings, alphas, perturb
 from soir_qdrant.rerank.subspace import basis, gram
 
-WINNER = PerturbSettings(scale=8.0, rank=1, contribution=None)  # see docs/q-perturbation.md
+WINNER = PerturbSettings(scale=2.0, rank=1, contribution=None)  # see docs/q-perturbation.md
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +81,3 @@ class ImagePerturbation:
         weights = attention[:, :, 0, 1:].mean(1)  # [k, N - 1]; what CLS drew is left out
         weights = weights / weights.sum(1, keepdim=True)
         return torch.einsum("kn,knsd->ksd", weights, patches)
-
-    def score(self, query_tokens: Tensor, seen: Tensor, tokens: Tensor, shares: Tensor) -> Tensor:
-        """Mean cosine, [k], of the query's own description and each crop as the query sees it.
-
-        query_tokens: [N, D]; seen: [2, D], the query's patch means before and after the block (the last two
-        of `Encoding.layers`); tokens, shares: see `prepare`. Without whitening: see `rerank.candidates`.
-        """
-        read = self.read(self.query(query_tokens), self.prepare(tokens, shares), shares)
-        return torch.nn.functional.cosine_similarity(read, seen.to(read)[None], dim=-1).mean(1)
