@@ -60,7 +60,6 @@ def main() -> None:
             "objects": QPerturbation(pipeline, cache=cache, weight=0.0),
             "reading, alpha 0": QPerturbation(pipeline, cache=cache, weight=1.0, settings=UNMOVED),
             "reading": QPerturbation(pipeline, cache=cache, weight=1.0),
-            "shipped, alpha 0": QPerturbation(pipeline, cache=cache, settings=UNMOVED),
             "shipped": QPerturbation(pipeline, cache=cache),
         }
         for query in bench.queries[: chosen.queries]:
