@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,20 @@ def test_recall_counts_sentences_and_small_pictures(folder: Path, matcher: Match
     assert plain["small sentences"] == 2
     assert plain["R@5"] == plain["small R@5"] == 100  # of three pictures
     assert evaluate(matcher, load(folder), PerturbSettings(scale=0.0), batch=2) == plain
+
+
+def test_half_precision_as_transformers_loads_it(folder: Path, matcher: Matcher) -> None:
+    """The Q-Former and its query tokens stay in float32, the rest is halved."""
+    half = copy.deepcopy(matcher.model).to(torch.bfloat16)
+    half.qformer.float()
+    half.query_tokens.data = half.query_tokens.data.float()
+    halved = Matcher(half, lambda pictures: matcher.pixels(pictures).bfloat16(), matcher.words)
+    found = evaluate(halved, load(folder), PerturbSettings(scale=1.0))
+    assert found["R@5"] == 100
+    with torch.inference_mode():
+        words = matcher.words(["one", "two"])
+        logits = [m.match(m.see(load(folder)[:1]), words).float() for m in (halved, matcher)]
+    torch.testing.assert_close(logits[0], logits[1], atol=0.2, rtol=0.1)
 
 
 def test_a_sentence_whose_picture_is_not_listed_is_lost() -> None:

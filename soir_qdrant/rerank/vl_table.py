@@ -106,6 +106,8 @@ class Matcher:
         count = len(words["input_ids"])
         queries = self.model.query_tokens.expand(count, -1, -1)
         mask = torch.cat([words["attention_mask"].new_ones(queries.shape[:2]), words["attention_mask"]], 1)
+        # The Q-Former keeps float32. Cast by itself, the expanded picture would become `count` pictures.
+        tokens = tokens.to(self.model.qformer.layernorm.weight.dtype)
         out = self.model.qformer(
             query_embeds=self.model.embeddings(input_ids=words["input_ids"], query_embeds=queries),
             query_length=queries.shape[1],
