@@ -123,7 +123,10 @@ def search(
     whitening: WhiteningOption = None,
     filter_: Annotated[str | None, typer.Option("--filter", help="a Qdrant filter, as JSON")] = None,
     limit: Annotated[int, typer.Option(min=1)] = 10,
-    rerank: Annotated[Literal["objects"] | None, typer.Option(help="rescore by the stored objects")] = None,
+    rerank: Annotated[
+        Literal["objects", "q-perturbation"] | None,
+        typer.Option(help="rescore by the stored objects, or by opening the pictures again"),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Find the pictures that hold the thing in IMAGE."""
@@ -325,6 +328,50 @@ def evaluate(
     if "detector" in results:
         seen = results["detector"]
         out.print(f"detector: recall@0.5 {seen['recall@0.5']:.3f} at {seen['boxes']:.1f} boxes a picture")
+
+
+@app.command(
+    name="evaluate-vl",
+    epilog="Example:  soir evaluate-vl flickr30k --weights Salesforce/blip2-itm-vit-g-coco",
+)
+def evaluate_vl(
+    folder: Annotated[
+        Path, typer.Argument(help="the pictures, sentences and boxes: see docs/q-perturbation.md")
+    ],
+    weights: Annotated[str, typer.Option(help="BLIP-2 for retrieval: a folder or hub name")],
+    captions: Annotated[str, typer.Option(help="JSON below FOLDER, as LAVIS publishes it")] = "test.json",
+    boxes: Annotated[str, typer.Option(help="XML files below FOLDER")] = "flickr30k_entities/Annotations",
+    scale: Annotated[float, typer.Option(help="alpha")] = 8.0,
+    contribution: Annotated[float, typer.Option(help="share of the energy a subspace holds")] = 0.99,
+    itm: Annotated[bool, typer.Option(help="rescore the best by image-text matching, as the paper")] = True,
+    top: Annotated[int, typer.Option(min=1, help="pictures rescored for each sentence")] = 64,
+    batch: Annotated[int, typer.Option(min=1)] = 16,
+    device: Annotated[str, typer.Option()] = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Q-Perturbation's table: text-to-image R@1/5/10 of BLIP-2, without and with it."""
+    from dataclasses import replace
+
+    from soir_qdrant.rerank.vl_table import PAPER, Matcher, load
+    from soir_qdrant.rerank.vl_table import evaluate as measure
+
+    pictures = load(folder, captions, boxes)
+    matcher = Matcher.load(weights, device)
+    settings = replace(PAPER, scale=scale, contribution=contribution)
+    rows = {"blip2": None, "q-perturbation": settings}
+    with _bar("evaluate-vl", len(pictures) * len(rows) * (1 + itm)) as advance:
+        results = {
+            name: measure(matcher, pictures, held, itm=itm, top=top, batch=batch, advance=advance)
+            for name, held in rows.items()
+        }
+    if as_json:
+        out.print_json(json.dumps(results))
+        return
+    columns = list(results["blip2"])
+    table = Table("", *columns, title=f"{folder.name}: text to image, percent")
+    for name, found in results.items():
+        table.add_row(name, *(f"{found[column]:g}" for column in columns))
+    out.print(table)
 
 
 @app.command(epilog="Example:  soir needle bench/dev-2d --split dev --track 2d --scenes 200")

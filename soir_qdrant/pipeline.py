@@ -198,12 +198,19 @@ class Pipeline:
         return np.stack([generalized_max_pool(v, held.ridge, w) for v, w in zip(rows, weights, strict=True)])
 
     def query(self, image: RGB, *, box: Box | None = None, mask: Mask | None = None) -> Vector:
-        """The vector of one query object, float32 [dim], unit length. See `query_row`."""
+        """The vector of one query object, float32 [dim], unit length. See `query_crop`."""
         row = self.query_row(image, box=box, mask=mask)
         return self.whitening(row) if self.whitening else row
 
     def query_row(self, image: RGB, *, box: Box | None = None, mask: Mask | None = None) -> Vector:
-        """The row of one query object before whitening, float32 [F].
+        """The row of one query object before whitening, float32 [F]. See `query_crop`."""
+        row: Vector = self.features(self.encoder.encode(*self.query_crop(image, box=box, mask=mask)))[0]
+        return row
+
+    def query_crop(
+        self, image: RGB, *, box: Box | None = None, mask: Mask | None = None
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        """The query object's crop, uint8 [1, S, S, 3], and its mask, float32 [1, S, S].
 
         image: uint8 [H, W, 3]. box: the object in it (the whole image). mask: bool [H, W], its pixels,
         such as a cut-out's opaque ones. Raises ObjectsError for a box that holds no pixel of the image.
@@ -218,8 +225,7 @@ class Pipeline:
         item = SceneObject(box, mask)
         item = self.segment(image, [item], self.query_segmenter)[0]
         cut, inside = self._crop(image, item)
-        row: Vector = self.features(self.encoder.encode(cut[None], inside[None]))[0]
-        return row
+        return cut[None], inside[None]
 
     @cached_property
     def encoder(self) -> Encoder:

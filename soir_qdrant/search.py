@@ -16,10 +16,11 @@ from soir_qdrant.payload import KEY, match_box, shown
 from soir_qdrant.schema import OBJECTS
 from soir_qdrant.store import Store
 from soir_qdrant.transport import Retry
-from soir_qdrant.types import Box, Hit, Vector
+from soir_qdrant.types import Box, Hit, LoadedImage, Vector
 
 if TYPE_CHECKING:
     from soir_qdrant.pipeline import Pipeline
+    from soir_qdrant.rerank.candidates import QPerturbation
 
 Query: TypeAlias = Source | Sequence[float]
 Rerank: TypeAlias = Literal["objects", "q-perturbation"]
@@ -36,7 +37,8 @@ class SoirSearcher:
     of `profile` when the first image is asked for. vector_name: as given to the ingestor. exact_boxes: where
     the collection keeps the vectors of objects, fetch those of the hits to tell which object matched (ten
     hits with 25 objects of 1920 numbers are 8 MB); False leaves them there and takes the codes. timeout:
-    seconds for one request. retry: for lost connections, timeouts, 429 and 5xx.
+    seconds for one request. retry: for lost connections, timeouts, 429 and 5xx. perturbation: what
+    rerank="q-perturbation" uses; None makes one on this pipeline.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class SoirSearcher:
         max_pixels: int = MAX_PIXELS,
         timeout: int = 30,
         retry: Retry | None = None,
+        perturbation: QPerturbation | None = None,
     ) -> None:
         retry = retry or Retry(attempts=3)
         self.store = Store(client, collection, vector_name=vector_name, timeout=timeout, retry=retry)
@@ -58,6 +61,7 @@ class SoirSearcher:
         self.exact_boxes = exact_boxes
         self.max_pixels = max_pixels
         self._pipeline = pipeline
+        self._perturbation = perturbation
         self._compared = False
 
     @property
@@ -89,7 +93,10 @@ class SoirSearcher:
         query image; what reaches out of the image is cut off. filter: Qdrant's; soir_qdrant.filters has some
         conditions ready. rerank: "objects" takes `prefetch` candidates (100, or ten times the limit) by the
         images' vectors, and orders them by their most similar object; the collection must keep the
-        vectors of objects. with_vectors: put the image's vector into each hit.
+        vectors of objects. "q-perturbation" takes `prefetch` candidates (50, or the limit), opens their
+        pictures again and orders them by what the query's attention reads there (docs/q-perturbation.md);
+        the score_threshold is for the first pass, and a picture that cannot be opened keeps its place and
+        score. with_vectors: put the image's vector into each hit.
 
         Raises ImageError or ObjectsError for a query that cannot be read, ConfigError for a setting out of
         range or a text, CollectionError where the collection is missing or of another kind, and ServerError
@@ -134,27 +141,45 @@ class SoirSearcher:
         if len(places) != len(queries):
             raise ConfigError(f"{len(places)} boxes for {len(queries)} queries: give one, or None, per query")
         self._open()
-        candidates = self._candidates(rerank, prefetch, limit + offset)
+        reread = rerank == "q-perturbation"
+        candidates = 0 if reread else self._candidates(rerank, prefetch, limit + offset)
+        first = max(prefetch or 50, limit + offset) if reread else limit
         vectors = [self._vector(query, box) for query, box in zip(queries, places, strict=True)]
         requests = [
             self.store.request(
                 vector,
-                limit=limit,
-                offset=offset,
+                limit=first,
+                offset=0 if reread else offset,
                 filter=filter,
                 prefetch=candidates,
                 with_vectors=with_vectors,
-                with_objects=self.exact_boxes,
+                with_objects=self.exact_boxes and not reread,
                 score_threshold=score_threshold,
                 params=search_params,
             )
             for vector in vectors
         ]
         found = self.store.query(requests, timeout) if requests else []
-        return [
+        hits = [
             [self._hit(point, vector, with_vectors) for point in points]
             for points, vector in zip(found, vectors, strict=True)
         ]
+        if not reread:
+            return hits
+        return [
+            self._reread(query, box, list_)[offset : offset + limit]
+            for query, box, list_ in zip(queries, places, hits, strict=True)
+        ]
+
+    def _reread(self, query: Query, box: Box | None, hits: list[Hit]) -> list[Hit]:
+        if _as_vector(query) is not None:
+            raise ConfigError('rerank="q-perturbation" reads pictures with a picture: this query is a vector')
+        if self._perturbation is None:
+            from soir_qdrant.rerank.candidates import QPerturbation
+
+            self._perturbation = QPerturbation(self.pipeline, max_pixels=self.max_pixels)
+        image, box = self._picture(query, box)
+        return self._perturbation.rerank(image.rgb, hits, box=box, mask=image.alpha)
 
     def _open(self) -> None:
         if not self.store.dim:
@@ -165,8 +190,7 @@ class SoirSearcher:
         if rerank is None:
             return 0
         if rerank != "objects":
-            why = "is not in this version" if rerank == "q-perturbation" else "is unknown"
-            raise ConfigError(f'rerank={rerank!r} {why}: choose "objects" or None')
+            raise ConfigError(f'rerank={rerank!r} is unknown: choose "objects", "q-perturbation" or None')
         if not self.store.has_objects:
             raise CollectionError(
                 f'rerank="objects": collection {self.store.collection!r} keeps no vectors of single objects; '
@@ -184,13 +208,18 @@ class SoirSearcher:
         if not self._compared:
             self.store.open(self.pipeline.dim, self.pipeline.fingerprint)
             self._compared = True
+        image, box = self._picture(query, box)
+        return self.pipeline.query(image.rgb, box=box, mask=image.alpha)
+
+    def _picture(self, query: Query, box: Box | None) -> tuple[LoadedImage, Box | None]:
+        """The query image, and its box clipped to it."""
         image = load(_not_text(query), max_pixels=self.max_pixels)
         if box is not None:
             try:
                 box = clip_box(box, image.width, image.height)
             except ObjectsError as error:
                 raise ObjectsError(f"{image.name}: {error}") from error
-        return self.pipeline.query(image.rgb, box=box, mask=image.alpha)
+        return image, box
 
     def _checked(self, vector: Vector) -> Vector:
         if vector.shape != (self.store.dim,):

@@ -210,6 +210,8 @@ def test_wrong_queries(client):
             found.search(swatch(RED), box=box)
     with pytest.raises(ConfigError, match="box is for a query image"):
         found.search([1.0] * 12, box=A)
+    with pytest.raises(ConfigError, match="reads pictures with a picture: this query is a vector"):
+        found.search([1.0] * 12, rerank="q-perturbation")
 
 
 def test_wrong_settings(client):
@@ -218,7 +220,6 @@ def test_wrong_settings(client):
     for wrong, kind, message in [
         ({"limit": 0}, ConfigError, "limit 0"),
         ({"offset": -1}, ConfigError, "offset -1"),
-        ({"rerank": "q-perturbation"}, ConfigError, "not in this version"),
         ({"rerank": "magic"}, ConfigError, "unknown"),
         ({"rerank": "objects"}, CollectionError, "keep_objects=True"),
     ]:

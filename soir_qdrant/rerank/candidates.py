@@ -1,0 +1,181 @@
+"""Reranking by Q-Perturbation: the candidates' pictures are opened again, and the query reads them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from soir_qdrant.errors import ConfigError, ImageError, SoirError
+from soir_qdrant.images import MAX_PIXELS, load
+from soir_qdrant.payload import KEY
+from soir_qdrant.pipeline import Pipeline
+from soir_qdrant.refine.pooling import Whitening, normalize
+from soir_qdrant.rerank.cache import TokenCache
+from soir_qdrant.rerank.image_query import WINNER, ImagePerturbation
+from soir_qdrant.rerank.perturb import PerturbSettings
+from soir_qdrant.types import RGB, Box, Failure, Hit, Mask, SceneObject, Vector
+
+READ = ("patches-1", "patches")  # what the query reads of a crop: before and after the last block
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Candidate:
+    """The k objects of one picture. boxes: float32 [k, 4] in pixels; vectors: float32 [k, dim], as
+    `describe` makes them; tokens: float16 [k, N, D], those that enter the last block; shares: float16
+    [k, N - 1], 0..1, of each patch inside the object."""
+
+    boxes: Tensor
+    vectors: Tensor
+    tokens: Tensor
+    shares: Tensor
+
+
+class QPerturbation:
+    """Reranks hits by their pictures.
+
+    The score of an image, -1..1, is the weighted mean of two cosines, each of its best object: of the
+    object's vector with the query's, as in a search for single objects, and of what the query reads in the
+    object's crop (see `image_query`) with the query's own patches, whitened alike. The box is the first's.
+
+    pipeline: that the collection was filled with. settings: of the perturbation. cache: of the candidates'
+    tokens; None makes one in the usual place. weight: 0..1, of the reading in the score; 0 leaves it out
+    (and saves a fifth of the time, or nearly all where tokens are cached; see docs/q-perturbation.md).
+    Raises ConfigError for an encoder without CLS token or a weight out of range.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        *,
+        settings: PerturbSettings = WINNER,
+        cache: TokenCache | None = None,
+        weight: float = 0.1,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        if not 0 <= weight <= 1:
+            raise ConfigError(f"weight {weight}: give the reading's share of the score, 0 to 1")
+        self.pipeline = pipeline
+        self.reader = ImagePerturbation(pipeline.encoder.last_block, settings)
+        self.cache = TokenCache() if cache is None else cache
+        self.weight = weight
+        self.max_pixels = max_pixels
+
+    def rerank(
+        self,
+        image: RGB,
+        hits: Sequence[Hit],
+        *,
+        box: Box | None = None,
+        mask: Mask | None = None,
+        failed: list[Failure] | None = None,
+    ) -> list[Hit]:
+        """The same hits in a new order, each with the new score and the box of its best object.
+
+        image, box, mask: the query, as in `Pipeline.query`. A hit whose picture is missing, unreadable or
+        another than was ingested keeps its place, score and box; it is added to `failed` and logged.
+        """
+        with torch.inference_mode():
+            query = self._query(image, box, mask)
+            scored: list[Hit | None] = []
+            for hit in hits:
+                try:
+                    scored.append(self._scored(hit, query))
+                except SoirError as error:
+                    log.warning("hit %s keeps its place: %s", hit.id, error)
+                    if failed is not None:
+                        failed.append(Failure(str(hit.uri or hit.id), str(error)))
+                    scored.append(None)
+        best = iter(sorted((h for h in scored if h is not None), key=lambda hit: -hit.score))
+        return [hit if new is None else next(best) for hit, new in zip(hits, scored, strict=True)]
+
+    def candidate(self, hit: Hit) -> Candidate:
+        """The objects of a hit's picture, out of the cache or encoded again from `hit.uri`.
+
+        Raises ImageError where the picture is needed, but missing or another than was ingested.
+        """
+        soir = hit.payload.get(KEY)
+        if not isinstance(soir, Mapping) or "sha256" not in soir:
+            raise ImageError(f"hit {hit.id}: its payload has no {KEY!r} part, so its picture is unknown")
+        boxes = [tuple(map(float, item["box"])) for item in soir.get("objects") or []]
+        key = self._key(str(soir["sha256"]), boxes)
+        found = self.cache.get(key)
+        if found is None:
+            if hit.uri is None:
+                raise ImageError(f"hit {hit.id}: no uri was stored with it; ingest files, not arrays")
+            picture = load(hit.uri, max_pixels=self.max_pixels)
+            if picture.sha256 != soir["sha256"]:
+                raise ImageError(f"{hit.uri}: another picture than was ingested; ingest it again")
+            found = self._encode(picture.rgb, boxes)
+            self.cache.put(key, found)
+        return Candidate(**found)
+
+    def _encode(self, image: RGB, boxes: list[tuple[float, ...]]) -> dict[str, Tensor]:
+        height, width = image.shape[:2]
+        boxes = boxes or [(0.0, 0.0, float(width), float(height))]
+        objects = [SceneObject((x0, y0, x1, y1)) for x0, y0, x1, y1 in boxes]
+        crops, masks = self.pipeline.crops([image], [self.pipeline.segment(image, objects)])
+        encoding = self.pipeline.encoder.encode(crops, masks)
+        tokens = torch.as_tensor(encoding.tokens)
+        return {
+            "boxes": torch.tensor(boxes, dtype=torch.float32),
+            "vectors": torch.from_numpy(self.pipeline.describe(encoding)),
+            "tokens": tokens.half().cpu(),
+            "shares": _shares(masks, tokens.shape[1] - 1).half(),
+        }
+
+    def _query(self, image: RGB, box: Box | None, mask: Mask | None) -> tuple[Tensor, Vector, Vector]:
+        """The query's CLS token per head, its own patches as `_described`, [d], and its vector, [dim]."""
+        encoding = self.pipeline.encoder.encode(*self.pipeline.query_crop(image, box=box, mask=mask))
+        query = self.reader.query(torch.as_tensor(encoding.tokens)[0].to(self.reader.block.device))
+        return query, self._described(encoding.layers[:, -2:])[0], self.pipeline.describe(encoding)[0]
+
+    def _scored(self, hit: Hit, query: tuple[Tensor, Vector, Vector]) -> Hit:
+        head, seen, vector = query
+        found, device = self.candidate(hit), self.reader.block.device
+        scores = found.vectors.numpy() @ vector
+        best = int(scores.argmax())
+        x0, y0, x1, y1 = found.boxes[best].tolist()
+        score = (1 - self.weight) * float(scores[best])
+        if self.weight:
+            tokens, shares = found.tokens.to(device), found.shares.to(device)
+            read = self.reader.read(head, self.reader.prepare(tokens, shares), shares)
+            score += self.weight * float((self._described(read.cpu().numpy()) @ seen).max())
+        return replace(hit, score=score, box=(x0, y0, x1, y1))
+
+    def _described(self, rows: Vector) -> Vector:
+        """Patch means before and after the block, [k, 2, D] -> unit rows to compare, [k, d]."""
+        flat = np.concatenate([normalize(rows[:, 0]), normalize(rows[:, 1])], axis=1)
+        if self.whitening is None:
+            return normalize(flat)
+        # The shipped whitening is of all features side by side, of unit length together.
+        return self.whitening(flat / np.float32(len(self.pipeline.settings.vector.features) ** 0.5))
+
+    @cached_property
+    def whitening(self) -> Whitening | None:
+        """The part of the pipeline's whitening that concerns the patches; None where it has none."""
+        whole, names = self.pipeline.whitening, self.pipeline.settings.vector.features
+        if whole is None or not set(READ) <= set(names):
+            return None
+        ends = np.cumsum([self.pipeline.encoder.dim if n == "cls" else self.reader.block.dim for n in names])
+        spans = dict(zip(names, zip(np.r_[0, ends[:-1]], ends, strict=True), strict=True))
+        rows = np.concatenate([np.arange(*spans[name]) for name in READ])
+        return Whitening(whole.mean[rows], whole.matrix[rows], whole.variance)
+
+    def _key(self, sha256: str, boxes: list[tuple[float, ...]]) -> str:
+        made_of = [sha256, boxes, self.pipeline.fingerprint, self.pipeline.segmenter.name]
+        return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
+
+
+def _shares(masks: np.ndarray, patches: int) -> Tensor:
+    """Masks [k, S, S], 0..1 -> the share of each patch inside, [k, patches]."""
+    pooled = torch.nn.functional.adaptive_avg_pool2d(torch.from_numpy(masks)[:, None], round(patches**0.5))
+    return pooled.flatten(1)

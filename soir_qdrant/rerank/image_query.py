@@ -1,0 +1,83 @@
+"""Q-Perturbation for a query that is a picture, on the encoder's own last block. Tensors in, tensors out.
+
+In the vision-and-language models of the paper, learned queries read a picture in cross-attention. Here the
+query object's CLS token does: in the last block, its vector q_h of every head is moved towards what the keys
+of one object of the candidate have in common,
+
+    q'_h = q_h + alpha Phi_h Phi_h^T q_h,
+
+and reads the patches of that object's crop with it, a_h = softmax(q'_h K_h^T / sqrt d). The mean of a_h over
+the heads weighs the crop's patch tokens, those that enter the block and those that leave it, and the two
+means describe the object as the query sees it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from soir_qdrant.errors import ConfigError
+from soir_qdrant.refine.block import LastBlock
+from soir_qdrant.rerank.perturb import PerturbSettings, alphas, perturb
+from soir_qdrant.rerank.subspace import basis, gram
+
+WINNER = PerturbSettings(scale=2.0, rank=1, contribution=None)  # see docs/q-perturbation.md
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePerturbation:
+    """Reads crops of objects with the query object's attention.
+
+    block: the encoder's last; it needs a CLS token. settings: of the perturbation; the "area" that a
+    weighting asks for is the object's share of its crop. Raises ConfigError for a block without CLS.
+    """
+
+    block: LastBlock
+    settings: PerturbSettings = WINNER
+
+    def __post_init__(self) -> None:
+        if not self.block.has_cls:
+            raise ConfigError("rerank q-perturbation: this encoder has no CLS token to read with")
+
+    def query(self, tokens: Tensor) -> Tensor:
+        """The query's tokens that enter the block, [N, D] -> its CLS token's query per head, [heads, d]."""
+        held = self.block.linear(self.block.layer_norm(tokens[:1].float(), "norm1"), "q")
+        return self.block.split(held[None])[0, :, 0]
+
+    def prepare(self, tokens: Tensor, shares: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What of k crops does not depend on the query: their patch tokens, keys and subspaces.
+
+        tokens: [k, N, D], those that enter the block, CLS first. shares: [k, N - 1], 0..1, of each patch
+        inside the object. Returns patches [k, N - 1, 2, D] (before and after the block, through the final
+        LayerNorm), keys [k, heads, N, d] and bases [k, heads, d, r].
+        """
+        if tokens.ndim != 3 or shares.shape != (len(tokens), tokens.shape[1] - 1):
+            raise ConfigError(
+                f"tokens {tuple(tokens.shape)}, shares {tuple(shares.shape)}: give [k, N, D] and [k, N - 1]"
+            )
+        tokens, shares, held = tokens.float(), shares.float(), self.settings
+        after = self.block.norm(self.block.forward(tokens))
+        patches = torch.stack([self.block.norm(tokens), after], 2)[:, 1:]
+        keys = self.block.split(self.block.linear(self.block.layer_norm(tokens, "norm1"), "k"))
+        grams = [gram(keys[i], shares[i : i + 1])[0] for i in range(len(keys))]
+        phi = basis(
+            torch.stack(grams), contribution=held.contribution, rank=held.rank, crossing=held.crossing
+        )
+        return patches, keys, phi
+
+    def read(self, query: Tensor, prepared: tuple[Tensor, Tensor, Tensor], shares: Tensor) -> Tensor:
+        """The k crops as the query sees them, [k, 2, D]: before and after the block.
+
+        query: [heads, d]; prepared, shares: of `prepare`.
+        """
+        patches, keys, phi = prepared
+        # One object per crop: the crops are a batch beside the heads, and nothing is to be averaged.
+        alpha = alphas(shares.float().mean(1), replace(self.settings, mean=False))
+        queries = query.expand(len(phi), -1, -1)[:, :, None]
+        moved = perturb(queries, phi[None], alpha[None], keep_norm=self.settings.keep_norm)
+        attention = (moved @ keys.transpose(-1, -2) / query.shape[-1] ** 0.5).softmax(-1)
+        weights = attention[:, :, 0, 1:].mean(1)  # [k, N - 1]; what CLS drew is left out
+        weights = weights / weights.sum(1, keepdim=True)
+        return torch.einsum("kn,knsd->ksd", weights, patches)
