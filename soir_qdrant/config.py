@@ -123,6 +123,8 @@ PROFILES: dict[str, Settings] = {
         crop=CropSettings(margin=0, native=True, background="keep"),
         detector=DetectorSettings(kind="owlv2"),
         segmenter=SegmenterSettings(kind="sam"),
-        vector=VectorSettings(features=("cls",), whitening=None, pooling="mao"),
+        vector=VectorSettings(
+            features=("cls",), whitening=None, pooling="mao", iterations=80, lr=0.1, alpha=0.03
+        ),
     ),
 }
