@@ -49,7 +49,7 @@ def test_the_descriptor_is_that_of_transformers(encoder):
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
     pixels = torch.from_numpy((CROPS / 255 - mean) / std).permute(0, 3, 1, 2).float()
     with torch.no_grad():
-        expected = encoder._model(pixels).pooler_output.numpy()
+        expected = encoder.model(pixels).pooler_output.numpy()
     assert np.allclose(encoder.encode(CROPS).descriptor, expected, atol=1e-3)
 
 

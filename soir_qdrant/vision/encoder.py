@@ -108,9 +108,9 @@ class ViTEncoder:
         self.device = pick_device(device)
         self.dtype = pick_dtype(dtype, self.device)
         self.last_block = family.last_block(model).to(self.device, torch.float32)
-        self._family = family
-        self._blocks = list(family.blocks(model))[:-1]
-        self._model = model.to(self.device, self.dtype)
+        self.family = family
+        self.blocks = list(family.blocks(model))[:-1]
+        self.model = model.to(self.device, self.dtype)
         mean, std = (torch.tensor(v, device=self.device).view(1, 3, 1, 1) for v in family.normalisation)
         self._scale, self._shift = 1 / (255 * std), -mean / std
         self.batch = batch
@@ -157,10 +157,10 @@ class ViTEncoder:
     def _trunk(self, images: NDArray[np.uint8], skip: int = 0) -> list[Tensor]:
         """Tokens after each block but the last and `skip` more (one runs at least), float32, oldest first."""
         pixels = torch.from_numpy(np.ascontiguousarray(images)).to(self.device).permute(0, 3, 1, 2)
-        x = self._family.embed(self._model, (pixels * self._scale + self._shift).to(self.dtype))
+        x = self.family.embed(self.model, (pixels * self._scale + self._shift).to(self.dtype))
         found = []
-        for block in self._blocks[: max(len(self._blocks) - skip, 1)]:
-            x = block(x, **self._family.options)
+        for block in self.blocks[: max(len(self.blocks) - skip, 1)]:
+            x = block(x, **self.family.options)
             x = x[0] if isinstance(x, tuple) else x
             found.append(x.float())
         return found
