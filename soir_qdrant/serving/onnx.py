@@ -14,12 +14,7 @@ from soir_qdrant.errors import ConfigError, WeightsError
 from soir_qdrant.serving import last_block, spec
 from soir_qdrant.serving.repository import VERSION
 from soir_qdrant.serving.runtime import Runtime
-from soir_qdrant.serving.served import (
-    Arrays,
-    ServedEncoder,
-    T,
-    U,
-)
+from soir_qdrant.serving.served import Arrays, ServedEncoder, T, U
 
 
 class OnnxSession:

@@ -9,13 +9,7 @@ from typing import TYPE_CHECKING
 from soir_qdrant.config import Settings
 from soir_qdrant.errors import ConfigError, WeightsError
 from soir_qdrant.serving import spec
-from soir_qdrant.serving.served import (
-    ServedEmbeddedDetector,
-    ServedEncoder,
-    ServedOwlv2,
-    ServedSam,
-    Session,
-)
+from soir_qdrant.serving.served import ServedDetector, ServedEncoder, ServedSegmenter, Session
 from soir_qdrant.types import Detector, Segmenter
 
 if TYPE_CHECKING:
@@ -26,11 +20,6 @@ if TYPE_CHECKING:
 class Runtime:
     """Where the models run. settings: those of the parts `encoder`, `detector` and `segmenter` when they
     are used by themselves; `pipeline` takes its own."""
-
-    encoder_type = ServedEncoder
-    owlv2_type = ServedOwlv2
-    embedded_type = ServedEmbeddedDetector
-    sam_type = ServedSam
 
     def __init__(self, settings: Settings | None = None, *, last_block: str | Path | None = None) -> None:
         self.settings = settings or Settings.for_profile()
@@ -69,7 +58,7 @@ class Runtime:
     def make_encoder(self, settings: Settings, *, tokens: bool = True) -> ServedEncoder:
         """tokens: whether `encode` fetches them."""
         session = self.session(spec.ENCODER)
-        made = self.encoder_type(
+        made = ServedEncoder(
             session, tokens=tokens, last_block=lambda: self.last_block(settings, session.fingerprint)
         )
         if made.input_size != settings.encoder.input_size:
@@ -80,17 +69,13 @@ class Runtime:
         return made
 
     def make_detector(self, settings: Settings) -> Detector | None:
-        kind = settings.detector.kind
-        if kind == "none":
+        if settings.detector.kind == "none":
             return None
-        session = self.session(spec.DETECTOR)
-        if kind == "owlv2":
-            return self.owlv2_type(session, settings.detector)
-        return self.embedded_type(session, settings.detector)
+        return ServedDetector(self.session(spec.DETECTOR), settings.detector)
 
     def make_segmenter(self, settings: Settings) -> Segmenter:
         if settings.segmenter.kind == "sam":
-            return self.sam_type(self.session(spec.SEGMENTER_ENCODER), self.session(spec.SEGMENTER_DECODER))
+            return ServedSegmenter(self.session(spec.SEGMENTER_ENCODER), self.session(spec.SEGMENTER_DECODER))
         from soir_qdrant.vision.segmenter import make_segmenter
 
         return make_segmenter(settings.segmenter)
@@ -110,7 +95,7 @@ class Runtime:
         local = ViTEncoder(held.weights, input_size=held.input_size, device="cpu", dtype="float32")
         if local.fingerprint != fingerprint:
             raise WeightsError(
-                f"the local weights are {local.fingerprint}, and the encoder that is served is {fingerprint}: "
-                f"give last_block the {last_block.FILE} that was exported with it"
+                f"the local weights are {local.fingerprint}, and the encoder that is served is "
+                f"{fingerprint}: give last_block the {last_block.FILE} that was exported with it"
             )
         return local.last_block

@@ -129,46 +129,44 @@ class ServedTokens:
         return np.ascontiguousarray(grid.reshape(len(tokens), height * width, -1))
 
 
-class ServedEmbeddedDetector:
-    """The embedded detector with its look through the trunk served; the regions are grown here."""
+class ServedDetector:
+    """`types.Detector` on a served model: the embedded one, whose look through the trunk is served and whose
+    regions are grown here, or OWLv2, whose suppression is done here.
 
-    name = "embedded"
-
-    def __init__(self, session: Session, settings: DetectorSettings | None = None) -> None:
-        held = settings or DetectorSettings()
-        self._session = session
-        self._inner = EmbeddedDetector(
-            ServedTokens(session), threshold=held.threshold, iou=held.iou, most=held.most
-        )
-
-    def detect(self, images: list[RGB]) -> list[Detections]:
-        """images: list of uint8 [H, W, 3]. See `Detector`."""
-        return self._session.each(lambda image: self._inner.detect([image])[0], images)
-
-
-class ServedOwlv2:
-    """OWLv2 in objectness mode, served; the suppression is done here."""
-
-    name = "owlv2"
+    settings: their kind must be that of the model; None takes the model's. Raises ConfigError.
+    """
 
     def __init__(self, session: Session, settings: DetectorSettings | None = None) -> None:
-        self.size = of_kind(session, "owlv2").fact("size")
-        self._session = session
-        self.settings = settings or DetectorSettings(kind="owlv2")
+        served = {"tokens": "embedded", "owlv2": "owlv2"}.get(session.spec.kind)
+        held = settings or DetectorSettings.model_validate({"kind": served})
+        if held.kind != served:
+            raise ConfigError(
+                f"{session.spec.name} serves a model of kind {session.spec.kind!r}, and the setting "
+                f"detector.kind is {held.kind!r}: was it exported for another profile?"
+            )
+        self.name: str = held.kind
+        self.settings, self._session = held, session
+        self._detect = self._owlv2
+        if served == "embedded":
+            regions = EmbeddedDetector(
+                ServedTokens(session), threshold=held.threshold, iou=held.iou, most=held.most
+            )
+            self._detect = lambda image: regions.detect([image])[0]
 
     def detect(self, images: list[RGB]) -> list[Detections]:
         """images: list of uint8 [H, W, 3]. See `Detector`."""
         return self._session.each(self._detect, images)
 
-    def _detect(self, image: RGB) -> Detections:
-        found = self._session.run({"images": padded(image, self.size)[None]}, ["boxes", "scores"])
+    def _owlv2(self, image: RGB) -> Detections:
+        pixels = padded(image, self._session.spec.fact("size"))
+        found = self._session.run({"images": pixels[None]}, ["boxes", "scores"])
         boxes, scores = (found[name][0].astype(np.float64) for name in ("boxes", "scores"))
         held = self.settings
         return from_square(boxes, scores, image.shape, threshold=held.threshold, iou=held.iou, most=held.most)
 
 
-class ServedSam:
-    """SAM, served: the image is encoded once, and all its boxes go through the decoder in one call."""
+class ServedSegmenter:
+    """`types.Segmenter`, SAM: the image is encoded once; all its boxes go through the decoder in one call."""
 
     name = "sam"
 
