@@ -280,20 +280,23 @@ def _compare(part: Part, file: Path) -> tuple[float, float]:
 
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     names = [tensor.name for tensor in part.spec.inputs]
-    error, cosine = 0.0, 1.0
+    errors, cosines = [0.0], [1.0]
     for arrays in part.checks:
         found = session.run([t.name for t in part.spec.outputs], dict(zip(names, arrays, strict=True)))
         for one, other in zip(found, part.expected(*arrays), strict=True):
             if one.shape != other.shape:
                 raise ConfigError(f"{part.spec.name}: the export gives {one.shape}, torch {other.shape}")
-            error = max(error, float(np.abs(one - other).max() / np.abs(other).max()))
-            cosine = min(cosine, float(_cosines(one, other).min()))
-    return error, cosine
+            errors.append(np.abs(one - other).max() / max(np.abs(other).max(), 1e-12))
+            cosines.append(_cosines(one, other).min())
+    return float(np.max(errors)), float(np.min(cosines))  # NaN, where there is one: it is refused
 
 
 def _cosines(one: NDArray[Any], other: NDArray[Any]) -> NDArray[np.float64]:
-    a, b = (x.reshape(-1, x.shape[-1]).astype(np.float64) for x in (one, other))
-    found: NDArray[np.float64] = (a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
+    """Of the rows of vectors and tokens; of maps, [B, C, h, w], as wholes."""
+    length = one.shape[-1] if one.ndim < 4 else one[0].size
+    a, b = (x.reshape(-1, length).astype(np.float64) for x in (one, other))
+    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    found: NDArray[np.float64] = (a * b).sum(1) / np.maximum(lengths, 1e-300)
     return found
 
 

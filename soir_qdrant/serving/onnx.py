@@ -66,7 +66,7 @@ class OnnxSession:
         rows = len(next(iter(inputs.values())))
         parts = [
             self._session.run(list(outputs), {k: v[i : i + self.batch] for k, v in inputs.items()})
-            for i in range(0, max(rows, 1), self.batch)
+            for i in range(0, rows, self.batch)
         ]
         return {
             name: np.concatenate(column)

@@ -18,7 +18,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Literal
 
-from soir_qdrant.serving.spec import ModelSpec, Tensor, describe
+from soir_qdrant.serving.spec import PROFILES, ModelSpec, Tensor, describe
 
 Variant = Literal["ort_trt", "cpu", "ort_cpu", "trt"]
 FILES: dict[Variant, str] = {
@@ -179,3 +179,8 @@ def _acceleration(spec: ModelSpec) -> str:
 
 def _quoted(text: str) -> str:
     return text.replace("\\", "\\\\").replace('"', '\\"')
+
+
+if __name__ == "__main__":  # the checked-in trees, after a change of the specs
+    write(PROFILES["paper"], Path("model_repository"))
+    write(PROFILES["embedded"], Path("model_repository_embedded"))

@@ -42,7 +42,7 @@ class Session(Protocol):
 
     def run(self, inputs: Arrays, outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
         """The named outputs. inputs: all of the spec's, by name, B rows each (of a model without a batch
-        dimension, as the spec says). B may be any number; the session cuts it into batches.
+        dimension, as the spec says). B is at least 1; the session cuts it into batches.
 
         Raises ServerError where the model did not answer.
         """
@@ -88,7 +88,11 @@ class ServedEncoder:
         if masks.shape != crops.shape[:3]:
             raise ConfigError(f"masks of shape {masks.shape}: expected {crops.shape[:3]}")
         wanted = ["descriptor", "layers", *(["tokens"] if self.with_tokens else [])]
-        found = self._session.run({"crops": crops, "masks": masks.astype(np.float32, copy=False)}, wanted)
+        if len(crops):
+            found = self._session.run({"crops": crops, "masks": masks.astype(np.float32, copy=False)}, wanted)
+        else:  # Triton refuses a batch of none
+            shapes = {tensor.name: (0, *tensor.dims) for tensor in self._session.spec.outputs}
+            found = {name: np.zeros(shapes[name], np.float32) for name in wanted}
         return Encoding(found["descriptor"], found["layers"], found.get("tokens"))
 
 

@@ -189,12 +189,6 @@ class TritonSession:
         if not self.spec.max_batch:
             return self._infer(inputs, outputs)
         rows = len(next(iter(inputs.values())))
-        if not rows:  # Triton refuses a batch of none
-            return {
-                t.name: np.zeros((0, *map(abs, t.dims)), np.float32)
-                for t in self.spec.outputs
-                if t.name in outputs
-            }
         chunks = [{k: v[i : i + self.batch] for k, v in inputs.items()} for i in range(0, rows, self.batch)]
         parts = self.connection.batches(lambda chunk: self._infer(chunk, outputs), chunks)
         return {name: np.concatenate([part[name] for part in parts]) for name in outputs}

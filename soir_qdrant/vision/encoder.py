@@ -127,9 +127,14 @@ class ViTEncoder:
         masks = np.ones(crops.shape[:3], np.float32) if masks is None else masks
         if masks.shape != crops.shape[:3]:
             raise ConfigError(f"masks of shape {masks.shape}: expected {crops.shape[:3]}")
+        if not len(crops):
+            count = (size // self.patch) ** 2 + self.last_block.has_cls
+            nothing = torch.zeros(0, count, self.last_block.dim, device=self.device)
+            empty = np.zeros((0, LAYERS, self.last_block.dim), np.float32)
+            return Encoding(np.zeros((0, self.dim), np.float32), empty, nothing)
         parts = [
             self._encode(crops[i : i + self.batch], masks[i : i + self.batch])
-            for i in range(0, max(len(crops), 1), self.batch)
+            for i in range(0, len(crops), self.batch)
         ]
         descriptor, layers, tokens = (torch.cat(column) for column in zip(*parts, strict=True))
         return Encoding(descriptor.cpu().numpy(), layers.cpu().numpy(), tokens)
