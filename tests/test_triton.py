@@ -121,7 +121,7 @@ def test_killed_in_mid_ingestion_and_restarted_loses_nothing(triton, tiny_settin
 
 def test_a_server_that_stays_away_stops_the_ingestion_which_goes_on_later(triton, tiny_settings):
     client = QdrantClient(":memory:")
-    runtime = TritonRuntime(triton.url, retry=Retry(attempts=2, first=0.1))
+    runtime = TritonRuntime(triton.url, retry=Retry(attempts=4, first=0.5, most=1))
     ingestor = SoirIngestor(client, pipeline=runtime.pipeline(tiny_settings))
 
     def images():
@@ -131,7 +131,7 @@ def test_a_server_that_stays_away_stops_the_ingestion_which_goes_on_later(triton
             yield picture(i)
 
     try:
-        with pytest.raises(IngestStopped, match="Triton did not answer in 2 attempts") as stopped:
+        with pytest.raises(IngestStopped, match="Triton did not answer in 4 attempts") as stopped:
             ingestor.add(images(), batch_size=1)
     finally:
         triton.start()
@@ -157,7 +157,9 @@ def test_says_what_is_wrong(connect, triton, tiny_settings):
     with pytest.raises(ConfigError, match="is asked for"):
         TritonRuntime(triton.url, fingerprint="vit@1/48px").pipeline(tiny_settings)
     with pytest.raises(ConfigError, match=r"detector\.kind is 'embedded'"):
-        SoirIngestor(QdrantClient(":memory:"), runtime=TritonRuntime(triton.url, tiny_settings))
+        TritonRuntime(triton.url).pipeline(tiny_settings.but(detector={"kind": "embedded"}))
+    with pytest.raises(ConfigError, match=r"encoder\.input_size is 224"):
+        SoirIngestor(QdrantClient(":memory:"), runtime=TritonRuntime(triton.url))
     with pytest.raises(ServerError, match="did not answer in 1 attempts"):
         TritonEncoder(TritonConnection("127.0.0.1:9", retry=Retry(attempts=1)))
     with pytest.raises(ConfigError, match="host:port"):
@@ -169,7 +171,7 @@ def test_shapes_that_were_edited_are_refused(tiny_models, tmp_path):
     models = tmp_path / "models"
     shutil.copytree(tiny_models / "soir_detector", models / "soir_detector")
     config = models / "soir_detector" / "configs" / "cpu.pbtxt"
-    config.write_text(config.read_text().replace('name: "scores"', 'name: "logits"'))
+    config.write_text(config.read_text().replace("dims: [ 16, 4 ]", "dims: [ 4, 16 ]"))
     try:
         server = Triton(models, tmp_path / "log").start()
     except NoTriton as reason:

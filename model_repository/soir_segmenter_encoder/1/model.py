@@ -25,6 +25,8 @@ class TritonPythonModel:
         file = Path(args["model_repository"]) / args["model_version"] / "model.onnx"
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = int(os.environ.get("SOIR_THREADS", "0"))  # 0: all cores
+        # Models share the cores: one that waits in a loop for work takes them from the others.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self.session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
         carried = self.session.get_modelmeta().custom_metadata_map
         for key in ("soir_spec", "soir_fingerprint"):
