@@ -6,6 +6,8 @@ import os
 import re
 import shutil
 import subprocess
+import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -95,3 +97,42 @@ def test_docker_reads_them(files):
     command = ["docker", "compose", *options, "--profile", "worker", "config", "-q"]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def container(tiny_models):
+    """NVIDIA's image with the command of the compose file, on the CPU. Several gigabytes, where Docker is."""
+    containers = pytest.importorskip(
+        "testcontainers.core.container", reason="testcontainers is not installed"
+    )
+    if (
+        not shutil.which("docker")
+        or subprocess.run(["docker", "info"], capture_output=True, check=False).returncode
+    ):
+        pytest.skip("Docker does not answer")
+    service = BASE["services"]["triton"]
+    made = containers.DockerContainer(service["image"]).with_command(" ".join(service["command"]))
+    made.with_volume_mapping(str(tiny_models), "/models", "ro").with_exposed_ports(8000, 8001)
+    made.with_kwargs(shm_size=service["shm_size"])
+    with made as running:
+        host = running.get_container_host_ip()
+        for _ in range(300):
+            try:
+                urllib.request.urlopen(f"http://{host}:{running.get_exposed_port(8000)}/v2/health/ready")
+                break
+            except OSError:
+                time.sleep(1)
+        yield f"{host}:{running.get_exposed_port(8001)}"
+
+
+@pytest.mark.slow
+def test_the_image_serves_the_exports(container, tiny_models, tiny_settings):
+    from test_serving import CROPS, MASKS, same
+
+    from soir_qdrant.serving.onnx import OnnxRuntime
+    from soir_qdrant.serving.triton import TritonRuntime
+
+    runtime = TritonRuntime(container)
+    found = runtime.pipeline(tiny_settings).encoder.encode(CROPS, MASKS)
+    same(found.layers, OnnxRuntime(tiny_models, tiny_settings).encoder.encode(CROPS, MASKS).layers)
+    runtime.close()

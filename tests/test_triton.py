@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,6 @@ from tritonserver import NoTriton, Triton
 
 from soir_qdrant.errors import ConfigError, ServerError
 from soir_qdrant.ingest import IngestStopped, SoirIngestor
-from soir_qdrant.search import SoirSearcher
 from soir_qdrant.transport import Retry
 
 pytest.importorskip("tritonclient", reason="tritonclient is not installed: the extra triton has it")
@@ -186,7 +186,9 @@ def test_shapes_that_were_edited_are_refused(tiny_models, tmp_path):
 def test_the_embedded_profile_makes_the_same_points(tmp_path):
     """Real weights, real pictures, found and described once here in float32, once through Triton."""
     from test_end_to_end import PICTURES, draw
+    from typer.testing import CliRunner
 
+    from soir_qdrant.cli import app
     from soir_qdrant.config import Settings
     from soir_qdrant.pipeline import Pipeline
     from soir_qdrant.serving.export import export
@@ -194,18 +196,21 @@ def test_the_embedded_profile_makes_the_same_points(tmp_path):
     settings = Settings.for_profile().but(encoder={"dtype": "float32", "device": "cpu"})
     export(settings, tmp_path / "models")
     draw(tmp_path / "pictures")
-    local, served = QdrantClient(":memory:"), QdrantClient(":memory:")
+    local, served = QdrantClient(":memory:"), QdrantClient(path=str(tmp_path / "db"))
     try:
         server = Triton(tmp_path / "models", tmp_path / "log").start()
     except NoTriton as reason:
         pytest.skip(str(reason))
     try:
-        runtime = TritonRuntime(server.url, settings)
+        runtime = TritonRuntime(server.url)
         assert counts(SoirIngestor(served, runtime=runtime).add(tmp_path / "pictures")) == (3, 0, 0)
+        runtime.close()
         SoirIngestor(local, pipeline=Pipeline(settings)).add(tmp_path / "pictures")
         same(vectors(served), vectors(local), 0.9999)
-        hits = SoirSearcher(local, runtime=runtime).search(PICTURES / "cutouts" / "bucket.webp", limit=1)
-        assert Path(hits[0].uri).name == "brick.jpg"
-        runtime.close()
+        served.close()
+        query = str(PICTURES / "cutouts" / "bucket.webp")
+        command = ["search", query, "--path", str(tmp_path / "db"), "--triton", server.url, "--json"]
+        hits = json.loads(CliRunner().invoke(app, command).output)
+        assert Path(hits[0]["uri"]).name == "brick.jpg"
     finally:
         server.kill()

@@ -240,8 +240,13 @@ def _export(part: Part, folder: Path) -> Exported:
 
 
 def _write(part: Part, file: Path) -> None:
-    import onnx
-
+    try:
+        import onnx  # and what torch's exporter is written in:
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            f"exporting needs more packages ({error}): pip install 'soir-qdrant[export]'"
+        ) from error
     held = part.spec
     example = part.checks[-1]
     free = torch.export.Dim("batch", min=1, max=1024)

@@ -131,7 +131,8 @@ class TritonConnection:
                 timeouts += status == "DEADLINE_EXCEEDED"
                 passing = status in PASSING or (status == "DEADLINE_EXCEEDED" and timeouts < TIMEOUTS)
                 if not passing or attempt == self.retry.attempts:
-                    raise self._error(what, status, error.message(), attempt) from error
+                    tried = timeouts if status == "DEADLINE_EXCEEDED" else attempt
+                    raise self._error(what, status, error.message(), tried) from error
                 wait = min(self.retry.first * 2 ** (attempt - 1), self.retry.most) * random.uniform(0.5, 1)
                 log.warning("could not %s, next attempt in %.1f s: %s", what, wait, error.message())
                 time.sleep(wait)
