@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,6 +24,7 @@ pytest.importorskip("tritonclient", reason="tritonclient is not installed: the e
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: the extra onnx has it")
 from soir_qdrant.serving.onnx import OnnxRuntime
 from soir_qdrant.serving.triton import (
+    Tls,
     TritonConnection,
     TritonDetector,
     TritonEncoder,
@@ -179,6 +181,38 @@ def test_shapes_that_were_edited_are_refused(tiny_models, tmp_path):
     try:
         with pytest.raises(ConfigError, match="outputs are"):
             TritonDetector(server.url)
+    finally:
+        server.kill()
+
+
+def test_tls_and_headers(tiny_models, tmp_path):
+    """A server with a certificate of its own, which wants a header with every inference."""
+    if not shutil.which("openssl"):
+        pytest.skip("no openssl here to make a certificate")
+    key, chain = tmp_path / "key.pem", tmp_path / "chain.pem"
+    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+    kind = ["-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
+    command = ["openssl", "req", *kind, "-keyout", str(key), "-out", str(chain), *subject]
+    subprocess.run(command, check=True, capture_output=True)
+    models = tmp_path / "models"
+    shutil.copytree(tiny_models / "soir_detector", models / "soir_detector")
+    tls = ["--grpc-use-ssl=true", f"--grpc-server-cert={chain}", f"--grpc-server-key={key}"]
+    try:
+        restricted = "--grpc-restricted-protocol=inference:word=open"
+        server = Triton(models, tmp_path / "log", *tls, restricted).start()
+    except NoTriton as reason:
+        pytest.skip(str(reason))
+    url, once = f"grpcs://localhost:{server.ports['grpc']}", Retry(attempts=1)
+    try:
+        headers = {"triton-grpc-protocol-word": "open"}
+        known = TritonConnection(url, tls=Tls(root=chain), headers=headers, retry=once)
+        assert len(TritonDetector(known).detect([picture(0)])[0].boxes)
+        with pytest.raises(ServerError, match="soir_detector"):
+            TritonDetector(TritonConnection(url, tls=Tls(root=chain), retry=once)).detect([picture(0)])
+        with pytest.raises(ServerError, match="did not answer"):
+            TritonDetector(TritonConnection(url, headers=headers, retry=once))
+        with pytest.raises(ConfigError, match="TLS files"):
+            TritonConnection(url, tls=Tls(root=tmp_path / "none.pem"))
     finally:
         server.kill()
 

@@ -67,9 +67,10 @@ def _prepare(folder: Path) -> None:
 
 
 class Triton:
-    """A server on loopback. models: a repository. url: of its gRPC service."""
+    """A server on loopback. models: a repository. options: of tritonserver. url: of its gRPC service."""
 
-    def __init__(self, models: Path, log: Path) -> None:
+    def __init__(self, models: Path, log: Path, *options: str) -> None:
+        self.options = options
         self.home, self.models, self.log = install(), models, log
         self.ports = dict(zip(("http", "grpc", "metrics"), _free_ports(3), strict=True))
         self.url = f"127.0.0.1:{self.ports['grpc']}"
@@ -84,7 +85,7 @@ class Triton:
             "--backend-directory", str(server / "backends"), "--disable-auto-complete-config",
             "--backend-config", "python,shm-default-byte-size=4194304",
             *(f"--{name}-port={port}" for name, port in self.ports.items()),
-            *(f"--{name}-address=127.0.0.1" for name in self.ports),
+            *(f"--{name}-address=127.0.0.1" for name in self.ports), *self.options,
         ]  # fmt: skip
         libraries = str(self.home / "nvidia_pytriton.libs")
         places = [sysconfig.get_paths()["purelib"], sysconfig.get_paths()["platlib"]]

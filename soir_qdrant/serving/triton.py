@@ -179,9 +179,8 @@ class TritonSession:
 
     def __init__(self, connection: TritonConnection, name: str, fingerprint: str | None = None) -> None:
         self.connection, self.name = connection, name
-        self._fingerprint = fingerprint
         config = self._config()
-        self.spec, self.fingerprint = self._agree(config)
+        self.spec, self.fingerprint = self._agree(config, fingerprint)
         self.batch = min(self.spec.usual_batch, int(config.get("max_batch_size", 0)))
         self._check_shapes()
 
@@ -242,15 +241,15 @@ class TritonSession:
         config: dict[str, Any] = found["config"]
         return config
 
-    def _agree(self, config: dict[str, Any]) -> tuple[spec.ModelSpec, str]:
+    def _agree(self, config: dict[str, Any], wanted: str | None) -> tuple[spec.ModelSpec, str]:
         told = {k: str(v.get("string_value", "")) for k, v in config.get("parameters", {}).items()}
         where = f"{self.name} at {self.connection.host}"
         held, fingerprint = spec.read(told, where)
         if held.name != self.name:
             raise ConfigError(f"{where} is the model {held.name}: it was renamed after its export")
-        if self._fingerprint and fingerprint != self._fingerprint:
+        if wanted and fingerprint != wanted:
             raise ConfigError(
-                f"{where} has the weights {fingerprint}, and {self._fingerprint} is asked for: serve the "
+                f"{where} has the weights {fingerprint}, and {wanted} is asked for: serve the "
                 "export of those weights, or make a new collection with these"
             )
         return held, fingerprint
@@ -269,8 +268,7 @@ class TritonSession:
 
     def _still_the_same(self) -> None:
         """After a lost connection: whoever answers now must serve the same weights."""
-        self._fingerprint = self.fingerprint
-        self._agree(self._config())
+        self._agree(self._config(), self.fingerprint)
 
 
 class TritonEncoder(ServedEncoder):
@@ -355,8 +353,9 @@ def _client(host: str, tls: Tls | None) -> Any:
     options: dict[str, Any] = {"channel_args": list(CHANNEL)}
     if tls:
         names = {"root_certificates": tls.root, "private_key": tls.key, "certificate_chain": tls.chain}
-        options |= {"ssl": True} | {k: str(Path(v).expanduser()) for k, v in names.items() if v}
-    try:
-        return grpc.InferenceServerClient(host, **options)
-    except OSError as error:
-        raise ConfigError(f"Triton's TLS files cannot be read: {error}") from error
+        files = {name: Path(file).expanduser() for name, file in names.items() if file}
+        for file in files.values():
+            if not file.is_file():
+                raise ConfigError(f"Triton's TLS files: {file} is missing")
+        options |= {"ssl": True} | {name: str(file) for name, file in files.items()}
+    return grpc.InferenceServerClient(host, **options)
