@@ -3,10 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help install demo test fast lint bench clean
+.PHONY: help install demo test fast lint bench bench-serving clean
 
 help:  ## show this
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 install: $(READY)  ## set up .venv with everything the demo and the tests need
 
@@ -14,7 +14,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or newer is needed: make PYTHON=python3.12 install"; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[embedded,bench,dev]'
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[embedded,onnx,export,triton,bench,dev]'
 	@touch $(READY)
 
 demo: $(READY)  ## small NeedleBench, ingest, search: prints a table and writes build/demo/index.html
@@ -33,6 +33,9 @@ lint: $(READY)  ## ruff and mypy
 
 bench: $(READY)  ## ratios of the refinement, written to build/bench.json
 	$(BIN)/python benchmarks/refine.py --out build/bench.json
+
+bench-serving: $(READY)  ## onnxruntime and Triton against torch, written to build/bench-serving.json
+	$(BIN)/python benchmarks/serving.py --out build/bench-serving.json
 
 clean:
 	rm -rf build .venv .pytest_cache .mypy_cache .ruff_cache

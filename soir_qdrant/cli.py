@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -43,6 +44,15 @@ KeyOption = Annotated[str | None, typer.Option("--api-key", envvar="QDRANT_API_K
 NameOption = Annotated[str, typer.Option("--collection", help="name of the collection")]
 ProfileOption = Annotated[str, typer.Option("--profile", help="embedded or paper")]
 WhiteningOption = Annotated[Path | None, typer.Option("--whitening", help="file made by soir calibrate")]
+TritonOption = Annotated[
+    str | None,
+    typer.Option(
+        "--triton", envvar="SOIR_TRITON", help="host:port of a Triton that serves the models (gRPC)"
+    ),
+]
+OnnxOption = Annotated[
+    Path | None, typer.Option("--onnx", help="folder written by soir export: run its models with onnxruntime")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="print JSON, for scripts")]
 
 
@@ -78,6 +88,8 @@ def ingest(
     collection: NameOption = "images",
     profile: ProfileOption = "embedded",
     whitening: WhiteningOption = None,
+    triton: TritonOption = None,
+    onnx: OnnxOption = None,
     on_exists: Annotated[
         Literal["skip", "replace"], typer.Option(help="what to do with stored ones")
     ] = "skip",
@@ -93,7 +105,7 @@ def ingest(
     ingestor = SoirIngestor(
         _client(path, url, api_key),
         collection,
-        pipeline=_pipeline(profile, whitening),
+        pipeline=_served(_settings(profile, whitening), triton, onnx),
         keep_objects=keep_objects,
     )
     report = ingestor.add(folder, batch_size=batch_size, on_exists=on_exists)
@@ -121,6 +133,8 @@ def search(
     collection: NameOption = "images",
     profile: ProfileOption = "embedded",
     whitening: WhiteningOption = None,
+    triton: TritonOption = None,
+    onnx: OnnxOption = None,
     filter_: Annotated[str | None, typer.Option("--filter", help="a Qdrant filter, as JSON")] = None,
     limit: Annotated[int, typer.Option(min=1)] = 10,
     rerank: Annotated[
@@ -133,7 +147,8 @@ def search(
     from soir_qdrant.search import SoirSearcher
 
     where, condition = _box(box), _filter(filter_)
-    searcher = SoirSearcher(_client(path, url, api_key), collection, pipeline=_pipeline(profile, whitening))
+    pipeline = _served(_settings(profile, whitening), triton, onnx)
+    searcher = SoirSearcher(_client(path, url, api_key), collection, pipeline=pipeline)
     hits = searcher.search(image, box=where, limit=limit, filter=condition, rerank=rerank)
     if as_json:
         rows = [
@@ -406,6 +421,33 @@ def needle(
     out.print(f"{made}: {scenes} scenes, {targets} queries")
 
 
+@app.command(epilog="Example:  soir export --out models; tritonserver --model-repository models")
+def export(
+    folder: Annotated[Path, typer.Option("--out", help="the model repository to write")],
+    profile: ProfileOption = "embedded",
+    backend: Annotated[
+        Literal["onnxruntime", "tensorrt", "python"], typer.Option(help="what Triton is to run them with")
+    ] = "onnxruntime",
+    precision: Annotated[Literal["fp32", "fp16"], typer.Option(help="inside the models")] = "fp32",
+    encoder: Annotated[str | None, typer.Option(help="its weights: a folder or a hub name")] = None,
+    detector: Annotated[str | None, typer.Option(help="weights of OWLv2")] = None,
+    segmenter: Annotated[str | None, typer.Option(help="weights of SAM")] = None,
+) -> None:
+    """Write the models for NVIDIA Triton and onnxruntime, each compared with torch on real pictures."""
+    from soir_qdrant.serving.export import export as write
+
+    given = {"encoder": encoder, "detector": detector, "segmenter": segmenter}
+    changes = {part: {"weights": weights} for part, weights in given.items() if weights}
+    settings = _settings(profile, None).but(**changes)
+    write(
+        settings,
+        folder,
+        backend=backend,
+        precision=precision,
+        told=lambda line: out.print(line, highlight=False, markup=False, soft_wrap=True),
+    )
+
+
 @app.command(epilog="Example:  soir demo --out build/demo")
 def demo(
     folder: Annotated[Path, typer.Option("--out", help="where to write index.html")] = Path("build/demo"),
@@ -440,6 +482,28 @@ def _pipeline(profile: str, whitening: Path | None, *, fitting: bool = False) ->
     from soir_qdrant.pipeline import Pipeline
 
     return Pipeline(_settings(profile, whitening, fitting=fitting))
+
+
+def _served(settings: Settings, triton: str | None, onnx: Path | None) -> Pipeline:
+    """The pipeline on the models of a Triton, of a folder of exports, or of this machine.
+
+    $SOIR_TRITON_TOKEN, where it is set, is sent to Triton as a bearer token.
+    """
+    from soir_qdrant.pipeline import Pipeline
+
+    if triton and onnx:
+        raise typer.BadParameter("--triton and --onnx: choose one")
+    if triton:
+        from soir_qdrant.serving.triton import TritonRuntime
+
+        token = os.environ.get("SOIR_TRITON_TOKEN")
+        headers = {"authorization": f"Bearer {token}"} if token else {}
+        return TritonRuntime(triton, headers=headers).pipeline(settings)
+    if onnx:
+        from soir_qdrant.serving.onnx import OnnxRuntime
+
+        return OnnxRuntime(onnx).pipeline(settings)
+    return Pipeline(settings)
 
 
 def _box(text: str | None) -> tuple[float, float, float, float] | None:

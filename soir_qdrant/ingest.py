@@ -15,13 +15,14 @@ from soir_qdrant.batches import Run, items_of
 from soir_qdrant.errors import ConfigError, ServerError
 from soir_qdrant.images import MAX_PIXELS, Images, count_sources
 from soir_qdrant.payload import PointId
-from soir_qdrant.search import make_pipeline
+from soir_qdrant.search import make_pipeline, served_pipeline
 from soir_qdrant.store import Store
 from soir_qdrant.transport import Retry
 from soir_qdrant.types import IngestReport, OnExists, SceneObject
 
 if TYPE_CHECKING:
     from soir_qdrant.pipeline import Pipeline
+    from soir_qdrant.serving.runtime import Runtime
 
 T = TypeVar("T")
 PerImage: TypeAlias = Iterable[T] | Mapping[str, T]
@@ -39,10 +40,12 @@ class SoirIngestor:
     """Fills one collection; makes it if need be.
 
     client: of qdrant_client, for `:memory:`, a path or a server. pipeline: None makes that of `profile` when
-    the first image comes. vector_name: None is Qdrant's unnamed vector. keep_objects: also store every
-    object's own vector, in the multivector "objects", for `search(rerank="objects")`; an existing
-    collection that has it gets them in any case. object_codes: how many numbers of each object's vector to
-    keep in the payload, one byte each, so that a hit can name the object that matched; 0 for none.
+    the first image comes. runtime: where the models of `profile` run, such as `TritonRuntime("host:8001")`,
+    which is asked at once whether it has them; None is here. vector_name: None is Qdrant's unnamed vector.
+    keep_objects: also store every object's own vector, in the multivector "objects", for
+    `search(rerank="objects")`; an existing collection that has it gets them in any case. object_codes: how
+    many numbers of each object's vector to keep in the payload, one byte each, so that a hit can name the
+    object that matched; 0 for none.
     max_pixels: the largest image that is decoded. timeout: seconds for one write (where the client's
     `upsert` has no such argument, give QdrantClient itself one). retry: for lost connections,
     timeouts, 429 and 5xx.
@@ -55,6 +58,7 @@ class SoirIngestor:
         *,
         pipeline: Pipeline | None = None,
         profile: str = "embedded",
+        runtime: Runtime | None = None,
         vector_name: str | None = None,
         keep_objects: bool = False,
         object_codes: int = 64,
@@ -69,7 +73,7 @@ class SoirIngestor:
         self.keep_objects = keep_objects
         self.object_codes = object_codes
         self.max_pixels = max_pixels
-        self._pipeline = pipeline
+        self._pipeline = served_pipeline(pipeline, profile, runtime)
 
     @property
     def pipeline(self) -> Pipeline:

@@ -301,8 +301,9 @@ class Pipeline:
         """Length of the stored vector."""
         if self.whitening is not None:
             return self.whitening.dim
-        inner = self.encoder.last_block.dim
-        return sum(self.encoder.dim if name == "cls" else inner for name in self.settings.vector.features)
+        names = self.settings.vector.features
+        inner = self.encoder.last_block.dim if set(names) != {"cls"} else 0  # loads weights, where served
+        return sum(self.encoder.dim if name == "cls" else inner for name in names)
 
     @cached_property
     def fingerprint(self) -> dict[str, Any]:
@@ -327,6 +328,10 @@ class Pipeline:
         from soir_qdrant.vision.encoder import pick_dtype
 
         held, block = self.settings.vector, self.encoder.last_block
+        if encoding.tokens is None:
+            raise ConfigError(
+                "pooling 'mao' reads the tokens, and this served encoder was made without: leave tokens=True"
+            )
         if held.features != ("cls",):
             raise ConfigError("pooling 'mao' refines the descriptor: set vector.features to ('cls',)")
         blocks = (block,) if held.blocks == 1 else getattr(self.encoder, "last_blocks", (block,))

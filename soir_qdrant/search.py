@@ -21,6 +21,7 @@ from soir_qdrant.types import Box, Hit, LoadedImage, Vector
 if TYPE_CHECKING:
     from soir_qdrant.pipeline import Pipeline
     from soir_qdrant.rerank.candidates import QPerturbation
+    from soir_qdrant.serving.runtime import Runtime
 
 Query: TypeAlias = Source | Sequence[float]
 Rerank: TypeAlias = Literal["objects", "q-perturbation"]
@@ -34,11 +35,11 @@ class SoirSearcher:
     largest cosine with the query's first numbers; None where there are neither.
 
     client: of qdrant_client, for `:memory:`, a path or a server. pipeline: encodes the query; None makes that
-    of `profile` when the first image is asked for. vector_name: as given to the ingestor. exact_boxes: where
-    the collection keeps the vectors of objects, fetch those of the hits to tell which object matched (ten
-    hits with 25 objects of 1920 numbers are 8 MB); False leaves them there and takes the codes. timeout:
-    seconds for one request. retry: for lost connections, timeouts, 429 and 5xx. perturbation: what
-    rerank="q-perturbation" uses; None makes one on this pipeline.
+    of `profile` when the first image is asked for. runtime, vector_name: as given to the ingestor.
+    exact_boxes: where the collection keeps the vectors of objects, fetch those of the hits to tell which
+    object matched (ten hits with 25 objects of 1920 numbers are 8 MB); False leaves them there and takes the
+    codes. timeout: seconds for one request. retry: for lost connections, timeouts, 429 and 5xx.
+    perturbation: what rerank="q-perturbation" uses; None makes one on this pipeline.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class SoirSearcher:
         *,
         pipeline: Pipeline | None = None,
         profile: str = "embedded",
+        runtime: Runtime | None = None,
         vector_name: str | None = None,
         exact_boxes: bool = True,
         max_pixels: int = MAX_PIXELS,
@@ -60,7 +62,7 @@ class SoirSearcher:
         self.profile = profile
         self.exact_boxes = exact_boxes
         self.max_pixels = max_pixels
-        self._pipeline = pipeline
+        self._pipeline = served_pipeline(pipeline, profile, runtime)
         self._perturbation = perturbation
         self._compared = False
 
@@ -246,12 +248,21 @@ class SoirSearcher:
         )
 
 
-def make_pipeline(profile: str) -> Pipeline:
-    """The pipeline of a profile. Loads the model library, so only when one is needed."""
+def make_pipeline(profile: str, runtime: Runtime | None = None) -> Pipeline:
+    """The pipeline of a profile, on the models of a runtime. Loads the model library, so only when needed."""
     from soir_qdrant.config import Settings
     from soir_qdrant.pipeline import Pipeline
 
-    return Pipeline(Settings.for_profile(profile))
+    settings = Settings.for_profile(profile)
+    return runtime.pipeline(settings) if runtime else Pipeline(settings)
+
+
+def served_pipeline(pipeline: Pipeline | None, profile: str, runtime: Runtime | None) -> Pipeline | None:
+    """The pipeline that is there from the start: one that was given, or one on a runtime, which is to say at
+    once what it lacks. Raises ConfigError where both are given."""
+    if pipeline is not None and runtime is not None:
+        raise ConfigError("give a pipeline or a runtime: `runtime.pipeline(settings)` is a pipeline")
+    return make_pipeline(profile, runtime) if runtime else pipeline
 
 
 def _as_vector(query: Query) -> Vector | None:

@@ -72,7 +72,8 @@ class Encoding:
     descriptor: float32 [B, D_out], the model's own read-out. layers: float32 [B, L, D], the mean of the
     patch tokens under each crop's mask after each of the last L blocks, through the final LayerNorm; the
     last block's comes last. tokens: [B, N, D], those that enter the last block, or the first of those that
-    are exposed (CLS first, where the encoder has one): a NumPy array or a torch tensor, on its device.
+    are exposed (CLS first, where the encoder has one): a NumPy array or a torch tensor, on the encoder's
+    device; None where a served encoder was asked to leave them behind.
     """
 
     descriptor: Vector
@@ -162,7 +163,9 @@ class Encoder(Protocol):
     input_size: int
     dim: int
     fingerprint: str
-    last_block: LastBlock
+
+    @property
+    def last_block(self) -> LastBlock: ...
 
     def encode(self, crops: NDArray[np.uint8], masks: NDArray[np.float32] | None = None) -> Encoding:
         """crops: uint8 [B, S, S, 3] with S = input_size, RGB; masks: float32 [B, S, S], the share of each

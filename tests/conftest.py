@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -11,10 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from models import tiny_encoder, tiny_owlv2, tiny_sam
 from PIL import Image
 from qdrant_client import QdrantClient
 from stand_in import StandIn
+from tritonserver import NoTriton, Triton
 
+from soir_qdrant.config import Settings
 from soir_qdrant.ingest import SoirIngestor
 from soir_qdrant.store import Store
 from soir_qdrant.transport import Retry
@@ -169,3 +173,58 @@ def client(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[QdrantCli
         made = QdrantClient(":memory:")
     yield made
     made.close()
+
+
+@pytest.fixture(scope="session")
+def tiny_settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """The paper's parts, all of them models, tiny ones with random weights."""
+    folder = tmp_path_factory.mktemp("weights")
+    return Settings.for_profile("paper").but(
+        encoder={"weights": str(tiny_encoder(folder / "vit")), "input_size": 48, "dtype": "float32"},
+        detector={"weights": str(tiny_owlv2(folder / "owlv2")), "most": 3, "threshold": 0.0},
+        segmenter={"weights": str(tiny_sam(folder / "sam"))},
+        vector={"pooling": "gmp"},
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tiny_settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """They, exported."""
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: the extra onnx has it")
+    from soir_qdrant.serving.export import export
+
+    folder = tmp_path_factory.mktemp("models")
+    export(tiny_settings, folder, backend="tensorrt")
+    return folder
+
+
+# Put into the encoder's model.py, so that a test can make it slow while the server runs.
+SLOWLY = """
+import time
+_execute = TritonPythonModel.execute
+
+def _slowly(self, requests):
+    file = Path(__file__).with_name("seconds")
+    time.sleep(float(file.read_text()) if file.exists() else 0)
+    return _execute(self, requests)
+
+TritonPythonModel.execute = _slowly
+"""
+
+
+@pytest.fixture(scope="session")
+def triton(tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Triton]:
+    """A real Triton that serves them. Its encoder holds few requests in its queue."""
+    pytest.importorskip("tritonclient", reason="tritonclient is not installed: the extra triton has it")
+    folder = tmp_path_factory.mktemp("triton")
+    models = shutil.copytree(tiny_models, folder / "models")
+    with (models / "soir_encoder" / "1" / "model.py").open("a") as stream:
+        stream.write(SLOWLY)
+    config = models / "soir_encoder" / "configs" / "cpu.pbtxt"
+    config.write_text(config.read_text().replace("max_queue_size: 128", "max_queue_size: 2"))
+    try:
+        server = Triton(models, folder / "log").start()
+    except NoTriton as reason:
+        pytest.skip(str(reason))
+    yield server
+    server.kill()

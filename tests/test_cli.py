@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from soir_qdrant.cli import app
 
-COMMANDS = ["ingest", "search", "info", "calibrate", "evaluate", "needle", "demo"]
+COMMANDS = ["ingest", "search", "info", "calibrate", "evaluate", "needle", "export", "demo"]
 
 
 def soir(*arguments, **options):
@@ -38,6 +38,13 @@ def test_the_package_and_its_help_load_no_torch():
         (["info", "--path", "db", "--collection", "none"], 3, "no collection 'none'"),
         (["info", "--profile", "none"], 3, "choose one of embedded, paper"),
         (["ingest", "empty", "--path", "db"], 3, ".jpg"),
+        (
+            ["ingest", "empty", "--path", "db", "--triton", "http://triton"],
+            3,
+            "host:port of its gRPC service",
+        ),
+        (["ingest", "empty", "--path", "db", "--onnx", "empty"], 3, "soir export"),
+        (["export", "--out", "models", "--encoder", "empty"], 3, "no config.json there"),
         (["evaluate", "empty"], 3, "annotations.json"),
         (["evaluate", "empty", "--format", "instre"], 3, "anns.pt is missing"),
     ],

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from models import tiny_owlv2
 
 from soir_qdrant.config import DetectorSettings
 from soir_qdrant.errors import WeightsError
@@ -32,16 +33,7 @@ class ColourTokens:
 
 @pytest.fixture(scope="module")
 def owlv2_folder(tmp_path_factory):
-    from transformers import Owlv2Config, Owlv2ForObjectDetection, Owlv2TextConfig, Owlv2VisionConfig
-
-    torch.manual_seed(0)
-    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    text = Owlv2TextConfig(vocab_size=20, max_position_embeddings=8, **small)
-    vision = Owlv2VisionConfig(image_size=64, patch_size=16, **small)
-    config = Owlv2Config(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=16)
-    folder = tmp_path_factory.mktemp("owlv2")
-    Owlv2ForObjectDetection(config).eval().save_pretrained(folder)
-    return folder
+    return tiny_owlv2(tmp_path_factory.mktemp("owlv2"))
 
 
 @pytest.fixture(params=["tokens", "classical", "owlv2"])

@@ -4,18 +4,12 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from models import tiny_encoder
 
 from soir_qdrant.errors import ConfigError, WeightsError
 from soir_qdrant.types import Encoder
 from soir_qdrant.vision.encoder import ViTEncoder
 
-SHAPE = {
-    "hidden_size": 24,
-    "num_hidden_layers": 5,
-    "num_attention_heads": 3,
-    "image_size": 32,
-    "patch_size": 8,
-}
 CROPS = np.random.default_rng(0).integers(0, 256, (5, 224, 224, 3), np.uint8)
 
 
@@ -25,16 +19,7 @@ def encoder():
 
 
 def tiny(kind, folder):
-    torch.manual_seed(0)
-    if kind == "dinov2":
-        model = transformers.Dinov2Model(transformers.Dinov2Config(**SHAPE, mlp_ratio=2))
-    elif kind == "clip":
-        config = transformers.CLIPVisionConfig(**SHAPE, intermediate_size=48, projection_dim=16)
-        model = transformers.CLIPVisionModelWithProjection(config)
-    else:
-        model = transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**SHAPE, intermediate_size=48))
-    model.save_pretrained(folder)
-    return ViTEncoder(str(folder), input_size=48, dtype="float32")
+    return ViTEncoder(str(tiny_encoder(folder, kind)), input_size=48, dtype="float32")
 
 
 def test_shapes_of_the_embedded_encoder(encoder):
@@ -49,7 +34,7 @@ def test_the_descriptor_is_that_of_transformers(encoder):
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
     pixels = torch.from_numpy((CROPS / 255 - mean) / std).permute(0, 3, 1, 2).float()
     with torch.no_grad():
-        expected = encoder._model(pixels).pooler_output.numpy()
+        expected = encoder.model(pixels).pooler_output.numpy()
     assert np.allclose(encoder.encode(CROPS).descriptor, expected, atol=1e-3)
 
 

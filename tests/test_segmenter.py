@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from models import tiny_sam
 
 from soir_qdrant.config import SegmenterSettings
 from soir_qdrant.errors import ConfigError, ObjectsError, WeightsError
@@ -17,21 +18,7 @@ from soir_qdrant.vision.segmenter import BoxSegmenter, GrabCutSegmenter, ellipse
 
 @pytest.fixture(scope="module")
 def sam_folder(tmp_path_factory):
-    from transformers import SamConfig, SamModel
-
-    torch.manual_seed(0)
-    vision = {
-        "hidden_size": 32, "output_channels": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
-        "image_size": 64, "patch_size": 8, "mlp_dim": 64, "window_size": 4, "global_attn_indexes": [1],
-        "num_pos_feats": 8,
-    }  # fmt: skip
-    prompt = {"hidden_size": 16, "image_size": 64, "patch_size": 8, "mask_input_channels": 4}
-    decoder = {"hidden_size": 16, "mlp_dim": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
-               "iou_head_hidden_dim": 16}  # fmt: skip
-    config = SamConfig(vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=decoder)
-    folder = tmp_path_factory.mktemp("sam")
-    SamModel(config).eval().save_pretrained(folder)
-    return folder
+    return tiny_sam(tmp_path_factory.mktemp("sam"))
 
 
 @pytest.fixture(params=["grabcut", "box", "sam"])

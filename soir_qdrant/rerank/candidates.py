@@ -124,6 +124,10 @@ class QPerturbation:
         objects = [SceneObject((x0, y0, x1, y1)) for x0, y0, x1, y1 in boxes]
         crops, masks = self.pipeline.crops([image], [self.pipeline.segment(image, objects)])
         encoding = self.pipeline.encoder.encode(crops, masks)
+        if encoding.tokens is None:
+            raise ConfigError(
+                "rerank q-perturbation reads tokens: use TritonRuntime(...).encoder, which sends them"
+            )
         tokens = torch.as_tensor(encoding.tokens)
         return {
             "boxes": torch.tensor(boxes, dtype=torch.float32),

@@ -69,3 +69,19 @@ def finish(boxes: Floats, scores: Floats, shape: tuple[int, ...], *, threshold: 
     sound = (scores >= threshold) & ((boxes[:, 2:] - boxes[:, :2]).min(axis=1, initial=np.inf) >= LEAST_SIDE)
     order = np.flatnonzero(sound)[np.argsort(-scores[sound], kind="stable")]
     return Detections(np.ascontiguousarray(boxes[order]), np.ascontiguousarray(scores[order]))
+
+
+def from_square(
+    boxes: Floats, scores: Floats, shape: tuple[int, ...], *, threshold: float, iou: float, most: int
+) -> Detections:
+    """The detections among what a model proposed on an image padded to a square at the right and bottom.
+
+    boxes: [n, 4], in shares of the square; scores: [n], 0..1; shape: H, W, ... of the image.
+    """
+    height, width = shape[:2]
+    corners = np.clip(boxes * max(height, width), 0, [width, height, width, height])
+    sides = corners[:, 2:] - corners[:, :2]
+    sound = (scores >= threshold) & (sides.min(axis=1, initial=np.inf) >= LEAST_SIDE)
+    corners, scores = corners[sound], scores[sound]
+    kept, values = pick(corners, scores, iou=iou, most=most)
+    return finish(corners[kept], values, shape, threshold=threshold)

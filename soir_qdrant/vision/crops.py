@@ -46,6 +46,15 @@ def full_mask(item: SceneObject, width: int, height: int) -> Mask:
     return full
 
 
+def cut_mask(mask: Mask, box: NDArray[np.float32]) -> Mask:
+    """The part of a whole image's mask, bool [H, W], in the frame of a box; the whole box where that is
+    empty."""
+    corners = (float(box[0]), float(box[1]), float(box[2]), float(box[3]))
+    x0, y0, x1, y1 = whole_box(corners, mask.shape[1], mask.shape[0])
+    part = mask[y0:y1, x0:x1]
+    return part.copy() if part.any() else np.ones_like(part)
+
+
 def square(box: Box, width: int, height: int, *, margin: float, least: int = 0) -> tuple[int, int, int]:
     """x, y and side of the square around a box.
 

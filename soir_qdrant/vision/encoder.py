@@ -115,9 +115,9 @@ class ViTEncoder:
             family.last_block(model, i).to(self.device, torch.float32) for i in range(-blocks, 0)
         )
         self.last_block = self.last_blocks[-1]
-        self._family = family
-        self._blocks = list(family.blocks(model))[:-1]
-        self._model = model.to(self.device, self.dtype)
+        self.family = family
+        self.blocks = list(family.blocks(model))[:-1]
+        self.model = model.to(self.device, self.dtype)
         mean, std = (torch.tensor(v, device=self.device).view(1, 3, 1, 1) for v in family.normalisation)
         self._scale, self._shift = 1 / (255 * std), -mean / std
         self.batch = batch
@@ -134,9 +134,14 @@ class ViTEncoder:
         masks = np.ones(crops.shape[:3], np.float32) if masks is None else masks
         if masks.shape != crops.shape[:3]:
             raise ConfigError(f"masks of shape {masks.shape}: expected {crops.shape[:3]}")
+        if not len(crops):
+            count = (size // self.patch) ** 2 + self.last_block.has_cls
+            nothing = torch.zeros(0, count, self.last_block.dim, device=self.device)
+            empty = np.zeros((0, LAYERS, self.last_block.dim), np.float32)
+            return Encoding(np.zeros((0, self.dim), np.float32), empty, nothing)
         parts = [
             self._encode(crops[i : i + self.batch], masks[i : i + self.batch])
-            for i in range(0, max(len(crops), 1), self.batch)
+            for i in range(0, len(crops), self.batch)
         ]
         descriptor, layers, tokens = (torch.cat(column) for column in zip(*parts, strict=True))
         return Encoding(descriptor.cpu().numpy(), layers.cpu().numpy(), tokens)
@@ -164,10 +169,10 @@ class ViTEncoder:
     def _trunk(self, images: NDArray[np.uint8], skip: int = 0) -> list[Tensor]:
         """Tokens after each block but the last and `skip` more (one runs at least), float32, oldest first."""
         pixels = torch.from_numpy(np.ascontiguousarray(images)).to(self.device).permute(0, 3, 1, 2)
-        x = self._family.embed(self._model, (pixels * self._scale + self._shift).to(self.dtype))
+        x = self.family.embed(self.model, (pixels * self._scale + self._shift).to(self.dtype))
         found = []
-        for block in self._blocks[: max(len(self._blocks) - skip, 1)]:
-            x = block(x, **self._family.options)
+        for block in self.blocks[: max(len(self.blocks) - skip, 1)]:
+            x = block(x, **self.family.options)
             x = x[0] if isinstance(x, tuple) else x
             found.append(x.float())
         return found

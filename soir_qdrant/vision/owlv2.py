@@ -11,7 +11,7 @@ from torch import Tensor
 
 from soir_qdrant.errors import WeightsError
 from soir_qdrant.types import RGB, Detections
-from soir_qdrant.vision.boxes import finish, pick
+from soir_qdrant.vision.boxes import from_square
 from soir_qdrant.vision.encoder import OPENAI, pick_device, pick_dtype
 from soir_qdrant.vision.weights import resolve
 
@@ -51,16 +51,10 @@ class Owlv2Detector:
 
     def _detect(self, image: RGB) -> Detections:
         with torch.inference_mode():
-            boxes, scores = self._forward(preprocess(image, self.size).to(self.device, self.dtype))
-        height, width = image.shape[:2]
-        boxes = boxes * max(height, width)  # the picture was padded to a square
-        corners = np.clip(boxes, 0, [width, height, width, height])
-        sound = (scores >= self.threshold) & ((corners[:, 2:] - corners[:, :2]).min(axis=1) >= 1)
-        corners, scores = corners[sound], scores[sound]
-        kept, values = pick(corners, scores, iou=self.iou, most=self.most)
-        return finish(corners[kept], values, image.shape, threshold=self.threshold)
+            boxes, scores = self.forward(preprocess(image, self.size).to(self.device, self.dtype))
+        return from_square(boxes, scores, image.shape, threshold=self.threshold, iou=self.iou, most=self.most)
 
-    def _forward(self, pixels: Tensor) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    def forward(self, pixels: Tensor) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         """Boxes as x0 y0 x1 y1 in shares of the padded square, [n, 4], and their objectness, [n]."""
         grid = self.model.image_embedder(pixel_values=pixels)[0]
         features = grid.flatten(1, 2)

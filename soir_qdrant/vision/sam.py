@@ -12,7 +12,7 @@ from torch import Tensor
 
 from soir_qdrant.errors import ConfigError, WeightsError
 from soir_qdrant.types import RGB, Mask
-from soir_qdrant.vision.crops import whole_box
+from soir_qdrant.vision.crops import cut_mask
 from soir_qdrant.vision.encoder import IMAGENET, pick_device
 from soir_qdrant.vision.owlv2 import load
 
@@ -90,7 +90,7 @@ class SegmentAnythingSegmenter:
         prompts = self.predictor.transform.apply_boxes_torch(prompts, shape)
         masks, quality, _ = self.predictor.predict_torch(None, None, boxes=prompts, multimask_output=True)
         best = masks[torch.arange(len(boxes)), quality.argmax(dim=1)].cpu().numpy()
-        return [cut(plane, row) for plane, row in zip(best, boxes, strict=True)]
+        return [cut_mask(plane, row) for plane, row in zip(best, boxes, strict=True)]
 
 
 def _segment_anything() -> tuple[Any, Any]:
@@ -133,12 +133,4 @@ def in_frame(
     whole = F.interpolate(logits[None, None], (size, size), mode="bilinear", align_corners=False)
     whole = whole[..., : inner[0], : inner[1]]
     whole = F.interpolate(whole, shape, mode="bilinear", align_corners=False)
-    return cut((whole[0, 0] > 0).cpu().numpy(), box)
-
-
-def cut(mask: Mask, box: NDArray[np.float32]) -> Mask:
-    """The part of a whole image's mask in the frame of a box; the whole box where that is empty."""
-    corners = (float(box[0]), float(box[1]), float(box[2]), float(box[3]))
-    x0, y0, x1, y1 = whole_box(corners, mask.shape[1], mask.shape[0])
-    part = mask[y0:y1, x0:x1]
-    return part.copy() if part.any() else np.ones_like(part)
+    return cut_mask((whole[0, 0] > 0).cpu().numpy(), box)

@@ -1,0 +1,1 @@
+"""Serving the models elsewhere: ONNX files, NVIDIA Triton. See docs/production.md."""

@@ -1,0 +1,170 @@
+"""The models as they are exported: from the bytes of an image to what a client reads, nothing else.
+
+Pixels travel as bytes, a quarter of what floats take, and are normalised in the graph. Whatever the
+precision inside, what comes in and goes out is as the spec says.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from soir_qdrant.refine.block import LastBlock
+from soir_qdrant.vision.encoder import IMAGENET, LAYERS, OPENAI, ViTEncoder
+
+
+class Pixels(nn.Module):
+    """uint8 [B, H, W, 3] -> normalised [B, 3, H, W]."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(
+        self, normalisation: tuple[tuple[float, ...], tuple[float, ...]], dtype: torch.dtype
+    ) -> None:
+        super().__init__()
+        mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in normalisation)
+        self.register_buffer("scale", 1 / (255 * std))
+        self.register_buffer("shift", -mean / std)
+        self.dtype = dtype
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (images.permute(0, 3, 1, 2).float() * self.scale + self.shift).to(self.dtype)
+
+
+class Trunk(nn.Module):
+    """uint8 [B, H, W, 3] -> float32 tokens [B, N, D] after each of the first `count` blocks."""
+
+    def __init__(self, encoder: ViTEncoder, count: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.family = encoder.family
+        self.model = deepcopy(encoder.model).cpu().to(dtype)
+        self.count = count
+        self.pixels = Pixels(encoder.family.normalisation, dtype)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        x = self.family.embed(self.model, self.pixels(images))
+        found = []
+        for block in list(self.family.blocks(self.model))[: self.count]:
+            x = block(x, **self.family.options)
+            x = x[0] if isinstance(x, tuple) else x
+            found.append(x.float())
+        return found
+
+
+class EncoderGraph(nn.Module):
+    """crops uint8 [B, S, S, 3], masks [B, S, S] -> descriptor, layers, tokens: see `types.Encoding`.
+
+    The last block stays in float32, as it does in `ViTEncoder`.
+    """
+
+    def __init__(self, encoder: ViTEncoder, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.trunk = Trunk(encoder, len(encoder.blocks), dtype)
+        self.patch, self.grid = encoder.patch, encoder.input_size // encoder.patch
+        self._block = encoder.last_block.to("cpu", torch.float32)
+        self.head = self._block.head
+        for name, weight in self._block.weights.items():
+            self.register_buffer(_flat(name), weight)
+
+    @property
+    def block(self) -> LastBlock:
+        """The last block on this module's own buffers, which is what an export can follow."""
+        held = {name: getattr(self, _flat(name)) for name in self._block.weights}
+        return replace(self._block, weights=held, head=self.head)
+
+    def forward(self, crops: Tensor, masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        block, trunk = self.block, self.trunk(crops)
+        last = block.forward(trunk[-1])
+        weights = self.patch_weights(masks)[:, None]
+        first = int(block.has_cls)
+        means = [(weights @ block.norm(x)[:, first:])[:, 0] for x in [*trunk[1 - LAYERS :], last]]
+        return block.read(last), torch.stack(means, 1), trunk[-1]
+
+    def patch_weights(self, masks: Tensor) -> Tensor:
+        """As `encoder.patch_weights`, by a reshape: adaptive pooling does not export."""
+        cells = masks.reshape(-1, self.grid, self.patch, self.grid, self.patch)
+        share = cells.mean((2, 4)).flatten(1)
+        share = torch.where(share.sum(1, keepdim=True) > 1e-6, share, torch.ones_like(share))
+        return share / share.sum(1, keepdim=True)
+
+
+class TokensGraph(nn.Module):
+    """images uint8 [B, H, W, 3] -> tokens float32 [B, N, D], `skip` blocks before the last."""
+
+    def __init__(self, encoder: ViTEncoder, skip: int, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.trunk = Trunk(encoder, max(len(encoder.blocks) - skip, 1), dtype)
+
+    def forward(self, images: Tensor) -> Tensor:
+        found: list[Tensor] = self.trunk(images)
+        return found[-1]
+
+
+class Owlv2Graph(nn.Module):
+    """images uint8 [B, S, S, 3] -> boxes [B, P, 4], x0 y0 x1 y1 in shares of the square; scores [B, P]."""
+
+    def __init__(self, model: Any, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.model = deepcopy(model).cpu().to(dtype)
+        self.pixels = Pixels(OPENAI, dtype)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        grid = self.model.image_embedder(pixel_values=self.pixels(images))[0]
+        features = grid.flatten(1, 2)
+        logits = self.model.objectness_predictor(features).float()
+        centre, sides = self.model.box_predictor(features, grid).float().chunk(2, dim=-1)
+        boxes = torch.cat([centre - sides / 2, centre + sides / 2], dim=-1)
+        return boxes, logits.sigmoid()
+
+
+class SamEncoderGraph(nn.Module):
+    """images uint8 [B, S, S, 3], padded with the mean colour -> embeddings float32 [B, C, g, g]."""
+
+    def __init__(self, model: Any, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.encoder = deepcopy(model.vision_encoder).cpu().to(dtype)
+        self.pixels = Pixels(IMAGENET, dtype)
+
+    def forward(self, images: Tensor) -> Tensor:
+        found: Tensor = self.encoder(self.pixels(images)).last_hidden_state
+        return found.float()
+
+
+class SamDecoderGraph(nn.Module):
+    """embeddings [1, C, g, g], boxes [1, k, 4] -> masks [1, k, 4g, 4g], logits; quality [1, k].
+
+    Always float32: half precision makes masks wrong, and the decoder is small.
+    """
+
+    position: Tensor
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        model = deepcopy(model).cpu().float()
+        self.prompts, self.decoder = model.prompt_encoder, model.mask_decoder
+        with torch.no_grad():
+            self.register_buffer("position", model.get_image_wide_positional_embeddings())
+
+    def forward(self, embeddings: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        sparse, dense = self.prompts(
+            input_points=None, input_labels=None, input_boxes=boxes, input_masks=None
+        )
+        masks, quality = self.decoder(
+            image_embeddings=embeddings,
+            image_positional_embeddings=self.position,
+            sparse_prompt_embeddings=sparse,
+            dense_prompt_embeddings=dense,
+            multimask_output=True,
+        )
+        best = quality.argmax(dim=-1, keepdim=True)
+        chosen = best[..., None, None].expand(-1, -1, -1, masks.shape[-2], masks.shape[-1])
+        return masks.gather(2, chosen)[:, :, 0], quality.gather(2, best)[..., 0]
+
+
+def _flat(name: str) -> str:
+    return "last_" + name.replace(".", "_")

@@ -1,0 +1,81 @@
+"""The last block's weights as one small file, for machines that have the trunk served elsewhere."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from soir_qdrant.errors import WeightsError
+
+if TYPE_CHECKING:
+    from soir_qdrant.refine.block import LastBlock
+
+FILE = "last_block.safetensors"
+HEAD = "head."
+
+
+def save(block: LastBlock, fingerprint: str, file: Path) -> None:
+    """Write a last block, in float32. fingerprint: of the encoder it belongs to."""
+    from safetensors.torch import save_file
+
+    tensors = {name: weight.float().cpu().contiguous() for name, weight in block.weights.items()}
+    told = {
+        "fingerprint": fingerprint,
+        "heads": block.heads,
+        "eps": block.eps,
+        "activation": block.activation,
+        "has_cls": block.has_cls,
+        "head": None,
+    }
+    if block.head is not None:
+        config: Any = block.head.mlp.config  # type: ignore[union-attr]
+        told["head"] = {
+            key: getattr(config, key)
+            for key in (
+                "hidden_size",
+                "intermediate_size",
+                "num_attention_heads",
+                "layer_norm_eps",
+                "hidden_act",
+            )
+        }
+        state = block.head.state_dict()
+        tensors |= {HEAD + name: weight.float().cpu().contiguous() for name, weight in state.items()}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, str(file), metadata={"soir": json.dumps(told)})
+    file.chmod(0o644)  # it is written for its owner alone, and served by others
+
+
+def load(file: Path, fingerprint: str) -> LastBlock:
+    """Read one. fingerprint: of the encoder that it must belong to.
+
+    Raises WeightsError where the file is missing, damaged or of another encoder.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    from soir_qdrant.refine.block import LastBlock
+
+    try:
+        with safe_open(str(file), framework="pt") as held:
+            told = json.loads((held.metadata() or {})["soir"])
+            tensors = dict(zip(held.keys(), map(held.get_tensor, held.keys()), strict=True))
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise WeightsError(
+            f"{file}: no last block can be read there ({error}); `soir export` writes one beside the encoder"
+        ) from error
+    if told["fingerprint"] != fingerprint:
+        raise WeightsError(
+            f"{file} is the last block of {told['fingerprint']}, and the encoder that is served is "
+            f"{fingerprint}: take the file that was exported with it"
+        )
+    head = None
+    if told["head"] is not None:
+        from transformers import SiglipVisionConfig
+        from transformers.models.siglip.modeling_siglip import SiglipMultiheadAttentionPoolingHead
+
+        head = SiglipMultiheadAttentionPoolingHead(SiglipVisionConfig(**told["head"])).eval()
+        names = [name for name in tensors if name.startswith(HEAD)]
+        head.load_state_dict({name.removeprefix(HEAD): tensors.pop(name) for name in names})
+        head.requires_grad_(False)
+    return LastBlock(told["heads"], told["eps"], told["activation"], told["has_cls"], tensors, head)

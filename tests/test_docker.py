@@ -1,0 +1,138 @@
+"""The compose files, read; by Docker's own client where there is one."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+yaml = pytest.importorskip("yaml", reason="PyYAML is not installed: the extra dev has it")
+ROOT = Path(__file__).parents[1]
+FILES = [ROOT / "docker" / name for name in ("compose.yml", "compose.gpu.yml")]
+BASE, GPU = (yaml.safe_load(file.read_text()) for file in FILES)
+
+
+@pytest.mark.parametrize("name", ["qdrant", "triton"])
+def test_servers_are_pinned_watched_bounded_and_not_open_to_the_world(name):
+    service = BASE["services"][name]
+    assert re.fullmatch(r"[\w./-]+:v?\d+(\.\d+)+(-py3)?", service["image"])
+    assert service["healthcheck"]["test"]
+    assert set(service["deploy"]["resources"]["limits"]) == {"cpus", "memory"}
+    assert all(port.startswith("127.0.0.1:") for port in service["ports"])
+    assert service["restart"] == "unless-stopped"
+
+
+def test_secrets_come_from_the_environment():
+    held = [
+        v
+        for s in BASE["services"].values()
+        for k, v in s.get("environment", {}).items()
+        if "KEY" in k or "TOKEN" in k
+    ]
+    assert len(held) == 3
+    assert all(re.fullmatch(r"\$\{\w+:[?-].*\}", value) for value in held)
+
+
+def test_the_worker_waits_for_both_servers():
+    waits = BASE["services"]["worker"]["depends_on"]
+    assert {name: w["condition"] for name, w in waits.items()} == dict.fromkeys(
+        ("qdrant", "triton"), "service_healthy"
+    )
+
+
+def test_data_and_engines_outlive_their_containers():
+    assert "qdrant:/qdrant/storage" in BASE["services"]["qdrant"]["volumes"]
+    (engines,) = GPU["services"]["triton"]["volumes"]
+    assert engines == "engines-26.07:/engines"
+    assert engines.partition(":")[0] in GPU["volumes"]
+    assert "26.07" in BASE["services"]["triton"]["image"]
+
+
+def test_triton_reads_a_configuration_that_every_model_has():
+    from soir_qdrant.serving.repository import ENGINE_CACHE, FILES
+
+    (name,) = (c.partition("=")[2] for c in BASE["services"]["triton"]["command"] if "config-name" in c)
+    assert f"configs/{name}.pbtxt" in FILES.values()
+    assert not any("config-name" in c for c in GPU["services"]["triton"]["command"])
+    assert GPU["services"]["triton"]["volumes"][0].endswith(ENGINE_CACHE)
+    (device,) = GPU["services"]["triton"]["deploy"]["resources"]["reservations"]["devices"]
+    assert device["capabilities"] == ["gpu"]
+
+
+def test_the_worker_speaks_the_options_of_the_command():
+    from typer.testing import CliRunner
+
+    from soir_qdrant.cli import app
+
+    help_text = CliRunner().invoke(app, ["ingest", "--help"], env={"COLUMNS": "200"}).output
+    command, *_ = BASE["services"]["worker"]["command"]
+    assert command == "ingest"
+    for name in ("SOIR_TRITON", "QDRANT_URL", "QDRANT_API_KEY"):
+        assert name in BASE["services"]["worker"]["environment"]
+        assert name in help_text
+
+
+def test_the_image_copies_what_the_context_lets_through():
+    ignored = (ROOT / ".dockerignore").read_text().split()
+    copied = re.findall(r"^COPY (.*) \S+$", (ROOT / "docker" / "Dockerfile").read_text(), re.M)
+    for name in " ".join(copied).split():
+        assert (ROOT / name).exists()
+        assert f"!{name}" in ignored
+
+
+@pytest.mark.parametrize("files", [FILES[:1], FILES], ids=["cpu", "gpu"])
+def test_docker_reads_them(files):
+    if not shutil.which("docker"):
+        pytest.skip("no docker client here")
+    if subprocess.run(["docker", "compose", "version"], capture_output=True, check=False).returncode:
+        pytest.skip("the docker client here has no `compose`")
+    env = {**os.environ, "QDRANT_API_KEY": "secret", "MODELS": "/models"}
+    options = [part for file in files for part in ("-f", str(file))]
+    command = ["docker", "compose", *options, "--profile", "worker", "config", "-q"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def container(tiny_models):
+    """NVIDIA's image with the command of the compose file, on the CPU. Several gigabytes, where Docker is."""
+    containers = pytest.importorskip(
+        "testcontainers.core.container", reason="testcontainers is not installed"
+    )
+    if (
+        not shutil.which("docker")
+        or subprocess.run(["docker", "info"], capture_output=True, check=False).returncode
+    ):
+        pytest.skip("Docker does not answer")
+    service = BASE["services"]["triton"]
+    made = containers.DockerContainer(service["image"]).with_command(" ".join(service["command"]))
+    made.with_volume_mapping(str(tiny_models), "/models", "ro").with_exposed_ports(8000, 8001)
+    made.with_kwargs(shm_size=service["shm_size"])
+    with made as running:
+        host = running.get_container_host_ip()
+        for _ in range(300):
+            try:
+                urllib.request.urlopen(f"http://{host}:{running.get_exposed_port(8000)}/v2/health/ready")
+                break
+            except OSError:
+                time.sleep(1)
+        yield f"{host}:{running.get_exposed_port(8001)}"
+
+
+@pytest.mark.slow
+def test_the_image_serves_the_exports(container, tiny_models, tiny_settings):
+    from test_serving import CROPS, MASKS, same
+
+    from soir_qdrant.serving.onnx import OnnxRuntime
+    from soir_qdrant.serving.triton import TritonRuntime
+
+    runtime = TritonRuntime(container)
+    found = runtime.pipeline(tiny_settings).encoder.encode(CROPS, MASKS)
+    same(found.layers, OnnxRuntime(tiny_models, tiny_settings).encoder.encode(CROPS, MASKS).layers)
+    runtime.close()

@@ -1,0 +1,32 @@
+"""Another model without downtime: what docs/production.md says of aliases."""
+
+import pytest
+from conftest import ColourPipeline, ingestor, picture
+from qdrant_client import QdrantClient, models
+
+from soir_qdrant.errors import CollectionError
+from soir_qdrant.search import SoirSearcher
+
+
+def point_alias(client, collection, *, replace):
+    old = [models.DeleteAliasOperation(delete_alias=models.DeleteAlias(alias_name="live"))] if replace else []
+    new = models.CreateAlias(collection_name=collection, alias_name="live")
+    client.update_collection_aliases([*old, models.CreateAliasOperation(create_alias=new)])
+
+
+def test_an_alias_moves_from_the_old_collection_to_the_new_one_and_back():
+    client = QdrantClient(":memory:")
+    old, new = ColourPipeline("1"), ColourPipeline("2")
+    ingestor(client, old, collection="images-1").add([picture(i) for i in range(3)])
+    ingestor(client, new, collection="images-2").add([picture(i) for i in range(5)])
+    for collection, pipeline, count in (("images-1", old, 3), ("images-2", new, 5), ("images-1", old, 3)):
+        point_alias(client, collection, replace=client.collection_exists("live"))
+        assert len(SoirSearcher(client, "live", pipeline=pipeline).search(picture(0))) == count
+
+
+def test_an_application_that_still_has_the_old_model_is_refused():
+    client = QdrantClient(":memory:")
+    ingestor(client, ColourPipeline("2"), collection="images-2").add([picture(0)])
+    point_alias(client, "images-2", replace=False)
+    with pytest.raises(CollectionError, match="version"):
+        SoirSearcher(client, "live", pipeline=ColourPipeline("1")).search(picture(0))
