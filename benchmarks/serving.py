@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -111,6 +112,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=16, help="per step of the concurrency")
     parser.add_argument("--concurrency", type=int, nargs="*", default=[1, 2, 4, 8, 16])
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # or the server would outlive this process
 
     file = exported(given.models)
     crops, masks = real_crops(224, 4)
