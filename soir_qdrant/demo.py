@@ -135,5 +135,5 @@ def _maps(pipeline: Pipeline, hit: Shown, most: int = 10) -> list[tuple[str, RGB
         ("matched object", first.crop),
         ("its mask", heat(first.crop, first.mask)),
         ("map before", heat(first.crop, first.before)),
-        (f"map after {pipeline.settings.vector.iterations} steps", heat(first.crop, first.after)),
+        ("map after refinement", heat(first.crop, first.after)),
     ]

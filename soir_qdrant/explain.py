@@ -42,7 +42,7 @@ def explain(
 ) -> list[Explained]:
     """One entry per object of the image, in their order. objects: given, else detected.
 
-    Iterations, step and alpha are those of `settings.vector`, whatever its pooling is.
+    Refined as `settings.vector` says where its pooling is "mao", else by the paper's 80 steps.
     """
     given = None if objects is None else list(objects)
     items = pipeline.segment(image.rgb, pipeline.find([image], [given])[0])
@@ -56,7 +56,8 @@ def explain(
     tokens = torch.as_tensor(encoding.tokens, device=block.device)
     descriptors = F.normalize(torch.as_tensor(encoding.descriptor, device=block.device), dim=-1)
     mean = F.normalize(descriptors.mean(0, keepdim=True), dim=-1)
-    settings = MaoSettings(held.iterations, held.lr, held.alpha)
+    own = held.pooling == "mao"
+    settings = MaoSettings(held.iterations, held.lr, held.alpha) if own else MaoSettings()
     refined = refine(
         block,
         tokens,
