@@ -14,9 +14,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from soir_qdrant.errors import SoirError
-from soir_qdrant.types import Hit, IngestReport, Scene, SceneObject
+from soir_qdrant.types import Crop, Hit, HitGroup, IngestReport, Scene, SceneObject
 
 if TYPE_CHECKING:
+    from soir_qdrant.aio import AsyncSoirIngestor, AsyncSoirSearcher
     from soir_qdrant.config import Settings
     from soir_qdrant.ingest import SoirIngestor
     from soir_qdrant.pipeline import Pipeline
@@ -24,7 +25,11 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "AsyncSoirIngestor",
+    "AsyncSoirSearcher",
+    "Crop",
     "Hit",
+    "HitGroup",
     "IngestReport",
     "Pipeline",
     "Scene",
@@ -36,7 +41,14 @@ __all__ = [
 ]
 
 # Loaded on first use, so that importing the package stays light.
-_LAZY = {"Settings": "config", "Pipeline": "pipeline", "SoirIngestor": "ingest", "SoirSearcher": "search"}
+_LAZY = {
+    "AsyncSoirIngestor": "aio",
+    "AsyncSoirSearcher": "aio",
+    "Pipeline": "pipeline",
+    "Settings": "config",
+    "SoirIngestor": "ingest",
+    "SoirSearcher": "search",
+}
 
 
 def __getattr__(name: str) -> Any:

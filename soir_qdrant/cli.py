@@ -42,7 +42,7 @@ FolderOption = Annotated[Path | None, typer.Option("--path", help="folder of an 
 UrlOption = Annotated[str | None, typer.Option("--url", envvar="QDRANT_URL", help="URL of a Qdrant server")]
 KeyOption = Annotated[str | None, typer.Option("--api-key", envvar="QDRANT_API_KEY", help="of the server")]
 NameOption = Annotated[str, typer.Option("--collection", help="name of the collection")]
-ProfileOption = Annotated[str, typer.Option("--profile", help="embedded or paper")]
+ProfileOption = Annotated[str, typer.Option("--profile", help="embedded, paper, clip or siglip")]
 WhiteningOption = Annotated[Path | None, typer.Option("--whitening", help="file made by soir calibrate")]
 TritonOption = Annotated[
     str | None,
@@ -117,15 +117,24 @@ def ingest(
 
 
 @app.command(
-    epilog="Example:  soir search room.jpg --box 410,220,470,300 --path ./needles "
+    epilog="Example:  soir search room.jpg --box 410,220,470,300 --path ./needles --save-html found.html "
     """--filter '{"must": [{"key": "soir.count", "range": {"gte": 3}}]}'"""
 )
 def search(
-    image: Annotated[
-        Path, typer.Argument(help="a crop of one thing; a cut-out PNG; or any picture with --box")
+    query: Annotated[
+        str,
+        typer.Argument(
+            help="a crop of one thing; a cut-out PNG; any picture with --box; words, if the profile reads"
+        ),
     ],
     box: Annotated[
-        str | None, typer.Option(help="x0,y0,x1,y1 in pixels: where the thing is in IMAGE")
+        str | None, typer.Option(help="x0,y0,x1,y1 in pixels: where the thing is in QUERY")
+    ] = None,
+    example: Annotated[
+        list[Path] | None, typer.Option("--example", help="another picture of the same thing; repeatable")
+    ] = None,
+    negative: Annotated[
+        list[Path] | None, typer.Option("--negative", help="a picture of what is not meant; repeatable")
     ] = None,
     path: FolderOption = None,
     url: UrlOption = None,
@@ -138,18 +147,34 @@ def search(
     filter_: Annotated[str | None, typer.Option("--filter", help="a Qdrant filter, as JSON")] = None,
     limit: Annotated[int, typer.Option(min=1)] = 10,
     rerank: Annotated[
-        Literal["objects", "q-perturbation"] | None,
-        typer.Option(help="rescore by the stored objects, or by opening the pictures again"),
+        Literal["objects", "codes", "q-perturbation"] | None,
+        typer.Option(help="rescore by the stored objects or their codes, or by opening the pictures again"),
     ] = None,
+    save_html: Annotated[
+        Path | None, typer.Option(help="write a page: the pictures found, boxes and heat maps")
+    ] = None,
+    save_png: Annotated[Path | None, typer.Option(help="write one picture of what was found")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Find the pictures that hold the thing in IMAGE."""
+    """Find the pictures that hold the thing in QUERY."""
     from soir_qdrant.search import SoirSearcher
 
     where, condition = _box(box), _filter(filter_)
     pipeline = _served(_settings(profile, whitening), triton, onnx)
     searcher = SoirSearcher(_client(path, url, api_key), collection, pipeline=pipeline)
-    hits = searcher.search(image, box=where, limit=limit, filter=condition, rerank=rerank)
+    hits = searcher.search(
+        query,
+        box=where,
+        examples=example or (),
+        negatives=negative or (),
+        limit=limit,
+        filter=condition,
+        rerank=rerank,
+    )
+    if save_html or save_png:
+        from soir_qdrant.found import save
+
+        save(searcher, query, where, hits, html=save_html, png=save_png)
     if as_json:
         rows = [
             {"id": h.id, "score": h.score, "uri": h.uri, "box": h.box, "payload": h.payload} for h in hits
@@ -161,6 +186,9 @@ def search(
         place = ",".join(f"{v:.0f}" for v in hit.box) if hit.box else "-"
         table.add_row(str(rank), f"{hit.score:.3f}", str(hit.uri or hit.id), place)
     out.print(table if hits else "nothing found", highlight=False)
+    for file in (save_html, save_png):
+        if file:
+            out.print(f"{file} written", highlight=False)
 
 
 @app.command(epilog="Example:  soir info --path ./needles --collection shelves")

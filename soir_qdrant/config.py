@@ -116,6 +116,18 @@ class Settings(_Frozen):
             raise ConfigError(f"setting {place}: {first['msg']}") from error
 
 
+def _reading(name: str, weights: str) -> Settings:
+    """A profile whose encoder reads text too: plain crops, described by what texts are compared with."""
+    return Settings(
+        profile=name,
+        encoder=EncoderSettings(weights=weights),
+        crop=CropSettings(background="keep"),
+        detector=DetectorSettings(kind="owlv2"),
+        segmenter=SegmenterSettings(kind="box"),
+        vector=VectorSettings(features=("cls",), whitening=None),
+    )
+
+
 PROFILES: dict[str, Settings] = {
     "embedded": Settings(),
     "paper": Settings(
@@ -128,4 +140,6 @@ PROFILES: dict[str, Settings] = {
             features=("cls",), whitening=None, pooling="mao", iterations=80, lr=0.1, alpha=0.03
         ),
     ),
+    "clip": _reading("clip", "openai/clip-vit-base-patch16"),
+    "siglip": _reading("siglip", "google/siglip-base-patch16-224"),
 }

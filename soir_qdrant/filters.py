@@ -26,9 +26,14 @@ def object_larger_than(
     area: float, label: str | None = None
 ) -> models.FieldCondition | models.NestedCondition:
     """Images with an object (of this label, if given) that covers more than this fraction of the image."""
-    if label is None:
-        return models.FieldCondition(key="soir.objects[].area", range=models.Range(gt=area))
-    return _nested([models.FieldCondition(key="area", range=models.Range(gt=area))], label)
+    return _object_of(models.Range(gt=area), label)
+
+
+def object_smaller_than(
+    area: float, label: str | None = None
+) -> models.FieldCondition | models.NestedCondition:
+    """Images with an object (of this label, if given) that covers less than this fraction of the image."""
+    return _object_of(models.Range(lt=area), label)
 
 
 def object_in_region(
@@ -45,6 +50,12 @@ def object_in_region(
         bounds = [models.Range(gte=x0), models.Range(gte=y0), models.Range(lte=x1), models.Range(lte=y1)]
     sides = [models.FieldCondition(key=f"box[{i}]", range=bound) for i, bound in enumerate(bounds)]
     return _nested(sides, label)
+
+
+def _object_of(area: models.Range, label: str | None) -> models.FieldCondition | models.NestedCondition:
+    if label is None:
+        return models.FieldCondition(key="soir.objects[].area", range=area)
+    return _nested([models.FieldCondition(key="area", range=area)], label)
 
 
 def _nested(conditions: list[models.FieldCondition], label: str | None) -> models.NestedCondition:

@@ -31,15 +31,23 @@ h2 { font-size:15px; margin:0 0 10px } .maps { margin-top:12px; padding-top:12px
 """
 
 
+VERDICTS = {
+    True: "<span class=right>✓ holds it</span> · ",
+    False: "<span class=wrong>✗ does not</span> · ",
+    None: "",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """One hit on the page. boxes: the stored objects; matched: the one that matched best."""
+    """One hit on the page. boxes: the stored objects; matched: the one that matched best; right: whether it
+    holds the thing, None where nobody knows."""
 
     picture: RGB
     boxes: list[Box]
     matched: Box | None
     caption: str
-    right: bool
+    right: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +104,41 @@ def heat(crop: RGB, weights: NDArray[np.floating]) -> RGB:
     )
 
 
+def sheet(query: RGB, hits: Sequence[Shown], *, columns: int = 4, width: int = 400) -> RGB:
+    """The query and the hits with their boxes as one picture, `columns` tiles of `width` pixels in a row."""
+    tiles = [
+        _tile(query, "the query", width),
+        *(_tile(drawn(hit, width), hit.caption, width) for hit in hits),
+    ]
+    rows = [tiles[i : i + columns] for i in range(0, len(tiles), columns)]
+    full = [np.concatenate([_padded(tile, max(len(t) for t in row)) for tile in row], axis=1) for row in rows]
+    wide = max(row.shape[1] for row in full)
+    return np.concatenate(
+        [np.pad(r, ((0, 0), (0, wide - r.shape[1]), (0, 0)), constant_values=255) for r in full]
+    )
+
+
+def _tile(picture: RGB, caption: str, width: int) -> RGB:
+    """A picture as wide as the tile, no taller, above its caption on white."""
+    scale = min(width / picture.shape[1], width / picture.shape[0])
+    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+    small = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=method)[:width, :width]
+    tile = np.full((small.shape[0] + 26, width + 8, 3), 255, np.uint8)
+    left = (width - small.shape[1]) // 2
+    tile[:-26, left : left + small.shape[1]] = small
+    plain = caption.encode("ascii", "replace").decode()  # OpenCV's font has no more
+    cv2.putText(tile, plain, (2, len(tile) - 9), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (30, 41, 59), 1, cv2.LINE_AA)
+    return tile
+
+
+def _padded(tile: RGB, height: int) -> RGB:
+    return np.pad(tile, ((0, height - len(tile)), (0, 0), (0, 0)), constant_values=255)
+
+
 def _section(search: Search) -> str:
     hits = "".join(
-        f"<figure class=hit>{_image(drawn(hit))}<figcaption><span class={'right' if hit.right else 'wrong'}>"
-        f"{'✓ holds it' if hit.right else '✗ does not'}</span> · {html.escape(hit.caption)}</figcaption></figure>"
+        f"<figure class=hit>{_image(drawn(hit))}<figcaption>{VERDICTS[hit.right]}{html.escape(hit.caption)}"
+        "</figcaption></figure>"
         for hit in search.hits
     )
     maps = "".join(

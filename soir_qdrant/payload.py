@@ -6,7 +6,7 @@ and `code`), `labels` (the different ones, sorted) and `count`. The user's own k
 
 `code` is a sketch of the object's vector: its first c numbers (64 unless told otherwise) scaled to
 -127..127, one byte each, base64. It costs 88 characters an object and lets a hit say which object
-matched. `match_box` takes the object's own vectors instead where the collection keeps them.
+matched. `best_object` takes the object's own vectors instead where the collection keeps them.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ import json
 import operator
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from soir_qdrant.errors import ConfigError, SoirError
@@ -148,28 +150,38 @@ def decode(code: str) -> Vector:
     return np.frombuffer(base64.b64decode(code), np.int8).astype(np.float32)
 
 
-def match_box(
-    payload: Mapping[str, Any], query: Vector, rows: Sequence[Sequence[float]] | None
-) -> Box | None:
-    """The box of the stored object that is most like the query, or None where that cannot be known.
+@dataclass(frozen=True, slots=True)
+class Match:
+    """The stored object that is most like a query. index: in `payload["soir"]["objects"]`. score: how
+    like, as far as it can be told from what is stored: -1..1, or None."""
+
+    index: int
+    box: Box
+    score: float | None
+
+
+def best_object(
+    payload: Mapping[str, Any], query: Vector, rows: Sequence[Sequence[float]] | None = None
+) -> Match | None:
+    """The stored object that is most like the query, or None where that cannot be known.
 
     query: float32 [D]. rows: the point's object vectors, [k, D], where the collection keeps them: the
     largest dot product wins. Without them the codes in the payload decide: the largest cosine with
     the query's first numbers. A single object needs neither.
     """
     objects = payload.get(KEY, {}).get("objects") or []
+    scores: NDArray[np.float32] | None = None
     if rows is not None and len(rows) == len(objects) > 0:
-        best = int(np.argmax(np.asarray(rows, np.float32) @ query))
-    elif len(objects) == 1:
-        best = 0
+        scores = np.asarray(rows, np.float32) @ query
     elif objects and all("code" in item for item in objects):
         kept = np.stack([decode(item["code"]) for item in objects])
-        norms = np.maximum(np.linalg.norm(kept, axis=1), 1e-6)
-        best = int(np.argmax(kept @ query[: kept.shape[1]] / norms))
-    else:
+        head = query[: kept.shape[1]]
+        scores = kept @ head / np.maximum(np.linalg.norm(kept, axis=1) * np.linalg.norm(head), 1e-6)
+    elif len(objects) != 1:
         return None
-    x0, y0, x1, y1 = objects[best]["box"]
-    return float(x0), float(y0), float(x1), float(y1)
+    best = 0 if scores is None else int(np.argmax(scores))
+    x0, y0, x1, y1 = (float(value) for value in objects[best]["box"])
+    return Match(best, (x0, y0, x1, y1), None if scores is None else float(scores[best]))
 
 
 def shown(payload: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +30,10 @@ from soir_qdrant.types import (
     Segmenter,
     Vector,
 )
-from soir_qdrant.vision.crops import crop, full_mask, whole_box
+from soir_qdrant.vision.crops import crop, full_mask, square, whole_box
+
+if TYPE_CHECKING:
+    from soir_qdrant.vision.text import TextEncoder
 
 SHIPPED = Path(str(resources.files("soir_qdrant") / "data" / "whitening.safetensors"))
 QUERY_FRAME = 0.05  # of each side of a query crop that is taken for ground
@@ -146,9 +149,7 @@ class Pipeline:
             return np.zeros((0, size, size, 3), np.uint8), np.zeros((0, size, size), np.float32)
         return np.stack([c for c, _ in cut]), np.stack([m for _, m in cut])
 
-    def _crop(
-        self, image: RGB, item: SceneObject, margin: float | None = None
-    ) -> tuple[RGB, NDArray[np.float32]]:
+    def _crop(self, image: RGB, item: SceneObject) -> tuple[RGB, NDArray[np.float32]]:
         height, width = image.shape[:2]
         held, size = self.settings.crop, self.encoder.input_size
         return crop(
@@ -156,10 +157,19 @@ class Pipeline:
             full_mask(item, width, height),
             item.box,
             size,
-            margin=held.margin if margin is None else margin,
-            least=min(size, height, width) if held.native else 0,
+            margin=held.margin,
+            least=self._least(height, width),
             background=held.background,
         )
+
+    def _least(self, height: int, width: int) -> int:
+        return min(self.encoder.input_size, height, width) if self.settings.crop.native else 0
+
+    def window(self, box: Box, shape: tuple[int, ...]) -> tuple[int, int, int]:
+        """x, y and side, in pixels, of the square that the crop of a box is cut from. shape: H, W, ... ."""
+        height, width = shape[:2]
+        least = self._least(height, width)
+        return square(box, width, height, margin=self.settings.crop.margin, least=least)
 
     def describe(self, encoding: Encoding) -> Vector:
         """Object vectors of K crops, float32 [K, dim], unit rows: the features side by side, whitened."""
@@ -202,6 +212,16 @@ class Pipeline:
         row = self.query_row(image, box=box, mask=mask)
         return self.whitening(row) if self.whitening else row
 
+    def text(self, words: str) -> Vector:
+        """The vector of words, float32 [dim], unit length. Raises ConfigError for an encoder without text."""
+        if self.text_encoder is None:
+            raise ConfigError(
+                f"query {words!r} is no file, and this encoder reads no text: give a picture of the thing, "
+                "or take a profile that does (clip, siglip)"
+            )
+        row: Vector = (self.whitening or normalize)(self.text_encoder.encode([words]))[0]
+        return row
+
     def query_row(self, image: RGB, *, box: Box | None = None, mask: Mask | None = None) -> Vector:
         """The row of one query object before whitening, float32 [F]. See `query_crop`."""
         row: Vector = self.features(self.encoder.encode(*self.query_crop(image, box=box, mask=mask)))[0]
@@ -242,6 +262,17 @@ class Pipeline:
             batch=held.batch,
             blocks=self.settings.vector.blocks,
         )
+
+    @cached_property
+    def text_encoder(self) -> TextEncoder | None:
+        """The text tower beside the encoder; None where it has none, or objects are not described by the
+        descriptor that texts are compared with."""
+        if self.settings.vector.features != ("cls",):
+            return None
+        from soir_qdrant.vision.text import text_encoder
+
+        held = self.settings.encoder
+        return text_encoder(held.weights, device=held.device)
 
     @cached_property
     def detector(self) -> Detector | None:

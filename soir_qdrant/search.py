@@ -2,29 +2,44 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from dataclasses import dataclass, replace
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 from qdrant_client import QdrantClient, models
 
-from soir_qdrant.errors import CollectionError, ConfigError, ImageError, ObjectsError
-from soir_qdrant.images import MAX_PIXELS, SUFFIXES, Source, load
-from soir_qdrant.objects import clip_box
-from soir_qdrant.payload import KEY, match_box, shown
+from soir_qdrant.errors import CollectionError, ConfigError, ImageError
+from soir_qdrant.images import MAX_PIXELS
+from soir_qdrant.payload import KEY, best_object, shown
+from soir_qdrant.query import Query, as_text, as_vector, checked, open_query
 from soir_qdrant.schema import OBJECTS
 from soir_qdrant.store import Store
 from soir_qdrant.transport import Retry
-from soir_qdrant.types import Box, Hit, LoadedImage, Vector
+from soir_qdrant.types import Box, Hit, HitGroup, LoadedImage, Vector
 
 if TYPE_CHECKING:
     from soir_qdrant.pipeline import Pipeline
     from soir_qdrant.rerank.candidates import QPerturbation
     from soir_qdrant.serving.runtime import Runtime
 
-Query: TypeAlias = Source | Sequence[float]
-Rerank: TypeAlias = Literal["objects", "q-perturbation"]
+log = logging.getLogger(__name__)
+
+Rerank: TypeAlias = Literal["objects", "codes", "q-perturbation"]
+FIRST = {"objects": 100, "codes": 100, "q-perturbation": 50}  # candidates that each rescores
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Asked:
+    """One query. vector: float32 [D]. against: of what is not meant. image, box: where it is a picture."""
+
+    vector: Vector
+    against: tuple[Vector, ...] = ()
+    image: LoadedImage | None = None
+    box: Box | None = None
 
 
 class SoirSearcher:
@@ -34,12 +49,13 @@ class SoirSearcher:
     with the largest dot product with the query; else, of the codes in the payload, the one with the
     largest cosine with the query's first numbers; None where there are neither.
 
-    client: of qdrant_client, for `:memory:`, a path or a server. pipeline: encodes the query; None makes that
-    of `profile` when the first image is asked for. runtime, vector_name: as given to the ingestor.
-    exact_boxes: where the collection keeps the vectors of objects, fetch those of the hits to tell which
-    object matched (ten hits with 25 objects of 1920 numbers are 8 MB); False leaves them there and takes the
-    codes. timeout: seconds for one request. retry: for lost connections, timeouts, 429 and 5xx.
-    perturbation: what rerank="q-perturbation" uses; None makes one on this pipeline.
+    client: of qdrant_client, for `:memory:`, a path or a server (`soir_qdrant.aio` has the searcher for an
+    AsyncQdrantClient). pipeline: encodes the query; None makes that of `profile` when the first image is
+    asked for. runtime, vector_name: as given to the ingestor. exact_boxes: where the collection keeps the
+    vectors of objects, fetch those of the hits to tell which object matched (ten hits with 25 objects of 1024
+    numbers are 5 MB); False leaves them there and takes the codes. timeout: seconds for one request. retry:
+    for lost connections, timeouts, 429 and 5xx. perturbation: what rerank="q-perturbation" uses; None makes
+    one on this pipeline. May be shared by threads: queries are encoded one after the other.
     """
 
     def __init__(
@@ -65,6 +81,7 @@ class SoirSearcher:
         self._pipeline = served_pipeline(pipeline, profile, runtime)
         self._perturbation = perturbation
         self._compared = False
+        self._encoding = Lock()
 
     @property
     def pipeline(self) -> Pipeline:
@@ -78,43 +95,57 @@ class SoirSearcher:
         query: Query,
         *,
         box: Box | None = None,
+        examples: Iterable[Query] = (),
+        negatives: Iterable[Query] = (),
         limit: int = 10,
         filter: models.Filter | None = None,
         rerank: Rerank | None = None,
         with_vectors: bool = False,
+        with_masks: bool = False,
         offset: int = 0,
         score_threshold: float | None = None,
         search_params: models.SearchParams | None = None,
         prefetch: int | None = None,
+        consistency: models.ReadConsistency | None = None,
+        shard_key: models.ShardKeySelector | None = None,
         timeout: int | None = None,
     ) -> list[Hit]:
         """The images most likely to hold what the query shows, best first.
 
         query: an image in any form that the ingestor takes (of an image with transparency, the opaque pixels
-        are the object), or a vector of the encoder, [D]. box: x0, y0, x1, y1 in pixels, the object in the
-        query image; what reaches out of the image is cut off. filter: Qdrant's; soir_qdrant.filters has some
-        conditions ready. rerank: "objects" takes `prefetch` candidates (100, or ten times the limit) by the
-        images' vectors, and orders them by their most similar object; the collection must keep the
-        vectors of objects. "q-perturbation" takes `prefetch` candidates (50, or the limit), opens their
-        pictures again and orders them by what the query's attention reads there (docs/q-perturbation.md);
-        the score_threshold is for the first pass, and a picture that cannot be opened keeps its place and
-        score. with_vectors: put the image's vector into each hit.
+        are the object), a `Crop`, or a vector of the encoder, [D]; words, where the encoder reads text.
+        box: x0, y0, x1, y1 in pixels, the object in the query image; what reaches out of the image is cut
+        off. examples: more pictures of the same thing; the vectors of all are averaged. negatives: of what
+        is not meant: Qdrant's recommendation (average_vector) away from them (docs/search.md has what both
+        are worth). filter: Qdrant's; soir_qdrant.filters has some conditions ready.
+
+        rerank: orders `prefetch` candidates anew. "objects": the first 100 (or ten times the limit), by
+        their most similar object, in the same request; the collection must keep the vectors of objects.
+        "codes": as many, by the codes of their objects in the payload. "q-perturbation": the first 50 (or
+        the limit), by opening their pictures again (docs/q-perturbation.md); the score_threshold is then for
+        the first pass, and a picture that cannot be opened keeps its place and score.
+
+        with_vectors, with_masks: put the image's vector, and the matched object's pixels, into each hit; for
+        the masks the pictures are opened again. search_params, consistency, shard_key, timeout: Qdrant's.
 
         Raises ImageError or ObjectsError for a query that cannot be read, ConfigError for a setting out of
-        range or a text, CollectionError where the collection is missing or of another kind, and ServerError
-        when Qdrant does not answer.
+        range or words that this encoder cannot read, CollectionError where the collection is missing or of
+        another kind, and ServerError when Qdrant does not answer.
         """
-        (hits,) = self.search_many(
-            [query],
-            boxes=None if box is None else [box],
+        self._check(limit, offset, rerank)
+        (hits,) = self._search(
+            [self._ask(query, box, examples, negatives)],
             limit=limit,
             filter=filter,
             rerank=rerank,
             with_vectors=with_vectors,
+            with_masks=with_masks,
             offset=offset,
             score_threshold=score_threshold,
             search_params=search_params,
             prefetch=prefetch,
+            consistency=consistency,
+            shard_key=shard_key,
             timeout=timeout,
         )
         return hits
@@ -128,124 +159,274 @@ class SoirSearcher:
         filter: models.Filter | None = None,
         rerank: Rerank | None = None,
         with_vectors: bool = False,
+        with_masks: bool = False,
         offset: int = 0,
         score_threshold: float | None = None,
         search_params: models.SearchParams | None = None,
         prefetch: int | None = None,
+        consistency: models.ReadConsistency | None = None,
+        shard_key: models.ShardKeySelector | None = None,
         timeout: int | None = None,
     ) -> list[list[Hit]]:
         """Several searches in one request to Qdrant; hits per query, in order. boxes: one per query, or
         None. The rest is as in `search`."""
-        if limit < 1 or offset < 0:
-            raise ConfigError(f"limit {limit}, offset {offset}: at least 1 and 0 are needed")
         queries = list(queries)
         places = [None] * len(queries) if boxes is None else list(boxes)
         if len(places) != len(queries):
             raise ConfigError(f"{len(places)} boxes for {len(queries)} queries: give one, or None, per query")
-        self._open()
-        reread = rerank == "q-perturbation"
-        candidates = 0 if reread else self._candidates(rerank, prefetch, limit + offset)
-        first = max(prefetch or 50, limit + offset) if reread else limit
-        vectors = [self._vector(query, box) for query, box in zip(queries, places, strict=True)]
-        requests = [
-            self.store.request(
-                vector,
-                limit=first,
-                offset=0 if reread else offset,
-                filter=filter,
-                prefetch=candidates,
-                with_vectors=with_vectors,
-                with_objects=self.exact_boxes and not reread,
-                score_threshold=score_threshold,
-                params=search_params,
-            )
-            for vector in vectors
-        ]
-        found = self.store.query(requests, timeout) if requests else []
-        hits = [
-            [self._hit(point, vector, with_vectors) for point in points]
-            for points, vector in zip(found, vectors, strict=True)
-        ]
-        if not reread:
-            return hits
+        self._check(limit, offset, rerank)
+        return self._search(
+            [self._ask(query, box) for query, box in zip(queries, places, strict=True)],
+            limit=limit,
+            filter=filter,
+            rerank=rerank,
+            with_vectors=with_vectors,
+            with_masks=with_masks,
+            offset=offset,
+            score_threshold=score_threshold,
+            search_params=search_params,
+            prefetch=prefetch,
+            consistency=consistency,
+            shard_key=shard_key,
+            timeout=timeout,
+        )
+
+    def search_groups(
+        self,
+        query: Query,
+        group_by: str,
+        *,
+        group_size: int = 3,
+        box: Box | None = None,
+        examples: Iterable[Query] = (),
+        negatives: Iterable[Query] = (),
+        limit: int = 10,
+        filter: models.Filter | None = None,
+        rerank: Literal["objects"] | None = None,
+        with_vectors: bool = False,
+        score_threshold: float | None = None,
+        search_params: models.SearchParams | None = None,
+        prefetch: int | None = None,
+        consistency: models.ReadConsistency | None = None,
+        shard_key: models.ShardKeySelector | None = None,
+        timeout: int | None = None,
+    ) -> list[HitGroup]:
+        """The best images of each shelf, shop, day...: `limit` groups of up to `group_size` images that share
+        the value of the payload key `group_by`, the group of the best image first.
+
+        Where the key holds a list, such as "soir.labels", an image is in several groups; images without the
+        key are in none. The rest is as in `search`.
+        """
+        if limit < 1 or group_size < 1:
+            raise ConfigError(f"limit {limit}, group_size {group_size}: at least 1 is needed")
+        if rerank not in (None, "objects"):
+            raise ConfigError(f'rerank={rerank!r}: groups can be reranked by "objects" alone')
+        self._check(limit, 0, rerank)
+        asked = self._ask(query, box, examples, negatives)
+        request = self._request(
+            asked,
+            limit,
+            filter=filter,
+            prefetch=self._candidates(rerank, prefetch, limit * group_size),
+            with_vectors=with_vectors,
+            score_threshold=score_threshold,
+            params=search_params,
+            shard_key=shard_key,
+        )
+        found = self.store.groups(request, group_by, group_size, consistency=consistency, timeout=timeout)
         return [
-            self._reread(query, box, list_)[offset : offset + limit]
-            for query, box, list_ in zip(queries, places, hits, strict=True)
+            HitGroup(group.id, [self._hit(point, asked.vector, with_vectors) for point in group.hits])
+            for group in found
         ]
 
-    def _reread(self, query: Query, box: Box | None, hits: list[Hit]) -> list[Hit]:
-        if _as_vector(query) is not None:
-            raise ConfigError('rerank="q-perturbation" reads pictures with a picture: this query is a vector')
-        if self._perturbation is None:
-            from soir_qdrant.rerank.candidates import QPerturbation
+    def vector(self, query: Query, *, box: Box | None = None, examples: Iterable[Query] = ()) -> Vector:
+        """What `search` looks for, float32 [D], unit length: for requests of your own to the client."""
+        return self._ask(query, box, examples).vector
 
-            self._perturbation = QPerturbation(self.pipeline, max_pixels=self.max_pixels)
-        image, box = self._picture(query, box)
-        return self._perturbation.rerank(image.rgb, hits, box=box, mask=image.alpha)
+    def heat(self, query: Query, hit: Hit, *, box: Box | None = None) -> NDArray[np.float32]:
+        """Where in the hit's picture the thing seems to be, float32 [H, W], 0..1: see `where.heat`.
 
-    def _open(self) -> None:
+        Raises ImageError where the hit's picture is gone or changed, ConfigError for a query that is no
+        picture.
+        """
+        from soir_qdrant import where
+
+        image, place = self._picture(query, box, "a heat map is made with a picture")
+        with self._encoding:
+            picture = where.picture(hit, self.max_pixels)
+            return where.heat(self.pipeline, image, place, picture, where.boxes(hit))
+
+    # -- from queries to requests --------------------------------------------------------------------------
+
+    def _check(self, limit: int, offset: int, rerank: str | None) -> None:
+        if limit < 1 or offset < 0:
+            raise ConfigError(f"limit {limit}, offset {offset}: at least 1 and 0 are needed")
+        if rerank is not None and rerank not in FIRST:
+            known = ", ".join(f'"{name}"' for name in FIRST)
+            raise ConfigError(f"rerank={rerank!r} is unknown: choose {known} or None")
         if not self.store.dim:
             self.store.open()
+        if rerank == "objects" and not self.store.has_objects:
+            raise CollectionError(
+                f'rerank="objects": collection {self.store.collection!r} keeps no vectors of single objects; '
+                'ingest into a new collection with keep_objects=True, or take rerank="codes"'
+            )
+
+    def _ask(
+        self, query: Query, box: Box | None, examples: Iterable[Query] = (), negatives: Iterable[Query] = ()
+    ) -> _Asked:
+        if not self.store.dim:
+            self.store.open()
+        asked = self._read(query, box)
+        more = [self._read(example, None).vector for example in examples]
+        if more:
+            mean: Vector = np.stack([asked.vector, *more]).mean(0)
+            asked = replace(asked, vector=checked(mean, self.store.dim, self.store.collection))
+        return replace(asked, against=tuple(self._read(one, None).vector for one in negatives))
+
+    def _read(self, query: Query, box: Box | None) -> _Asked:
+        given, text = as_vector(query), as_text(query)
+        if box is not None and (given is not None or text is not None):
+            raise ConfigError(
+                f"box is for a query image; this query is {'a vector' if text is None else 'text'}"
+            )
+        if given is not None:
+            return _Asked(checked(given, self.store.dim, self.store.collection))
+        self._compare()
+        if text is not None:
+            with self._encoding:
+                return _Asked(self.pipeline.text(text))
+        image, box = open_query(query, box, self.max_pixels)
+        with self._encoding:
+            vector = self.pipeline.query(image.rgb, box=box, mask=image.alpha)
+        return _Asked(vector, image=image, box=box)
+
+    def _picture(self, query: Query, box: Box | None, why: str) -> tuple[LoadedImage, Box | None]:
+        if as_vector(query) is not None or as_text(query) is not None:
+            raise ConfigError(f"{why}: this query is none")
+        return open_query(query, box, self.max_pixels)
+
+    def _compare(self) -> None:
+        """Once: whether the collection was filled by a pipeline like this."""
+        if not self._compared:
+            self.store.open(self.pipeline.dim, self.pipeline.fingerprint)
+            self._compared = True
 
     def _candidates(self, rerank: str | None, prefetch: int | None, wanted: int) -> int:
         """How many candidates to rescore, 0 for none."""
         if rerank is None:
             return 0
-        if rerank != "objects":
-            raise ConfigError(f'rerank={rerank!r} is unknown: choose "objects", "q-perturbation" or None')
-        if not self.store.has_objects:
-            raise CollectionError(
-                f'rerank="objects": collection {self.store.collection!r} keeps no vectors of single objects; '
-                "ingest into a new collection with keep_objects=True"
+        usual = FIRST[rerank] if rerank == "q-perturbation" else max(FIRST[rerank], 10 * wanted)
+        return max(prefetch or usual, wanted)
+
+    def _request(
+        self, asked: _Asked, limit: int, *, with_objects: bool = True, **options: Any
+    ) -> models.QueryRequest:
+        with_objects = with_objects and self.exact_boxes
+        return self.store.request(
+            asked.vector, against=asked.against, limit=limit, with_objects=with_objects, **options
+        )
+
+    def _search(
+        self,
+        asked: Sequence[_Asked],
+        *,
+        limit: int,
+        offset: int,
+        rerank: Rerank | None,
+        prefetch: int | None,
+        with_vectors: bool,
+        with_masks: bool,
+        filter: models.Filter | None,
+        score_threshold: float | None,
+        search_params: models.SearchParams | None,
+        consistency: models.ReadConsistency | None,
+        shard_key: models.ShardKeySelector | None,
+        timeout: int | None,
+    ) -> list[list[Hit]]:
+        here = rerank in ("codes", "q-perturbation")  # ordered on this side, so paged on this side
+        candidates = self._candidates(rerank, prefetch, limit + offset)
+        requests = [
+            self._request(
+                one,
+                candidates if here else limit,
+                with_objects=not here,
+                offset=0 if here else offset,
+                filter=filter,
+                prefetch=0 if here else candidates,
+                with_vectors=with_vectors,
+                score_threshold=score_threshold,
+                params=search_params,
+                shard_key=shard_key,
             )
-        return max(prefetch or max(100, 10 * wanted), wanted)
+            for one in asked
+        ]
+        if rerank == "q-perturbation" and any(one.image is None for one in asked):
+            raise ConfigError('rerank="q-perturbation" reads pictures with a picture: this query is none')
+        found = self.store.query(requests, consistency=consistency, timeout=timeout) if requests else []
+        listed = [
+            self._reranked(one, points, rerank, with_vectors)
+            for one, points in zip(asked, found, strict=True)
+        ]
+        if here:
+            listed = [hits[offset : offset + limit] for hits in listed]
+        return [[self._masked(hit) for hit in hits] for hits in listed] if with_masks else listed
 
-    def _vector(self, query: Query, box: Box | None) -> Vector:
-        """float32 [D], unit length."""
-        given = _as_vector(query)
-        if given is not None:
-            if box is not None:
-                raise ConfigError("box is for a query image; this query is a vector")
-            return self._checked(given)
-        if not self._compared:
-            self.store.open(self.pipeline.dim, self.pipeline.fingerprint)
-            self._compared = True
-        image, box = self._picture(query, box)
-        return self.pipeline.query(image.rgb, box=box, mask=image.alpha)
+    # -- from points to hits -------------------------------------------------------------------------------
 
-    def _picture(self, query: Query, box: Box | None) -> tuple[LoadedImage, Box | None]:
-        """The query image, and its box clipped to it."""
-        image = load(_not_text(query), max_pixels=self.max_pixels)
-        if box is not None:
-            try:
-                box = clip_box(box, image.width, image.height)
-            except ObjectsError as error:
-                raise ObjectsError(f"{image.name}: {error}") from error
-        return image, box
+    def _reranked(
+        self, asked: _Asked, points: Sequence[models.ScoredPoint], rerank: str | None, with_vectors: bool
+    ) -> list[Hit]:
+        hits = [self._hit(point, asked.vector, with_vectors, by_object=rerank == "codes") for point in points]
+        if rerank == "codes":
+            if hits and all(hit.object is None for hit in hits):
+                raise CollectionError(
+                    f'rerank="codes": collection {self.store.collection!r} keeps no codes of objects; ingest '
+                    "into a new collection with object_codes above 0"
+                )
+            return sorted(hits, key=lambda hit: -hit.score)
+        if rerank != "q-perturbation" or asked.image is None:
+            return hits
+        with self._encoding:
+            if self._perturbation is None:
+                from soir_qdrant.rerank.candidates import QPerturbation
 
-    def _checked(self, vector: Vector) -> Vector:
-        if vector.shape != (self.store.dim,):
-            raise ConfigError(
-                f"the query vector has {len(vector)} numbers, those of collection {self.store.collection!r} "
-                f"have {self.store.dim}: take the encoder it was filled with"
-            )
-        norm = float(np.linalg.norm(vector))
-        if not np.isfinite(norm) or norm == 0:
-            raise ConfigError("the query vector is all zeros, or not finite: nothing can be compared with it")
-        return vector / np.float32(norm)
+                self._perturbation = QPerturbation(self.pipeline, max_pixels=self.max_pixels)
+            image = asked.image
+            return self._perturbation.rerank(image.rgb, hits, box=asked.box, mask=image.alpha)
 
-    def _hit(self, point: models.ScoredPoint, query: Vector, with_vectors: bool) -> Hit:
+    def _hit(
+        self, point: models.ScoredPoint, query: Vector, with_vectors: bool, *, by_object: bool = False
+    ) -> Hit:
+        """by_object: the score is that of the object that matched, -1 where none can be told."""
         payload = point.payload or {}
         soir = payload.get(KEY)
         rows: Any = point.vector.get(OBJECTS) if isinstance(point.vector, Mapping) else None
+        match = best_object(payload, query, rows)
+        own = -1.0 if match is None or match.score is None else match.score
         return Hit(
             id=point.id if isinstance(point.id, int) else str(point.id),
-            score=float(point.score),
+            score=own if by_object else float(point.score),
             uri=soir.get("uri") if isinstance(soir, Mapping) else None,
-            box=match_box(payload, query, rows),
+            box=match.box if match else None,
             payload=shown(payload),
             vector=self.store.dense(point.vector) if with_vectors else None,
+            object=match.index if match else None,
         )
+
+    def _masked(self, hit: Hit) -> Hit:
+        """With the mask of its box, where there is one and the picture can be opened."""
+        if hit.box is None:
+            return hit
+        from soir_qdrant import where
+
+        try:
+            picture = where.picture(hit, self.max_pixels)
+        except ImageError as error:
+            log.warning("hit %s has no mask: %s", hit.id, error)
+            return hit
+        with self._encoding:
+            return replace(hit, mask=where.mask(self.pipeline, picture, hit.box))
 
 
 def make_pipeline(profile: str, runtime: Runtime | None = None) -> Pipeline:
@@ -263,35 +444,3 @@ def served_pipeline(pipeline: Pipeline | None, profile: str, runtime: Runtime | 
     if pipeline is not None and runtime is not None:
         raise ConfigError("give a pipeline or a runtime: `runtime.pipeline(settings)` is a pipeline")
     return make_pipeline(profile, runtime) if runtime else pipeline
-
-
-def _as_vector(query: Query) -> Vector | None:
-    """float32 [D] where the query is a list of numbers or a one-dimensional array, else None."""
-    if isinstance(query, np.ndarray):
-        if query.ndim != 1:
-            return None
-    elif not isinstance(query, (list, tuple)):
-        return None
-    try:
-        vector = np.asarray(query, np.float32)
-    except (TypeError, ValueError) as error:
-        raise ConfigError("the query is a list, but not one of numbers") from error
-    if vector.ndim != 1 or not len(vector):
-        raise ConfigError(f"the query vector has shape {vector.shape}: give [D], or use search_many")
-    return vector
-
-
-def _not_text(query: Query) -> Source:
-    """The query, unless it reads like words rather than like a file's name."""
-    if isinstance(query, str) and not query.lower().endswith(SUFFIXES):
-        try:
-            there = Path(query).exists()
-        except (OSError, ValueError):
-            there = False
-        if not there:
-            raise ConfigError(
-                f"query {query!r} is no file, and this encoder reads no text: give a picture of the thing"
-            )
-    if isinstance(query, Sequence) and not isinstance(query, (str, bytes, bytearray, memoryview)):
-        raise ImageError("the query is a list: give one image or vector, or use search_many")
-    return query

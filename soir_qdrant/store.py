@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from qdrant_client import QdrantClient, models
+from qdrant_client.local.async_qdrant_local import AsyncQdrantLocal
 from qdrant_client.local.qdrant_local import QdrantLocal
 
 from soir_qdrant.errors import CollectionError, ConfigError, ObjectsError, SoirError
@@ -99,7 +100,7 @@ class Store:
 
     def _index(self) -> None:
         """Payload indexes, those that are missing. Embedded Qdrant has none."""
-        if isinstance(getattr(self.client, "_client", None), QdrantLocal):
+        if isinstance(getattr(self.client, "_client", None), (QdrantLocal, AsyncQdrantLocal)):
             return
         there = self.call("look into", self.client.get_collection).payload_schema
         for field, kind in INDEXES.items():
@@ -201,6 +202,7 @@ class Store:
         vector: Vector,
         *,
         limit: int,
+        against: Sequence[Vector] = (),
         offset: int = 0,
         filter: models.Filter | None = None,
         prefetch: int = 0,
@@ -208,15 +210,18 @@ class Store:
         with_objects: bool = False,
         score_threshold: float | None = None,
         params: models.SearchParams | None = None,
+        shard_key: models.ShardKeySelector | None = None,
     ) -> models.QueryRequest:
-        """A search by one vector, float32 [D]. prefetch: above 0, so many candidates are taken by the image's
-        vector and ordered by their best object's (MaxSim over the multivector). with_vectors,
-        with_objects: the image's vector, and those of its objects where there are any, come along."""
+        """A search by one vector, float32 [D]. against: away from these (recommendation by the average
+        vector). prefetch: above 0, so many candidates are taken by the image's vector and ordered by their
+        best object's (MaxSim over the multivector). with_vectors, with_objects: the image's vector, and those
+        of its objects where there are any, come along."""
         names = [self.vector_name] * with_vectors + [OBJECTS] * (with_objects and self.has_objects)
         plain = with_vectors and names == [""]
         request = models.QueryRequest(
-            query=vector.tolist(),
+            query=_away(vector, against),
             using=self.vector_name or None,
+            shard_key=shard_key,
             filter=filter,
             params=params,
             limit=limit,
@@ -233,16 +238,24 @@ class Store:
         return request
 
     def query(
-        self, requests: Sequence[models.QueryRequest], timeout: int | None = None
+        self, requests: Sequence[models.QueryRequest], **options: Any
     ) -> list[list[models.ScoredPoint]]:
-        """The points found, per request."""
-        extra = {} if timeout is None else {"timeout": timeout}
+        """The points found, per request. options: consistency, timeout; None is the client's own."""
+        options = _given(options)
         if len(requests) == 1:
-            held = {field: getattr(requests[0], field) for field in models.QueryRequest.model_fields}
-            held = {_ARGUMENTS.get(field, field): value for field, value in held.items() if value is not None}
-            return [self.call("search", self.client.query_points, **held, **extra).points]
-        answers = self.call("search", self.client.query_batch_points, requests=list(requests), **extra)
+            held = _arguments(requests[0])
+            return [self.call("search", self.client.query_points, **held, **options).points]
+        answers = self.call("search", self.client.query_batch_points, requests=list(requests), **options)
         return [answer.points for answer in answers]
+
+    def groups(
+        self, request: models.QueryRequest, group_by: str, size: int, **options: Any
+    ) -> list[models.PointGroup]:
+        """The points found, by the value of a payload key, up to `size` for each. options: as in `query`."""
+        held = {name: value for name, value in _arguments(request).items() if name != "offset"}
+        method = self.client.query_points_groups
+        options = _given(options) | {"group_by": group_by, "group_size": size}
+        return self.call("search", method, **held, **options).groups
 
     def dense(self, vector: Any) -> Vector | None:
         """The image's vector, float32 [D], out of what a search returned with the points."""
@@ -251,4 +264,30 @@ class Store:
         return None if vector is None else np.asarray(vector, np.float32)
 
 
-_ARGUMENTS = {"filter": "query_filter", "params": "search_params", "with_vector": "with_vectors"}
+def _away(vector: Vector, against: Sequence[Vector]) -> Any:
+    if not against:
+        return vector.tolist()
+    wanted = models.RecommendInput(
+        positive=[vector.tolist()],
+        negative=[other.tolist() for other in against],
+        strategy=models.RecommendStrategy.AVERAGE_VECTOR,
+    )
+    return models.RecommendQuery(recommend=wanted)
+
+
+def _arguments(request: models.QueryRequest) -> dict[str, Any]:
+    """A request as the client's methods for one take it."""
+    held = {field: getattr(request, field) for field in models.QueryRequest.model_fields}
+    return _given({_ARGUMENTS.get(field, field): value for field, value in held.items()})
+
+
+def _given(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+_ARGUMENTS = {
+    "filter": "query_filter",
+    "params": "search_params",
+    "with_vector": "with_vectors",
+    "shard_key": "shard_key_selector",
+}

@@ -97,7 +97,12 @@ class Scene:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Hit:
-    """One found image. box: the stored object that matched best, or None where that cannot be known."""
+    """One found image.
+
+    box: the stored object that matched best, or None where that cannot be known; object: its number in
+    `payload["soir"]["objects"]`. vector: float32 [D], the image's; mask: bool [H, W], the matched
+    object's pixels, in the picture after EXIF rotation; both where they were asked for.
+    """
 
     id: str | int
     score: float
@@ -105,6 +110,24 @@ class Hit:
     box: Box | None
     payload: dict[str, Any]
     vector: Vector | None = None
+    object: int | None = None
+    mask: Mask | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HitGroup:
+    """The best images of those that share a payload value. key: that value; hits: best first."""
+
+    key: str | int
+    hits: list[Hit]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Crop:
+    """A picture and the place of one thing in it, to search with. box: x0, y0, x1, y1 in pixels."""
+
+    image: Any
+    box: Box
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from stand_in import StandIn
 from tritonserver import NoTriton, Triton
 
 from soir_qdrant.config import Settings
+from soir_qdrant.errors import ConfigError
 from soir_qdrant.ingest import SoirIngestor
 from soir_qdrant.store import Store
 from soir_qdrant.transport import Retry
@@ -56,6 +58,13 @@ class ColourPipeline:
         rows = np.stack([self.query(image.rgb, box=item.box) for item in found])
         mean = rows.mean(0)
         return Scene(image.width, image.height, tuple(found), mean / np.linalg.norm(mean), rows)
+
+    def segment(self, image: RGB, objects: list[SceneObject]) -> list[SceneObject]:
+        """The pixels that are not painted's grey."""
+        return [replace(item, mask=(image != 100).any(-1)) for item in objects]
+
+    def text(self, words: str) -> Vector:
+        raise ConfigError(f"query {words!r} is no file, and this encoder reads no text")
 
     def query(self, image: RGB, *, box: Box | None = None, mask: Mask | None = None) -> Vector:
         if box is not None:

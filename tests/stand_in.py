@@ -88,6 +88,12 @@ class StandIn:
         asked = models.QueryRequestBatch.model_validate(body)
         return [plain(answer) for answer in self.held.query_batch_points(name, asked.searches)]
 
+    def groups(self, name: str, body: Any) -> Any:
+        asked = models.QueryGroupsRequest.model_validate(body)
+        names = {"filter": "query_filter", "params": "search_params", "with_vector": "with_vectors"}
+        held = {names.get(field, field): getattr(asked, field) for field in asked.model_fields_set}
+        return plain(self.held.query_points_groups(name, **{k: v for k, v in held.items() if v is not None}))
+
 
 ROUTES = [
     (r"GET /collections/(\w+)/exists", "exists"),
@@ -101,6 +107,7 @@ ROUTES = [
     (r"POST /collections/(\w+)/points/count", "count"),
     (r"POST /collections/(\w+)/points/query", "query"),
     (r"POST /collections/(\w+)/points/query/batch", "query_batch"),
+    (r"POST /collections/(\w+)/points/query/groups", "groups"),
 ]
 
 

@@ -36,7 +36,7 @@ def test_the_package_and_its_help_load_no_torch():
         (["search", "x.png", "--box", "1,2,3", "--path", "db"], 2, "x0,y0,x1,y1"),
         (["search", "x.png", "--filter", '{"must": 3}', "--path", "db"], 2, "Qdrant filter"),
         (["info", "--path", "db", "--collection", "none"], 3, "no collection 'none'"),
-        (["info", "--profile", "none"], 3, "choose one of embedded, paper"),
+        (["info", "--profile", "none"], 3, "choose one of embedded, paper, clip, siglip"),
         (["ingest", "empty", "--path", "db"], 3, ".jpg"),
         (
             ["ingest", "empty", "--path", "db", "--triton", "http://triton"],

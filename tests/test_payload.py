@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from soir_qdrant.errors import ConfigError
 from soir_qdrant.payload import (
     PayloadError,
+    best_object,
     build_payload,
     check_id,
     clean_payload,
     decode,
     encode,
-    match_box,
     object_area,
     point_id,
     shown,
@@ -93,18 +93,20 @@ def test_codes_keep_the_direction(seed, count):
     assert not decode(encode(np.zeros(5, np.float32), 4)).any()
 
 
-def test_match_box():
+def test_best_object():
     rows = unit(4, 64, seed=3)
     objects = [{"box": [i, 0, i + 1, 1], "code": encode(row, 32)} for i, row in enumerate(rows)]
     payload = {"soir": {"objects": objects}}
     for i, row in enumerate(rows):
-        assert match_box(payload, row, rows.tolist()) == (i, 0, i + 1, 1)
-        assert match_box(payload, row, None) == (i, 0, i + 1, 1)
-        assert match_box(payload, row, rows[:2].tolist()) == (i, 0, i + 1, 1)  # rows that do not fit
+        for kept in (rows.tolist(), None, rows[:2].tolist()):  # the last do not fit: the codes decide
+            match = best_object(payload, row, kept)
+            assert (match.index, match.box) == (i, (i, 0, i + 1, 1))
+            assert match.score > 0.99
     bare = shown(payload)
     assert all("code" not in item for item in bare["soir"]["objects"])
     assert "code" in objects[0]
-    assert match_box(bare, rows[0], None) is None
-    assert match_box({"soir": {"objects": bare["soir"]["objects"][:1]}}, rows[0], None) == (0, 0, 1, 1)
-    assert match_box({}, rows[0], None) is None
+    assert best_object(bare, rows[0], None) is None
+    alone = best_object({"soir": {"objects": bare["soir"]["objects"][:1]}}, rows[0])
+    assert (alone.index, alone.box, alone.score) == (0, (0, 0, 1, 1), None)
+    assert best_object({}, rows[0], None) is None
     assert shown({"mine": 1}) == {"mine": 1}

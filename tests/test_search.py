@@ -6,11 +6,17 @@ from qdrant_client import QdrantClient, models
 from qdrant_client.http.exceptions import UnexpectedResponse
 
 from soir_qdrant.errors import CollectionError, ConfigError, ImageError, ObjectsError, ServerError
-from soir_qdrant.filters import has_label, min_count, object_in_region, object_larger_than
+from soir_qdrant.filters import (
+    has_label,
+    min_count,
+    object_in_region,
+    object_larger_than,
+    object_smaller_than,
+)
 from soir_qdrant.ingest import SoirIngestor
 from soir_qdrant.search import SoirSearcher
 from soir_qdrant.transport import Retry
-from soir_qdrant.types import SceneObject
+from soir_qdrant.types import Crop, SceneObject
 
 RED, GREEN, BLUE, WHITE = (250, 0, 0), (0, 250, 0), (0, 0, 250), (250, 250, 250)
 A, B, C = (5, 5, 15, 15), (40, 30, 50, 45), (30, 10, 70, 50)
@@ -116,6 +122,90 @@ def test_rescoring_by_objects(client):
     assert hit.vector.shape == (12,)
 
 
+def test_rescoring_by_codes_needs_no_object_vectors():
+    client = QdrantClient(":memory:")
+    fill(client, object_codes=12)
+    hits = searcher(client).search(swatch(GREEN), rerank="codes")
+    assert {hit.id for hit in hits[:3]} == {0, 2, 3}
+    assert np.allclose([hit.score for hit in hits[:3]], 1, atol=0.02)  # the best object's; a byte a number
+    assert {hit.id: (hit.box, hit.object) for hit in hits[:3]} == {
+        0: (B, 1),
+        2: (B, 0),
+        3: ((60, 5, 70, 15), 2),
+    }
+    page = searcher(client).search(swatch(GREEN), rerank="codes", limit=2, offset=1)
+    assert [hit.id for hit in page] == [hit.id for hit in hits[1:3]]
+    bare = QdrantClient(":memory:")
+    fill(bare, object_codes=0)
+    only = models.Filter(must=[min_count(2)])
+    with pytest.raises(CollectionError, match="keeps no codes"):
+        searcher(bare).search(swatch(GREEN), rerank="codes", filter=only)
+
+
+def test_groups(client):
+    """The best picture of each label, of the user's own key, and what has no such key."""
+    fill(client, keep_objects=True)
+    found = searcher(client)
+    groups = found.search_groups(swatch(WHITE), "soir.labels", group_size=1)
+    assert {group.key: group.hits[0].id for group in groups}["pen"] == 3
+    assert all(len(group.hits) == 1 for group in groups)
+    by_n = found.search_groups(swatch(BLUE), "n", limit=2, filter=models.Filter(must=[min_count(2)]))
+    assert [group.key for group in by_n] == [1, 3]
+    assert by_n[0].hits[0].box == C
+    rescored = found.search_groups(swatch(GREEN), "n", rerank="objects", limit=3)
+    assert {group.key for group in rescored} == {0, 2, 3}
+    assert found.search_groups(swatch(RED), "absent") == []
+    with pytest.raises(ConfigError, match="group_size 0"):
+        found.search_groups(swatch(RED), "n", group_size=0)
+
+
+def test_several_examples_are_averaged(client):
+    fill(client)
+    found, pipeline = searcher(client), ColourPipeline()
+    mean = pipeline.query(swatch(RED)) + pipeline.query(swatch(BLUE))
+    both = found.search(swatch(RED), examples=[swatch(BLUE)])
+    assert np.allclose([hit.score for hit in both], [hit.score for hit in found.search(mean)])
+    assert both[0].id == 1  # the picture with red and blue
+    vector = found.vector(swatch(RED), examples=[swatch(BLUE)])
+    assert np.allclose(vector, mean / np.linalg.norm(mean), atol=1e-6)
+
+
+def test_negatives_push_away(client):
+    """Blue, but not where there is red."""
+    fill(client)
+    assert [hit.id for hit in searcher(client).search(swatch(BLUE), limit=2)] == [1, 3]
+    hits = searcher(client).search(swatch(BLUE), negatives=[Crop(painted((A, RED)), A)], limit=2)
+    assert hits[0].id == 3
+
+
+def test_a_crop_is_a_picture_with_its_box(client):
+    fill(client)
+    found, scene = searcher(client), painted((A, RED), (C, BLUE))
+    given = [hit.id for hit in found.search(scene, box=C)]
+    assert [hit.id for hit in found.search(Crop(scene, C))] == given
+    assert [hit.id for hit in found.search_many([Crop(scene, C)])[0]] == given
+    with pytest.raises(ConfigError, match="leave `box` out"):
+        found.search(Crop(scene, C), box=C)
+
+
+def test_masks_on_request(tmp_path):
+    client = QdrantClient(":memory:")
+    for i, scene in enumerate(SCENES):
+        Image.fromarray(painted(*((box, colour) for box, colour, _ in scene))).save(tmp_path / f"{i}.png")
+    SoirIngestor(client, pipeline=ColourPipeline()).add(
+        [tmp_path / f"{i}.png" for i in range(4)],
+        objects=[[SceneObject(box) for box, _, _ in scene] for scene in SCENES],
+    )
+    found = searcher(client)
+    (hit,) = found.search(swatch(WHITE), limit=1, with_masks=True)
+    assert hit.mask.shape == (60, 80)
+    assert hit.mask[5:15, 5:15].all()
+    assert hit.mask.sum() == 100
+    assert found.search(swatch(WHITE), limit=1)[0].mask is None
+    Image.fromarray(picture(0)).save(tmp_path / "3.png")  # another picture than was ingested
+    assert found.search(swatch(WHITE), limit=1, with_masks=True)[0].mask is None
+
+
 def test_many_are_as_one_by_one(client):
     fill(client, keep_objects=True)
     found = searcher(client)
@@ -167,6 +257,8 @@ CONDITIONS = {
     "area": (object_larger_than(0.2), {1}),
     "area of a label": (object_larger_than(0.2, "mug"), set()),  # image 1 has a mug, and a large book
     "area of its label": (object_larger_than(0.2, "book"), {1}),
+    "small": (object_smaller_than(0.025), {0, 1, 3}),
+    "small, of a label": (object_smaller_than(0.025, "mug"), {0, 1}),
     "region": (object_in_region((0, 0, 20, 20)), {0, 1, 3}),
     "region of a label": (object_in_region((0, 0, 20, 20), "pen"), {3}),
     "region, wholly": (object_in_region((25, 5, 60, 55)), {0, 2, 3}),
@@ -210,7 +302,7 @@ def test_wrong_queries(client):
             found.search(swatch(RED), box=box)
     with pytest.raises(ConfigError, match="box is for a query image"):
         found.search([1.0] * 12, box=A)
-    with pytest.raises(ConfigError, match="reads pictures with a picture: this query is a vector"):
+    with pytest.raises(ConfigError, match="reads pictures with a picture: this query is none"):
         found.search([1.0] * 12, rerank="q-perturbation")
 
 
@@ -277,8 +369,8 @@ def test_parameters_reach_qdrant(monkeypatch):
     fill(client)
     query_points, seen = client.query_points, {}
 
-    def watched(collection_name, timeout=None, **kwargs):
-        seen.update(kwargs, timeout=timeout)
+    def watched(collection_name, timeout=None, consistency=None, shard_key_selector=None, **kwargs):
+        seen.update(kwargs, timeout=timeout, consistency=consistency, shard_key_selector=shard_key_selector)
         return query_points(collection_name, **kwargs)
 
     monkeypatch.setattr(client, "query_points", watched)
@@ -286,5 +378,5 @@ def test_parameters_reach_qdrant(monkeypatch):
     searcher(client, timeout=11).search(swatch(RED), search_params=params)
     assert seen["search_params"] == params
     assert seen["timeout"] == 11
-    searcher(client).search(swatch(RED), timeout=3)
-    assert seen["timeout"] == 3
+    searcher(client).search(swatch(RED), timeout=3, consistency="majority", shard_key="shop")
+    assert (seen["timeout"], seen["consistency"], seen["shard_key_selector"]) == (3, "majority", "shop")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from soir_qdrant.errors import ConfigError, ImageError, SoirError
-from soir_qdrant.images import MAX_PIXELS, load
-from soir_qdrant.payload import KEY
+from soir_qdrant import where
+from soir_qdrant.errors import ConfigError, SoirError
+from soir_qdrant.images import MAX_PIXELS
 from soir_qdrant.pipeline import Pipeline
 from soir_qdrant.refine.pooling import Whitening, normalize
 from soir_qdrant.rerank.cache import TokenCache
@@ -102,26 +102,18 @@ class QPerturbation:
 
         Raises ImageError where the picture is needed, but missing or another than was ingested.
         """
-        soir = hit.payload.get(KEY)
-        if not isinstance(soir, Mapping) or "sha256" not in soir:
-            raise ImageError(f"hit {hit.id}: its payload has no {KEY!r} part, so its picture is unknown")
-        boxes = [tuple(map(float, item["box"])) for item in soir.get("objects") or []]
-        key = self._key(str(soir["sha256"]), boxes)
+        boxes = where.boxes(hit)
+        key = self._key(where.sha256(hit), boxes)
         found = self.cache.get(key)
         if found is None:
-            if hit.uri is None:
-                raise ImageError(f"hit {hit.id}: no uri was stored with it; ingest files, not arrays")
-            picture = load(hit.uri, max_pixels=self.max_pixels)
-            if picture.sha256 != soir["sha256"]:
-                raise ImageError(f"{hit.uri}: another picture than was ingested; ingest it again")
-            found = self._encode(picture.rgb, boxes)
+            found = self._encode(where.picture(hit, self.max_pixels).rgb, boxes)
             self.cache.put(key, found)
         return Candidate(**found)
 
-    def _encode(self, image: RGB, boxes: list[tuple[float, ...]]) -> dict[str, Tensor]:
+    def _encode(self, image: RGB, boxes: list[Box]) -> dict[str, Tensor]:
         height, width = image.shape[:2]
         boxes = boxes or [(0.0, 0.0, float(width), float(height))]
-        objects = [SceneObject((x0, y0, x1, y1)) for x0, y0, x1, y1 in boxes]
+        objects = [SceneObject(box) for box in boxes]
         crops, masks = self.pipeline.crops([image], [self.pipeline.segment(image, objects)])
         encoding = self.pipeline.encoder.encode(crops, masks)
         if encoding.tokens is None:
@@ -153,7 +145,7 @@ class QPerturbation:
             tokens, shares = found.tokens.to(device), found.shares.to(device)
             read = self.reader.read(head, self.reader.prepare(tokens, shares), shares)
             score += self.weight * float((self._described(read.cpu().numpy()) @ seen).max())
-        return replace(hit, score=score, box=(x0, y0, x1, y1))
+        return replace(hit, score=score, box=(x0, y0, x1, y1), object=best)
 
     def _described(self, rows: Vector) -> Vector:
         """Patch means before and after the block, [k, 2, D] -> unit rows to compare, [k, d]."""
@@ -174,7 +166,7 @@ class QPerturbation:
         rows = np.concatenate([np.arange(*spans[name]) for name in READ])
         return Whitening(whole.mean[rows], whole.matrix[rows], whole.variance)
 
-    def _key(self, sha256: str, boxes: list[tuple[float, ...]]) -> str:
+    def _key(self, sha256: str, boxes: list[Box]) -> str:
         made_of = [sha256, boxes, self.pipeline.fingerprint, self.pipeline.segmenter.name]
         return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
 

@@ -1,0 +1,90 @@
+"""What a search found, to look at: a page, or one picture."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from soir_qdrant import where
+from soir_qdrant.errors import ImageError
+from soir_qdrant.images import GREY
+from soir_qdrant.page import Search, Shown, heat, sheet, write
+from soir_qdrant.query import Query, as_text, as_vector, open_query
+from soir_qdrant.search import SoirSearcher
+from soir_qdrant.types import RGB, Box, Hit
+
+log = logging.getLogger(__name__)
+SIDE, MAPPED = 224, 8  # pixels of the heat maps' cut-outs; hits that get one
+
+
+def save(
+    searcher: SoirSearcher,
+    query: Query,
+    box: Box | None,
+    hits: list[Hit],
+    *,
+    html: Path | None = None,
+    png: Path | None = None,
+) -> None:
+    """Write the hits as a page with boxes and heat maps, and/or as one picture with boxes.
+
+    A hit whose picture cannot be opened is left out, and logged. Raises ImageError for a picture's file whose
+    suffix is no format that can be written.
+    """
+    name, seen = _query(searcher, query, box)
+    shown: list[Shown] = []
+    maps: list[tuple[str, RGB]] = []
+    for rank, hit in enumerate(hits, 1):
+        try:
+            picture, stored = where.picture(hit, searcher.max_pixels).rgb, where.boxes(hit)
+            if html and seen is not None and hit.box and len(maps) < MAPPED:
+                maps.append((f"#{rank}", _around(picture, searcher.heat(query, hit, box=box), hit.box)))
+        except ImageError as error:
+            log.warning("hit %s is not shown: %s", hit.id, error)
+            continue
+        caption = f"#{rank}, score {hit.score:.2f}, {Path(str(hit.uri)).name}"
+        shown.append(Shown(picture, stored, hit.box, caption))
+    drawn = seen if seen is not None else np.full((SIDE, SIDE, 3), GREY, np.uint8)
+    if html:
+        lead = (
+            "Thin boxes: the objects that were stored of each picture. Green: the one that matched. Below: "
+            "where the query looks, around the matched object."
+        )
+        write(
+            html, f"Searched: {name}", lead, [("found", str(len(hits)))], [Search(name, drawn, shown, maps)]
+        )
+    if png:
+        try:
+            Image.fromarray(sheet(drawn, shown)).save(png)
+        except (OSError, ValueError) as error:
+            raise ImageError(f"{png}: cannot be written ({error}); name a .png or .jpg") from error
+
+
+def _query(searcher: SoirSearcher, query: Query, box: Box | None) -> tuple[str, RGB | None]:
+    """What to call the query, and the part of its picture that is meant, None for words or a vector."""
+    if as_vector(query) is not None:
+        return "a vector", None
+    text = as_text(query)
+    if text is not None:
+        return text, None
+    image, box = open_query(query, box, searcher.max_pixels)
+    if box is None:
+        return Path(image.name).name, image.rgb
+    x0, y0, x1, y1 = (round(v) for v in box)
+    return Path(image.name).name, image.rgb[y0 : max(y1, y0 + 1), x0 : max(x1, x0 + 1)]
+
+
+def _around(picture: RGB, weights: np.ndarray, box: Box) -> RGB:
+    """The heat laid over the surroundings of a box, [SIDE, SIDE, 3]."""
+    import cv2
+
+    height, width = weights.shape
+    side = min(round(2 * max(box[2] - box[0], box[3] - box[1])) + 2, height, width)
+    x = round(min(max((box[0] + box[2] - side) / 2, 0), width - side))
+    y = round(min(max((box[1] + box[3] - side) / 2, 0), height - side))
+    cut = (slice(y, y + side), slice(x, x + side))
+    size = (SIDE, SIDE)
+    return heat(cv2.resize(picture[cut], size), cv2.resize(weights[cut], size))

@@ -1,0 +1,105 @@
+"""Where in a found picture the thing is: the picture opened again, the matched object's mask, a heat map."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from soir_qdrant.errors import ConfigError, ImageError
+from soir_qdrant.images import MAX_PIXELS, load
+from soir_qdrant.payload import KEY
+from soir_qdrant.types import Box, Hit, LoadedImage, Mask, SceneObject
+from soir_qdrant.vision.crops import full_mask
+
+if TYPE_CHECKING:
+    from soir_qdrant.pipeline import Pipeline
+
+
+def picture(hit: Hit, max_pixels: int = MAX_PIXELS) -> LoadedImage:
+    """The hit's picture, opened again. Raises ImageError where it is missing, or not what was ingested."""
+    stored = _stored(hit)
+    if hit.uri is None:
+        raise ImageError(f"hit {hit.id}: no uri was stored with it; ingest files, not arrays")
+    found = load(hit.uri, max_pixels=max_pixels)
+    if found.sha256 != stored["sha256"]:
+        raise ImageError(f"{hit.uri}: another picture than was ingested; ingest it again")
+    return found
+
+
+def boxes(hit: Hit) -> list[Box]:
+    """The stored objects of a hit, x0, y0, x1, y1 in pixels. Raises ImageError where none are known."""
+    found = []
+    for item in _stored(hit).get("objects") or []:
+        x0, y0, x1, y1 = (float(value) for value in item["box"])
+        found.append((x0, y0, x1, y1))
+    return found
+
+
+def sha256(hit: Hit) -> str:
+    """Of the picture that was ingested. Raises ImageError where nothing is known of it."""
+    return str(_stored(hit)["sha256"])
+
+
+def mask(pipeline: Pipeline, image: LoadedImage, box: Box) -> Mask:
+    """The pixels of the object in a box, as the pipeline's segmenter sees them, bool [H, W]."""
+    (item,) = pipeline.segment(image.rgb, [SceneObject(box)])
+    return full_mask(item, image.width, image.height)
+
+
+def heat(
+    pipeline: Pipeline, query: LoadedImage, box: Box | None, image: LoadedImage, objects: list[Box]
+) -> NDArray[np.float32]:
+    """Where the query's object seems to be in an image, float32 [H, W], 0..1.
+
+    query, box: as in `Pipeline.query`. objects: the boxes to look into. In each, the LeGrad map of the
+    query's descriptor (refine/legrad.py), times the object's similarity to the query, where that is above 0.
+    Raises ConfigError where the encoder is served without tokens.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    from soir_qdrant.refine.mao import explain_maps, precompute_all
+
+    encoder, block = pipeline.encoder, pipeline.encoder.last_block
+    asked = encoder.encode(*pipeline.query_crop(query.rgb, box=box, mask=query.alpha))
+    items = pipeline.segment(image.rgb, [SceneObject(b) for b in objects])
+    canvas = np.zeros((image.height, image.width), np.float32)
+    if not items:
+        return canvas
+    encoding = encoder.encode(*pipeline.crops([image.rgb], [items]))
+    if encoding.tokens is None:
+        raise ConfigError("a heat map reads tokens: use TritonRuntime(...).encoder, which sends them")
+    similar = pipeline.describe(encoding) @ pipeline.describe(asked)[0]
+    descriptor = F.normalize(torch.as_tensor(asked.descriptor, device=block.device), dim=-1)
+    with torch.inference_mode():
+        held = precompute_all([block], torch.as_tensor(encoding.tokens, device=block.device))
+        maps = explain_maps(held, descriptor.expand(len(items), -1), encoder.input_size).cpu().numpy()
+    for item, weight, inner in zip(items, similar, maps, strict=True):
+        if weight > 0:
+            _lay(
+                canvas,
+                np.clip(inner, 0, 1) * min(float(weight), 1.0),
+                pipeline.window(item.box, canvas.shape),
+            )
+    return canvas
+
+
+def _lay(canvas: NDArray[np.float32], inner: NDArray[np.float32], window: tuple[int, int, int]) -> None:
+    """Put a crop's map [S, S] back where the crop was cut; the larger value stays."""
+    x, y, side = window
+    height, width = canvas.shape
+    full = cv2.resize(inner, (side, side), interpolation=cv2.INTER_LINEAR)
+    x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + side, width), min(y + side, height)
+    part = canvas[y0:y1, x0:x1]
+    np.maximum(part, full[y0 - y : y1 - y, x0 - x : x1 - x], out=part)
+
+
+def _stored(hit: Hit) -> Mapping[str, Any]:
+    found = hit.payload.get(KEY)
+    if not isinstance(found, Mapping) or "sha256" not in found:
+        raise ImageError(f"hit {hit.id}: its payload has no {KEY!r} part, so its picture is unknown")
+    return found

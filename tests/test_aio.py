@@ -1,0 +1,54 @@
+"""The searcher and the ingestor for asyncio, on an AsyncQdrantClient."""
+
+import asyncio
+
+import numpy as np
+import pytest
+from conftest import ColourPipeline, counts, picture
+from qdrant_client import AsyncQdrantClient
+
+from soir_qdrant import AsyncSoirIngestor, AsyncSoirSearcher
+from soir_qdrant.errors import CollectionError
+
+
+def test_what_goes_in_comes_out():
+    async def scenario():
+        client = AsyncQdrantClient(":memory:")
+        images = [picture(i) for i in range(12)]
+        ingestor = AsyncSoirIngestor(client, pipeline=ColourPipeline(), keep_objects=True)
+        assert counts(
+            await ingestor.add(images, ids=range(12), payloads=[{"n": i % 2} for i in range(12)])
+        ) == (12, 0, 0)
+        searcher = AsyncSoirSearcher(client, pipeline=ColourPipeline())
+        several = await asyncio.gather(*(searcher.search(image, limit=3) for image in images))
+        assert [hits[0].id for hits in several] == list(range(12))
+        (hits,) = await searcher.search_many([images[5]], rerank="objects")
+        assert np.isclose(hits[0].score, 1, atol=1e-5)
+        assert {group.key for group in await searcher.search_groups(images[0], "n")} == {0, 1}
+        assert (await searcher.vector(images[0])).shape == (12,)
+
+    asyncio.run(scenario())
+
+
+def test_the_loop_goes_on_while_pictures_are_encoded():
+    async def scenario():
+        client = AsyncQdrantClient(":memory:")
+        ingestor = AsyncSoirIngestor(client, pipeline=ColourPipeline(pause=0.2))
+        adding = asyncio.ensure_future(ingestor.add([picture(0)]))
+        turns = 0
+        while not adding.done():
+            await asyncio.sleep(0.005)
+            turns += 1
+        assert turns > 5
+        await adding
+
+    asyncio.run(scenario())
+
+
+def test_errors_come_through():
+    async def scenario():
+        searcher = AsyncSoirSearcher(AsyncQdrantClient(":memory:"), "none", pipeline=ColourPipeline())
+        with pytest.raises(CollectionError, match="no collection 'none'"):
+            await searcher.search(picture(0))
+
+    asyncio.run(scenario())
