@@ -568,11 +568,16 @@ def _held(client: QdrantClient, name: str) -> dict[str, Any]:
 
 def _results(results: dict[str, dict[str, Any]], title: str) -> Table:
     sizes = next((list(r["by_size"]) for r in results.values() if r.get("by_size")), [])
-    table = Table("method", "mAP", "R@1", "R@10", *(f"mAP {s}" for s in sizes), title=title)
+    table = Table(
+        "method", "mAP", "R@1", "R@10", *(f"mAP {s}" for s in sizes), "localised", "ms/candidate", title=title
+    )
     for name, row in results.items():
         if name != "detector":
             cells = [row[k] for k in ("mAP", "R@1", "R@10")] + [row["by_size"].get(s) for s in sizes]
-            table.add_row(name, *("" if cell is None else f"{cell:.1f}" for cell in cells))
+            shown = ["" if cell is None else f"{cell:.1f}" for cell in cells]
+            place, spent = row.get("localised"), row.get("ms_per_candidate")
+            shown += ["" if place is None else f"{place:.2f}", "" if spent is None else f"{spent:.2f}"]
+            table.add_row(name, *shown)
     return table
 
 

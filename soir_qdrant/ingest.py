@@ -45,7 +45,7 @@ class SoirIngestor:
     keep_objects: also store every object's own vector, in the multivector "objects", for
     `search(rerank="objects")`; an existing collection that has it gets them in any case. object_codes: how
     many numbers of each object's vector to keep in the payload, one byte each, so that a hit can name the
-    object that matched; 0 for none.
+    object that matched, and `search(rerank="codes")` finds more; 0 for none.
     max_pixels: the largest image that is decoded. timeout: seconds for one write (where the client's
     `upsert` has no such argument, give QdrantClient itself one). retry: for lost connections,
     timeouts, 429 and 5xx.
@@ -61,7 +61,7 @@ class SoirIngestor:
         runtime: Runtime | None = None,
         vector_name: str | None = None,
         keep_objects: bool = False,
-        object_codes: int = 64,
+        object_codes: int = 128,
         max_pixels: int = MAX_PIXELS,
         timeout: int = 60,
         retry: Retry | None = None,

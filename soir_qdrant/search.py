@@ -16,6 +16,7 @@ from soir_qdrant.errors import CollectionError, ConfigError, ImageError
 from soir_qdrant.images import MAX_PIXELS
 from soir_qdrant.payload import KEY, best_object, shown
 from soir_qdrant.query import Query, as_text, as_vector, checked, open_query
+from soir_qdrant.refine.pooling import normalize
 from soir_qdrant.schema import OBJECTS
 from soir_qdrant.store import Store
 from soir_qdrant.transport import Retry
@@ -29,15 +30,16 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Rerank: TypeAlias = Literal["objects", "codes", "q-perturbation"]
+AWAY = 0.1  # of the negatives' mean that is taken off the query; see docs/search.md
+OFF_BANK = 0.2  # the same of the query bank's mean
 FIRST = {"objects": 100, "codes": 100, "q-perturbation": 50}  # candidates that each rescores
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Asked:
-    """One query. vector: float32 [D]. against: of what is not meant. image, box: where it is a picture."""
+    """One query. vector: float32 [D]. image, box: where it is a picture."""
 
     vector: Vector
-    against: tuple[Vector, ...] = ()
     image: LoadedImage | None = None
     box: Box | None = None
 
@@ -55,7 +57,9 @@ class SoirSearcher:
     vectors of objects, fetch those of the hits to tell which object matched (ten hits with 25 objects of 1024
     numbers are 5 MB); False leaves them there and takes the codes. timeout: seconds for one request. retry:
     for lost connections, timeouts, 429 and 5xx. perturbation: what rerank="q-perturbation" uses; None makes
-    one on this pipeline. May be shared by threads: queries are encoded one after the other.
+    one on this pipeline. bank: float [n, D], vectors of other queries: every image's mean similarity to them
+    is taken off its score, in part, so that those that are like everything rank lower (docs/search.md: it
+    made no difference here). May be shared by threads: queries are encoded one after the other.
     """
 
     def __init__(
@@ -72,6 +76,7 @@ class SoirSearcher:
         timeout: int = 30,
         retry: Retry | None = None,
         perturbation: QPerturbation | None = None,
+        bank: NDArray[np.floating] | None = None,
     ) -> None:
         retry = retry or Retry(attempts=3)
         self.store = Store(client, collection, vector_name=vector_name, timeout=timeout, retry=retry)
@@ -79,7 +84,8 @@ class SoirSearcher:
         self.exact_boxes = exact_boxes
         self.max_pixels = max_pixels
         self._pipeline = served_pipeline(pipeline, profile, runtime)
-        self._perturbation = perturbation
+        self.perturbation = perturbation
+        self.bank = None if bank is None else np.asarray(bank, np.float32).mean(0)
         self._compared = False
         self._encoding = Lock()
 
@@ -116,14 +122,15 @@ class SoirSearcher:
         are the object), a `Crop`, or a vector of the encoder, [D]; words, where the encoder reads text.
         box: x0, y0, x1, y1 in pixels, the object in the query image; what reaches out of the image is cut
         off. examples: more pictures of the same thing; the vectors of all are averaged. negatives: of what
-        is not meant: Qdrant's recommendation (average_vector) away from them (docs/search.md has what both
-        are worth). filter: Qdrant's; soir_qdrant.filters has some conditions ready.
+        is not meant; the vector is moved away from theirs, a little (docs/search.md has what both are
+        worth). filter: Qdrant's; soir_qdrant.filters has some conditions ready.
 
         rerank: orders `prefetch` candidates anew. "objects": the first 100 (or ten times the limit), by
         their most similar object, in the same request; the collection must keep the vectors of objects.
-        "codes": as many, by the codes of their objects in the payload. "q-perturbation": the first 50 (or
-        the limit), by opening their pictures again (docs/q-perturbation.md); the score_threshold is then for
-        the first pass, and a picture that cannot be opened keeps its place and score.
+        "codes": as many, by the mean of the image's score and that of its best object, which the codes in
+        the payload tell: no other vectors are needed. "q-perturbation": the first 50 (or the limit), by
+        opening their pictures again (docs/q-perturbation.md); one that cannot be opened keeps its place and
+        score. For the last two, score_threshold is for the first pass.
 
         with_vectors, with_masks: put the image's vector, and the matched object's pixels, into each hit; for
         the masks the pictures are opened again. search_params, consistency, shard_key, timeout: Qdrant's.
@@ -279,10 +286,15 @@ class SoirSearcher:
             self.store.open()
         asked = self._read(query, box)
         more = [self._read(example, None).vector for example in examples]
-        if more:
-            mean: Vector = np.stack([asked.vector, *more]).mean(0)
-            asked = replace(asked, vector=checked(mean, self.store.dim, self.store.collection))
-        return replace(asked, against=tuple(self._read(one, None).vector for one in negatives))
+        against = [self._read(one, None).vector for one in negatives]
+        if not more and not against and self.bank is None:
+            return asked
+        vector: Vector = normalize(np.mean([asked.vector, *more], axis=0))
+        if against:
+            vector = vector - np.float32(AWAY) * np.mean(against, axis=0)
+        if self.bank is not None:
+            vector = vector - np.float32(OFF_BANK) * self.bank
+        return replace(asked, vector=checked(vector, self.store.dim, self.store.collection))
 
     def _read(self, query: Query, box: Box | None) -> _Asked:
         given, text = as_vector(query), as_text(query)
@@ -323,9 +335,7 @@ class SoirSearcher:
         self, asked: _Asked, limit: int, *, with_objects: bool = True, **options: Any
     ) -> models.QueryRequest:
         with_objects = with_objects and self.exact_boxes
-        return self.store.request(
-            asked.vector, against=asked.against, limit=limit, with_objects=with_objects, **options
-        )
+        return self.store.request(asked.vector, limit=limit, with_objects=with_objects, **options)
 
     def _search(
         self,
@@ -388,25 +398,28 @@ class SoirSearcher:
         if rerank != "q-perturbation" or asked.image is None:
             return hits
         with self._encoding:
-            if self._perturbation is None:
+            if self.perturbation is None:
                 from soir_qdrant.rerank.candidates import QPerturbation
 
-                self._perturbation = QPerturbation(self.pipeline, max_pixels=self.max_pixels)
+                self.perturbation = QPerturbation(self.pipeline, max_pixels=self.max_pixels)
             image = asked.image
-            return self._perturbation.rerank(image.rgb, hits, box=asked.box, mask=image.alpha)
+            return self.perturbation.rerank(image.rgb, hits, box=asked.box, mask=image.alpha)
 
     def _hit(
         self, point: models.ScoredPoint, query: Vector, with_vectors: bool, *, by_object: bool = False
     ) -> Hit:
-        """by_object: the score is that of the object that matched, -1 where none can be told."""
+        """by_object: the score is the mean of the image's and its best object's, the image's alone where that
+        cannot be told."""
         payload = point.payload or {}
         soir = payload.get(KEY)
         rows: Any = point.vector.get(OBJECTS) if isinstance(point.vector, Mapping) else None
         match = best_object(payload, query, rows)
-        own = -1.0 if match is None or match.score is None else match.score
+        score = float(point.score)
+        if by_object and match is not None and match.score is not None:
+            score = (score + match.score) / 2
         return Hit(
             id=point.id if isinstance(point.id, int) else str(point.id),
-            score=own if by_object else float(point.score),
+            score=score,
             uri=soir.get("uri") if isinstance(soir, Mapping) else None,
             box=match.box if match else None,
             payload=shown(payload),

@@ -202,7 +202,6 @@ class Store:
         vector: Vector,
         *,
         limit: int,
-        against: Sequence[Vector] = (),
         offset: int = 0,
         filter: models.Filter | None = None,
         prefetch: int = 0,
@@ -212,14 +211,13 @@ class Store:
         params: models.SearchParams | None = None,
         shard_key: models.ShardKeySelector | None = None,
     ) -> models.QueryRequest:
-        """A search by one vector, float32 [D]. against: away from these (recommendation by the average
-        vector). prefetch: above 0, so many candidates are taken by the image's vector and ordered by their
-        best object's (MaxSim over the multivector). with_vectors, with_objects: the image's vector, and those
-        of its objects where there are any, come along."""
+        """A search by one vector, float32 [D]. prefetch: above 0, so many candidates are taken by the image's
+        vector and ordered by their best object's (MaxSim over the multivector). with_vectors,
+        with_objects: the image's vector, and those of its objects where there are any, come along."""
         names = [self.vector_name] * with_vectors + [OBJECTS] * (with_objects and self.has_objects)
         plain = with_vectors and names == [""]
         request = models.QueryRequest(
-            query=_away(vector, against),
+            query=vector.tolist(),
             using=self.vector_name or None,
             shard_key=shard_key,
             filter=filter,
@@ -262,17 +260,6 @@ class Store:
         if isinstance(vector, Mapping):
             vector = vector.get(self.vector_name)
         return None if vector is None else np.asarray(vector, np.float32)
-
-
-def _away(vector: Vector, against: Sequence[Vector]) -> Any:
-    if not against:
-        return vector.tolist()
-    wanted = models.RecommendInput(
-        positive=[vector.tolist()],
-        negative=[other.tolist() for other in against],
-        strategy=models.RecommendStrategy.AVERAGE_VECTOR,
-    )
-    return models.RecommendQuery(recommend=wanted)
 
 
 def _arguments(request: models.QueryRequest) -> dict[str, Any]:

@@ -40,6 +40,10 @@ def test_given_their_objects_small_things_are_found_better_than_by_the_whole_pic
     assert all(set(row) >= {"mAP", "R@1", "R@10"} for row in found.values())
     assert found["default"]["mAP"] > found["global"]["mAP"] + 10
     assert found["objects"]["mAP"] >= 70
+    assert found["rerank-objects"]["mAP"] == found["objects"]["mAP"]  # all 12 are candidates
+    assert found["rerank-codes"]["mAP"] > found["default"]["mAP"] - 10
+    for name in ("default", "rerank-objects", "rerank-codes", "q-perturbation"):
+        assert 0.5 < found[name]["localised"] <= 1
     assert "calibrated" in output
 
 

@@ -169,8 +169,8 @@ def test_pictures_that_cannot_be_read_keep_their_place(
     hits = searcher.search(query, box=A, rerank="q-perturbation")
     assert [(h.id, h.score, h.box) for h in hits[1:3]] == [(h.id, h.score, h.box) for h in (gone, changed)]
     failed: list[Failure] = []
-    assert searcher._perturbation is not None
-    searcher._perturbation.rerank(query, first, box=A, failed=failed)
+    assert searcher.perturbation is not None
+    searcher.perturbation.rerank(query, first, box=A, failed=failed)
     assert [f.name for f in failed] == [gone.uri, changed.uri]
     assert "another picture than was ingested" in failed[1].reason
     assert f"hit {gone.id} keeps its place" in caplog.text
@@ -200,7 +200,7 @@ def test_a_cached_candidate_needs_no_picture(searcher: SoirSearcher, files: list
 def test_weight_and_settings_change_the_score(searcher: SoirSearcher, files: list[Path]) -> None:
     hits = searcher.search(files[0], box=A)
     image = np.asarray(Image.open(files[0]))
-    cache = searcher._perturbation.cache if searcher._perturbation else None
+    cache = searcher.perturbation.cache if searcher.perturbation else None
 
     def scores(**options: Any) -> dict[Any, float]:
         made = QPerturbation(searcher.pipeline, cache=cache, **options)

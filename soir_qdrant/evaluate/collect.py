@@ -17,6 +17,7 @@ from soir_qdrant import images as pictures
 from soir_qdrant.config import Settings
 from soir_qdrant.errors import DatasetError
 from soir_qdrant.evaluate.bench import Bench, GalleryImage
+from soir_qdrant.evaluate.searched import Found, asking
 from soir_qdrant.ingest import SoirIngestor
 from soir_qdrant.objects import clip_box
 from soir_qdrant.pipeline import Pipeline
@@ -31,8 +32,8 @@ COLLECTION = "evaluate"
 @dataclass(slots=True)
 class Seen:
     """Of the gallery, in order: rows float32 [K, F] before whitening and objects of each image; vectors
-    [D] of the plain methods. Of the queries: vectors, rows and plain descriptors. ranks: int [Q, n], the
-    gallery as Qdrant ranks it for each query."""
+    [D] of the plain methods. Of the queries: vectors, rows and plain descriptors. found: what was searched
+    through Qdrant, by method."""
 
     rows: list[Vector] = field(default_factory=list)
     objects: list[tuple[SceneObject, ...]] = field(default_factory=list)
@@ -40,7 +41,7 @@ class Seen:
     query_vectors: list[Vector] = field(default_factory=list)
     query_rows: list[Vector] = field(default_factory=list)
     query_plain: list[Vector] = field(default_factory=list)
-    ranks: list[NDArray[np.int64]] = field(default_factory=list)
+    found: dict[str, Found] = field(default_factory=dict)
 
 
 class RecordingPipeline(Pipeline):
@@ -119,7 +120,8 @@ def collect(
             yield str(entry.file)
             advance()
 
-    report = SoirIngestor(client, COLLECTION, pipeline=pipeline, keep_objects=False, object_codes=0).add(
+    keep = "rerank-objects" in methods
+    report = SoirIngestor(client, COLLECTION, pipeline=pipeline, keep_objects=keep).add(
         files(),
         ids=range(len(bench.gallery)),
         objects=(labelled(entry) for entry in bench.gallery) if given else None,
@@ -131,17 +133,18 @@ def collect(
         reason = f"{first.name}: {first.reason}" if first else "the same picture stands in the gallery twice"
         raise DatasetError(f"{bench.root}: the gallery could not be ingested whole ({reason})")
     searcher = SoirSearcher(client, COLLECTION, pipeline=pipeline)
-    for query in bench.queries:
-        image = pictures.load(query.file)
-        vector = pipeline.query(image.rgb, box=query.box, mask=image.alpha)
-        pipeline.seen.query_rows.append(pipeline._last[0])
-        pipeline.seen.query_vectors.append(vector)
-        if set(PLAIN) & set(methods):
-            seen = image.rgb if query.box is None else cut(image.rgb, query.box)
-            pipeline.seen.query_plain.append(pipeline.plain(whole_crop(pipeline, seen))[0])
-        hits = searcher.search(vector, limit=len(bench.gallery))
-        pipeline.seen.ranks.append(np.array([int(hit.id) for hit in hits]))
-        advance()
+    with asking(searcher, methods, len(bench.gallery)) as asked:
+        for query in bench.queries:
+            image = pictures.load(query.file)
+            vector = pipeline.query(image.rgb, box=query.box, mask=image.alpha)
+            pipeline.seen.query_rows.append(pipeline._last[0])
+            pipeline.seen.query_vectors.append(vector)
+            if set(PLAIN) & set(methods):
+                seen = image.rgb if query.box is None else cut(image.rgb, query.box)
+                pipeline.seen.query_plain.append(pipeline.plain(whole_crop(pipeline, seen))[0])
+            asked.ask(query, vector)
+            advance()
+    pipeline.seen.found = asked.found
     return pipeline.seen
 
 

@@ -20,10 +20,11 @@ from soir_qdrant.evaluate.metrics import (
     ranking,
     recall_at,
 )
+from soir_qdrant.evaluate.searched import RERANKED, Found
 from soir_qdrant.pipeline import Pipeline
 from soir_qdrant.refine.pooling import fit_whitening, normalize, refit
 
-METHODS = ("global", "mean", "paper", "default", "calibrated", "objects", "chance")
+METHODS = ("global", "mean", "paper", "default", "calibrated", *RERANKED, "objects", "chance")
 SIZES = {"<1%": (0.0, 0.01), "1-2%": (0.01, 0.02), ">2%": (0.02, 1.0)}
 Ranks = list[NDArray[np.int64]]
 
@@ -36,8 +37,9 @@ def evaluate(
     settings: Settings | None = None,
     advance: Callable[[], None] = lambda: None,
 ) -> dict[str, dict[str, Any]]:
-    """method -> {"mAP", "R@1", "R@10", "by_size"}, in percent; "detector" -> {"recall@0.5", "boxes"}, 0..1
-    and boxes per image, where objects are "detected". See docs/evaluation.md for every definition.
+    """method -> {"mAP", "R@1", "R@10", "by_size"}, in percent, of searches through Qdrant also "localised",
+    0..1, and "ms_per_candidate"; "detector" -> {"recall@0.5", "boxes"}, 0..1 and boxes per image, where
+    objects are "detected". See docs/evaluation.md for every definition.
     """
     unknown = set(methods) - set(METHODS)
     if unknown or objects not in ("given", "detected"):
@@ -48,6 +50,11 @@ def evaluate(
     results = {
         name: _scored(bench, ranks, areas) for name, ranks in _rankings(seen, settings, methods).items()
     }
+    for name, found in seen.found.items():
+        results[name]["localised"] = _localised(bench, found)
+        if found.ms:
+            results[name]["ms_per_candidate"] = round(float(np.median(found.ms)), 3)
+    results = {name: results[name] for name in METHODS if name in results}
     if "chance" in methods:
         results["chance"] = _chance(bench)
     if objects == "detected":
@@ -62,8 +69,7 @@ def _rankings(seen: Seen, settings: Settings, methods: tuple[str, ...]) -> dict[
         if name in methods:
             scores = np.stack(seen.query_plain) @ np.stack(seen.plain[name]).T
             found[name] = [ranking(row) for row in scores]
-    if "default" in methods:
-        found["default"] = seen.ranks
+    found |= {name: searched.ranks for name, searched in seen.found.items()}
     pipeline = Pipeline(settings)
     if "calibrated" in methods:
         found["calibrated"] = _calibrated(seen, pipeline)
@@ -129,6 +135,18 @@ def _scored(bench: Bench, ranks: Ranks, areas: list[dict[str, float]]) -> dict[s
                 sized[name].append(average_precision(inside[~relevant | inside]))
     by_size = {name: _mean(values) for name, values in sized.items() if values}
     return {"mAP": _mean(precision), "R@1": _mean(first), "R@10": _mean(tenth), "by_size": by_size}
+
+
+def _localised(bench: Bench, found: Found) -> float:
+    """The share, 0..1, of the relevant hits among the first ten whose box has IoU >= 0.5 with the truth."""
+    right = []
+    for query, boxes in zip(bench.queries, found.boxes, strict=True):
+        for image in set(bench.relevant(query)) & set(boxes):
+            true = [o.box for o in bench.gallery[image].objects if o.instance == query.instance]
+            box = boxes[image]
+            overlap = iou(np.array([box], np.float32), np.array(true, np.float32)).max() if box else 0.0
+            right.append(overlap >= 0.5)
+    return round(float(np.mean(right)), 4) if right else 0.0
 
 
 def _chance(bench: Bench) -> dict[str, Any]:
