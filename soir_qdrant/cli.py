@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -568,9 +569,7 @@ def _held(client: QdrantClient, name: str) -> dict[str, Any]:
 
 def _results(results: dict[str, dict[str, Any]], title: str) -> Table:
     sizes = next((list(r["by_size"]) for r in results.values() if r.get("by_size")), [])
-    table = Table(
-        "method", "mAP", "R@1", "R@10", *(f"mAP {s}" for s in sizes), "localised", "ms/candidate", title=title
-    )
+    table = Table("method", "mAP", "R@1", "R@10", *sizes, "box", "ms", title=title, box=SIMPLE)
     for name, row in results.items():
         if name != "detector":
             cells = [row[k] for k in ("mAP", "R@1", "R@10")] + [row["by_size"].get(s) for s in sizes]
@@ -578,6 +577,9 @@ def _results(results: dict[str, dict[str, Any]], title: str) -> Table:
             place, spent = row.get("localised"), row.get("ms_per_candidate")
             shown += ["" if place is None else f"{place:.2f}", "" if spent is None else f"{spent:.2f}"]
             table.add_row(name, *shown)
+    table.caption = (
+        f"{', '.join(sizes)}: mAP by size of the thing; box: share of right boxes; ms: per candidate"
+    )
     return table
 
 

@@ -75,9 +75,8 @@ def heat(
         raise ConfigError("a heat map reads tokens: use TritonRuntime(...).encoder, which sends them")
     similar = pipeline.describe(encoding) @ pipeline.describe(asked)[0]
     descriptor = F.normalize(torch.as_tensor(asked.descriptor, device=block.device), dim=-1)
-    with torch.inference_mode():
-        held = precompute_all([block], torch.as_tensor(encoding.tokens, device=block.device))
-        maps = explain_maps(held, descriptor.expand(len(items), -1), encoder.input_size).cpu().numpy()
+    held = precompute_all([block], torch.as_tensor(encoding.tokens, device=block.device))
+    maps = explain_maps(held, descriptor.expand(len(items), -1), encoder.input_size).cpu().numpy()
     for item, weight, inner in zip(items, similar, maps, strict=True):
         if weight > 0:
             _lay(

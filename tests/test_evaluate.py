@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from qdrant_client import QdrantClient, models
 from typer.testing import CliRunner
 
 from soir_qdrant.calibrate import Moments
 from soir_qdrant.cli import app
-from soir_qdrant.errors import DatasetError
+from soir_qdrant.errors import DatasetError, ImageError
 from soir_qdrant.evaluate.compare import METHODS, evaluate
 from soir_qdrant.evaluate.datasets import load
 from soir_qdrant.evaluate.needle import generate
@@ -66,6 +67,47 @@ def test_detected_objects_a_refitted_whitening_and_a_search_by_the_command(bench
     assert hits[0]["box"] is not None
     told = json.loads(run("info", "--path", db, "--json"))
     assert told["collections"]["images"]["points"] == 12
+
+    page, sheet = tmp_path / "found.html", tmp_path / "found.png"
+    run("search", query, "--path", db, "--rerank", "codes", "--save-html", page, "--save-png", sheet)
+    assert page.read_text().count("<img") == 1 + 10 + 8  # the query, its hits, heat maps of the first
+    assert np.asarray(Image.open(sheet)).std() > 10
+    with pytest.raises(ImageError, match=r"name a \.png or \.jpg"):
+        CliRunner().invoke(
+            app,
+            ["search", str(query), "--path", str(db), "--save-png", str(tmp_path / "a.xyz")],
+            catch_exceptions=False,
+        )
+
+
+@pytest.mark.slow
+def test_the_heat_is_on_the_thing(bench):
+    """Given its objects, the heat map of a right hit is hottest on the object that was searched for."""
+    from soir_qdrant import Pipeline, SoirIngestor, SoirSearcher
+    from soir_qdrant.evaluate.collect import labelled
+
+    client, pipeline, labels = QdrantClient(":memory:"), Pipeline(), load(bench)
+    SoirIngestor(client, pipeline=pipeline).add(
+        [entry.file for entry in labels.gallery],
+        ids=range(12),
+        objects=[labelled(entry) for entry in labels.gallery],
+    )
+    searcher, hot = SoirSearcher(client, pipeline=pipeline), []
+    for query in labels.queries:
+        hit = next(h for h in searcher.search(query.file, limit=12) if h.id in labels.relevant(query))
+        weights = searcher.heat(query.file, hit)
+        (x0, y0, x1, y1), box = (
+            hit.box,
+            next(o.box for o in labels.gallery[hit.id].objects if o.instance == query.instance),
+        )
+        y, x = np.unravel_index(weights.argmax(), weights.shape)
+        assert 0 <= weights.min() <= weights.max() <= 1
+        hot.append(box[0] <= x < box[2] and box[1] <= y < box[3])
+        only = models.Filter(must=[models.HasIdCondition(has_id=[hit.id])])
+        (masked,) = searcher.search(query.file, with_masks=True, filter=only)
+        assert masked.mask.shape == weights.shape
+        assert masked.mask[int(y0) : int(y1) + 1, int(x0) : int(x1) + 1].sum() == masked.mask.sum() > 0
+    assert sum(hot) >= 3
 
 
 def test_running_moments_are_those_of_all_rows():

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from soir_qdrant.errors import ConfigError, WeightsError
 from soir_qdrant.refine.block import LastBlock
 from soir_qdrant.types import Encoding
-from soir_qdrant.vision.weights import EMBEDDED, Weights, resolve
+from soir_qdrant.vision.weights import EMBEDDED, Weights, quiet, resolve
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 OPENAI = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
@@ -213,23 +213,18 @@ def _cpu_has_bfloat16() -> bool:
 
 
 def _load(found: Weights) -> tuple[Any, Family]:
-    import transformers
-
-    quiet = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
     try:
-        config = transformers.AutoConfig.from_pretrained(found.path, local_files_only=found.local)
-        kind = config.model_type.removesuffix("_vision_model")
-        if kind not in FAMILIES:
-            raise WeightsError(f"{found.path}: a {config.model_type} model; known are {', '.join(FAMILIES)}")
-        loader = getattr(transformers, FAMILIES[kind].loader)
-        model = loader.from_pretrained(found.path, local_files_only=found.local)
+        with quiet() as transformers:
+            config = transformers.AutoConfig.from_pretrained(found.path, local_files_only=found.local)
+            kind = config.model_type.removesuffix("_vision_model")
+            if kind not in FAMILIES:
+                known = ", ".join(FAMILIES)
+                raise WeightsError(f"{found.path}: a {config.model_type} model; known are {known}")
+            loader = getattr(transformers, FAMILIES[kind].loader)
+            model = loader.from_pretrained(found.path, local_files_only=found.local)
     except (OSError, ValueError) as error:
         raise WeightsError(
             f"{found.path}: the weights could not be loaded ({str(error).splitlines()[0]}). Offline, give a "
             "folder that holds them, or the weights 'embedded'"
         ) from error
-    finally:
-        transformers.logging.set_verbosity(quiet)
     return model.eval().requires_grad_(False), FAMILIES[kind]

@@ -11,24 +11,34 @@ import torch.nn.functional as F
 from soir_qdrant.errors import ConfigError, WeightsError
 from soir_qdrant.types import Vector
 from soir_qdrant.vision.encoder import pick_device
-from soir_qdrant.vision.weights import resolve
+from soir_qdrant.vision.weights import quiet, resolve
 
-# How the tower is loaded, what of its output is the descriptor, and how its tokenizer pads: SigLIP was
-# trained on texts of one length and reads the last token, CLIP reads the token at the text's end.
-TOWERS: dict[str, tuple[str, str, bool | str]] = {
-    "clip": ("CLIPTextModelWithProjection", "text_embeds", True),
-    "siglip": ("SiglipTextModel", "pooler_output", "max_length"),
+
+@dataclass(frozen=True, slots=True)
+class Tower:
+    """How a text tower is asked. loader: its class in `transformers`; output: what of its answer is the
+    descriptor; padding: of its tokenizer; inputs: what it is given."""
+
+    loader: str
+    output: str
+    padding: bool | str
+    inputs: tuple[str, ...]
+
+
+TOWERS = {
+    "clip": Tower("CLIPTextModelWithProjection", "text_embeds", True, ("input_ids", "attention_mask")),
+    # trained on texts padded to one length, the padding not masked
+    "siglip": Tower("SiglipTextModel", "pooler_output", "max_length", ("input_ids",)),
 }
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TextEncoder:
-    """model: a text tower of `transformers`; tokenizer: its own; output, padding: see TOWERS."""
+    """model, tokenizer: of `transformers`."""
 
     model: Any
     tokenizer: Any
-    output: str
-    padding: bool | str
+    tower: Tower
 
     def encode(self, texts: list[str]) -> Vector:
         """Unit rows, float32 [T, D]. What is longer than the model reads is cut off. Raises ConfigError for a
@@ -37,13 +47,11 @@ class TextEncoder:
             raise ConfigError("the query text is empty: say what to look for")
         longest = self.model.config.max_position_embeddings
         made = self.tokenizer(
-            texts, padding=self.padding, max_length=longest, truncation=True, return_tensors="pt"
+            texts, padding=self.tower.padding, max_length=longest, truncation=True, return_tensors="pt"
         )
-        inputs = {
-            name: made[name].to(self.model.device) for name in ("input_ids", "attention_mask") if name in made
-        }
+        inputs = {name: made[name].to(self.model.device) for name in self.tower.inputs}
         with torch.inference_mode():
-            rows = getattr(self.model(**inputs), self.output)
+            rows = getattr(self.model(**inputs), self.tower.output)
         found: Vector = F.normalize(rows.float(), dim=-1).cpu().numpy()
         return found
 
@@ -53,19 +61,21 @@ def text_encoder(weights: str, device: str = "auto") -> TextEncoder | None:
 
     Raises WeightsError where tower or tokenizer cannot be loaded.
     """
-    import transformers
-
     found = resolve(weights)
     try:
-        config = transformers.AutoConfig.from_pretrained(found.path, local_files_only=found.local)
-        if config.model_type not in TOWERS:
-            return None
-        kind, output, padding = TOWERS[config.model_type]
-        model = getattr(transformers, kind).from_pretrained(found.path, local_files_only=found.local)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(found.path, local_files_only=found.local)
+        with quiet() as transformers:
+            config = transformers.AutoConfig.from_pretrained(found.path, local_files_only=found.local)
+            tower = TOWERS.get(config.model_type)
+            if tower is None:
+                return None
+            loader = getattr(transformers, tower.loader)
+            model = loader.from_pretrained(found.path, local_files_only=found.local)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(found.path, local_files_only=found.local)
+        if len(tokenizer) < model.config.vocab_size // 2:  # of a folder without one, an empty one is made
+            raise OSError("its tokenizer is missing")
     except (OSError, ValueError) as error:
         raise WeightsError(
             f"{found.path}: its text tower could not be loaded ({str(error).splitlines()[0]}). Give a folder "
             "with the whole model and its tokenizer, or a hub name"
         ) from error
-    return TextEncoder(model.to(pick_device(device)).eval(), tokenizer, output, padding)
+    return TextEncoder(model.to(pick_device(device)).eval(), tokenizer, tower)

@@ -113,6 +113,20 @@ def resolve(name: str = EMBEDDED) -> Weights:
     return Weights(name, False, name, Origin(name, f"model hub: {name}", "as the hub's model card says", ""))
 
 
+@contextmanager
+def quiet() -> Iterator[Any]:
+    """`transformers`, without its progress bars and its reports of weights that a part of a model leaves."""
+    import transformers
+
+    level = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        yield transformers
+    finally:
+        transformers.logging.set_verbosity(level)
+
+
 def embedded_folder() -> Path:
     """The cached `transformers` folder of the embedded weights, converted on first use."""
     folder = cache_dir() / "weights" / f"dinov2-small-{BLOCKS}-{ONNX_SHA256[:8]}"

@@ -1,0 +1,104 @@
+"""Search by words: text towers of CLIP and SigLIP, small and random, against the models' own words."""
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from conftest import painted
+from models import SHAPE
+from qdrant_client import QdrantClient
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from soir_qdrant import Settings, SoirIngestor, SoirSearcher
+from soir_qdrant.errors import ConfigError, WeightsError
+from soir_qdrant.pipeline import Pipeline
+from soir_qdrant.types import SceneObject
+from soir_qdrant.vision.text import text_encoder
+
+WORDS = {word: i for i, word in enumerate(["<pad>", "<unk>", "<end>", "a", "red", "mug", "of", "blue"])}
+
+
+@pytest.fixture(scope="module", params=["clip", "siglip"])
+def weights(request, tmp_path_factory):
+    """A whole model with both towers and a tokenizer of eight words, as one folder."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp(request.param)
+    text = {
+        "vocab_size": 8, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "max_position_embeddings": 6, "eos_token_id": 2,
+        "bos_token_id": 0, "pad_token_id": 0, "projection_dim": 16,
+    }  # fmt: skip
+    vision = {**SHAPE, "intermediate_size": 48, "projection_dim": 16}
+    if request.param == "clip":
+        config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)
+        model = transformers.CLIPModel(config)
+    else:
+        config = transformers.SiglipConfig(text_config={**text, "projection_size": 24}, vision_config=vision)
+        model = transformers.SiglipModel(config)
+    model.eval().save_pretrained(folder)
+    words = Tokenizer(models.WordLevel(WORDS, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="<pad>", unk_token="<unk>", eos_token="<end>"
+    ).save_pretrained(folder)
+    return folder, model
+
+
+def settings(folder, profile="clip"):
+    return Settings.for_profile(profile).but(
+        encoder={"weights": str(folder), "input_size": 32, "dtype": "float32"}, detector={"kind": "none"}
+    )
+
+
+def test_words_become_what_the_model_makes_of_them(weights):
+    folder, model = weights
+    made = text_encoder(str(folder), "cpu")
+    ids = [[3, 4, 5, 2]] if model.config.model_type == "clip" else [[3, 4, 5, 2, 0, 0]]
+    words = "a red mug <end>"
+    with torch.inference_mode():
+        own = model.get_text_features(torch.tensor(ids))
+    own = own if torch.is_tensor(own) else own.pooler_output
+    own = torch.nn.functional.normalize(own, dim=-1).numpy()
+    assert np.allclose(made.encode([words]), own, atol=1e-5)
+    assert made.encode([words, "blue"]).shape == own.repeat(2, 0).shape
+    assert np.isfinite(made.encode(["a " * 50])).all()  # cut to what the model reads
+    with pytest.raises(ConfigError, match="empty"):
+        made.encode([" "])
+
+
+def test_pictures_are_found_by_words(weights):
+    folder, _ = weights
+    pipeline, client = Pipeline(settings(folder)), QdrantClient(":memory:")
+    boxes = [(5, 5, 15, 15), (40, 30, 50, 45)]
+    images = [painted((boxes[0], (250, 10 * i, 0)), (boxes[1], (0, 10 * i, 250))) for i in range(8)]
+    SoirIngestor(client, pipeline=pipeline).add(
+        images, objects=[[SceneObject(box) for box in boxes]] * 8, progress=False
+    )
+    searcher = SoirSearcher(client, pipeline=pipeline)
+    hits = searcher.search("a red mug", limit=3, rerank="codes")
+    assert len(hits) == 3
+    assert hits[0].box in boxes
+    vector = searcher.vector("a red mug")
+    assert np.allclose(np.linalg.norm(vector), 1, atol=1e-5)
+    plain = searcher.search("a red mug", limit=8, with_vectors=True)
+    assert np.allclose([hit.score for hit in plain], [hit.vector @ vector for hit in plain], atol=1e-5)
+    both = searcher.search("a red mug", examples=[images[0]])  # words and a picture together
+    assert both[0].score > plain[0].score
+    with pytest.raises(ConfigError, match="box is for a query image"):
+        searcher.search("a red mug", box=boxes[0])
+
+
+def test_an_encoder_without_text_says_so(tmp_path):
+    from models import tiny_encoder
+
+    folder = tiny_encoder(tmp_path / "dinov2")
+    assert text_encoder(str(folder)) is None
+    with pytest.raises(ConfigError, match="reads no text"):
+        Pipeline(settings(folder)).text("a red mug")
+
+
+def test_a_model_without_its_tokenizer_is_named(weights, tmp_path):
+    _, model = weights
+    model.save_pretrained(tmp_path / "bare")
+    with pytest.raises(WeightsError, match="bare: its text tower could not be loaded"):
+        text_encoder(str(tmp_path / "bare"))
