@@ -21,7 +21,8 @@ from soir_qdrant.types import Failure, IngestReport, LoadedImage, OnExists, Scen
 
 if TYPE_CHECKING:
     from soir_qdrant.pipeline import Pipeline
-    from soir_qdrant.store import Store
+    from soir_qdrant.schema import Quantization
+from soir_qdrant.store import Store
 
 log = logging.getLogger(__name__)
 _FATAL = (WeightsError, ConfigError, CollectionError, ServerError)  # would come back for every image
@@ -84,6 +85,7 @@ class Run:
     advance: Callable[[int], None]
     on_exists: OnExists
     keep_objects: bool
+    quantization: Quantization | None
     object_codes: int
     max_pixels: int
     seen: dict[PointId, str] = field(default_factory=dict)  # id -> sha256 of what this call has met
@@ -116,7 +118,9 @@ class Run:
     def open(self) -> None:
         pipeline = self.pipeline()
         fingerprint = as_json(pipeline.fingerprint)
-        self.store.create(pipeline.dim, fingerprint, keep_objects=self.keep_objects)
+        self.store.create(
+            pipeline.dim, fingerprint, keep_objects=self.keep_objects, quantization=self.quantization
+        )
         self.encoder = short_hash(fingerprint)
 
     # In the other thread: nothing but files and pixels. The seconds come back with the items.

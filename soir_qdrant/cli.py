@@ -97,6 +97,9 @@ def ingest(
     keep_objects: Annotated[
         bool, typer.Option(help="also store every object's vector, for --rerank")
     ] = False,
+    quantization: Annotated[
+        Literal["scalar", "binary"] | None, typer.Option(help="of a new collection, on a server")
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="pictures at once; bounds the memory")] = 8,
     as_json: JsonOption = False,
 ) -> None:
@@ -108,6 +111,7 @@ def ingest(
         collection,
         pipeline=_served(_settings(profile, whitening), triton, onnx),
         keep_objects=keep_objects,
+        quantization=quantization,
     )
     report = ingestor.add(folder, batch_size=batch_size, on_exists=on_exists)
     if as_json:

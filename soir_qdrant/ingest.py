@@ -15,6 +15,7 @@ from soir_qdrant.batches import Run, items_of
 from soir_qdrant.errors import ConfigError, ServerError
 from soir_qdrant.images import MAX_PIXELS, Images, count_sources
 from soir_qdrant.payload import PointId
+from soir_qdrant.schema import Quantization, quantization_of
 from soir_qdrant.search import make_pipeline, served_pipeline
 from soir_qdrant.store import Store
 from soir_qdrant.transport import Retry
@@ -46,6 +47,8 @@ class SoirIngestor:
     `search(rerank="objects")`; an existing collection that has it gets them in any case. object_codes: how
     many numbers of each object's vector to keep in the payload, one byte each, so that a hit can name the
     object that matched, and `search(rerank="codes")` finds more; 0 for none.
+    quantization: of a new collection: "scalar" (a quarter of the memory), "binary" (1/32), or a configuration
+    of Qdrant; searches then rescore twice as many candidates by the vectors on disk (docs/search.md).
     max_pixels: the largest image that is decoded. timeout: seconds for one write (where the client's
     `upsert` has no such argument, give QdrantClient itself one). retry: for lost connections,
     timeouts, 429 and 5xx.
@@ -61,6 +64,7 @@ class SoirIngestor:
         runtime: Runtime | None = None,
         vector_name: str | None = None,
         keep_objects: bool = False,
+        quantization: Quantization | None = None,
         object_codes: int = 128,
         max_pixels: int = MAX_PIXELS,
         timeout: int = 60,
@@ -68,9 +72,11 @@ class SoirIngestor:
     ) -> None:
         if object_codes < 0:
             raise ConfigError(f"object_codes {object_codes}: give 0 for none, or how many numbers to keep")
+        quantization_of(quantization)  # refused here rather than after the first pictures
         self.store = Store(client, collection, vector_name=vector_name, timeout=timeout, retry=retry)
         self.profile = profile
         self.keep_objects = keep_objects
+        self.quantization = quantization
         self.object_codes = object_codes
         self.max_pixels = max_pixels
         self._pipeline = served_pipeline(pipeline, profile, runtime)
@@ -131,6 +137,7 @@ class SoirIngestor:
             advance=advance,
             on_exists=on_exists,
             keep_objects=self.keep_objects,
+            quantization=self.quantization,
             object_codes=self.object_codes,
             max_pixels=self.max_pixels,
         )

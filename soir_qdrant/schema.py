@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from qdrant_client import models
 
-from soir_qdrant.errors import CollectionError
+from soir_qdrant.errors import CollectionError, ConfigError
 from soir_qdrant.payload import KEY, short_hash
 
+Quantization: TypeAlias = Literal["scalar", "binary"] | models.QuantizationConfig
 OBJECTS = "objects"  # the name of the multivector
 INDEXES = {
     "soir.labels": models.PayloadSchemaType.KEYWORD,
@@ -23,10 +24,30 @@ INDEXES = {
 }
 
 
-def vectors_config(dim: int, vector_name: str, keep_objects: bool) -> Any:
+def quantization_of(kind: Quantization | None) -> models.QuantizationConfig | None:
+    """The configuration behind a name. Raises ConfigError for an unknown one."""
+    if not isinstance(kind, str):
+        return kind
+    if kind == "scalar":
+        int8 = models.ScalarType.INT8
+        return models.ScalarQuantization(
+            scalar=models.ScalarQuantizationConfig(type=int8, quantile=0.99, always_ram=True)
+        )
+    if kind == "binary":
+        return models.BinaryQuantization(binary=models.BinaryQuantizationConfig(always_ram=True))
+    raise ConfigError(f'quantization={kind!r}: choose "scalar", "binary", or a configuration of Qdrant')
+
+
+def vectors_config(
+    dim: int, vector_name: str, keep_objects: bool, quantization: Quantization | None = None
+) -> Any:
     """One cosine vector, unnamed where vector_name is ""; with keep_objects also the multivector, which has
-    no HNSW graph and lies on disk, since it only rescores what the first one found."""
-    dense = models.VectorParams(size=dim, distance=models.Distance.COSINE)
+    no HNSW graph and lies on disk, since it only rescores what the first one found. quantization: of the
+    first; the vectors themselves then lie on disk, to rescore with."""
+    held = quantization_of(quantization)
+    dense = models.VectorParams(
+        size=dim, distance=models.Distance.COSINE, quantization_config=held, on_disk=True if held else None
+    )
     if not keep_objects:
         return {vector_name: dense} if vector_name else dense
     several = models.VectorParams(
@@ -37,6 +58,13 @@ def vectors_config(dim: int, vector_name: str, keep_objects: bool) -> Any:
         on_disk=True,
     )
     return {vector_name: dense, OBJECTS: several}
+
+
+def is_quantized(info: models.CollectionInfo, vector_name: str) -> bool:
+    """Whether the dense vector is searched by a shorter form of itself."""
+    vectors = info.config.params.vectors
+    own = vectors.get(vector_name) if isinstance(vectors, dict) else vectors
+    return bool(info.config.quantization_config or (own and own.quantization_config))
 
 
 def metadata_of(fingerprint: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,9 +17,11 @@ from soir_qdrant.payload import PointId
 from soir_qdrant.schema import (
     INDEXES,
     OBJECTS,
+    Quantization,
     check_fingerprint,
     check_point,
     check_vectors,
+    is_quantized,
     metadata_of,
     stored_fingerprint,
     vectors_config,
@@ -28,6 +30,7 @@ from soir_qdrant.transport import Refused, Retry, split
 from soir_qdrant.types import Scene, Vector
 
 T = TypeVar("T")
+RESCORED = models.SearchParams(quantization=models.QuantizationSearchParams(rescore=True, oversampling=2.0))
 _MULTIVECTOR_NUMBERS = 1_048_576  # Qdrant's limit for one multivector
 
 
@@ -57,6 +60,7 @@ class Store:
         self.retry = retry or Retry()
         self.dim = 0
         self.has_objects = False
+        self.quantized = False
 
     def call(self, what: str, method: Callable[..., T], **arguments: Any) -> T:
         """method(collection, **arguments), with this store's timeout and retries. what: see Retry."""
@@ -68,14 +72,22 @@ class Store:
 
     # -- the collection ------------------------------------------------------------------------------------
 
-    def create(self, dim: int, fingerprint: Mapping[str, Any], *, keep_objects: bool = False) -> None:
+    def create(
+        self,
+        dim: int,
+        fingerprint: Mapping[str, Any],
+        *,
+        keep_objects: bool = False,
+        quantization: Quantization | None = None,
+    ) -> None:
         """Make the collection if there is none, then `open` it. keep_objects: with the multivector.
+        quantization: see `schema.vectors_config`; an existing collection has its own.
 
         An existing collection decides for itself whether it keeps object vectors. Raises CollectionError
         as `open` does, and where keep_objects is asked of a collection made without.
         """
         if not self.exists():
-            self._create(dim, fingerprint, keep_objects)
+            self._create(fingerprint, vectors_config(dim, self.vector_name, keep_objects, quantization))
         self.open(dim, fingerprint)
         if keep_objects and not self.has_objects:
             raise CollectionError(
@@ -87,11 +99,10 @@ class Store:
     def exists(self) -> bool:
         return self.call("look for", self.client.collection_exists)
 
-    def _create(self, dim: int, fingerprint: Mapping[str, Any], keep_objects: bool) -> None:
+    def _create(self, fingerprint: Mapping[str, Any], vectors: Any) -> None:
         extra = {}
         if "metadata" in inspect.signature(self.client.create_collection).parameters:
             extra["metadata"] = metadata_of(fingerprint)
-        vectors = vectors_config(dim, self.vector_name, keep_objects)
         try:
             self.call("create", self.client.create_collection, vectors_config=vectors, **extra)
         except Refused:
@@ -119,6 +130,7 @@ class Store:
             )
         info = self.call("look into", self.client.get_collection)
         self.dim, self.has_objects = check_vectors(info, self.collection, self.vector_name, dim)
+        self.quantized = is_quantized(info, self.vector_name)
         if fingerprint is None:
             return
         theirs = stored_fingerprint(info)
@@ -213,7 +225,10 @@ class Store:
     ) -> models.QueryRequest:
         """A search by one vector, float32 [D]. prefetch: above 0, so many candidates are taken by the image's
         vector and ordered by their best object's (MaxSim over the multivector). with_vectors,
-        with_objects: the image's vector, and those of its objects where there are any, come along."""
+        with_objects: the image's vector, and those of its objects where there are any, come along. params:
+        None rescores, where vectors are quantized."""
+        if params is None and self.quantized:
+            params = RESCORED
         names = [self.vector_name] * with_vectors + [OBJECTS] * (with_objects and self.has_objects)
         plain = with_vectors and names == [""]
         request = models.QueryRequest(

@@ -47,6 +47,25 @@ def test_the_collection_is_as_designed(client):
     assert vectors["objects"].on_disk is True
 
 
+@pytest.mark.parametrize("kind", ["scalar", "binary"])
+def test_quantized_vectors_are_rescored(client, kind):
+    held = store(client)
+    held.create(12, FINGERPRINT, quantization=kind)
+    params = client.get_collection("images").config.params.vectors
+    assert getattr(params.quantization_config, kind) is not None
+    assert params.on_disk is True
+    again = store(client)
+    again.open(12, FINGERPRINT)
+    assert again.request(unit(12), limit=3).params.quantization.rescore is True
+    own = models.SearchParams(exact=True)
+    assert again.request(unit(12), limit=3, params=own).params == own
+    plain = store(QdrantClient(":memory:"))
+    plain.create(12, FINGERPRINT)
+    assert plain.request(unit(12), limit=3).params is None
+    with pytest.raises(ConfigError, match='choose "scalar"'):
+        schema.quantization_of("none")
+
+
 def test_a_prepared_empty_collection_is_taken(client):
     client.create_collection("images", models.VectorParams(size=12, distance=models.Distance.COSINE))
     held = store(client)
