@@ -64,7 +64,7 @@ def main() -> None:
         }
         for query in bench.queries[: chosen.queries]:
             image = load_image(query.file)
-            hits = searcher.search(str(query.file), box=query.box, limit=len(bench.gallery))
+            hits = searcher.search(str(query.file), box=query.box, limit=len(bench.gallery), rerank=None)
             rows.setdefault("single vector", []).append((*judged(bench, query, hits), 0.0))
             head = hits[: chosen.top]
             start = time.perf_counter()

@@ -152,9 +152,9 @@ def search(
     filter_: Annotated[str | None, typer.Option("--filter", help="a Qdrant filter, as JSON")] = None,
     limit: Annotated[int, typer.Option(min=1)] = 10,
     rerank: Annotated[
-        Literal["objects", "codes", "q-perturbation"] | None,
-        typer.Option(help="rescore by the stored objects or their codes, or by opening the pictures again"),
-    ] = None,
+        Literal["codes", "none", "objects", "q-perturbation"],
+        typer.Option(help="order by the objects' codes, not at all, by their vectors, by the pictures"),
+    ] = "codes",
     save_html: Annotated[
         Path | None, typer.Option(help="write a page: the pictures found, boxes and heat maps")
     ] = None,
@@ -174,7 +174,7 @@ def search(
         negatives=negative or (),
         limit=limit,
         filter=condition,
-        rerank=rerank,
+        rerank=None if rerank == "none" else rerank,
     )
     if save_html or save_png:
         from soir_qdrant.found import save

@@ -105,7 +105,7 @@ class SoirSearcher:
         negatives: Iterable[Query] = (),
         limit: int = 10,
         filter: models.Filter | None = None,
-        rerank: Rerank | None = None,
+        rerank: Rerank | None = "codes",
         with_vectors: bool = False,
         with_masks: bool = False,
         offset: int = 0,
@@ -125,12 +125,13 @@ class SoirSearcher:
         is not meant; the vector is moved away from theirs, a little (docs/search.md has what both are
         worth). filter: Qdrant's; soir_qdrant.filters has some conditions ready.
 
-        rerank: orders `prefetch` candidates anew. "objects": the first 100 (or ten times the limit), by
-        their most similar object, in the same request; the collection must keep the vectors of objects.
-        "codes": as many, by the mean of the image's score and that of its best object, which the codes in
-        the payload tell: no other vectors are needed. "q-perturbation": the first 50 (or the limit), by
+        rerank: orders `prefetch` candidates anew. "codes": each hundred (or as many as the limit, if more), by
+        the mean of the image's score and of its best object's, as the codes in the payload tell it; images
+        without codes keep their score. None: by the image's score, the dot product of the vectors, alone.
+        "objects": the first 100 (or ten times the limit), by their most similar object, in the same request;
+        the collection must keep the vectors of objects. "q-perturbation": the first 50 (or the limit), by
         opening their pictures again (docs/q-perturbation.md); one that cannot be opened keeps its place and
-        score. For the last two, score_threshold is for the first pass.
+        score. score_threshold is for the image's score, but with "objects". docs/search.md compares them.
 
         with_vectors, with_masks: put the image's vector, and the matched object's pixels, into each hit; for
         the masks the pictures are opened again. search_params, consistency, shard_key, timeout: Qdrant's.
@@ -164,7 +165,7 @@ class SoirSearcher:
         boxes: Iterable[Box | None] | None = None,
         limit: int = 10,
         filter: models.Filter | None = None,
-        rerank: Rerank | None = None,
+        rerank: Rerank | None = "codes",
         with_vectors: bool = False,
         with_masks: bool = False,
         offset: int = 0,
@@ -234,7 +235,7 @@ class SoirSearcher:
             asked,
             limit,
             filter=filter,
-            prefetch=self._candidates(rerank, prefetch, limit * group_size),
+            prefetch=self._candidates(prefetch, limit * group_size) if rerank else 0,
             with_vectors=with_vectors,
             score_threshold=score_threshold,
             params=search_params,
@@ -324,12 +325,9 @@ class SoirSearcher:
             self.store.open(self.pipeline.dim, self.pipeline.fingerprint)
             self._compared = True
 
-    def _candidates(self, rerank: str | None, prefetch: int | None, wanted: int) -> int:
-        """How many candidates to rescore, 0 for none."""
-        if rerank is None:
-            return 0
-        usual = FIRST[rerank] if rerank == "q-perturbation" else max(FIRST[rerank], 10 * wanted)
-        return max(prefetch or usual, wanted)
+    def _candidates(self, prefetch: int | None, wanted: int) -> int:
+        """How many candidates are rescored by the objects' vectors."""
+        return max(prefetch or max(FIRST["objects"], 10 * wanted), wanted)
 
     def _request(
         self, asked: _Asked, limit: int, *, with_objects: bool = True, **options: Any
@@ -354,16 +352,15 @@ class SoirSearcher:
         shard_key: models.ShardKeySelector | None,
         timeout: int | None,
     ) -> list[list[Hit]]:
-        here = rerank in ("codes", "q-perturbation")  # ordered on this side, so paged on this side
-        candidates = self._candidates(rerank, prefetch, limit + offset)
+        window = _window(rerank, prefetch, offset, limit)
         requests = [
             self._request(
                 one,
-                candidates if here else limit,
-                with_objects=not here,
-                offset=0 if here else offset,
+                window.limit,
+                with_objects=rerank in (None, "objects"),
+                offset=window.first,
                 filter=filter,
-                prefetch=0 if here else candidates,
+                prefetch=self._candidates(prefetch, limit + offset) if rerank == "objects" else 0,
                 with_vectors=with_vectors,
                 score_threshold=score_threshold,
                 params=search_params,
@@ -375,26 +372,25 @@ class SoirSearcher:
             raise ConfigError('rerank="q-perturbation" reads pictures with a picture: this query is none')
         found = self.store.query(requests, consistency=consistency, timeout=timeout) if requests else []
         listed = [
-            self._reranked(one, points, rerank, with_vectors)
+            self._reranked(one, points, rerank, window.block, with_vectors)[offset - window.first :][:limit]
             for one, points in zip(asked, found, strict=True)
         ]
-        if here:
-            listed = [hits[offset : offset + limit] for hits in listed]
         return [[self._masked(hit) for hit in hits] for hits in listed] if with_masks else listed
 
     # -- from points to hits -------------------------------------------------------------------------------
 
     def _reranked(
-        self, asked: _Asked, points: Sequence[models.ScoredPoint], rerank: str | None, with_vectors: bool
+        self,
+        asked: _Asked,
+        points: Sequence[models.ScoredPoint],
+        rerank: str | None,
+        block: int,
+        with_vectors: bool,
     ) -> list[Hit]:
         hits = [self._hit(point, asked.vector, with_vectors, by_object=rerank == "codes") for point in points]
         if rerank == "codes":
-            if hits and all(hit.object is None for hit in hits):
-                raise CollectionError(
-                    f'rerank="codes": collection {self.store.collection!r} keeps no codes of objects; ingest '
-                    "into a new collection with object_codes above 0"
-                )
-            return sorted(hits, key=lambda hit: -hit.score)
+            blocks = (hits[i : i + block] for i in range(0, len(hits), block))
+            return [hit for some in blocks for hit in sorted(some, key=lambda hit: -hit.score)]
         if rerank != "q-perturbation" or asked.image is None:
             return hits
         with self._encoding:
@@ -440,6 +436,26 @@ class SoirSearcher:
             return hit
         with self._encoding:
             return replace(hit, mask=where.mask(self.pipeline, picture, hit.box))
+
+
+@dataclass(frozen=True, slots=True)
+class _Window:
+    """Which part of Qdrant's list is fetched, and in blocks of what size it is ordered anew."""
+
+    first: int
+    limit: int
+    block: int
+
+
+def _window(rerank: str | None, prefetch: int | None, offset: int, limit: int) -> _Window:
+    """Blocks lie at the same places for every page, so that none repeats or leaves out a hit."""
+    if rerank == "q-perturbation":
+        return _Window(0, max(prefetch or FIRST[rerank], limit + offset), 0)
+    if rerank != "codes":
+        return _Window(offset, limit, 0)
+    block = max(prefetch or FIRST[rerank], limit)
+    first = offset // block * block
+    return _Window(first, -(-(offset + limit) // block) * block - first, block)
 
 
 def make_pipeline(profile: str, runtime: Runtime | None = None) -> Pipeline:

@@ -162,7 +162,7 @@ def test_pictures_that_cannot_be_read_keep_their_place(
     searcher: SoirSearcher, files: list[Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     query = np.asarray(Image.open(files[0]))
-    first = searcher.search(query, box=A)
+    first = searcher.search(query, box=A, rerank=None)
     gone, changed = first[1], first[2]
     Path(str(gone.uri)).unlink()
     Image.fromarray(painted((A, (9, 9, 9)))).save(str(changed.uri))
@@ -182,7 +182,7 @@ def test_pictures_without_a_file_keep_their_place(pipeline: Pipeline, tmp_path: 
     found = SoirSearcher(
         client, pipeline=pipeline, perturbation=QPerturbation(pipeline, cache=TokenCache(tmp_path))
     )
-    first = found.search(painted((A, RED)))
+    first = found.search(painted((A, RED)), rerank=None)
     assert [h.score for h in found.search(painted((A, RED)), rerank="q-perturbation")] == [
         h.score for h in first
     ]
@@ -198,7 +198,7 @@ def test_a_cached_candidate_needs_no_picture(searcher: SoirSearcher, files: list
 
 
 def test_weight_and_settings_change_the_score(searcher: SoirSearcher, files: list[Path]) -> None:
-    hits = searcher.search(files[0], box=A)
+    hits = searcher.search(files[0], box=A, rerank=None)
     image = np.asarray(Image.open(files[0]))
     cache = searcher.perturbation.cache if searcher.perturbation else None
 

@@ -58,7 +58,7 @@ def test_the_scene_and_the_object_are_found(client, name, keep):
     assert (hit.id, hit.box, hit.uri, hit.vector) == (3, A, None, None)
     assert hit.payload["n"] == 3
     assert "code" not in hit.payload["soir"]["objects"][0]
-    hits = found.search(swatch(BLUE), with_vectors=True)
+    hits = found.search(swatch(BLUE), rerank=None, with_vectors=True)
     assert [hit.id for hit in hits[:2]] == [1, 3]
     assert [hit.box for hit in hits[:2]] == [C, B]
     assert hits[0].score >= hits[1].score >= hits[2].score
@@ -76,9 +76,9 @@ def test_against_brute_force(client):
     for i in (0, 7, 23):
         query = pipeline.query(picture(100 + i))
         expected = np.sort(vectors @ query)[::-1]
-        hits = searcher(client).search(picture(100 + i), limit=15)
+        hits = searcher(client).search(picture(100 + i), rerank=None, limit=15)
         assert np.allclose([hit.score for hit in hits], expected[:15], atol=1e-5)
-        rest = searcher(client).search(picture(100 + i), limit=5, offset=10)
+        rest = searcher(client).search(picture(100 + i), rerank=None, limit=5, offset=10)
         assert [hit.id for hit in rest] == [hit.id for hit in hits[10:]]
         level = float(expected[4:6].mean())
         assert len(searcher(client).search(picture(100 + i), limit=15, score_threshold=level)) == 5
@@ -94,8 +94,8 @@ def test_boxes_need_not_fetch_the_object_vectors(monkeypatch):
         return query_points(*args, **kwargs)
 
     monkeypatch.setattr(client, "query_points", watched)
-    exact = searcher(client).search(swatch(BLUE))
-    cheap = searcher(client, exact_boxes=False).search(swatch(BLUE))
+    exact = searcher(client).search(swatch(BLUE), rerank=None)
+    cheap = searcher(client, exact_boxes=False).search(swatch(BLUE), rerank=None)
     assert asked == [["objects"], False]
     assert [hit.box for hit in exact[:2]] == [hit.box for hit in cheap[:2]] == [C, B]
 
@@ -127,7 +127,7 @@ def test_rescoring_by_codes_needs_no_object_vectors():
     fill(client, object_codes=12)
     hits = searcher(client).search(swatch(GREEN), rerank="codes")
     assert {hit.id for hit in hits[:3]} == {0, 2, 3}
-    plain = {hit.id: hit.score for hit in searcher(client).search(swatch(GREEN))}
+    plain = {hit.id: hit.score for hit in searcher(client).search(swatch(GREEN), rerank=None)}
     for hit in hits[:3]:  # the mean of the image's score and the best object's, 1 here; a byte a number
         assert np.isclose(hit.score, (plain[hit.id] + 1) / 2, atol=0.01)
     assert {hit.id: (hit.box, hit.object) for hit in hits[:3]} == {
@@ -138,10 +138,23 @@ def test_rescoring_by_codes_needs_no_object_vectors():
     page = searcher(client).search(swatch(GREEN), rerank="codes", limit=2, offset=1)
     assert [hit.id for hit in page] == [hit.id for hit in hits[1:3]]
     bare = QdrantClient(":memory:")
-    fill(bare, object_codes=0)
-    only = models.Filter(must=[min_count(2)])
-    with pytest.raises(CollectionError, match="keeps no codes"):
-        searcher(bare).search(swatch(GREEN), rerank="codes", filter=only)
+    fill(bare, object_codes=0)  # nothing to tell by: as without
+    both = [searcher(bare).search(swatch(BLUE), rerank=rerank) for rerank in ("codes", None)]
+    assert [hit.score for hit in both[0]] == [hit.score for hit in both[1]]
+
+
+@pytest.mark.parametrize("rerank", ["codes", None])
+def test_pages_fit_together(rerank):
+    """Every picture once, whatever the pages: also where the pages cross the blocks that are reranked."""
+    client, pipeline = QdrantClient(":memory:"), ColourPipeline()
+    SoirIngestor(client, pipeline=pipeline).add([picture(i) for i in range(30)], ids=range(30))
+    found = searcher(client)
+    pages = [
+        found.search(picture(99), rerank=rerank, limit=4, offset=o, prefetch=10) for o in range(0, 30, 4)
+    ]
+    ids = [hit.id for page in pages for hit in page]
+    assert sorted(ids) == list(range(30))
+    assert set(ids[:10]) == {hit.id for hit in found.search(picture(99), rerank=None, limit=10)}
 
 
 def test_groups(client):
@@ -175,9 +188,10 @@ def test_several_examples_are_averaged(client):
 def test_negatives_push_away(client):
     """Blue, but rather not where there is red: image 1, which holds both, loses more than image 3."""
     fill(client)
-    before = {hit.id: hit.score for hit in searcher(client).search(swatch(BLUE))}
+    before = {hit.id: hit.score for hit in searcher(client).search(swatch(BLUE), rerank=None)}
     negatives = [Crop(painted((A, RED)), A)]
-    after = {hit.id: hit.score for hit in searcher(client).search(swatch(BLUE), negatives=negatives)}
+    hits = searcher(client).search(swatch(BLUE), rerank=None, negatives=negatives)
+    after = {hit.id: hit.score for hit in hits}
     assert before[1] - after[1] > before[3] - after[3]
 
 
@@ -185,8 +199,9 @@ def test_a_query_bank_lowers_what_is_like_everything(client):
     fill(client)
     pipeline = ColourPipeline()
     reds = np.stack([pipeline.query(swatch(RED))] * 3)
-    before = {hit.id: hit.score for hit in searcher(client).search(swatch(BLUE))}
-    after = {hit.id: hit.score for hit in searcher(client, bank=reds).search(swatch(BLUE))}
+    before = {hit.id: hit.score for hit in searcher(client).search(swatch(BLUE), rerank=None)}
+    hits = searcher(client, bank=reds).search(swatch(BLUE), rerank=None)
+    after = {hit.id: hit.score for hit in hits}
     assert before[0] - after[0] > before[3] - after[3]  # image 0 has red in it, image 3 has none
 
 

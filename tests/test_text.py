@@ -80,9 +80,9 @@ def test_pictures_are_found_by_words(weights):
     assert hits[0].box in boxes
     vector = searcher.vector("a red mug")
     assert np.allclose(np.linalg.norm(vector), 1, atol=1e-5)
-    plain = searcher.search("a red mug", limit=8, with_vectors=True)
+    plain = searcher.search("a red mug", limit=8, rerank=None, with_vectors=True)
     assert np.allclose([hit.score for hit in plain], [hit.vector @ vector for hit in plain], atol=1e-5)
-    both = searcher.search("a red mug", examples=[images[0]])  # words and a picture together
+    both = searcher.search("a red mug", rerank=None, examples=[images[0]])  # words and a picture together
     assert both[0].score > plain[0].score
     with pytest.raises(ConfigError, match="box is for a query image"):
         searcher.search("a red mug", box=boxes[0])

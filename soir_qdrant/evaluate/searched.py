@@ -59,7 +59,7 @@ class Asking:
         if not self.found:
             return
         self.searcher.exact_boxes = False
-        plain = self.searcher.search(vector, limit=self.total)
+        plain = self.searcher.search(vector, limit=self.total, rerank=None)
         for name, found in self.found.items():
             hits = plain
             if name in RERANKED:
@@ -77,7 +77,7 @@ class Asking:
             asked |= {"query": str(query.file), "box": query.box}
         self.searcher.exact_boxes = rerank == "objects"
         start = time.perf_counter()
-        self.searcher.search(**asked)
+        self.searcher.search(**asked, rerank=None)
         middle = time.perf_counter()
         hits = self.searcher.search(**asked, rerank=rerank)
         spent = time.perf_counter() - middle - (middle - start)
