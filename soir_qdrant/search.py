@@ -125,7 +125,7 @@ class SoirSearcher:
         is not meant; the vector is moved away from theirs, a little (docs/search.md has what both are
         worth). filter: Qdrant's; soir_qdrant.filters has some conditions ready.
 
-        rerank: orders `prefetch` candidates anew. "codes": each hundred (or as many as the limit, if more), by
+        rerank: orders `prefetch` candidates anew. "codes": each hundred (or as many as the limit, if more) by
         the mean of the image's score and of its best object's, as the codes in the payload tell it; images
         without codes keep their score. None: by the image's score, the dot product of the vectors, alone.
         "objects": the first 100 (or ten times the limit), by their most similar object, in the same request;
