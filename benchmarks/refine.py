@@ -61,7 +61,7 @@ def measure() -> dict[str, float]:
     held = precompute_all([encoder.last_block], tokens)
     goal = target(torch.from_numpy(masks), held[0].values.shape[2], PAPER.upsample)
     mean = averaging(torch.zeros(CROPS, dtype=torch.int64))
-    start = mean @ F.normalize(torch.from_numpy(encoding.descriptor), dim=-1)
+    start = mean @ torch.from_numpy(encoding.descriptor)
     twin = Twin(encoder.last_block, tokens, goal.mask)
     half = [part.products(torch.bfloat16) for part in held]
 

@@ -64,7 +64,7 @@ class VectorSettings(_Frozen):
     of the patch tokens under the mask; "patches-1" to "patches-3", the same one to three blocks earlier.
     whitening: "shipped", a file made by `soir calibrate`, or None.
     pooling: "mean", "gmp" (generalized max pooling, with `ridge`), or "mao" (the refined joint token).
-    iterations, lr, alpha: of MaO; paper: 80, 0.1, 0.03 (see docs/refinement.md). blocks: how many of the
+    iterations, lr, alpha: of MaO; the paper's 80 steps are too many (see docs/refinement.md). blocks: how many of the
     last blocks' maps it adds up.
     """
 
@@ -74,8 +74,8 @@ class VectorSettings(_Frozen):
     pooling: Literal["mean", "gmp", "mao"] = "gmp"
     ridge: float = Field(0.3, gt=0)
     by_score: float = Field(0.0, ge=0)
-    iterations: int = Field(10, ge=1)
-    lr: float = Field(0.01, gt=0)
+    iterations: int = Field(5, ge=1)
+    lr: float = Field(0.1, gt=0)
     alpha: float = Field(0.03, ge=0)
     blocks: int = Field(1, ge=1)
 

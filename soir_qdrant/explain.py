@@ -54,14 +54,15 @@ def explain(
 
     held = pipeline.settings.vector
     tokens = torch.as_tensor(encoding.tokens, device=block.device)
-    descriptors = F.normalize(torch.as_tensor(encoding.descriptor, device=block.device), dim=-1)
+    read = torch.as_tensor(encoding.descriptor, device=block.device)
+    descriptors = F.normalize(read, dim=-1)
     mean = F.normalize(descriptors.mean(0, keepdim=True), dim=-1)
     own = held.pooling == "mao"
     settings = MaoSettings(held.iterations, held.lr, held.alpha) if own else MaoSettings()
     refined = refine(
         block,
         tokens,
-        descriptors,
+        read,
         torch.as_tensor(masks, device=block.device),
         torch.as_tensor(scene, device=block.device),
         settings,

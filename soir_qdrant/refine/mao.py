@@ -55,8 +55,9 @@ def refine(
 
     min over t of mean_i dice(E_i(t / |t|), m_i) + alpha (1 - cos(t, t0)), from t0 = mean_i v_i.
     blocks: the last block, or the last few in order (their maps are added). tokens: [K, N, D], entering the
-    first of them, of the crops of all scenes; descriptors: [K, D_out]; masks: [K, S, S], 0..1;
-    scene: int64 [K], 0..S-1, rising. Raises ObjectsError for tokens that are no numbers.
+    first of them, of the crops of all scenes; descriptors v_i: [K, D_out], as the encoder reads them out: a
+    step of AdamW is as long as it is, so that their length decides how far it turns t (32 for DINOv2 ViT-S:
+    a first step of lr 0.1 turns it by 4 degrees). masks: [K, S, S], 0..1; scene: int64 [K], 0..S-1, rising. Raises ObjectsError for tokens that are no numbers.
     """
     blocks = [blocks] if isinstance(blocks, LastBlock) else blocks
     bad = ~torch.isfinite(tokens).flatten(1).all(1)
@@ -68,7 +69,7 @@ def refine(
         held = precompute_all(blocks, tokens[part], settings.products)
         goal = target(masks[part].to(tokens), held[0].values.shape[2], settings.upsample)
         mean = averaging(scene[part] - scene[part.start]).to(tokens)
-        start = mean @ F.normalize(descriptors[part], dim=-1)
+        start = mean @ descriptors[part]
         found.append(optimize(held, goal, mean, start, settings))
     return torch.cat(found) if found else tokens.new_zeros(0, blocks[-1].dim_out)
 
