@@ -64,8 +64,8 @@ class VectorSettings(_Frozen):
     of the patch tokens under the mask; "patches-1" to "patches-3", the same one to three blocks earlier.
     whitening: "shipped", a file made by `soir calibrate`, or None.
     pooling: "mean", "gmp" (generalized max pooling, with `ridge`), or "mao" (the refined joint token).
-    iterations, lr, alpha: of MaO; the paper's 80 steps are too many (see docs/refinement.md). blocks: how many of the
-    last blocks' maps it adds up.
+    iterations, lr, alpha: of MaO; the paper's 80 steps are too many (see docs/refinement.md). blocks: how
+    many of the last blocks' maps it adds up.
     """
 
     features: tuple[Feature, ...] = ("cls", "patches-3", "patches-2", "patches-1", "patches")

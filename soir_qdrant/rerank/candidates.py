@@ -23,7 +23,7 @@ from soir_qdrant.rerank.image_query import WINNER, ImagePerturbation
 from soir_qdrant.rerank.perturb import PerturbSettings
 from soir_qdrant.types import RGB, Box, Failure, Hit, Mask, SceneObject, Vector
 
-READ = ("patches-1", "patches")  # what the query reads of a crop: before and after the last block
+READ = "patches-1"  # what the query reads of a crop: the patches that enter the last block
 log = logging.getLogger(__name__)
 
 
@@ -132,7 +132,7 @@ class QPerturbation:
         """The query's CLS token per head, its own patches as `_described`, [d], and its vector, [dim]."""
         encoding = self.pipeline.encoder.encode(*self.pipeline.query_crop(image, box=box, mask=mask))
         query = self.reader.query(torch.as_tensor(encoding.tokens)[0].to(self.reader.block.device))
-        return query, self._described(encoding.layers[:, -2:])[0], self.pipeline.describe(encoding)[0]
+        return query, self._described(encoding.layers[:, -2])[0], self.pipeline.describe(encoding)[0]
 
     def _scored(self, hit: Hit, query: tuple[Tensor, Vector, Vector]) -> Hit:
         head, seen, vector = query
@@ -148,22 +148,23 @@ class QPerturbation:
         return replace(hit, score=score, box=(x0, y0, x1, y1), object=best)
 
     def _described(self, rows: Vector) -> Vector:
-        """Patch means before and after the block, [k, 2, D] -> unit rows to compare, [k, d]."""
-        flat = np.concatenate([normalize(rows[:, 0]), normalize(rows[:, 1])], axis=1)
+        """Means of patches, [k, D] -> unit rows to compare, [k, d]."""
         if self.whitening is None:
-            return normalize(flat)
+            return normalize(rows)
         # The shipped whitening is of all features side by side, of unit length together.
-        return self.whitening(flat / np.float32(len(self.pipeline.settings.vector.features) ** 0.5))
+        return self.whitening(
+            normalize(rows) / np.float32(len(self.pipeline.settings.vector.features) ** 0.5)
+        )
 
     @cached_property
     def whitening(self) -> Whitening | None:
         """The part of the pipeline's whitening that concerns the patches; None where it has none."""
         whole, names = self.pipeline.whitening, self.pipeline.settings.vector.features
-        if whole is None or not set(READ) <= set(names):
+        if whole is None or READ not in names:
             return None
-        ends = np.cumsum([self.pipeline.encoder.dim if n == "cls" else self.reader.block.dim for n in names])
-        spans = dict(zip(names, zip(np.r_[0, ends[:-1]], ends, strict=True), strict=True))
-        rows = np.concatenate([np.arange(*spans[name]) for name in READ])
+        sizes = [self.pipeline.encoder.dim if name == "cls" else self.reader.block.dim for name in names]
+        first = sum(sizes[: names.index(READ)])
+        rows = slice(first, first + self.reader.block.dim)
         return Whitening(whole.mean[rows], whole.matrix[rows], whole.variance)
 
     def _key(self, sha256: str, boxes: list[Box]) -> str:

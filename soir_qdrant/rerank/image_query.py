@@ -7,8 +7,8 @@ of one object of the candidate have in common,
     q'_h = q_h + alpha Phi_h Phi_h^T q_h,
 
 and reads the patches of that object's crop with it, a_h = softmax(q'_h K_h^T / sqrt d). The mean of a_h over
-the heads weighs the crop's patch tokens, those that enter the block and those that leave it, and the two
-means describe the object as the query sees it.
+the heads weighs the patch tokens that enter the block, and their mean describes the object as the query sees
+it. The block itself is not run: its queries and keys are enough.
 """
 
 from __future__ import annotations
@@ -50,16 +50,15 @@ class ImagePerturbation:
         """What of k crops does not depend on the query: their patch tokens, keys and subspaces.
 
         tokens: [k, N, D], those that enter the block, CLS first. shares: [k, N - 1], 0..1, of each patch
-        inside the object. Returns patches [k, N - 1, 2, D] (before and after the block, through the final
-        LayerNorm), keys [k, heads, N, d] and bases [k, heads, d, r].
+        inside the object. Returns patches [k, N - 1, D] (through the final LayerNorm), keys [k, heads, N, d]
+        and bases [k, heads, d, r].
         """
         if tokens.ndim != 3 or shares.shape != (len(tokens), tokens.shape[1] - 1):
             raise ConfigError(
                 f"tokens {tuple(tokens.shape)}, shares {tuple(shares.shape)}: give [k, N, D] and [k, N - 1]"
             )
         tokens, shares, held = tokens.float(), shares.float(), self.settings
-        after = self.block.norm(self.block.forward(tokens))
-        patches = torch.stack([self.block.norm(tokens), after], 2)[:, 1:]
+        patches = self.block.norm(tokens)[:, 1:]
         keys = self.block.split(self.block.linear(self.block.layer_norm(tokens, "norm1"), "k"))
         grams = [gram(keys[i], shares[i : i + 1])[0] for i in range(len(keys))]
         phi = basis(
@@ -68,7 +67,7 @@ class ImagePerturbation:
         return patches, keys, phi
 
     def read(self, query: Tensor, prepared: tuple[Tensor, Tensor, Tensor], shares: Tensor) -> Tensor:
-        """The k crops as the query sees them, [k, 2, D]: before and after the block.
+        """The k crops as the query sees them, [k, D].
 
         query: [heads, d]; prepared, shares: of `prepare`.
         """
@@ -80,4 +79,4 @@ class ImagePerturbation:
         attention = (moved @ keys.transpose(-1, -2) / query.shape[-1] ** 0.5).softmax(-1)
         weights = attention[:, :, 0, 1:].mean(1)  # [k, N - 1]; what CLS drew is left out
         weights = weights / weights.sum(1, keepdim=True)
-        return torch.einsum("kn,knsd->ksd", weights, patches)
+        return torch.einsum("kn,knd->kd", weights, patches)
