@@ -55,9 +55,9 @@ def refine(
 
     min over t of mean_i dice(E_i(t / |t|), m_i) + alpha (1 - cos(t, t0)), from t0 = mean_i v_i.
     blocks: the last block, or the last few in order (their maps are added). tokens: [K, N, D], entering the
-    first of them, of the crops of all scenes; descriptors v_i: [K, D_out], as the encoder reads them out: a
-    step of AdamW is as long as it is, so that their length decides how far it turns t (32 for DINOv2 ViT-S:
-    a first step of lr 0.1 turns it by 4 degrees). masks: [K, S, S], 0..1; scene: int64 [K], 0..S-1, rising. Raises ObjectsError for tokens that are no numbers.
+    first of them, of the crops of all scenes. descriptors: the v_i, [K, D_out], as the encoder reads them
+    out: their length (32 for DINOv2 ViT-S) decides how far a step of `lr` turns t. masks: [K, S, S], 0..1;
+    scene: int64 [K], 0..S-1, rising. Raises ObjectsError for tokens that are no numbers.
     """
     blocks = [blocks] if isinstance(blocks, LastBlock) else blocks
     bad = ~torch.isfinite(tokens).flatten(1).all(1)

@@ -152,9 +152,8 @@ class QPerturbation:
         if self.whitening is None:
             return normalize(rows)
         # The shipped whitening is of all features side by side, of unit length together.
-        return self.whitening(
-            normalize(rows) / np.float32(len(self.pipeline.settings.vector.features) ** 0.5)
-        )
+        parts = len(self.pipeline.settings.vector.features)
+        return self.whitening(normalize(rows) / np.float32(parts**0.5))
 
     @cached_property
     def whitening(self) -> Whitening | None:
