@@ -25,6 +25,7 @@ from soir_qdrant.types import Box, Hit, HitGroup, LoadedImage, Vector
 if TYPE_CHECKING:
     from soir_qdrant.pipeline import Pipeline
     from soir_qdrant.rerank.candidates import QPerturbation
+    from soir_qdrant.rerank.text_query import TextPerturbation
     from soir_qdrant.serving.runtime import Runtime
 
 log = logging.getLogger(__name__)
@@ -37,9 +38,10 @@ FIRST = {"objects": 100, "codes": 100, "q-perturbation": 50}  # candidates that 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Asked:
-    """One query. vector: float32 [D]. image, box: where it is a picture."""
+    """One query. vector: float32 [D]. text: where it is words; image, box: where it is a picture."""
 
     vector: Vector
+    text: str | None = None
     image: LoadedImage | None = None
     box: Box | None = None
 
@@ -57,9 +59,10 @@ class SoirSearcher:
     vectors of objects, fetch those of the hits to tell which object matched (ten hits with 25 objects of 1024
     numbers are 5 MB); False leaves them there and takes the codes. timeout: seconds for one request. retry:
     for lost connections, timeouts, 429 and 5xx. perturbation: what rerank="q-perturbation" uses; None makes
-    one on this pipeline. bank: float [n, D], vectors of other queries: every image's mean similarity to them
-    is taken off its score, in part, so that those that are like everything rank lower (docs/search.md: it
-    made no difference here). May be shared by threads: queries are encoded one after the other.
+    one on this pipeline. text_perturbation: what it uses for words, on BLIP-2. bank: float [n, D], vectors of
+    other queries: every image's mean similarity to them is taken off its score, in part, so that those that
+    are like everything rank lower (docs/search.md: it made no difference here). May be shared by threads:
+    queries are encoded one after the other.
     """
 
     def __init__(
@@ -76,6 +79,7 @@ class SoirSearcher:
         timeout: int = 30,
         retry: Retry | None = None,
         perturbation: QPerturbation | None = None,
+        text_perturbation: TextPerturbation | None = None,
         bank: NDArray[np.floating] | None = None,
     ) -> None:
         retry = retry or Retry(attempts=3)
@@ -85,6 +89,7 @@ class SoirSearcher:
         self.max_pixels = max_pixels
         self._pipeline = served_pipeline(pipeline, profile, runtime)
         self.perturbation = perturbation
+        self.text_perturbation = text_perturbation
         self.bank = None if bank is None else np.asarray(bank, np.float32).mean(0)
         self._compared = False
         self._encoding = Lock()
@@ -308,7 +313,7 @@ class SoirSearcher:
         self._compare()
         if text is not None:
             with self._encoding:
-                return _Asked(self.pipeline.text(text))
+                return _Asked(self.pipeline.text(text), text)
         image, box = open_query(query, box, self.max_pixels)
         with self._encoding:
             vector = self.pipeline.query(image.rgb, box=box, mask=image.alpha)
@@ -368,8 +373,9 @@ class SoirSearcher:
             )
             for one in asked
         ]
-        if rerank == "q-perturbation" and any(one.image is None for one in asked):
-            raise ConfigError('rerank="q-perturbation" reads pictures with a picture: this query is none')
+        if rerank == "q-perturbation":
+            for one in asked:
+                self._readable(one)
         found = self.store.query(requests, consistency=consistency, timeout=timeout) if requests else []
         listed = [
             self._reranked(one, points, rerank, window.block, with_vectors)[offset - window.first :][:limit]
@@ -391,15 +397,29 @@ class SoirSearcher:
         if rerank == "codes":
             blocks = (hits[i : i + block] for i in range(0, len(hits), block))
             return [hit for some in blocks for hit in sorted(some, key=lambda hit: -hit.score)]
-        if rerank != "q-perturbation" or asked.image is None:
+        if rerank != "q-perturbation":
             return hits
         with self._encoding:
+            if asked.text is not None and self.text_perturbation is not None:
+                return self.text_perturbation.rerank(asked.text, hits)
+            if asked.image is None:
+                return hits
             if self.perturbation is None:
                 from soir_qdrant.rerank.candidates import QPerturbation
 
                 self.perturbation = QPerturbation(self.pipeline, max_pixels=self.max_pixels)
             image = asked.image
             return self.perturbation.rerank(image.rgb, hits, box=asked.box, mask=image.alpha)
+
+    def _readable(self, asked: _Asked) -> None:
+        """Raises ConfigError for a query that no perturbation can read pictures with."""
+        if asked.text is not None and self.text_perturbation is None:
+            raise ConfigError(
+                'rerank="q-perturbation" with words needs BLIP-2: give text_perturbation=TextPerturbation('
+                'Matcher.load("Salesforce/blip2-itm-vit-g-coco")), of soir_qdrant.rerank'
+            )
+        if asked.text is None and asked.image is None:
+            raise ConfigError('rerank="q-perturbation" reads pictures with a picture: this query is none')
 
     def _hit(
         self, point: models.ScoredPoint, query: Vector, with_vectors: bool, *, by_object: bool = False

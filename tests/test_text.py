@@ -84,6 +84,8 @@ def test_pictures_are_found_by_words(weights):
     assert np.allclose([hit.score for hit in plain], [hit.vector @ vector for hit in plain], atol=1e-5)
     both = searcher.search("a red mug", rerank=None, examples=[images[0]])  # words and a picture together
     assert both[0].score > plain[0].score
+    with pytest.raises(ConfigError, match="needs BLIP-2"):
+        searcher.search("a red mug", rerank="q-perturbation")
     with pytest.raises(ConfigError, match="box is for a query image"):
         searcher.search("a red mug", box=boxes[0])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,13 @@ from typer.testing import CliRunner
 
 from soir_qdrant.cli import app
 from soir_qdrant.errors import DatasetError
+from soir_qdrant.images import load as load_image
 from soir_qdrant.rerank import vl_table
 from soir_qdrant.rerank.perturb import PerturbSettings
+from soir_qdrant.rerank.text_query import TextPerturbation
 from soir_qdrant.rerank.vl import blip2, perturbed
 from soir_qdrant.rerank.vl_table import Matcher, evaluate, load
+from soir_qdrant.types import Hit
 
 CORNERS = "<xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax>"
 BOX = f"<object><name>7</name><bndbox>{CORNERS}</bndbox></object>"
@@ -53,6 +57,46 @@ def matcher(model: Any) -> Matcher:  # noqa: F811
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
     return Matcher(model, pixels, words)
+
+
+def test_hits_of_words_are_ordered_by_the_model_itself(folder: Path, matcher: Matcher) -> None:
+    """By ITC and ITM of every picture with its stored boxes, as the model's own forward gives them."""
+    pictures = load(folder)
+    hits = [
+        Hit(
+            id=i,
+            score=1.0 - i,
+            uri=str(picture.file),
+            box=None,
+            payload={
+                "soir": {
+                    "sha256": load_image(picture.file).sha256,
+                    "objects": [{"box": box} for box in picture.boxes.tolist()],
+                }
+            },
+        )
+        for i, picture in enumerate(pictures)
+    ]
+    gone = replace(hits[0], id=9, uri=str(folder / "gone.png"))
+    settings, failed = PerturbSettings(scale=8.0), []
+    made = TextPerturbation(matcher, settings).rerank("a red mug", [gone, *hits], failed=failed)
+    assert made[0] is gone  # it keeps its place
+    assert [f.name for f in failed] == [gone.uri]
+    words = matcher.words(["a red mug"])
+    for picture, hit in zip(pictures, sorted(made[1:], key=lambda hit: hit.id), strict=True):
+        pixels = matcher.pixels([Image.open(picture.file)])
+        with (
+            torch.inference_mode(),
+            perturbed(blip2(matcher.model), [picture.boxes], [picture.size], settings),
+        ):
+            itc = matcher.model(pixel_values=pixels, **words).logits_per_image
+            itm = matcher.model(
+                pixel_values=pixels, **words, use_image_text_matching_head=True
+            ).logits_per_image
+        assert hit.score == pytest.approx(float(itc.squeeze()) + float(itm.squeeze()[..., 1]), abs=1e-4)
+    assert [hit.score for hit in made[1:]] == sorted((hit.score for hit in made[1:]), reverse=True)
+    plain = TextPerturbation(matcher, None, itm=False).rerank("a red mug", hits)
+    assert {hit.id for hit in plain} == {0, 1, 2}
 
 
 def test_folder_is_read_as_published(folder: Path) -> None:

@@ -1,0 +1,73 @@
+"""Reranking hits of a text query by BLIP-2 with Q-Perturbation, as in the paper, on the stored boxes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+
+import torch
+from PIL import Image
+
+from soir_qdrant import where
+from soir_qdrant.errors import SoirError
+from soir_qdrant.images import MAX_PIXELS
+from soir_qdrant.rerank.perturb import PerturbSettings
+from soir_qdrant.rerank.vl import blip2, perturbed
+from soir_qdrant.rerank.vl_table import PAPER, Matcher, Words
+from soir_qdrant.types import Failure, Hit
+
+log = logging.getLogger(__name__)
+
+
+class TextPerturbation:
+    """Reranks hits by their pictures and a sentence.
+
+    The score of an image is its ITC similarity, plus its ITM logit where `itm`, with the Q-Former's queries
+    perturbed in the subspaces of the stored boxes. matcher: BLIP-2 for retrieval, `Matcher.load(weights)`.
+    settings: of the perturbation; None leaves the model as it is.
+    """
+
+    def __init__(
+        self,
+        matcher: Matcher,
+        settings: PerturbSettings | None = PAPER,
+        *,
+        itm: bool = True,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        self.matcher, self.settings, self.itm, self.max_pixels = matcher, settings, itm, max_pixels
+        self.sites = blip2(matcher.model)
+
+    def rerank(self, text: str, hits: Sequence[Hit], *, failed: list[Failure] | None = None) -> list[Hit]:
+        """The same hits in a new order, each with the new score. One whose picture is missing, unreadable or
+        another than was ingested keeps its place and score; it is added to `failed` and logged."""
+        scored: list[Hit | None] = []
+        with torch.inference_mode():
+            words = self.matcher.words([text])
+            read = self.matcher.read(words).float()[0]
+            for hit in hits:
+                try:
+                    scored.append(replace(hit, score=self._score(hit, words, read)))
+                except SoirError as error:
+                    log.warning("hit %s keeps its place: %s", hit.id, error)
+                    if failed is not None:
+                        failed.append(Failure(str(hit.uri or hit.id), str(error)))
+                    scored.append(None)
+        best = iter(sorted((h for h in scored if h is not None), key=lambda hit: -hit.score))
+        return [hit if new is None else next(best) for hit, new in zip(hits, scored, strict=True)]
+
+    def _score(self, hit: Hit, words: Words, read: torch.Tensor) -> float:
+        image = where.picture(hit, self.max_pixels)
+        boxes = torch.tensor(where.boxes(hit)).reshape(-1, 4)
+        pixels = self.matcher.pixels([Image.fromarray(image.rgb)])
+        tokens = self.matcher.model.vision_model(pixel_values=pixels)[0]
+        size = (image.width, image.height)
+        moved = (
+            nullcontext() if self.settings is None else perturbed(self.sites, [boxes], [size], self.settings)
+        )
+        with moved:
+            seen = self.matcher.describe(tokens).float()[0]
+            score = float((seen @ read).max())
+            return score + float(self.matcher.match(tokens, words)) if self.itm else score
