@@ -45,7 +45,7 @@ def main() -> None:
     result = measure()
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps({"refine": result}, indent=2) + "\n")
-    known = json.loads(BASELINE.read_text())["refine"] if BASELINE.exists() else {}
+    known = json.loads(BASELINE.read_text())["refine"]
     print(f"{'':18} {'now':>10} {'baseline':>10} {'now / baseline':>15}")
     for name, value in result.items():
         before = known.get(name)

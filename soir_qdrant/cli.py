@@ -277,6 +277,44 @@ def projection(
     out.print(f"{file}: {made.dim} components from {seen.all.count} views of {seen.things} things")
 
 
+@training.command(
+    name="detector",
+    epilog="Example:  soir train detector bench/fit-2d-* bench/fit-3d-* --out mine.safetensors",
+)
+def train_detector(
+    folders: Annotated[list[Path], typer.Argument(help="labelled folders (see docs/needlebench.md)")],
+    file: Annotated[Path, typer.Option("--out", help="file to write; beside it a state, a log, a cache")],
+    profile: ProfileOption = "embedded",
+    epochs: Annotated[int, typer.Option(min=1)] = 24,
+    seed: Annotated[int, typer.Option()] = 0,
+) -> None:
+    """Learn what an object looks like to this encoder: the head of the embedded detector. Run again after an
+    interruption: it goes on, to the same result. Use it with `Settings...but(detector={"head": FILE})`."""
+    import torch
+
+    from soir_qdrant.evaluate.bench import load
+    from soir_qdrant.train.detector import Plan, examples, train
+    from soir_qdrant.train.head import Head
+    from soir_qdrant.vision.detector import trunk
+
+    benches = [load(folder) for folder in folders]
+    encoder = _pipeline(profile, None).encoder
+    with _bar("tokens", sum(len(bench.gallery) for bench in benches)) as advance:
+        scenes = examples(benches, encoder, file.with_suffix(".cache"), advance)  # type: ignore[arg-type]
+    torch.manual_seed(seed)
+    head, plan = Head(encoder.last_block.dim), Plan(epochs=epochs, seed=seed)
+    state, log = file.with_suffix(".state"), file.with_suffix(".jsonl")
+    with _bar("epochs", epochs) as advance:
+
+        def told(line: dict[str, float]) -> None:
+            advance()
+            err.print(json.dumps(line), highlight=False)
+
+        train(head, scenes, plan, state=state, log=log, told=told)
+    head.save(file, trunk(encoder.fingerprint))
+    out.print(f"{file}: trained on {len(scenes)} scenes; {log} has the curve", highlight=False)
+
+
 @app.command(epilog="Example:  soir explain room.jpg --out room.html")
 def explain(
     image: Annotated[Path, typer.Argument(help="a picture")],

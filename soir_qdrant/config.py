@@ -37,13 +37,16 @@ class CropSettings(_Frozen):
 
 
 class DetectorSettings(_Frozen):
-    """kind: "embedded" (training-free, on the encoder's tokens), "owlv2", or "none" (whole image).
-    weights: of OWLv2. threshold: least objectness. iou: of the non-maximum suppression."""
+    """kind: "embedded" (on the encoder's tokens), "owlv2", or "none" (whole image). weights: of OWLv2.
+    head: of the embedded one: "shipped", a file made by `soir train detector`, or None for the one that is
+    not trained, which also stands in where the head was trained for another encoder. threshold: least
+    score; iou: of the non-maximum suppression; None takes what was measured for each."""
 
     kind: Literal["embedded", "owlv2", "none"] = "embedded"
     weights: str = "google/owlv2-base-patch16-ensemble"
-    threshold: float = Field(0.2, ge=0, le=1)
-    iou: float = Field(0.4, ge=0, le=1)
+    head: str | None = "shipped"
+    threshold: float | None = Field(None, ge=0, le=1)
+    iou: float | None = Field(None, ge=0, le=1)
     most: int = Field(25, ge=1)
 
 

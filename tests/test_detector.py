@@ -10,12 +10,14 @@ from models import tiny_owlv2
 
 from soir_qdrant.config import DetectorSettings
 from soir_qdrant.errors import WeightsError
+from soir_qdrant.train import head as train_head
 from soir_qdrant.types import Detector
 from soir_qdrant.vision import saliency
 from soir_qdrant.vision.boxes import finish, intersection_over_union, pick
 from soir_qdrant.vision.detector import make_detector
 from soir_qdrant.vision.embedded import EmbeddedDetector
 from soir_qdrant.vision.fitting import Example, fit, logistic, measure
+from soir_qdrant.vision.head import Head, LearnedDetector
 from soir_qdrant.vision.regions import gradient, grow, superpixels
 
 
@@ -36,8 +38,21 @@ def owlv2_folder(tmp_path_factory):
     return tiny_owlv2(tmp_path_factory.mktemp("owlv2"))
 
 
-@pytest.fixture(params=["tokens", "classical", "owlv2"])
-def detector(request, owlv2_folder):
+@pytest.fixture(scope="module")
+def head(tmp_path_factory):
+    """Random, and far from saying nothing."""
+    torch.manual_seed(0)
+    made, file = train_head.Head(9, width=16, depth=2), tmp_path_factory.mktemp("head") / "head.safetensors"
+    with torch.no_grad():
+        made.out.weight.normal_()
+    made.save(file, "colours")
+    return Head.load(file)
+
+
+@pytest.fixture(params=["tokens", "classical", "owlv2", "learned"])
+def detector(request, owlv2_folder, head):
+    if request.param == "learned":
+        return LearnedDetector(ColourTokens(), head)
     if request.param == "owlv2":
         return make_detector(DetectorSettings(kind="owlv2", weights=str(owlv2_folder)), None)
     return make_detector(DetectorSettings(), ColourTokens() if request.param == "tokens" else object())
@@ -83,7 +98,7 @@ class TestContract:
 
     def test_is_a_named_detector(self, detector):
         assert isinstance(detector, Detector)
-        assert detector.name in ("embedded", "owlv2")
+        assert detector.name in ("embedded", "owlv2", "learned")
 
     def test_same_image_same_boxes_and_batch_changes_nothing(self, detector):
         image, _ = scene()

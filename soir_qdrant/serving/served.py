@@ -21,7 +21,8 @@ from soir_qdrant.serving.spec import ModelSpec
 from soir_qdrant.types import RGB, Detections, Encoding, Mask
 from soir_qdrant.vision.boxes import from_square
 from soir_qdrant.vision.crops import cut_mask
-from soir_qdrant.vision.embedded import SKIP, EmbeddedDetector
+from soir_qdrant.vision.detector import given, on_tokens
+from soir_qdrant.vision.embedded import SKIP
 
 if TYPE_CHECKING:
     from soir_qdrant.refine.block import LastBlock
@@ -152,9 +153,7 @@ class ServedDetector:
         self.settings, self._session = held, session
         self._detect = self._owlv2
         if served == "embedded":
-            regions = EmbeddedDetector(
-                ServedTokens(session), threshold=held.threshold, iou=held.iou, most=held.most
-            )
+            regions = on_tokens(held, ServedTokens(session), session.fingerprint)
             self._detect = lambda image: regions.detect([image])[0]
 
     def detect(self, images: list[RGB]) -> list[Detections]:
@@ -165,8 +164,7 @@ class ServedDetector:
         pixels = padded(image, self._session.spec.fact("size"))
         found = self._session.run({"images": pixels[None]}, ["boxes", "scores"])
         boxes, scores = (found[name][0].astype(np.float64) for name in ("boxes", "scores"))
-        held = self.settings
-        return from_square(boxes, scores, image.shape, threshold=held.threshold, iou=held.iou, most=held.most)
+        return from_square(boxes, scores, image.shape, **given(self.settings))
 
 
 class ServedSegmenter:

@@ -72,7 +72,13 @@ def finish(boxes: Floats, scores: Floats, shape: tuple[int, ...], *, threshold: 
 
 
 def from_square(
-    boxes: Floats, scores: Floats, shape: tuple[int, ...], *, threshold: float, iou: float, most: int
+    boxes: Floats,
+    scores: Floats,
+    shape: tuple[int, ...],
+    *,
+    threshold: float = 0.2,
+    iou: float = 0.4,
+    most: int = 25,
 ) -> Detections:
     """The detections among what a model proposed on an image padded to a square at the right and bottom.
 

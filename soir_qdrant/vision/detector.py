@@ -1,25 +1,68 @@
-"""Which detector finds the boxes: the embedded one, which needs no weights of its own, or OWLv2."""
+"""Which detector finds the boxes: the embedded one, on the encoder's own tokens, or OWLv2."""
 
 from __future__ import annotations
 
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
 from soir_qdrant.config import DetectorSettings
+from soir_qdrant.errors import ConfigError
 from soir_qdrant.types import Detector, Encoder
+from soir_qdrant.vision.embedded import EmbeddedDetector, TokenSource
+from soir_qdrant.vision.head import Head, LearnedDetector
+
+SHIPPED = Path(str(resources.files("soir_qdrant") / "data" / "detector.safetensors"))
 
 
 def make_detector(settings: DetectorSettings, encoder: Encoder | None) -> Detector | None:
     """The detector that the settings name; None where the whole image is to be the one object.
 
-    encoder: its tokens score the proposals of the embedded detector. Raises WeightsError where OWLv2's
-    weights cannot be loaded.
+    encoder: its tokens are what the embedded detector reads. Raises WeightsError where OWLv2's weights
+    cannot be loaded, ConfigError for a head of another encoder.
     """
     if settings.kind == "none":
         return None
     if settings.kind == "owlv2":
         from soir_qdrant.vision.owlv2 import Owlv2Detector
 
-        return Owlv2Detector(
-            settings.weights, threshold=settings.threshold, iou=settings.iou, most=settings.most
-        )
-    from soir_qdrant.vision.embedded import EmbeddedDetector
+        return Owlv2Detector(settings.weights, **given(settings))
+    return on_tokens(settings, encoder, str(getattr(encoder, "fingerprint", "")))
 
-    return EmbeddedDetector(encoder, threshold=settings.threshold, iou=settings.iou, most=settings.most)
+
+def on_tokens(settings: DetectorSettings, source: object | None, fingerprint: str) -> Detector:
+    """The embedded detector: with its head, where that was trained on the tokens of this encoder.
+
+    source: anything; a `TokenSource` to be of use. fingerprint: of the encoder whose tokens they are.
+    """
+    head = head_of(settings, fingerprint) if isinstance(source, TokenSource) else None
+    if head is None or not isinstance(source, TokenSource):
+        return EmbeddedDetector(source, **given(settings))
+    return LearnedDetector(source, head, **given(settings))
+
+
+def head_of(settings: DetectorSettings, fingerprint: str) -> Head | None:
+    """The head of the settings; None where they want none, or the shipped one is of another encoder. Raises
+    ConfigError where a file of the user's is."""
+    if settings.head is None or (settings.head == "shipped" and not SHIPPED.is_file()):
+        return None
+    head = Head.load(SHIPPED if settings.head == "shipped" else Path(settings.head).expanduser())
+    if head.fitted_for == trunk(fingerprint):
+        return head
+    if settings.head == "shipped":
+        return None
+    raise ConfigError(
+        f"detector.head {settings.head!r} was trained for {head.fitted_for!r}, and the encoder is "
+        f"{trunk(fingerprint)!r}: train one with `soir train detector`, or set detector.head to None"
+    )
+
+
+def trunk(fingerprint: str) -> str:
+    """An encoder's fingerprint without the size of its crops, which the detector does not see."""
+    return fingerprint.rpartition("/")[0]
+
+
+def given(settings: DetectorSettings) -> dict[str, Any]:
+    """most, and threshold and iou where they are set."""
+    held = {"threshold": settings.threshold, "iou": settings.iou, "most": settings.most}
+    return {name: value for name, value in held.items() if value is not None}

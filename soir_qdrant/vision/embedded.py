@@ -109,15 +109,25 @@ class EmbeddedDetector:
 
     def _grid(self, image: RGB) -> NDArray[np.float32]:
         """Features of the cells of a grid over the image, float32 [h, w, D]."""
-        cell = self.source.patch if self.source else CELL
-        fit = _fit(image.shape[0], image.shape[1], GRID_AREA)
-        width, height = (max(1, round(side / cell)) for side in fit)
-        fitted = cv2.resize(image, (width * cell, height * cell), interpolation=cv2.INTER_AREA)
         if self.source is None:
-            return saliency.cell_descriptors(fitted, cell)
-        found = _tokens(self.source, fitted)[0, -height * width :]
-        tokens = found.cpu().numpy() if hasattr(found, "cpu") else found
-        return np.asarray(tokens, np.float32).reshape(height, width, -1)
+            return saliency.cell_descriptors(_gridded(image, CELL)[0], CELL)
+        return token_grid(self.source, image)
+
+
+def token_grid(source: TokenSource, image: RGB) -> NDArray[np.float32]:
+    """The tokens that a picture is judged by, float32 [h, w, D]: `SKIP` blocks before the last."""
+    fitted, (width, height) = _gridded(image, source.patch)
+    found = _tokens(source, fitted)[0, -height * width :]
+    tokens = found.cpu().numpy() if hasattr(found, "cpu") else found
+    return np.asarray(tokens, np.float32).reshape(height, width, -1)
+
+
+def _gridded(image: RGB, cell: int) -> tuple[RGB, tuple[int, int]]:
+    """The image at about `GRID_AREA` in whole cells, and how many: width, height."""
+    fit = _fit(image.shape[0], image.shape[1], GRID_AREA)
+    width, height = (max(1, round(side / cell)) for side in fit)
+    fitted = cv2.resize(image, (width * cell, height * cell), interpolation=cv2.INTER_AREA)
+    return np.asarray(fitted, np.uint8), (width, height)
 
 
 def _tokens(source: TokenSource, image: RGB) -> Any:

@@ -1,0 +1,145 @@
+"""The learned detector: a light head on the encoder's tokens says of every cell what object it lies in.
+
+It is trained in torch (`soir train detector`) and run in NumPy, beside any trunk, local or served.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from soir_qdrant.errors import ConfigError
+from soir_qdrant.types import RGB, Detections
+from soir_qdrant.vision.boxes import finish, pick
+from soir_qdrant.vision.embedded import TokenSource, token_grid
+
+PIXELS = 8  # side of a cell in the small picture that the head sees beside the tokens
+GROUPS = 8  # of its normalisation
+IOU, MOST_CELLS = 0.5, 400  # suppression; cells that may name a box
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Head:
+    """weights: of `train.head.Head`, float32, by name. depth: its 3 x 3 convolutions. fitted_for: whose
+    tokens it reads, a fingerprint of the encoder without the size of its crops."""
+
+    weights: dict[str, Floats]
+    depth: int
+    fitted_for: str
+
+    def __call__(self, grid: NDArray[np.floating], small: NDArray[np.uint8]) -> tuple[Floats, Floats]:
+        """grid, small: of `inputs`. Scores, 0..1, [h, w], the IoU that each cell expects of its box, and the
+        boxes, [h, w, 4], x0, y0, x1, y1 in cells."""
+        h, w, dim = grid.shape
+        tokens = grid.reshape(h * w, dim).astype(np.float32)
+        tokens = tokens - tokens.mean(1, keepdims=True)
+        tokens /= np.sqrt((tokens**2).mean(1, keepdims=True) + 1e-5)
+        cells = small.reshape(h, PIXELS, w, PIXELS, 3).transpose(0, 2, 4, 1, 3).reshape(h * w, -1)
+        pixels = (cells.astype(np.float32) / np.float32(255) - np.float32(0.5)) * np.float32(4)
+        x: Floats = _silu(self._linear(tokens, "tokens") + self._linear(pixels, "pixels"))
+        for i in range(self.depth):
+            y = self._linear(_neighbours(x.reshape(h, w, -1), 1 + i % 2), f"blocks.{i}.0")
+            x = np.add(x, _silu(self._group_norm(y, f"blocks.{i}.1")), dtype=np.float32)
+        out = self._linear(x, "out").reshape(h, w, 5)
+        sides = np.exp(np.minimum(out[..., 1:], 4))
+        middle = np.stack(np.meshgrid(np.arange(w) + 0.5, np.arange(h) + 0.5), -1).astype(np.float32)
+        boxes = np.concatenate([middle - sides[..., :2], middle + sides[..., 2:]], -1)
+        scores = 1 / (1 + np.exp(-out[..., 0]))
+        return scores.astype(np.float32), boxes.astype(np.float32)
+
+    def _linear(self, x: Floats, name: str) -> Floats:
+        """x: [n, C] or [n, C * 9]. [n, C_out]."""
+        weight = self.weights[f"{name}.weight"]
+        found: Floats = x @ weight.reshape(len(weight), -1).T + self.weights[f"{name}.bias"]
+        return found
+
+    def _group_norm(self, x: Floats, name: str) -> Floats:
+        n, width = x.shape
+        groups = x.reshape(n, GROUPS, -1)
+        mean, var = groups.mean((0, 2), keepdims=True), groups.var((0, 2), keepdims=True)
+        scaled = ((groups - mean) / np.sqrt(var + 1e-5)).reshape(n, width)
+        return np.asarray(scaled * self.weights[f"{name}.weight"] + self.weights[f"{name}.bias"], np.float32)
+
+    @classmethod
+    def load(cls, file: Path) -> Head:
+        """Raises ConfigError where the file is missing or no head."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(str(file), "np") as held:
+                about = held.metadata() or {}
+                weights = {name: held.get_tensor(name).astype(np.float32) for name in list(held.keys())}
+            return cls(weights, int(json.loads(about["depth"])), about["fitted_for"])
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            raise ConfigError(
+                f"{file}: no detector there ({error}); make one with `soir train detector`"
+            ) from error
+
+
+def inputs(source: TokenSource, image: RGB) -> tuple[Floats, NDArray[np.uint8]]:
+    """What the head sees of an image: tokens, float32 [h, w, D], and a small picture, uint8 [8 h, 8 w, 3]."""
+    grid = token_grid(source, image)
+    h, w = grid.shape[:2]
+    small = cv2.resize(image, (w * PIXELS, h * PIXELS), interpolation=cv2.INTER_AREA)
+    return grid, np.asarray(small, np.uint8)
+
+
+class LearnedDetector:
+    """Class-agnostic. source: its tokens are read; head: trained on the same ones. threshold: least score, an
+    expected IoU, 0..1; iou, most: see `DetectorSettings`."""
+
+    name = "learned"
+
+    def __init__(
+        self, source: TokenSource, head: Head, *, threshold: float = 0.3, iou: float = IOU, most: int = 25
+    ) -> None:
+        self.source = source
+        self.head = head
+        self.threshold = threshold
+        self.iou = iou
+        self.most = most
+
+    def detect(self, images: list[RGB]) -> list[Detections]:
+        """images: list of uint8 [H, W, 3]. See `Detector`."""
+        return [self._detect(image) for image in images]
+
+    def _detect(self, image: RGB) -> Detections:
+        scores, boxes = self.head(*inputs(self.source, image))
+        size = (image.shape[1], image.shape[0])
+        return chosen(scores, boxes, size, threshold=self.threshold, iou=self.iou, most=self.most)
+
+
+def chosen(
+    scores: Floats,
+    boxes: Floats,
+    size: tuple[int, int],
+    *,
+    threshold: float,
+    iou: float = IOU,
+    most: int = 25,
+) -> Detections:
+    """The best boxes of what the cells say, in pixels of an image of `size` (width, height)."""
+    h, w = scores.shape
+    scale = np.array([size[0] / w, size[1] / h] * 2)
+    flat, corners = scores.ravel().astype(np.float64), boxes.reshape(-1, 4).astype(np.float64) * scale
+    best = np.argsort(-flat, kind="stable")[:MOST_CELLS]
+    kept, values = pick(corners[best], flat[best], iou=iou, most=most)
+    return finish(corners[best][kept], values, (size[1], size[0]), threshold=threshold)
+
+
+def _neighbours(x: Floats, apart: int) -> Floats:
+    """[h, w, C] -> [h * w, C * 9]: every cell beside its eight neighbours `apart` cells away, 0 outside."""
+    h, w, _ = x.shape
+    padded = np.pad(x, ((apart, apart), (apart, apart), (0, 0)))
+    starts = [(i * apart, j * apart) for i in range(3) for j in range(3)]
+    return np.stack([padded[y : y + h, z : z + w] for y, z in starts], -1).reshape(h * w, -1)
+
+
+def _silu(x: Floats) -> Floats:
+    return np.asarray(x / (1 + np.exp(-x)), np.float32)
