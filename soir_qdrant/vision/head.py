@@ -20,7 +20,8 @@ from soir_qdrant.vision.embedded import TokenSource, token_grid
 
 PIXELS = 8  # side of a cell in the small picture that the head sees beside the tokens
 GROUPS = 8  # of its normalisation
-IOU, MOST_CELLS = 0.5, 400  # suppression; cells that may name a box
+THRESHOLD, IOU = 0.35, 0.5  # see docs/detector.md
+MOST_CELLS = 400  # that may name a box
 Floats = NDArray[np.float32]
 
 
@@ -97,7 +98,7 @@ class LearnedDetector:
     name = "learned"
 
     def __init__(
-        self, source: TokenSource, head: Head, *, threshold: float = 0.3, iou: float = IOU, most: int = 25
+        self, source: TokenSource, head: Head, *, threshold: float = THRESHOLD, iou: float = IOU, most: int = 25
     ) -> None:
         self.source = source
         self.head = head
