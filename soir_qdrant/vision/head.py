@@ -98,7 +98,13 @@ class LearnedDetector:
     name = "learned"
 
     def __init__(
-        self, source: TokenSource, head: Head, *, threshold: float = THRESHOLD, iou: float = IOU, most: int = 25
+        self,
+        source: TokenSource,
+        head: Head,
+        *,
+        threshold: float = THRESHOLD,
+        iou: float = IOU,
+        most: int = 25,
     ) -> None:
         self.source = source
         self.head = head
