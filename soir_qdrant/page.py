@@ -25,7 +25,7 @@ padding:5px 12px; text-align:right } th:first-child,td:first-child { text-align:
 section { background:#fff; border:1px solid var(--line); border-radius:10px; padding:16px; margin:0 0 18px }
 .row { display:flex; gap:14px; flex-wrap:wrap; align-items:flex-start }
 figure { margin:0 } figcaption { font-size:12.5px; color:var(--soft); margin-top:4px } img { display:block; border-radius:6px }
-.query img { width:150px; height:150px; object-fit:contain; background:#f1f5f9 } .hit img { width:222px }
+.query img { width:150px; height:150px; object-fit:contain; background:#f1f5f9 } .hit { width:222px } .hit img { width:222px }
 .map img { width:112px; height:112px } .part img { height:180px } .part:only-child img { height:auto; max-width:720px } .right { color:var(--right); font-weight:600 } .wrong { color:var(--wrong) }
 h2 { font-size:15px; margin:0 0 10px } .maps { margin-top:12px; padding-top:12px; border-top:1px dashed var(--line) }
 """
