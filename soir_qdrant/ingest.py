@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from soir_qdrant.serving.runtime import Runtime
 
 T = TypeVar("T")
+CODES = 128  # numbers of each object's vector in the payload; see docs/search.md
 PerImage: TypeAlias = Iterable[T] | Mapping[str, T]
 
 
@@ -65,7 +66,7 @@ class SoirIngestor:
         vector_name: str | None = None,
         keep_objects: bool = False,
         quantization: Quantization | None = None,
-        object_codes: int = 128,
+        object_codes: int = CODES,
         max_pixels: int = MAX_PIXELS,
         timeout: int = 60,
         retry: Retry | None = None,
