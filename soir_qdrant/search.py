@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Rerank: TypeAlias = Literal["objects", "codes", "q-perturbation"]
+GROUPS = 20, 5  # groups, and images of each, that are ordered by codes
 AWAY = 0.1  # of the negatives' mean that is taken off the query; see docs/search.md
 OFF_BANK = 0.2  # the same of the query bank's mean
 FIRST = {"objects": 100, "codes": 100, "q-perturbation": 50}  # candidates that each rescores
@@ -215,7 +216,7 @@ class SoirSearcher:
         negatives: Iterable[Query] = (),
         limit: int = 10,
         filter: models.Filter | None = None,
-        rerank: Literal["objects"] | None = None,
+        rerank: Literal["codes", "objects"] | None = "codes",
         with_vectors: bool = False,
         score_threshold: float | None = None,
         search_params: models.SearchParams | None = None,
@@ -228,29 +229,35 @@ class SoirSearcher:
         the value of the payload key `group_by`, the group of the best image first.
 
         Where the key holds a list, such as "soir.labels", an image is in several groups; images without the
-        key are in none. The rest is as in `search`.
+        key are in none. rerank: "codes" orders twenty groups of five images (or as many as are asked for, if
+        more), the images within and the groups by their best. The rest is as in `search`.
         """
         if limit < 1 or group_size < 1:
             raise ConfigError(f"limit {limit}, group_size {group_size}: at least 1 is needed")
-        if rerank not in (None, "objects"):
-            raise ConfigError(f'rerank={rerank!r}: groups can be reranked by "objects" alone')
+        if rerank not in (None, "codes", "objects"):
+            raise ConfigError(f'rerank={rerank!r}: groups can be reranked by "codes" or "objects"')
         self._check(limit, 0, rerank)
-        asked = self._ask(query, box, examples, negatives)
+        asked, here = self._ask(query, box, examples, negatives), rerank == "codes"
         request = self._request(
             asked,
-            limit,
+            max(limit, GROUPS[0]) if here else limit,
+            with_objects=not here,
             filter=filter,
-            prefetch=self._candidates(prefetch, limit * group_size) if rerank else 0,
+            prefetch=self._candidates(prefetch, limit * group_size) if rerank == "objects" else 0,
             with_vectors=with_vectors,
             score_threshold=score_threshold,
             params=search_params,
             shard_key=shard_key,
         )
-        found = self.store.groups(request, group_by, group_size, consistency=consistency, timeout=timeout)
-        return [
-            HitGroup(group.id, [self._hit(point, asked.vector, with_vectors) for point in group.hits])
+        size = max(group_size, GROUPS[1]) if here else group_size
+        found = self.store.groups(request, group_by, size, consistency=consistency, timeout=timeout)
+        listed = [
+            HitGroup(group.id, self._reranked(asked, group.hits, rerank, size, with_vectors)[:group_size])
             for group in found
         ]
+        if here:
+            listed.sort(key=lambda group: -group.hits[0].score)
+        return listed[:limit]
 
     def vector(self, query: Query, *, box: Box | None = None, examples: Iterable[Query] = ()) -> Vector:
         """What `search` looks for, float32 [D], unit length: for requests of your own to the client."""

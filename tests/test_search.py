@@ -170,6 +170,12 @@ def test_groups(client):
     rescored = found.search_groups(swatch(GREEN), "n", rerank="objects", limit=3)
     assert {group.key for group in rescored} == {0, 2, 3}
     assert found.search_groups(swatch(RED), "absent") == []
+    for rerank in ("codes", None):  # image 2 is all green
+        groups = found.search_groups(swatch(GREEN), "n", limit=3, rerank=rerank)
+        assert (groups[0].key, groups[0].hits[0].id) == (2, 2)
+        assert [group.hits[0].score for group in groups] == sorted(
+            (g.hits[0].score for g in groups), reverse=True
+        )
     with pytest.raises(ConfigError, match="group_size 0"):
         found.search_groups(swatch(RED), "n", group_size=0)
 
