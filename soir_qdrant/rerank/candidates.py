@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,17 +13,17 @@ import torch
 from torch import Tensor
 
 from soir_qdrant import where
-from soir_qdrant.errors import ConfigError, SoirError
+from soir_qdrant.errors import ConfigError
 from soir_qdrant.images import MAX_PIXELS
 from soir_qdrant.pipeline import Pipeline
 from soir_qdrant.refine.pooling import Whitening, normalize
 from soir_qdrant.rerank.cache import TokenCache
 from soir_qdrant.rerank.image_query import WINNER, ImagePerturbation
+from soir_qdrant.rerank.order import reordered
 from soir_qdrant.rerank.perturb import PerturbSettings
 from soir_qdrant.types import RGB, Box, Failure, Hit, Mask, SceneObject, Vector
 
 READ = "patches-1"  # what the query reads of a crop: the patches that enter the last block
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,17 +84,7 @@ class QPerturbation:
         """
         with torch.inference_mode():
             query = self._query(image, box, mask)
-            scored: list[Hit | None] = []
-            for hit in hits:
-                try:
-                    scored.append(self._scored(hit, query))
-                except SoirError as error:
-                    log.warning("hit %s keeps its place: %s", hit.id, error)
-                    if failed is not None:
-                        failed.append(Failure(str(hit.uri or hit.id), str(error)))
-                    scored.append(None)
-        best = iter(sorted((h for h in scored if h is not None), key=lambda hit: -hit.score))
-        return [hit if new is None else next(best) for hit, new in zip(hits, scored, strict=True)]
+            return reordered(hits, lambda hit: self._scored(hit, query), failed)
 
     def candidate(self, hit: Hit) -> Candidate:
         """The objects of a hit's picture, out of the cache or encoded again from `hit.uri`.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -11,14 +10,12 @@ import torch
 from PIL import Image
 
 from soir_qdrant import where
-from soir_qdrant.errors import SoirError
 from soir_qdrant.images import MAX_PIXELS
+from soir_qdrant.rerank.order import reordered
 from soir_qdrant.rerank.perturb import PerturbSettings
 from soir_qdrant.rerank.vl import blip2, perturbed
 from soir_qdrant.rerank.vl_table import PAPER, Matcher, Words
 from soir_qdrant.types import Failure, Hit
-
-log = logging.getLogger(__name__)
 
 
 class TextPerturbation:
@@ -43,26 +40,15 @@ class TextPerturbation:
     def rerank(self, text: str, hits: Sequence[Hit], *, failed: list[Failure] | None = None) -> list[Hit]:
         """The same hits in a new order, each with the new score. One whose picture is missing, unreadable or
         another than was ingested keeps its place and score; it is added to `failed` and logged."""
-        scored: list[Hit | None] = []
         with torch.inference_mode():
             words = self.matcher.words([text])
             read = self.matcher.read(words).float()[0]
-            for hit in hits:
-                try:
-                    scored.append(replace(hit, score=self._score(hit, words, read)))
-                except SoirError as error:
-                    log.warning("hit %s keeps its place: %s", hit.id, error)
-                    if failed is not None:
-                        failed.append(Failure(str(hit.uri or hit.id), str(error)))
-                    scored.append(None)
-        best = iter(sorted((h for h in scored if h is not None), key=lambda hit: -hit.score))
-        return [hit if new is None else next(best) for hit, new in zip(hits, scored, strict=True)]
+            return reordered(hits, lambda hit: replace(hit, score=self._score(hit, words, read)), failed)
 
     def _score(self, hit: Hit, words: Words, read: torch.Tensor) -> float:
         image = where.picture(hit, self.max_pixels)
         boxes = torch.tensor(where.boxes(hit)).reshape(-1, 4)
-        pixels = self.matcher.pixels([Image.fromarray(image.rgb)])
-        tokens = self.matcher.model.vision_model(pixel_values=pixels)[0]
+        tokens = self.matcher.look([Image.fromarray(image.rgb)])
         size = (image.width, image.height)
         moved = (
             nullcontext() if self.settings is None else perturbed(self.sites, [boxes], [size], self.settings)

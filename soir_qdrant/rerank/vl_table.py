@@ -82,7 +82,11 @@ class Matcher:
 
     def see(self, pictures: Sequence[Captioned]) -> Tensor:
         """The vision tower's tokens [B, N, D]."""
-        seen: Tensor = self.model.vision_model(pixel_values=self.pixels([_open(p.file) for p in pictures]))[0]
+        return self.look([_open(picture.file) for picture in pictures])
+
+    def look(self, images: list[Image.Image]) -> Tensor:
+        """The same of pictures that are open."""
+        seen: Tensor = self.model.vision_model(pixel_values=self.pixels(images))[0]
         return seen
 
     def describe(self, tokens: Tensor) -> Tensor:
