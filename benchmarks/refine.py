@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from clock import clock
 from torch import Tensor
 from twin import Twin
 
@@ -72,7 +73,7 @@ def measure() -> dict[str, float]:
         "bfloat16": lambda: loss(half, goal, mean, start, start, PAPER.alpha, half_work),
         "gemm": gemm(),
     }
-    spent = clock(steps)
+    spent = clock(steps, ROUNDS)
     rate = 2 * GEMM**3 / spent["gemm"]
     b, n, hidden = held[0].slopes.shape
     dim, patches = encoder.last_block.dim, held[0].values.shape[2]
@@ -88,7 +89,7 @@ def measure() -> dict[str, float]:
     begun = time.perf_counter()
     theirs = twin.refine(start, PAPER.iterations, PAPER.lr, PAPER.alpha)
     twin_total = time.perf_counter() - begun
-    total = clock({"whole": whole})["whole"]
+    total = clock({"whole": whole}, ROUNDS)["whole"]
     ours = optimize(held, goal, mean, start, PAPER)
     return {
         "step_ratio": round(spent["twin"] / spent["float32"], 2),
@@ -128,17 +129,6 @@ GEMM = 1536
 def gemm() -> Callable[[], Tensor]:
     a, b, c = (torch.rand(GEMM, GEMM) for _ in range(3))
     return lambda: torch.mm(a, b, out=c)
-
-
-def clock(runs: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """Median seconds of each; in turn, so that a drifting machine slows all of them alike."""
-    spent: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(ROUNDS + 1):
-        for name, run in runs.items():
-            begun = time.perf_counter()
-            run()
-            spent[name].append(time.perf_counter() - begun)
-    return {name: sorted(times[1:])[ROUNDS // 2] for name, times in spent.items()}
 
 
 if __name__ == "__main__":

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from clock import clock
 from qdrant_client import QdrantClient, models
 
 from soir_qdrant import SoirSearcher
@@ -83,17 +83,6 @@ def fill(client: QdrantClient, points: int) -> None:
 def unit(rng: np.random.Generator, *shape: int) -> np.ndarray:
     rows = rng.standard_normal(shape, np.float32)
     return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
-
-
-def clock(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds of each; in turn, so that a drifting machine slows all of them alike."""
-    spent: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(rounds + 1):
-        for name, run in runs.items():
-            begun = time.perf_counter()
-            run()
-            spent[name].append(time.perf_counter() - begun)
-    return {name: sorted(times[1:])[rounds // 2] for name, times in spent.items()}
 
 
 if __name__ == "__main__":
