@@ -14,7 +14,7 @@ from soir_qdrant.images import GREY
 from soir_qdrant.page import Search, Shown, heat, sheet, write
 from soir_qdrant.query import Query, as_text, as_vector, open_query
 from soir_qdrant.search import SoirSearcher
-from soir_qdrant.types import RGB, Box, Hit
+from soir_qdrant.types import RGB, Box, Hit, LoadedImage
 
 log = logging.getLogger(__name__)
 SIDE, MAPPED = 224, 8  # pixels of the heat maps' cut-outs; hits that get one
@@ -34,20 +34,22 @@ def save(
     A hit whose picture cannot be opened is left out, and logged. Raises ImageError for a picture's file whose
     suffix is no format that can be written.
     """
-    name, seen = _query(searcher, query, box)
+    name, image, box = _query(searcher, query, box)
+    look = where.look(searcher.pipeline, image, box) if html and image else None
     shown: list[Shown] = []
     maps: list[tuple[str, RGB]] = []
     for rank, hit in enumerate(hits, 1):
         try:
-            picture, stored = where.picture(hit, searcher.max_pixels).rgb, where.boxes(hit)
-            if html and seen is not None and hit.box and len(maps) < MAPPED:
-                maps.append((f"#{rank}", _around(picture, searcher.heat(query, hit, box=box), hit.box)))
+            picture, stored = where.picture(hit, searcher.max_pixels), where.boxes(hit)
+            if look and hit.box and len(maps) < MAPPED:
+                weights = where.heat(searcher.pipeline, look, picture, stored)
+                maps.append((f"#{rank}", _around(picture.rgb, weights, hit.box)))
         except ImageError as error:
             log.warning("hit %s is not shown: %s", hit.id, error)
             continue
         caption = f"#{rank}, score {hit.score:.2f}, {Path(str(hit.uri)).name}"
-        shown.append(Shown(picture, stored, hit.box, caption))
-    drawn = seen if seen is not None else np.full((SIDE, SIDE, 3), GREY, np.uint8)
+        shown.append(Shown(picture.rgb, stored, hit.box, caption))
+    drawn = np.full((SIDE, SIDE, 3), GREY, np.uint8) if image is None else _meant(image, box)
     if html:
         lead = (
             "Thin boxes: the objects that were stored of each picture. Green: the one that matched. Below: "
@@ -63,18 +65,25 @@ def save(
             raise ImageError(f"{png}: cannot be written ({error}); name a .png or .jpg") from error
 
 
-def _query(searcher: SoirSearcher, query: Query, box: Box | None) -> tuple[str, RGB | None]:
-    """What to call the query, and the part of its picture that is meant, None for words or a vector."""
+def _query(
+    searcher: SoirSearcher, query: Query, box: Box | None
+) -> tuple[str, LoadedImage | None, Box | None]:
+    """What to call the query; its picture, None for words or a vector; and the box in that."""
     if as_vector(query) is not None:
-        return "a vector", None
+        return "a vector", None, None
     text = as_text(query)
     if text is not None:
-        return text, None
+        return text, None, None
     image, box = open_query(query, box, searcher.max_pixels)
+    return Path(image.name).name, image, box
+
+
+def _meant(image: LoadedImage, box: Box | None) -> RGB:
+    """The part of the picture that is searched for."""
     if box is None:
-        return Path(image.name).name, image.rgb
+        return image.rgb
     x0, y0, x1, y1 = (round(v) for v in box)
-    return Path(image.name).name, image.rgb[y0 : max(y1, y0 + 1), x0 : max(x1, x0 + 1)]
+    return image.rgb[y0 : max(y1, y0 + 1), x0 : max(x1, x0 + 1)]
 
 
 def _around(picture: RGB, weights: np.ndarray, box: Box) -> RGB:

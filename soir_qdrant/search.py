@@ -261,6 +261,7 @@ class SoirSearcher:
 
     def vector(self, query: Query, *, box: Box | None = None, examples: Iterable[Query] = ()) -> Vector:
         """What `search` looks for, float32 [D], unit length: for requests of your own to the client."""
+        self._open()
         return self._ask(query, box, examples).vector
 
     def heat(self, query: Query, hit: Hit, *, box: Box | None = None) -> NDArray[np.float32]:
@@ -273,8 +274,8 @@ class SoirSearcher:
 
         image, place = self._picture(query, box, "a heat map is made with a picture")
         with self._encoding:
-            picture = where.picture(hit, self.max_pixels)
-            return where.heat(self.pipeline, image, place, picture, where.boxes(hit))
+            picture, look = where.picture(hit, self.max_pixels), where.look(self.pipeline, image, place)
+            return where.heat(self.pipeline, look, picture, where.boxes(hit))
 
     # -- from queries to requests --------------------------------------------------------------------------
 
@@ -284,19 +285,20 @@ class SoirSearcher:
         if rerank is not None and rerank not in FIRST:
             known = ", ".join(f'"{name}"' for name in FIRST)
             raise ConfigError(f"rerank={rerank!r} is unknown: choose {known} or None")
-        if not self.store.dim:
-            self.store.open()
+        self._open()
         if rerank == "objects" and not self.store.has_objects:
             raise CollectionError(
                 f'rerank="objects": collection {self.store.collection!r} keeps no vectors of single objects; '
                 'ingest into a new collection with keep_objects=True, or take rerank="codes"'
             )
 
+    def _open(self) -> None:
+        if not self.store.dim:
+            self.store.open()
+
     def _ask(
         self, query: Query, box: Box | None, examples: Iterable[Query] = (), negatives: Iterable[Query] = ()
     ) -> _Asked:
-        if not self.store.dim:
-            self.store.open()
         asked = self._read(query, box)
         more = [self._read(example, None).vector for example in examples]
         against = [self._read(one, None).vector for one in negatives]

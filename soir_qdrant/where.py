@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import cv2
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from soir_qdrant.errors import ConfigError, ImageError
 from soir_qdrant.images import MAX_PIXELS, load
 from soir_qdrant.payload import KEY
-from soir_qdrant.types import Box, Hit, LoadedImage, Mask, SceneObject
+from soir_qdrant.types import Box, Hit, LoadedImage, Mask, SceneObject, Vector
 from soir_qdrant.vision.crops import full_mask
 
 if TYPE_CHECKING:
@@ -50,13 +51,25 @@ def mask(pipeline: Pipeline, image: LoadedImage, box: Box) -> Mask:
     return full_mask(item, image.width, image.height)
 
 
-def heat(
-    pipeline: Pipeline, query: LoadedImage, box: Box | None, image: LoadedImage, objects: list[Box]
-) -> NDArray[np.float32]:
+@dataclass(frozen=True, slots=True, eq=False)
+class Look:
+    """A query as `heat` needs it. descriptor: float32 [D_out], the encoder's own; vector: float32 [dim]."""
+
+    descriptor: Vector
+    vector: Vector
+
+
+def look(pipeline: Pipeline, query: LoadedImage, box: Box | None) -> Look:
+    """query, box: as in `Pipeline.query`."""
+    seen = pipeline.encoder.encode(*pipeline.query_crop(query.rgb, box=box, mask=query.alpha))
+    return Look(seen.descriptor[0], pipeline.describe(seen)[0])
+
+
+def heat(pipeline: Pipeline, query: Look, image: LoadedImage, objects: list[Box]) -> NDArray[np.float32]:
     """Where the query's object seems to be in an image, float32 [H, W], 0..1.
 
-    query, box: as in `Pipeline.query`. objects: the boxes to look into. In each, the LeGrad map of the
-    query's descriptor (refine/legrad.py), times the object's similarity to the query, where that is above 0.
+    query: of `look`. objects: the boxes to look into. In each, the LeGrad map of the query's descriptor
+    (refine/legrad.py), times the object's similarity to the query, where that is above 0.
     Raises ConfigError where the encoder is served without tokens.
     """
     import torch
@@ -65,7 +78,6 @@ def heat(
     from soir_qdrant.refine.mao import explain_maps, precompute_all
 
     encoder, block = pipeline.encoder, pipeline.encoder.last_block
-    asked = encoder.encode(*pipeline.query_crop(query.rgb, box=box, mask=query.alpha))
     items = pipeline.segment(image.rgb, [SceneObject(b) for b in objects])
     canvas = np.zeros((image.height, image.width), np.float32)
     if not items:
@@ -73,8 +85,8 @@ def heat(
     encoding = encoder.encode(*pipeline.crops([image.rgb], [items]))
     if encoding.tokens is None:
         raise ConfigError("a heat map reads tokens: use TritonRuntime(...).encoder, which sends them")
-    similar = pipeline.describe(encoding) @ pipeline.describe(asked)[0]
-    descriptor = F.normalize(torch.as_tensor(asked.descriptor, device=block.device), dim=-1)
+    similar = pipeline.describe(encoding) @ query.vector
+    descriptor = F.normalize(torch.as_tensor(query.descriptor[None], device=block.device), dim=-1)
     held = precompute_all([block], torch.as_tensor(encoding.tokens, device=block.device))
     maps = explain_maps(held, descriptor.expand(len(items), -1), encoder.input_size).cpu().numpy()
     for item, weight, inner in zip(items, similar, maps, strict=True):
