@@ -8,19 +8,18 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.table import Table
 
 import soir_qdrant
+from soir_qdrant.console import ProfileOption, bar, err, out
 from soir_qdrant.errors import SoirError
+from soir_qdrant.train.commands import training
 
 if TYPE_CHECKING:
     from qdrant_client import QdrantClient
@@ -35,15 +34,12 @@ app = typer.Typer(
     help="Find the pictures that hold this one small thing, in Qdrant.",
     epilog="First steps:  soir demo; soir ingest photos/ --path ./db; soir search mug.png --path ./db",
 )
-training = typer.Typer(no_args_is_help=True, help="Learn from labelled folders.")
 app.add_typer(training, name="train")
-out, err = Console(), Console(stderr=True)
 
 FolderOption = Annotated[Path | None, typer.Option("--path", help="folder of an embedded Qdrant")]
 UrlOption = Annotated[str | None, typer.Option("--url", envvar="QDRANT_URL", help="URL of a Qdrant server")]
 KeyOption = Annotated[str | None, typer.Option("--api-key", envvar="QDRANT_API_KEY", help="of the server")]
 NameOption = Annotated[str, typer.Option("--collection", help="name of the collection")]
-ProfileOption = Annotated[str, typer.Option("--profile", help="embedded, paper, clip or siglip")]
 WhiteningOption = Annotated[Path | None, typer.Option("--whitening", help="file made by soir calibrate")]
 TritonOption = Annotated[
     str | None,
@@ -246,73 +242,13 @@ def calibrate(
     pipeline = _pipeline(profile, None, fitting=True)
     total = sum(count_pictures(folder) for folder in folders)
     found = (item for folder in folders for item in pictures_of(folder))
-    with _bar("calibrate", total) as advance:
+    with bar("calibrate", total) as advance:
         whitening, count, bad = fit(found, pipeline, dim=dim, alone=alone, advance=advance)
     whitening.save(file)
     for line in bad:
         err.print(f"[yellow]skipped:[/] {line}", highlight=False)
     out.print(f"{file}: {whitening.dim} components from {count} objects of {total} pictures")
     raise typer.Exit(1 if bad else 0)
-
-
-@training.command(
-    epilog="Example:  soir train projection bench/dev-2d bench/dev-3d --out projection.safetensors"
-)
-def projection(
-    folders: Annotated[list[Path], typer.Argument(help="labelled folders (see docs/needlebench.md)")],
-    file: Annotated[Path, typer.Option("--out", help="file to write")],
-    profile: ProfileOption = "embedded",
-    dim: Annotated[int, typer.Option(help="components kept")] = 1024,
-    seed: Annotated[int, typer.Option(help="of the jitter of the boxes")] = 0,
-) -> None:
-    """Learn what the same thing looks like twice: the projection that whitens. Use it with --whitening."""
-    from soir_qdrant.evaluate.bench import load
-    from soir_qdrant.train.projection import fit
-
-    benches = [load(folder) for folder in folders]
-    total = sum(len(bench.gallery) + len(bench.queries) for bench in benches)
-    with _bar("projection", total) as advance:
-        made, seen = fit(benches, _pipeline(profile, None, fitting=True), dim=dim, seed=seed, advance=advance)
-    made.save(file)
-    out.print(f"{file}: {made.dim} components from {seen.all.count} views of {seen.things} things")
-
-
-@training.command(
-    name="detector",
-    epilog="Example:  soir train detector bench/fit-2d-* bench/fit-3d-* --out mine.safetensors",
-)
-def train_detector(
-    folders: Annotated[list[Path], typer.Argument(help="labelled folders (see docs/needlebench.md)")],
-    file: Annotated[Path, typer.Option("--out", help="file to write; beside it a state, a log, a cache")],
-    profile: ProfileOption = "embedded",
-    epochs: Annotated[int, typer.Option(min=1)] = 24,
-    seed: Annotated[int, typer.Option()] = 0,
-) -> None:
-    """Learn what an object looks like to this encoder: the head of the embedded detector. Run again after an
-    interruption: it goes on, to the same result. Use it with `Settings...but(detector={"head": FILE})`."""
-    import torch
-
-    from soir_qdrant.evaluate.bench import load
-    from soir_qdrant.train.detector import Plan, examples, train
-    from soir_qdrant.train.head import Head
-    from soir_qdrant.vision.detector import trunk
-
-    benches = [load(folder) for folder in folders]
-    encoder = _pipeline(profile, None).encoder
-    with _bar("tokens", sum(len(bench.gallery) for bench in benches)) as advance:
-        scenes = examples(benches, encoder, file.with_suffix(".cache"), advance)  # type: ignore[arg-type]
-    torch.manual_seed(seed)
-    head, plan = Head(encoder.last_block.dim), Plan(epochs=epochs, seed=seed)
-    state, log = file.with_suffix(".state"), file.with_suffix(".jsonl")
-    with _bar("epochs", epochs) as advance:
-
-        def told(line: dict[str, float]) -> None:
-            advance()
-            err.print(json.dumps(line), highlight=False)
-
-        train(head, scenes, plan, state=state, log=log, told=told)
-    head.save(file, trunk(encoder.fingerprint))
-    out.print(f"{file}: trained on {len(scenes)} scenes; {log} has the curve", highlight=False)
 
 
 @app.command(epilog="Example:  soir explain room.jpg --out room.html")
@@ -402,7 +338,7 @@ def evaluate(
 
     bench = load(folder, format_)
     chosen = tuple(methods.split(",")) if methods else METHODS
-    with _bar(f"evaluate {folder.name}", len(bench.gallery) + len(bench.queries)) as advance:
+    with bar(f"evaluate {folder.name}", len(bench.gallery) + len(bench.queries)) as advance:
         results = compare(
             bench, objects=objects, methods=chosen, settings=_settings(profile, whitening), advance=advance
         )
@@ -445,7 +381,7 @@ def evaluate_vl(
     matcher = Matcher.load(weights, device)
     settings = replace(PAPER, scale=scale, contribution=contribution)
     rows = {"blip2": None, "q-perturbation": settings}
-    with _bar("evaluate-vl", len(pictures) * len(rows) * (1 + itm)) as advance:
+    with bar("evaluate-vl", len(pictures) * len(rows) * (1 + itm)) as advance:
         results = {
             name: measure(matcher, pictures, held, itm=itm, top=top, batch=batch, advance=advance)
             for name, held in rows.items()
@@ -623,16 +559,6 @@ def _results(results: dict[str, dict[str, Any]], title: str) -> Table:
         f"{', '.join(sizes)}: mAP by size of the thing; box: share of right boxes; ms: per candidate"
     )
     return table
-
-
-@contextmanager
-def _bar(what: str, total: int) -> Iterator[Callable[[], None]]:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=err, disable=not err.is_terminal) as progress:
-        task = progress.add_task(what, total=total)
-        yield lambda: progress.advance(task)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -16,10 +18,12 @@ class _Frozen(BaseModel):
 
 
 class EncoderSettings(_Frozen):
-    """weights: "embedded", a folder or a hub name. input_size: side of a crop in pixels.
-    dtype, device: "auto" takes what the machine does fastest (see docs/decisions.md)."""
+    """weights: "embedded", a folder or a hub name. adapter: what `soir train encoder` made to be added to
+    them: "shipped" (added to the embedded weights alone), a file, or None. input_size: side of a crop in
+    pixels. dtype, device: "auto" takes what the machine does fastest (see docs/decisions.md)."""
 
     weights: str = "embedded"
+    adapter: str | None = None
     input_size: int = Field(224, ge=14)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str = "auto"
@@ -51,10 +55,13 @@ class DetectorSettings(_Frozen):
 
 
 class SegmenterSettings(_Frozen):
-    """kind: "grabcut", "sam" (transformers), "segment-anything" (its own checkpoints), "box" (no masks)."""
+    """kind: "embedded" (on the encoder's tokens), "grabcut", "sam" (transformers), "segment-anything" (its
+    own checkpoints), "box" (no masks). weights: of SAM. head: of the embedded one: "shipped", a file made by
+    `soir train segmenter`, or None; without one that was trained for the encoder, GrabCut stands in."""
 
-    kind: Literal["grabcut", "sam", "segment-anything", "box"] = "grabcut"
+    kind: Literal["embedded", "grabcut", "sam", "segment-anything", "box"] = "embedded"
     weights: str = "facebook/sam-vit-base"
+    head: str | None = "shipped"
 
 
 Feature = Literal["cls", "patches", "patches-1", "patches-2", "patches-3"]
@@ -95,10 +102,19 @@ class Settings(_Frozen):
 
     @classmethod
     def for_profile(cls, name: str = "embedded") -> Settings:
-        """The settings of a profile. Raises ConfigError for an unknown one."""
-        if name not in PROFILES:
-            raise ConfigError(f"profile {name!r}: choose one of {', '.join(PROFILES)}")
-        return PROFILES[name]
+        """The settings of a profile: one of PROFILES, or a JSON file of changes to one, such as
+        `{"profile": "embedded", "encoder": {"adapter": "mine.safetensors"}}`. Raises ConfigError for an
+        unknown one and for an unknown setting."""
+        if name in PROFILES:
+            return PROFILES[name]
+        if not name.endswith(".json"):
+            raise ConfigError(f"profile {name!r}: choose one of {', '.join(PROFILES)}, or give a .json file")
+        try:
+            changes = json.loads(Path(name).expanduser().read_text(encoding="utf-8"))
+            base = PROFILES[changes.pop("profile", "embedded")]
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+            raise ConfigError(f"profile {name}: no JSON object of settings there ({error})") from error
+        return base.but(**changes)
 
     def but(self, **changes: dict[str, Any]) -> Settings:
         """A copy with some settings changed: `settings.but(vector={"pooling": "mean"})`.

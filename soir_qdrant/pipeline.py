@@ -261,6 +261,7 @@ class Pipeline:
             dtype=held.dtype,
             batch=held.batch,
             blocks=self.settings.vector.blocks,
+            adapter=held.adapter,
         )
 
     @cached_property
@@ -288,7 +289,7 @@ class Pipeline:
             return self._segmenter
         from soir_qdrant.vision.segmenter import make_segmenter
 
-        return make_segmenter(self.settings.segmenter)
+        return make_segmenter(self.settings.segmenter, self.encoder, self.encoder.fingerprint)
 
     @cached_property
     def query_segmenter(self) -> Segmenter:

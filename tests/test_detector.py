@@ -28,7 +28,8 @@ class ColourTokens:
 
     def tokens(self, images, *, skip=0):
         height, width = images.shape[1] // 14, images.shape[2] // 14
-        grid = cv2.resize(images[0], (width, height), interpolation=cv2.INTER_AREA).reshape(1, -1, 3)
+        small = [cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA) for image in images]
+        grid = np.stack(small).reshape(len(images), -1, 3)
         colours = np.concatenate([grid, 255 - grid, np.full_like(grid, 128)], 2).astype(np.float32) / 255
         return torch.from_numpy(np.concatenate([np.zeros_like(colours[:, :1]), colours], 1))
 

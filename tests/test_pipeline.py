@@ -76,6 +76,26 @@ def test_settings_that_contradict_are_refused_with_the_fix(picture):
         Settings.for_profile("unknown")
 
 
+def test_a_json_file_is_a_profile_of_ones_own(tmp_path):
+    file = tmp_path / "mine.json"
+    file.write_text(
+        '{"profile": "clip", "encoder": {"batch": 3}, "vector": {"whitening": "mine.safetensors"}}'
+    )
+    mine = Settings.for_profile(str(file))
+    assert (mine.profile, mine.encoder.batch, mine.vector.whitening) == ("clip", 3, "mine.safetensors")
+    for wrong, told in [
+        ('{"encoder": {"weigths": "x"}}', "encoder.weigths"),
+        ('{"profile": "none"}', "no JSON object of settings"),
+        ("[1]", "no JSON object of settings"),
+        ("{", "no JSON object of settings"),
+    ]:
+        file.write_text(wrong)
+        with pytest.raises(ConfigError, match=told):
+            Settings.for_profile(str(file))
+    with pytest.raises(ConfigError, match="no JSON object"):
+        Settings.for_profile(str(tmp_path / "none.json"))
+
+
 @pytest.mark.parametrize("box", [(10, 10, 30, 20), (0, 0, 5, 5), (300, 230, 320, 240), (-5, -5, 50, 40)])
 def test_a_crop_is_square_and_holds_its_object(picture, box):
     mask = full_mask(SceneObject(box), 320, 240)

@@ -13,6 +13,7 @@ from models import tiny_sam
 from soir_qdrant.config import SegmenterSettings
 from soir_qdrant.errors import ConfigError, ObjectsError, WeightsError
 from soir_qdrant.types import Segmenter
+from soir_qdrant.vision.encoder import ViTEncoder
 from soir_qdrant.vision.segmenter import BoxSegmenter, GrabCutSegmenter, ellipse, make_segmenter
 
 
@@ -21,9 +22,15 @@ def sam_folder(tmp_path_factory):
     return tiny_sam(tmp_path_factory.mktemp("sam"))
 
 
-@pytest.fixture(params=["grabcut", "box", "sam"])
-def segmenter(request, sam_folder):
-    return make_segmenter(SegmenterSettings(kind=request.param, weights=str(sam_folder)))
+@pytest.fixture(scope="module")
+def encoder():
+    return ViTEncoder(dtype="float32")
+
+
+@pytest.fixture(params=["embedded", "grabcut", "box", "sam"])
+def segmenter(request, sam_folder, encoder):
+    settings = SegmenterSettings(kind=request.param, weights=str(sam_folder))
+    return make_segmenter(settings, encoder, encoder.fingerprint)
 
 
 CASES = {
@@ -66,16 +73,17 @@ class TestContract:
 
     def test_is_a_named_segmenter(self, segmenter):
         assert isinstance(segmenter, Segmenter)
-        assert segmenter.name in ("grabcut", "box", "sam")
+        assert segmenter.name in ("learned", "grabcut", "box", "sam")
 
     def test_box_outside_is_refused(self, segmenter):
         with pytest.raises(ObjectsError, match="no pixel"):
             segmenter.segment(np.zeros((20, 20, 3), np.uint8), np.array([[30, 30, 40, 40]], np.float32))
 
 
-class TestGrabCut:
+class TestCutting:
+    @pytest.mark.parametrize("kind", ["embedded", "grabcut"])
     @pytest.mark.parametrize("factor", [1, 6])
-    def test_cuts_out_a_star(self, factor):
+    def test_cuts_out_a_star(self, encoder, kind, factor):
         """A shape that neither the box nor its ellipse resembles, on a textured ground."""
         rng = np.random.default_rng(0)
         image = cv2.GaussianBlur(rng.integers(60, 140, (160, 200, 3), np.uint8), (0, 0), 1)
@@ -90,7 +98,8 @@ class TestGrabCut:
         rows, columns = np.flatnonzero(true.any(1)), np.flatnonzero(true.any(0))
         box = np.array([[columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]], np.float32)
         true = true[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-        mask = GrabCutSegmenter().segment(image, box)[0]
+        segmenter = make_segmenter(SegmenterSettings(kind=kind), encoder, encoder.fingerprint)
+        mask = segmenter.segment(image, box)[0]
         assert (mask & true).sum() / (mask | true).sum() > 0.8 > true.mean() + 0.2
 
     def test_nothing_to_cut_is_the_ellipse(self):

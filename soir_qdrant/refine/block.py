@@ -78,6 +78,10 @@ class LastBlock:
         """The final LayerNorm, [..., D] -> [..., D]."""
         return self.layer_norm(x, "norm")
 
+    def masked_mean(self, x2: Tensor, weights: Tensor) -> Tensor:
+        """x2 [B, N, D], weights of the M patches [B, M], summing to one -> LN(x2) averaged, [B, D]."""
+        return torch.einsum("bm,bmd->bd", weights, self.norm(x2)[:, int(self.has_cls) :])
+
     def project(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., D_out]: CLIP's projection, else the identity."""
         return x @ self.weights["projection"].T if "projection" in self.weights else x

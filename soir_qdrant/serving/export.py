@@ -112,7 +112,9 @@ def parts(settings: Settings, precision: Precision) -> Iterator[Part]:
 def _of_encoder(settings: Settings, precision: Precision, dtype: torch.dtype) -> Iterator[Part]:
 
     held = settings.encoder
-    encoder = ViTEncoder(held.weights, input_size=held.input_size, device="cpu", dtype="float32")
+    encoder = ViTEncoder(
+        held.weights, input_size=held.input_size, device="cpu", dtype="float32", adapter=held.adapter
+    )
     block = encoder.last_block
 
     def expected(crops: NDArray[np.uint8], masks: NDArray[np.float32]) -> tuple[NDArray[Any], ...]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from soir_qdrant.config import Settings
 from soir_qdrant.errors import ConfigError, WeightsError
 from soir_qdrant.serving import spec
-from soir_qdrant.serving.served import ServedDetector, ServedEncoder, ServedSegmenter, Session
+from soir_qdrant.serving.served import ServedDetector, ServedEncoder, ServedSegmenter, ServedTokens, Session
 from soir_qdrant.types import Detector, Segmenter
 
 if TYPE_CHECKING:
@@ -32,8 +32,8 @@ class Runtime:
     def pipeline(self, settings: Settings | None = None) -> Pipeline:
         """The pipeline of these settings on the served models, each of which is looked at now.
 
-        What needs no model (GrabCut) runs here. Raises ConfigError where the served models are not those
-        of the settings, and ServerError where the server does not answer.
+        What needs no model of its own (heads on the tokens, GrabCut) runs here. Raises ConfigError where the
+        served models are not those of the settings, and ServerError where the server does not answer.
         """
         from soir_qdrant.pipeline import Pipeline
 
@@ -78,7 +78,10 @@ class Runtime:
             return ServedSegmenter(self.session(spec.SEGMENTER_ENCODER), self.session(spec.SEGMENTER_DECODER))
         from soir_qdrant.vision.segmenter import make_segmenter
 
-        return make_segmenter(settings.segmenter)
+        if (settings.segmenter.kind, settings.detector.kind) != ("embedded", "embedded"):
+            return make_segmenter(settings.segmenter)  # no trunk is served that it could look through
+        session = self.session(spec.DETECTOR)
+        return make_segmenter(settings.segmenter, ServedTokens(session), session.fingerprint)
 
     def last_block(self, settings: Settings, fingerprint: str) -> LastBlock:
         """Of the served encoder: from the file that was exported with it, else out of the local weights.
@@ -92,7 +95,9 @@ class Runtime:
         from soir_qdrant.vision.encoder import ViTEncoder
 
         held = settings.encoder
-        local = ViTEncoder(held.weights, input_size=held.input_size, device="cpu", dtype="float32")
+        local = ViTEncoder(
+            held.weights, input_size=held.input_size, device="cpu", dtype="float32", adapter=held.adapter
+        )
         if local.fingerprint != fingerprint:
             raise WeightsError(
                 f"the local weights are {local.fingerprint}, and the encoder that is served is "

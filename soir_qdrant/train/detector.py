@@ -6,10 +6,9 @@ Varifocal loss: a cell's score is to be the IoU of the box it names; generalised
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from soir_qdrant import images as pictures
-from soir_qdrant.errors import ConfigError, DatasetError
+from soir_qdrant.errors import DatasetError
 from soir_qdrant.evaluate.bench import Bench
 from soir_qdrant.train.head import Head, batched
+from soir_qdrant.train.progress import Progress, set_rate
 from soir_qdrant.vision.boxes import intersection_over_union
 from soir_qdrant.vision.embedded import TokenSource
 from soir_qdrant.vision.head import chosen, inputs
@@ -95,15 +95,13 @@ def train(
     kept = [one for i, one in enumerate(scenes) if i % plan.held != plan.held - 1]
     steps = math.ceil(len(kept) / plan.batch)
     adam = torch.optim.AdamW(head.parameters(), lr=plan.lr, weight_decay=plan.decay)
-    first = _resumed(state, head, adam, plan)
-    for epoch in range(first, plan.epochs):
+    progress = Progress(plan, state, log)
+    for epoch in range(progress.resume(head, adam), plan.epochs):
         rng = np.random.default_rng((plan.seed, epoch))
         order, total = rng.permutation(len(kept)), 0.0
         head.train()
         for step in range(steps):
-            share = (epoch * steps + step) / (plan.epochs * steps)
-            for group in adam.param_groups:
-                group["lr"] = plan.lr * (0.01 + 0.99 * (1 + math.cos(math.pi * share)) / 2)
+            set_rate(adam, plan.lr, (epoch * steps + step) / (plan.epochs * steps))
             picked = [kept[i] for i in order[step * plan.batch : (step + 1) * plan.batch]]
             value = torch.stack(list(_losses(head, picked, rng))).mean()
             adam.zero_grad()
@@ -112,14 +110,7 @@ def train(
             adam.step()
             total += float(value.detach())
         line = {"epoch": epoch + 1, "loss": round(total / steps, 4)} | measure(head, held)
-        with log.open("a") as out:
-            out.write(json.dumps(line) + "\n")
-        part = state.with_name(f".{state.name}.part")
-        torch.save(
-            {"plan": asdict(plan), "epoch": epoch + 1, "head": head.state_dict(), "adam": adam.state_dict()},
-            part,
-        )
-        part.replace(state)
+        progress.keep(epoch + 1, head, adam, line)
         told(line)
     return head.eval()
 
@@ -210,15 +201,3 @@ def _overlaps(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
 def _read(one: Example) -> tuple[NDArray[np.float16], NDArray[np.uint8]]:
     with np.load(one.file) as held:
         return held["grid"], held["small"]
-
-
-def _resumed(state: Path, head: Head, adam: torch.optim.Optimizer, plan: Plan) -> int:
-    """The epoch to start with; head and optimizer as they were before it."""
-    if not state.is_file():
-        return 0
-    held = torch.load(state, weights_only=True)
-    if held["plan"] != asdict(plan):
-        raise ConfigError(f"{state}: of another plan ({held['plan']}); delete it, or give the same settings")
-    head.load_state_dict(held["head"])
-    adam.load_state_dict(held["adam"])
-    return int(held["epoch"])

@@ -19,7 +19,7 @@ from soir_qdrant.evaluate.bench import Bench
 from soir_qdrant.evaluate.collect import labelled
 from soir_qdrant.pipeline import Pipeline
 from soir_qdrant.refine.pooling import Whitening, fit_discriminative
-from soir_qdrant.types import LoadedImage, SceneObject, Vector
+from soir_qdrant.types import Box, LoadedImage, SceneObject, Vector
 
 JITTER = 0.07  # standard deviation of a box's sides, as a share of its width or height
 
@@ -71,7 +71,7 @@ def fit(
             names = [str(entry.objects[i].instance) for i in keep]
             if keep:
                 given = [objects[i] for i in keep]
-                noisy = [SceneObject(_jittered(item, image, rng)) for item in given]
+                noisy = [SceneObject(jittered(item.box, image, rng)) for item in given]
                 for items in (given, pipeline.segment(image.rgb, noisy)):
                     scatter.add(_rows(pipeline, image, items), names)
             advance()
@@ -92,11 +92,10 @@ def _rows(pipeline: Pipeline, image: LoadedImage, items: list[SceneObject]) -> V
     return pipeline.features(pipeline.encoder.encode(crops, masks))
 
 
-def _jittered(
-    item: SceneObject, image: LoadedImage, rng: np.random.Generator
-) -> tuple[float, float, float, float]:
-    x0, y0, x1, y1 = item.box
+def jittered(box: Box, image: LoadedImage, rng: np.random.Generator, by: float = JITTER) -> Box:
+    """A box whose sides are off by `by` of its width or height (a standard deviation), inside the image."""
+    x0, y0, x1, y1 = box
     w, h = x1 - x0, y1 - y0
-    a, b, c, d = rng.normal(0, JITTER, 4) * (w, h, w, h)
+    a, b, c, d = rng.normal(0, by, 4) * (w, h, w, h)
     x0, y0 = max(0.0, x0 + a), max(0.0, y0 + b)
     return x0, y0, min(float(image.width), max(x1 + c, x0 + 8)), min(float(image.height), max(y1 + d, y0 + 8))

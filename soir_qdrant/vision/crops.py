@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -12,7 +12,7 @@ from soir_qdrant.errors import ObjectsError
 from soir_qdrant.types import RGB, Box, Mask, SceneObject
 
 Background = Literal["keep", "blur", "grey"]
-GREY = 124  # about the mean pixel that the encoders subtract
+GREY = np.uint8(124)  # about the mean pixel that the encoders subtract
 
 
 def whole_box(box: Box, width: int, height: int) -> tuple[int, int, int, int]:
@@ -72,6 +72,18 @@ def square(box: Box, width: int, height: int, *, margin: float, least: int = 0) 
     return start(box[0], box[2], width), start(box[1], box[3], height), side
 
 
+def square_pixels(
+    plane: NDArray[Any], x: int, y: int, side: int, outside: np.uint8 | np.float32 = GREY
+) -> NDArray[Any]:
+    """The square of an image or mask [H, W, ...] at x, y: [side, side, ...] of the dtype of `outside`, which
+    stands where the square reaches out of the image."""
+    height, width = plane.shape[:2]
+    x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + side, width), min(y + side, height)
+    pixels = np.full((side, side, *plane.shape[2:]), outside)
+    pixels[y0 - y : y1 - y, x0 - x : x1 - x] = plane[y0:y1, x0:x1]
+    return pixels
+
+
 def crop(
     image: RGB,
     mask: Mask,
@@ -90,11 +102,8 @@ def crop(
     """
     height, width = mask.shape
     x, y, side = square(box, width, height, margin=margin, least=least)
-    x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + side, width), min(y + side, height)
-    pixels = np.full((side, side, 3), GREY, np.uint8)
-    inside = np.zeros((side, side), np.float32)
-    pixels[y0 - y : y1 - y, x0 - x : x1 - x] = image[y0:y1, x0:x1]
-    inside[y0 - y : y1 - y, x0 - x : x1 - x] = mask[y0:y1, x0:x1]
+    pixels = square_pixels(image, x, y, side)
+    inside = square_pixels(mask, x, y, side, np.float32(0))
     method = cv2.INTER_AREA if side > size else cv2.INTER_CUBIC
     small = cv2.resize(pixels, (size, size), interpolation=method)
     share = cv2.resize(

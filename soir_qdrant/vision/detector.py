@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from importlib import resources
-from pathlib import Path
 from typing import Any
 
 from soir_qdrant.config import DetectorSettings
-from soir_qdrant.errors import ConfigError
 from soir_qdrant.types import Detector, Encoder
 from soir_qdrant.vision.embedded import EmbeddedDetector, TokenSource
+from soir_qdrant.vision.fitted import fitting, trunk
 from soir_qdrant.vision.head import Head, LearnedDetector
-
-SHIPPED = Path(str(resources.files("soir_qdrant") / "data" / "detector.safetensors"))
 
 
 def make_detector(settings: DetectorSettings, encoder: Encoder | None) -> Detector | None:
@@ -35,31 +31,12 @@ def on_tokens(settings: DetectorSettings, source: object | None, fingerprint: st
 
     source: anything; a `TokenSource` to be of use. fingerprint: of the encoder whose tokens they are.
     """
-    head = head_of(settings, fingerprint) if isinstance(source, TokenSource) else None
-    if head is None or not isinstance(source, TokenSource):
+    if not isinstance(source, TokenSource):
+        return EmbeddedDetector(source, **given(settings))
+    head = fitting(settings.head, "detector.head", Head.load, trunk(fingerprint))
+    if head is None:
         return EmbeddedDetector(source, **given(settings))
     return LearnedDetector(source, head, **given(settings))
-
-
-def head_of(settings: DetectorSettings, fingerprint: str) -> Head | None:
-    """The head of the settings; None where they want none, or the shipped one is of another encoder. Raises
-    ConfigError where a file of the user's is."""
-    if settings.head is None:
-        return None
-    head = Head.load(SHIPPED if settings.head == "shipped" else Path(settings.head).expanduser())
-    if head.fitted_for == trunk(fingerprint):
-        return head
-    if settings.head == "shipped":
-        return None
-    raise ConfigError(
-        f"detector.head {settings.head!r} was trained for {head.fitted_for!r}, and the encoder is "
-        f"{trunk(fingerprint)!r}: train one with `soir train detector`, or set detector.head to None"
-    )
-
-
-def trunk(fingerprint: str) -> str:
-    """An encoder's fingerprint without the size of its crops, which the detector does not see."""
-    return fingerprint.rpartition("/")[0]
 
 
 def given(settings: DetectorSettings) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from soir_qdrant.errors import ConfigError, WeightsError
 from soir_qdrant.refine.block import LastBlock
 from soir_qdrant.types import Encoding
+from soir_qdrant.vision.adapter import Adapter
+from soir_qdrant.vision.fitted import fitting
 from soir_qdrant.vision.weights import EMBEDDED, Weights, quiet, resolve
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -86,10 +88,10 @@ class ViTEncoder:
 
     weights: "embedded", a folder or a hub name. input_size: side of the square crops in pixels; a multiple
     of the patch size. device, dtype: "auto" takes the first GPU and its bfloat16, else the CPU (see
-    `pick_dtype`). blocks: how many of the last ones are exposed to the refinement. The read-out (last
-    block, final LayerNorm) always runs in float32.
-    Raises WeightsError where the weights cannot be loaded, ConfigError for an input size or dtype that
-    does not fit.
+    `pick_dtype`). blocks: how many of the last ones are exposed to the refinement. adapter: see
+    `EncoderSettings`. The read-out (last block, final LayerNorm) always runs in float32.
+    Raises WeightsError where the weights cannot be loaded, ConfigError for an input size, dtype or adapter
+    that does not fit.
     """
 
     def __init__(
@@ -101,9 +103,13 @@ class ViTEncoder:
         dtype: str = "auto",
         batch: int = 32,
         blocks: int = 1,
+        adapter: str | None = None,
     ) -> None:
         found = resolve(weights)
         model, family = _load(found)
+        added = fitting(adapter, "encoder.adapter", Adapter.load, found.sha256)
+        if added:
+            added.add_to(lambda index: family.last_block(model, index))
         self.patch = int(model.config.patch_size)
         if input_size < self.patch or input_size % self.patch:
             raise ConfigError(f"input_size {input_size}: give a multiple of the patch size, {self.patch}")
@@ -124,7 +130,8 @@ class ViTEncoder:
         self.name = found.origin.name
         self.input_size = input_size
         self.dim = self.last_block.dim_out
-        self.fingerprint = f"{found.origin.name}@{found.sha256[:12]}/{input_size}px"
+        made_of = found.sha256[:12] + (f"+{added.digest}" if added else "")
+        self.fingerprint = f"{found.origin.name}@{made_of}/{input_size}px"
 
     def encode(self, crops: NDArray[np.uint8], masks: NDArray[np.float32] | None = None) -> Encoding:
         """crops: uint8 [B, S, S, 3], RGB, S = input_size; masks: float32 [B, S, S], 0..1. See `Encoding`."""
@@ -151,23 +158,23 @@ class ViTEncoder:
 
         Float32 tokens [B, N, D] that enter the last block (`skip` blocks earlier, where asked).
         """
-        with torch.inference_mode():
-            return self._trunk(images, skip)[-1]
+        return self.trunk(images, skip=skip)[-1]
 
     def _encode(self, crops: NDArray[np.uint8], masks: NDArray[np.float32]) -> tuple[Tensor, Tensor, Tensor]:
         block = self.last_block
         with torch.inference_mode():
-            trunk = self._trunk(crops)
+            trunk = self.trunk(crops)
             last = block.forward(trunk[-1])
             weights = patch_weights(torch.from_numpy(masks).to(self.device), last.shape[1] - block.has_cls)
-            means = [
-                torch.einsum("bn,bnd->bd", weights, block.norm(x)[:, int(block.has_cls) :])
-                for x in [*trunk[1 - LAYERS :], last]
-            ]
+            means = [block.masked_mean(x, weights) for x in [*trunk[1 - LAYERS :], last]]
             return block.read(last), torch.stack(means, 1), trunk[-len(self.last_blocks)]
 
-    def _trunk(self, images: NDArray[np.uint8], skip: int = 0) -> list[Tensor]:
-        """Tokens after each block but the last and `skip` more (one runs at least), float32, oldest first."""
+    @torch.inference_mode()
+    def trunk(self, images: NDArray[np.uint8], *, skip: int = 0) -> list[Tensor]:
+        """Tokens after each block but the last and `skip` more (one runs at least), float32, oldest first.
+
+        images: uint8 [B, H, W, 3], sides multiples of the patch size. [B, N, D] each.
+        """
         pixels = torch.from_numpy(np.ascontiguousarray(images)).to(self.device).permute(0, 3, 1, 2)
         x = self.family.embed(self.model, (pixels * self._scale + self._shift).to(self.dtype))
         found = []

@@ -43,10 +43,10 @@ class Head:
         tokens /= np.sqrt((tokens**2).mean(1, keepdims=True) + 1e-5)
         cells = small.reshape(h, PIXELS, w, PIXELS, 3).transpose(0, 2, 4, 1, 3).reshape(h * w, -1)
         pixels = (cells.astype(np.float32) / np.float32(255) - np.float32(0.5)) * np.float32(4)
-        x: Floats = _silu(self._linear(tokens, "tokens") + self._linear(pixels, "pixels"))
+        x: Floats = silu(self._linear(tokens, "tokens") + self._linear(pixels, "pixels"))
         for i in range(self.depth):
-            y = self._linear(_neighbours(x.reshape(h, w, -1), 1 + i % 2), f"blocks.{i}.0")
-            x = np.add(x, _silu(self._group_norm(y, f"blocks.{i}.1")), dtype=np.float32)
+            y = self._linear(neighbours(x.reshape(h, w, -1), 1 + i % 2), f"blocks.{i}.0")
+            x = np.add(x, silu(self._group_norm(y, f"blocks.{i}.1")), dtype=np.float32)
         out = self._linear(x, "out").reshape(h, w, 5)
         sides = np.exp(np.minimum(out[..., 1:], 4))
         middle = np.stack(np.meshgrid(np.arange(w) + 0.5, np.arange(h) + 0.5), -1).astype(np.float32)
@@ -140,7 +140,7 @@ def chosen(
     return finish(corners[best][kept], values, (size[1], size[0]), threshold=threshold)
 
 
-def _neighbours(x: Floats, apart: int) -> Floats:
+def neighbours(x: Floats, apart: int) -> Floats:
     """[h, w, C] -> [h * w, C * 9]: every cell beside its eight neighbours `apart` cells away, 0 outside."""
     h, w, _ = x.shape
     padded = np.pad(x, ((apart, apart), (apart, apart), (0, 0)))
@@ -148,5 +148,5 @@ def _neighbours(x: Floats, apart: int) -> Floats:
     return np.stack([padded[y : y + h, z : z + w] for y, z in starts], -1).reshape(h * w, -1)
 
 
-def _silu(x: Floats) -> Floats:
+def silu(x: Floats) -> Floats:
     return np.asarray(x / (1 + np.exp(-x)), np.float32)

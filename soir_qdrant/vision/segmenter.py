@@ -1,4 +1,4 @@
-"""A mask per box: GrabCut (embedded default), the box itself, SAM (sam.py)."""
+"""A mask per box: learned (mask_head.py, embedded default), GrabCut, the box itself, SAM (sam.py)."""
 
 from __future__ import annotations
 
@@ -9,19 +9,37 @@ from numpy.typing import NDArray
 from soir_qdrant.config import SegmenterSettings
 from soir_qdrant.types import RGB, Mask, Segmenter
 from soir_qdrant.vision.crops import whole_box
+from soir_qdrant.vision.embedded import TokenSource
+from soir_qdrant.vision.fitted import fitting, trunk
 
 
-def make_segmenter(settings: SegmenterSettings) -> Segmenter:
-    """The segmenter that the settings name. Raises ConfigError or WeightsError where it cannot be had."""
+def make_segmenter(settings: SegmenterSettings, source: object | None = None, encoder: str = "") -> Segmenter:
+    """The segmenter that the settings name.
+
+    source: whose tokens the learned one reads, a `TokenSource` to be of use; encoder: its fingerprint.
+    Raises ConfigError or WeightsError where it cannot be had.
+    """
     if settings.kind == "box":
         return BoxSegmenter()
     if settings.kind == "grabcut":
         return GrabCutSegmenter()
+    if settings.kind == "embedded":
+        return _on_tokens(settings, source, encoder)
     from soir_qdrant.vision.sam import SamSegmenter, SegmentAnythingSegmenter
 
     if settings.kind == "sam":
         return SamSegmenter(settings.weights)
     return SegmentAnythingSegmenter(settings.weights)
+
+
+def _on_tokens(settings: SegmenterSettings, source: object | None, encoder: str) -> Segmenter:
+    from soir_qdrant.vision.mask_head import LearnedSegmenter, MaskHead
+
+    if isinstance(source, TokenSource):
+        head = fitting(settings.head, "segmenter.head", MaskHead.load, trunk(encoder))
+        if head is not None:
+            return LearnedSegmenter(source, head)
+    return GrabCutSegmenter()
 
 
 class BoxSegmenter:

@@ -1,0 +1,175 @@
+"""`soir train`: everything that is learnt from labelled folders. Loads no model for --help."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from soir_qdrant.console import ProfileOption, bar, err, out
+
+if TYPE_CHECKING:
+    from soir_qdrant.pipeline import Pipeline
+
+training = typer.Typer(no_args_is_help=True, help="Learn from labelled folders.")
+
+FoldersArgument = Annotated[
+    list[Path], typer.Argument(help="labelled folders (see docs/needlebench.md), with masks or without")
+]
+MadeOption = Annotated[Path, typer.Option("--out", help="file to write; beside it a state, a log, a cache")]
+SeedOption = Annotated[int, typer.Option(help="of everything that is random")]
+
+
+@training.command(
+    epilog="Example:  soir train projection bench/dev-2d bench/dev-3d --out projection.safetensors"
+)
+def projection(
+    folders: FoldersArgument,
+    file: Annotated[Path, typer.Option("--out", help="file to write")],
+    profile: ProfileOption = "embedded",
+    dim: Annotated[int, typer.Option(help="components kept")] = 1024,
+    seed: SeedOption = 0,
+) -> None:
+    """Learn what the same thing looks like twice: the projection that whitens. Use it with --whitening."""
+    from soir_qdrant.evaluate.bench import load
+    from soir_qdrant.train.projection import fit
+
+    benches = [load(folder) for folder in folders]
+    total = sum(len(bench.gallery) + len(bench.queries) for bench in benches)
+    with bar("projection", total) as advance:
+        made, seen = fit(benches, _pipeline(profile), dim=dim, seed=seed, advance=advance)
+    made.save(file)
+    out.print(f"{file}: {made.dim} components from {seen.all.count} views of {seen.things} things")
+
+
+@training.command(epilog="Example:  soir train detector bench/fit-2d-* bench/fit-3d-* --out mine.safetensors")
+def detector(
+    folders: FoldersArgument,
+    file: MadeOption,
+    profile: ProfileOption = "embedded",
+    epochs: Annotated[int, typer.Option(min=1)] = 24,
+    seed: SeedOption = 0,
+) -> None:
+    """Learn what an object looks like to this encoder: the head of the embedded detector. Run again after an
+    interruption: it goes on, to the same result. Use it with `Settings...but(detector={"head": FILE})`."""
+    import torch
+
+    from soir_qdrant.evaluate.bench import load
+    from soir_qdrant.train.detector import Plan, examples, train
+    from soir_qdrant.train.head import Head
+    from soir_qdrant.vision.fitted import trunk
+
+    benches = [load(folder) for folder in folders]
+    encoder = _pipeline(profile).encoder
+    with bar("tokens", sum(len(bench.gallery) for bench in benches)) as advance:
+        scenes = examples(benches, encoder, file.with_suffix(".cache"), advance)  # type: ignore[arg-type]
+    torch.manual_seed(seed)
+    head, plan = Head(encoder.last_block.dim), Plan(epochs=epochs, seed=seed)
+    with bar("epochs", epochs) as advance:
+        train(head, scenes, plan, **_beside(file), told=_telling(advance))
+    head.save(file, trunk(encoder.fingerprint))
+    _done(file, f"trained on {len(scenes)} scenes")
+
+
+@training.command(
+    epilog="Example:  soir train segmenter bench/fit-2d-* bench/fit-3d-* --out mine.safetensors"
+)
+def segmenter(
+    folders: FoldersArgument,
+    file: MadeOption,
+    profile: ProfileOption = "embedded",
+    epochs: Annotated[int, typer.Option(min=1)] = 6,
+    seed: SeedOption = 0,
+) -> None:
+    """Learn which pixels of a box are the object: the head of the embedded segmenter. Goes on where it was
+    interrupted, to the same result. Use it with `Settings...but(segmenter={"head": FILE})`."""
+    import torch
+
+    from soir_qdrant.evaluate.bench import load
+    from soir_qdrant.train.mask_head import MaskHead
+    from soir_qdrant.train.segmenter import Plan, examples, train
+    from soir_qdrant.vision.fitted import trunk
+
+    benches = [load(folder) for folder in folders]
+    encoder = _pipeline(profile).encoder
+    with bar("tokens", sum(len(bench.gallery) for bench in benches)) as advance:
+        scenes = examples(benches, encoder, file.with_suffix(".cache"), advance)  # type: ignore[arg-type]
+    torch.manual_seed(seed)
+    head, plan = MaskHead(encoder.last_block.dim), Plan(epochs=epochs, seed=seed)
+    with bar("epochs", epochs) as advance:
+        train(head, scenes, plan, **_beside(file), told=_telling(advance))
+    head.save(file, trunk(encoder.fingerprint))
+    _done(file, f"trained on the objects of {len(scenes)} scenes")
+
+
+@training.command(
+    epilog="Example:  soir train encoder bench/fit-2d-* bench/fit-3d-* --out adapter.safetensors"
+)
+def encoder(
+    folders: FoldersArgument,
+    file: MadeOption,
+    profile: ProfileOption = "embedded",
+    layout: Annotated[
+        str, typer.Option(help="of the folders: needle, coco, or a published set (voxdet, owid, instre)")
+    ] = "needle",
+    blocks: Annotated[int, typer.Option(min=1, max=4, help="how many of the last ones are tuned")] = 2,
+    rank: Annotated[int, typer.Option(min=1, help="of what is added to their layers")] = 32,
+    steps: Annotated[int, typer.Option(min=1, help="of eight scenes of eight objects each")] = 600,
+    lr: Annotated[float, typer.Option(min=0, help="of AdamW, at its highest")] = 5e-4,
+    seed: SeedOption = 0,
+) -> None:
+    """Tune the encoder to tell instances apart, for the pooling that is shipped. Goes on where it was
+    interrupted, to the same result. It changes what all else was learnt on: write `{"encoder": {"adapter":
+    FILE}}` into a JSON file, and train projection, detector and segmenter with it as --profile afterwards."""
+    import torch
+
+    from soir_qdrant.config import Settings
+    from soir_qdrant.errors import ConfigError
+    from soir_qdrant.evaluate.datasets import load
+    from soir_qdrant.pipeline import Pipeline
+    from soir_qdrant.train.encoder import Plan, train
+    from soir_qdrant.train.tail import Tail
+    from soir_qdrant.train.views import views
+    from soir_qdrant.vision.weights import resolve
+
+    settings = Settings.for_profile(profile).but(encoder={"adapter": None})
+    pipeline = Pipeline(settings)
+    projected, benches = pipeline.whitening, [load(folder, layout) for folder in folders]
+    if projected is None:
+        raise ConfigError("the encoder is tuned for the projection of the profile, and this one has none")
+    with bar("views", sum(len(bench.gallery) + len(bench.queries) for bench in benches)) as advance:
+        seen = views(benches, pipeline, blocks, file.with_suffix(".cache"), advance)
+    torch.manual_seed(seed)
+    tail = Tail(pipeline.encoder, settings.vector.features, blocks=blocks, rank=rank)  # type: ignore[arg-type]
+    plan = Plan(steps=steps, blocks=blocks, rank=rank, lr=lr, seed=seed, ridge=settings.vector.ridge)
+    with bar("steps", -(-steps // plan.every)) as advance:
+        train(tail, seen, projected, plan, **_beside(file), told=_telling(advance))
+    tail.adapter(resolve(settings.encoder.weights).sha256).save(file)
+    _done(file, f"trained on {sum(map(len, seen))} views")
+
+
+def _pipeline(profile: str) -> Pipeline:
+    """Of a profile, without its projection: that may be what is to be learnt."""
+    from soir_qdrant.config import Settings
+    from soir_qdrant.pipeline import Pipeline
+
+    return Pipeline(Settings.for_profile(profile).but(vector={"whitening": None}))
+
+
+def _beside(file: Path) -> dict[str, Path]:
+    return {"state": file.with_suffix(".state"), "log": file.with_suffix(".jsonl")}
+
+
+def _telling(advance: Callable[[], None]) -> Callable[[dict[str, float]], None]:
+    def told(line: dict[str, float]) -> None:
+        advance()
+        err.print(json.dumps(line), highlight=False)
+
+    return told
+
+
+def _done(file: Path, what: str) -> None:
+    out.print(f"{file}: {what}; {file.with_suffix('.jsonl')} has the curve", highlight=False)

@@ -1,0 +1,83 @@
+"""Low-rank additions to an encoder's linear layers (LoRA), added into its weights where they are loaded.
+
+`soir train encoder` learns them; nothing downstream, local, exported or served, sees more than a model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from soir_qdrant.errors import ConfigError
+from soir_qdrant.refine.block import LastBlock
+
+DOWN, UP = ".down", ".up"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Adapter:
+    """W + up down for the linear layers of the last few blocks.
+
+    factors: by block, counted from the end, and layer, as `LastBlock` names it ("-1.fc1"): down, float
+    [r, in], and up, float [out, r]. fitted_for: `Weights.sha256` of those they were learnt beside.
+    """
+
+    factors: dict[str, tuple[Tensor, Tensor]]
+    fitted_for: str
+
+    def add_to(self, block: Callable[[int], LastBlock]) -> None:
+        """Add them into a model's weights. block: gives its blocks, whose tensors are the model's own.
+
+        Raises ConfigError where the model has no such layer.
+        """
+        with torch.no_grad():
+            for name, (down, up) in self.factors.items():
+                index, _, layer = name.partition(".")
+                weight = block(int(index)).weights.get(f"{layer}.weight")
+                if weight is None or weight.shape != (len(up), down.shape[1]):
+                    raise ConfigError(f"the adapter's layer {name} does not fit this model")
+                weight += (up.float() @ down.float()).to(weight)
+
+    @property
+    def digest(self) -> str:
+        """Eight hex digits that name its content."""
+        made = hashlib.sha256()
+        for name, pair in sorted(self.factors.items()):
+            made.update(name.encode())
+            for factor in pair:
+                made.update(factor.half().cpu().contiguous().numpy().tobytes())
+        return made.hexdigest()[:8]
+
+    def save(self, file: Path) -> None:
+        """Write a safetensors file in float16, whole or not at all."""
+        from safetensors.torch import save_file
+
+        tensors = {
+            name + end: factor.half().cpu().contiguous()
+            for name, pair in self.factors.items()
+            for end, factor in zip((DOWN, UP), pair, strict=True)
+        }
+        part = file.with_name(f".{file.name}.part")
+        save_file(tensors, str(part), metadata={"fitted_for": self.fitted_for})
+        part.replace(file)
+
+    @classmethod
+    def load(cls, file: Path) -> Adapter:
+        """Raises ConfigError where the file is missing or no adapter."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(str(file), "pt") as held:
+                fitted_for = (held.metadata() or {})["fitted_for"]
+                tensors = {name: held.get_tensor(name) for name in list(held.keys())}
+            names = [name.removesuffix(DOWN) for name in tensors if name.endswith(DOWN)]
+            return cls({name: (tensors[name + DOWN], tensors[name + UP]) for name in names}, fitted_for)
+        except (OSError, SafetensorError, KeyError) as error:
+            raise ConfigError(
+                f"{file}: no adapter of an encoder there ({error}); make one with `soir train encoder`"
+            ) from error
