@@ -1,11 +1,13 @@
-"""Published small-object sets as a `Bench`, in the one layout that the authors of MaO use for all of them.
+"""Other layouts as a `Bench`: COCO with instances, and published small-object sets.
 
-A torch file holds `{picture: {"is_query", "bbox", "ins", "set"?, "mask"?}}`; see docs/evaluation.md. Nothing
-is downloaded. Masks are left alone: a box is all that is read of an object.
+Those are all in the one layout that the authors of MaO use: a torch file holds `{picture: {"is_query",
+"bbox", "ins", "set"?, "mask"?}}`; see docs/evaluation.md. Nothing is downloaded. Masks are left alone: a box
+is all that is read of an object.
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -18,6 +20,8 @@ from soir_qdrant.evaluate.bench import Bench, BenchObject, BenchQuery, GalleryIm
 from soir_qdrant.types import Box
 
 NAMES = ("anns.pt", "annotations.pt")
+COCO = "coco"
+INSTANCE = ("instance_id", "instance")  # keys of a COCO annotation, or of its "attributes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,16 +54,56 @@ SETS = {
 
 
 def load(path: Path, layout: str = "needle") -> Bench:
-    """layout: "needle", or a key of SETS. path: the folder, or for a published set its torch file as well.
+    """layout: "needle", "coco", or a key of SETS. path: the folder, or its file of annotations.
 
     Raises DatasetError saying what is missing and where the set can be had.
     """
     path = path.expanduser().resolve()
     if layout == "needle":
         return bench.load(path)
+    if layout == COCO:
+        return _coco(path)
     if layout not in SETS:
-        raise DatasetError(f"layout {layout!r}: choose one of {', '.join(('needle', *SETS))}")
+        raise DatasetError(f"layout {layout!r}: choose one of {', '.join(('needle', COCO, *SETS))}")
     return _published(path, SETS[layout])
+
+
+def _coco(path: Path) -> Bench:
+    """COCO's JSON, where annotations also say which thing they show (see INSTANCE); there are no queries.
+
+    Pictures are looked for beside the file and in `images/` there. Masks are left alone, as are crowds.
+    """
+    files = [path] if path.is_file() else sorted(path.glob("*.json"))
+    if len(files) != 1:
+        raise DatasetError(f"{path}: {len(files)} JSON files; name the one with the COCO annotations")
+    try:
+        told = json.loads(files[0].read_text(encoding="utf-8"))
+        objects: dict[Any, list[BenchObject]] = {image["id"]: [] for image in told["images"]}
+        for item in told["annotations"]:
+            if not item.get("iscrowd"):
+                x, y, w, h = (float(value) for value in item["bbox"])
+                box = _box((x, y, x + w, y + h))
+                assert box is not None
+                objects[item["image_id"]].append(BenchObject(_instance(item), box))
+        names = {image["id"]: str(image["file_name"]) for image in told["images"]}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DatasetError(f"{files[0]}: not COCO annotations ({error!r})") from error
+    if not any(o.instance for some in objects.values() for o in some):
+        raise DatasetError(f"{files[0]}: no annotation has an {' or '.join(INSTANCE)}: which thing is it?")
+    root = files[0].parent
+    gallery = []
+    for key, name in names.items():
+        found = [place for place in (root / name, root / "images" / name) if place.is_file()]
+        if not found:
+            raise DatasetError(f"{root / name}: missing, though {files[0].name} names it")
+        gallery.append(GalleryImage(found[0], None, objects[key]))
+    return Bench(root, gallery, [])
+
+
+def _instance(item: dict[str, Any]) -> str | None:
+    held = item.get("attributes") or {}
+    named = [item.get(key, held.get(key)) for key in INSTANCE]
+    return next((str(name) for name in named if name is not None), None)
 
 
 def _published(path: Path, chosen: Published) -> Bench:
