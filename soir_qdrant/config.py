@@ -23,7 +23,7 @@ class EncoderSettings(_Frozen):
     pixels. dtype, device: "auto" takes what the machine does fastest (see docs/decisions.md)."""
 
     weights: str = "embedded"
-    adapter: str | None = None
+    adapter: str | None = "shipped"
     input_size: int = Field(224, ge=14)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str = "auto"

@@ -19,6 +19,7 @@ from soir_qdrant.train.tail import Tail
 from soir_qdrant.train.views import views
 from soir_qdrant.vision.adapter import Adapter
 from soir_qdrant.vision.encoder import ViTEncoder
+from soir_qdrant.vision.fitted import trunk
 from soir_qdrant.vision.weights import resolve
 
 THINGS = 40
@@ -130,10 +131,10 @@ def test_an_interrupted_training_goes_on_to_the_same_result_and_teaches(tmp_path
     for one, other in zip(whole.parameters(), resumed.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
     lines = [json.loads(line) for line in (tmp_path / "run.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [10, 20, 30, 40, 50, 60]
+    assert [line["step"] for line in lines] == [0, 10, 20, 30, 40, 50, 60]
     chance = np.log(PLAN.scenes * PLAN.objects)
-    assert lines[-1]["object"] < 0.9 * chance < lines[0]["object"]
-    assert lines[-1]["scene"] < lines[0]["scene"]
+    assert lines[-1]["object"] < 0.9 * chance < lines[1]["object"]
+    assert lines[-1]["scene"] < lines[1]["scene"]
     with pytest.raises(ConfigError, match="another plan"):
         train(tail_of(pipeline, rank=2), seen, projection, Plan(rank=2), **files(tmp_path))
 
@@ -159,6 +160,25 @@ def test_a_batch_asks_for_each_thing_from_another_place(tmp_path, bench):
 
 
 class TestAdapter:
+    def test_one_after_the_other_is_both(self, tmp_path):
+        weights = resolve(str(tiny_encoder(tmp_path / "tiny")))
+        torch.manual_seed(1)
+        first, second = (
+            Adapter({"-1.q": (torch.randn(2, 24), torch.randn(24, 2))}, weights.sha256) for _ in range(2)
+        )
+        first.then(second).save(tmp_path / "both.safetensors")
+        plain, tuned = (
+            ViTEncoder(weights.path, input_size=48, adapter=adapter).last_block.weights["q.weight"]
+            for adapter in (None, str(tmp_path / "both.safetensors"))
+        )
+        added = sum(up @ down for a in (first, second) for down, up in a.factors.values())
+        torch.testing.assert_close(tuned, plain + added, atol=2e-2, rtol=1e-2)  # saved in half precision
+
+    def test_detector_and_segmenter_keep_their_heads_where_their_tokens_are_untouched(self):
+        assert trunk("tiny@1234+0123abcd.2/224px") == trunk("tiny@1234/48px") == "tiny@1234"
+        assert trunk("tiny@1234+0123abcd.3/224px") == "tiny@1234+0123abcd.3"
+        assert trunk("my+tiny@1234/224px") == "my+tiny@1234"
+
     def test_of_other_weights_is_refused(self, tmp_path):
         Adapter({}, "0" * 64).save(tmp_path / "mine.safetensors")
         with pytest.raises(ConfigError, match="soir train encoder"):

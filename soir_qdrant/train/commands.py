@@ -112,8 +112,9 @@ def encoder(
     folders: FoldersArgument,
     file: MadeOption,
     profile: ProfileOption = "embedded",
-    layout: Annotated[
-        str, typer.Option(help="of the folders: needle, coco, or a published set (voxdet, owid, instre)")
+    format_: Annotated[
+        str,
+        typer.Option("--format", help="needle, coco, voxdet, owid, instre or permir; see docs/evaluation.md"),
     ] = "needle",
     blocks: Annotated[int, typer.Option(min=1, max=4, help="how many of the last ones are tuned")] = 2,
     rank: Annotated[int, typer.Option(min=1, help="of what is added to their layers")] = 32,
@@ -121,9 +122,10 @@ def encoder(
     lr: Annotated[float, typer.Option(min=0, help="of AdamW, at its highest")] = 5e-4,
     seed: SeedOption = 0,
 ) -> None:
-    """Tune the encoder to tell instances apart, for the pooling that is shipped. Goes on where it was
-    interrupted, to the same result. It changes what all else was learnt on: write `{"encoder": {"adapter":
-    FILE}}` into a JSON file, and train projection, detector and segmenter with it as --profile afterwards."""
+    """Tune the profile's encoder further, to tell instances apart, for the pooling that is shipped. Goes on
+    where it was interrupted, to the same result. Use it by a profile of your own, a JSON file with
+    `{"encoder": {"adapter": FILE}, ...}`, and train the projection for it; with more than two blocks also
+    detector and segmenter."""
     import torch
 
     from soir_qdrant.config import Settings
@@ -133,21 +135,26 @@ def encoder(
     from soir_qdrant.train.encoder import Plan, train
     from soir_qdrant.train.tail import Tail
     from soir_qdrant.train.views import views
+    from soir_qdrant.vision.encoder import ViTEncoder
     from soir_qdrant.vision.weights import resolve
 
-    settings = Settings.for_profile(profile).but(encoder={"adapter": None})
+    settings = Settings.for_profile(profile)
     pipeline = Pipeline(settings)
-    projected, benches = pipeline.whitening, [load(folder, layout) for folder in folders]
+    projected, benches = pipeline.whitening, [load(folder, format_) for folder in folders]
     if projected is None:
         raise ConfigError("the encoder is tuned for the projection of the profile, and this one has none")
     with bar("views", sum(len(bench.gallery) + len(bench.queries) for bench in benches)) as advance:
         seen = views(benches, pipeline, blocks, file.with_suffix(".cache"), advance)
     torch.manual_seed(seed)
-    tail = Tail(pipeline.encoder, settings.vector.features, blocks=blocks, rank=rank)  # type: ignore[arg-type]
+    tuned = pipeline.encoder
+    assert isinstance(tuned, ViTEncoder)
+    tail = Tail(tuned, settings.vector.features, blocks=blocks, rank=rank)
     plan = Plan(steps=steps, blocks=blocks, rank=rank, lr=lr, seed=seed, ridge=settings.vector.ridge)
     with bar("steps", -(-steps // plan.every)) as advance:
         train(tail, seen, projected, plan, **_beside(file), told=_telling(advance))
-    tail.adapter(resolve(settings.encoder.weights).sha256).save(file)
+    learnt = tail.adapter(resolve(settings.encoder.weights).sha256)
+    before = tuned.adapter  # what is learnt is learnt on top of it
+    (before.then(learnt) if before else learnt).save(file)
     _done(file, f"trained on {sum(map(len, seen))} views")
 
 

@@ -118,7 +118,10 @@ def train(
     kept = np.setdiff1d(np.arange(len(things.views)), held)
     adam = torch.optim.AdamW(tail.parameters(), lr=plan.lr, weight_decay=0.01)
     progress, recent = Progress(plan, state, log), torch.zeros(2)
-    for step in range(progress.resume(tail, adam), plan.steps):
+    first = progress.resume(tail, adam)
+    if not first:  # what there is to be gained on
+        progress.note({"step": 0} | measure(tail, things, held, project, take, plan))
+    for step in range(first, plan.steps):
         set_rate(adam, plan.lr, step / plan.steps, warm=0.02)
         pair = things.batch(kept, np.random.default_rng((plan.seed, step)), plan)
         stored, asked = project(tail(*take(pair.ravel()))).chunk(2)

@@ -37,12 +37,16 @@ class Progress:
         optimizer.load_state_dict(held["optimizer"])
         return int(held["done"])
 
+    def note(self, line: Mapping[str, float]) -> None:
+        """Write a line of the log."""
+        with self.log.open("a") as out:
+            out.write(json.dumps(dict(line)) + "\n")
+
     def keep(
         self, done: int, module: nn.Module, optimizer: torch.optim.Optimizer, line: Mapping[str, float]
     ) -> None:
         """Write the log's line, then the state, whole or not at all."""
-        with self.log.open("a") as out:
-            out.write(json.dumps(dict(line)) + "\n")
+        self.note(line)
         trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
         held = {name: x for name, x in module.state_dict().items() if name in trained}
         part = self.state.with_name(f".{self.state.name}.part")

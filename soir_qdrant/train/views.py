@@ -63,7 +63,7 @@ def views(
     found = []
     for bench in benches:
         place = cache / f"{bench.root.name}-{blocks}"
-        if not (place / "views.json").is_file():
+        if not _is_of(place, pipeline.encoder.fingerprint):
             _write(bench, pipeline, blocks, place, advance)
         else:
             for _ in range(len(bench.gallery) + len(bench.queries)):
@@ -109,7 +109,15 @@ def _write(bench: Bench, pipeline: Pipeline, blocks: int, place: Path, advance: 
     shape = {"patches": (encoder.input_size // encoder.patch) ** 2, "cls": int(encoder.last_block.has_cls)}
     part = place / ".views.part"
     part.write_text(
-        json.dumps(shape | {"dim": encoder.last_block.dim, "layers": LAYERS - blocks, "views": told})
+        json.dumps(
+            shape
+            | {
+                "encoder": encoder.fingerprint,
+                "dim": encoder.last_block.dim,
+                "layers": LAYERS - blocks,
+                "views": told,
+            }
+        )
     )
     part.replace(place / "views.json")
 
@@ -129,6 +137,12 @@ def _entering(
         empty = trunk[-1].new_zeros(len(share), 0, last.dim)
         found.append((trunk[-1], torch.stack(means, 1) if means else empty, share))
     return found
+
+
+def _is_of(place: Path, encoder: str) -> bool:
+    """Whether views were written there whole, and of this encoder."""
+    told = place / "views.json"
+    return told.is_file() and json.loads(told.read_text())["encoder"] == encoder
 
 
 def _read(place: Path) -> Views:

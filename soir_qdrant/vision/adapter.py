@@ -43,9 +43,26 @@ class Adapter:
                     raise ConfigError(f"the adapter's layer {name} does not fit this model")
                 weight += (up.float() @ down.float()).to(weight)
 
+    def then(self, other: Adapter) -> Adapter:
+        """Both as one: `other` was learnt on weights to which this one had been added."""
+        names = list(self.factors | other.factors)
+        some = {name: [a.factors[name] for a in (self, other) if name in a.factors] for name in names}
+        joined = {
+            name: (
+                torch.cat([down.float() for down, _ in pairs]),
+                torch.cat([up.float() for _, up in pairs], 1),
+            )
+            for name, pairs in some.items()
+        }
+        return Adapter(joined, self.fitted_for)
+
     @property
-    def digest(self) -> str:
-        """Eight hex digits that name its content."""
+    def name(self) -> str:
+        """Eight hex digits that name its content, and how many blocks it changes: "1f09ac3b.2"."""
+        return f"{self._digest}.{max((-int(key.partition('.')[0]) for key in self.factors), default=0)}"
+
+    @property
+    def _digest(self) -> str:
         made = hashlib.sha256()
         for name, pair in sorted(self.factors.items()):
             made.update(name.encode())

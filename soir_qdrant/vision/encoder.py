@@ -103,11 +103,12 @@ class ViTEncoder:
         dtype: str = "auto",
         batch: int = 32,
         blocks: int = 1,
-        adapter: str | None = None,
+        adapter: str | None = "shipped",
     ) -> None:
         found = resolve(weights)
         model, family = _load(found)
         added = fitting(adapter, "encoder.adapter", Adapter.load, found.sha256)
+        self.adapter = added
         if added:
             added.add_to(lambda index: family.last_block(model, index))
         self.patch = int(model.config.patch_size)
@@ -130,7 +131,7 @@ class ViTEncoder:
         self.name = found.origin.name
         self.input_size = input_size
         self.dim = self.last_block.dim_out
-        made_of = found.sha256[:12] + (f"+{added.digest}" if added else "")
+        made_of = found.sha256[:12] + (f"+{added.name}" if added else "")
         self.fingerprint = f"{found.origin.name}@{made_of}/{input_size}px"
 
     def encode(self, crops: NDArray[np.uint8], masks: NDArray[np.float32] | None = None) -> Encoding:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 from soir_qdrant.errors import ConfigError
+from soir_qdrant.vision.embedded import SKIP
 
 DATA = Path(str(resources.files("soir_qdrant") / "data"))
 
@@ -44,5 +46,8 @@ def fitting(named: str | None, setting: str, load: Callable[[Path], Part], wante
 
 
 def trunk(fingerprint: str) -> str:
-    """An encoder's fingerprint without the size of its crops, which detector and segmenter do not see."""
-    return fingerprint.rpartition("/")[0]
+    """An encoder's fingerprint without what detector and segmenter do not see: the size of its crops, and an
+    adapter of blocks that come after the tokens which they read (see `Adapter.name`)."""
+    named = fingerprint.rpartition("/")[0]
+    added = re.search(r"\+[0-9a-f]{8}\.(\d+)$", named)
+    return named[: added.start()] if added and int(added[1]) <= SKIP else named
