@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -55,23 +55,10 @@ def detector(
 ) -> None:
     """Learn what an object looks like to this encoder: the head of the embedded detector. Run again after an
     interruption: it goes on, to the same result. Use it with `Settings...but(detector={"head": FILE})`."""
-    import torch
-
-    from soir_qdrant.evaluate.bench import load
     from soir_qdrant.train.detector import Plan, examples, train
     from soir_qdrant.train.head import Head
-    from soir_qdrant.vision.fitted import trunk
 
-    benches = [load(folder) for folder in folders]
-    encoder = _pipeline(profile).encoder
-    with bar("tokens", sum(len(bench.gallery) for bench in benches)) as advance:
-        scenes = examples(benches, encoder, file.with_suffix(".cache"), advance)  # type: ignore[arg-type]
-    torch.manual_seed(seed)
-    head, plan = Head(encoder.last_block.dim), Plan(epochs=epochs, seed=seed)
-    with bar("epochs", epochs) as advance:
-        train(head, scenes, plan, **_beside(file), told=_telling(advance))
-    head.save(file, trunk(encoder.fingerprint))
-    _done(file, f"trained on {len(scenes)} scenes")
+    _train_head(Head, examples, train, Plan(epochs=epochs, seed=seed), folders, file, profile)
 
 
 @training.command(
@@ -86,23 +73,10 @@ def segmenter(
 ) -> None:
     """Learn which pixels of a box are the object: the head of the embedded segmenter. Goes on where it was
     interrupted, to the same result. Use it with `Settings...but(segmenter={"head": FILE})`."""
-    import torch
-
-    from soir_qdrant.evaluate.bench import load
     from soir_qdrant.train.mask_head import MaskHead
     from soir_qdrant.train.segmenter import Plan, examples, train
-    from soir_qdrant.vision.fitted import trunk
 
-    benches = [load(folder) for folder in folders]
-    encoder = _pipeline(profile).encoder
-    with bar("tokens", sum(len(bench.gallery) for bench in benches)) as advance:
-        scenes = examples(benches, encoder, file.with_suffix(".cache"), advance)  # type: ignore[arg-type]
-    torch.manual_seed(seed)
-    head, plan = MaskHead(encoder.last_block.dim), Plan(epochs=epochs, seed=seed)
-    with bar("epochs", epochs) as advance:
-        train(head, scenes, plan, **_beside(file), told=_telling(advance))
-    head.save(file, trunk(encoder.fingerprint))
-    _done(file, f"trained on the objects of {len(scenes)} scenes")
+    _train_head(MaskHead, examples, train, Plan(epochs=epochs, seed=seed), folders, file, profile)
 
 
 @training.command(
@@ -156,6 +130,27 @@ def encoder(
     before = tuned.adapter  # what is learnt is learnt on top of it
     (before.then(learnt) if before else learnt).save(file)
     _done(file, f"trained on {sum(map(len, seen))} views")
+
+
+def _train_head(
+    kind: Any, examples: Any, train: Any, plan: Any, folders: list[Path], file: Path, profile: str
+) -> None:
+    """A head on the tokens of the profile's encoder: `examples` and `train` of its module, with its plan."""
+    import torch
+
+    from soir_qdrant.evaluate.bench import load
+    from soir_qdrant.vision.fitted import trunk
+
+    benches = [load(folder) for folder in folders]
+    encoder = _pipeline(profile).encoder
+    with bar("tokens", sum(len(bench.gallery) for bench in benches)) as advance:
+        scenes = examples(benches, encoder, file.with_suffix(".cache"), advance)
+    torch.manual_seed(plan.seed)
+    head = kind(encoder.last_block.dim)
+    with bar("epochs", plan.epochs) as advance:
+        train(head, scenes, plan, **_beside(file), told=_telling(advance))
+    head.save(file, trunk(encoder.fingerprint))
+    _done(file, f"trained on {len(scenes)} scenes")
 
 
 def _pipeline(profile: str) -> Pipeline:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,9 +21,9 @@ from torch import Tensor
 
 from soir_qdrant import images as pictures
 from soir_qdrant.errors import DatasetError
-from soir_qdrant.evaluate.bench import Bench
+from soir_qdrant.evaluate.bench import Bench, GalleryImage
 from soir_qdrant.train.head import Head, batched
-from soir_qdrant.train.progress import Progress, set_rate
+from soir_qdrant.train.progress import HeadPlan, Progress, split, train_epochs, write_once
 from soir_qdrant.vision.boxes import intersection_over_union
 from soir_qdrant.vision.embedded import TokenSource
 from soir_qdrant.vision.head import chosen, inputs
@@ -30,16 +32,11 @@ CORE, LEAST_CORE = 0.5, 0.75  # a cell is near the middle: share of the box, and
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """epochs, batch (scenes), lr (AdamW, cosine to a hundredth), decay, seed; held: every so many-th scene of
-    each folder is not trained on, but measured."""
+class Plan(HeadPlan):
+    """batch: scenes."""
 
     epochs: int = 24
     batch: int = 4
-    lr: float = 2e-3
-    decay: float = 0.02
-    seed: int = 0
-    held: int = 10
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,13 +58,7 @@ def examples(
         place.mkdir(parents=True, exist_ok=True)
         for i, entry in enumerate(bench.gallery):
             file = place / f"{i:05d}.npz"
-            if not file.is_file():
-                image = pictures.load(entry.file).rgb
-                grid, small = inputs(source, image)
-                part = file.with_suffix(".part")
-                with part.open("wb") as out:
-                    np.savez(out, grid=grid.astype(np.float16), small=small, size=image.shape[1::-1])
-                part.replace(file)
+            write_once(file, partial(_arrays, source, entry))
             with np.load(file) as held:
                 width, height = held["size"].tolist()
             found.append(Example(file, (width, height), entry.boxes))
@@ -75,6 +66,12 @@ def examples(
     if not any(len(one.boxes) for one in found):
         raise DatasetError("no labelled object in these folders: there is nothing to learn from")
     return found
+
+
+def _arrays(source: TokenSource, entry: GalleryImage) -> dict[str, Any]:
+    image = pictures.load(entry.file).rgb
+    grid, small = inputs(source, image)
+    return {"grid": grid.astype(np.float16), "small": small, "size": image.shape[1::-1]}
 
 
 def train(
@@ -91,28 +88,15 @@ def train(
 
     Raises ConfigError where `state` belongs to another plan.
     """
-    held = [one for i, one in enumerate(scenes) if i % plan.held == plan.held - 1]
-    kept = [one for i, one in enumerate(scenes) if i % plan.held != plan.held - 1]
+    kept, held = split(scenes, plan)
+
+    def value(rows: NDArray[np.int64], rng: np.random.Generator) -> Tensor:
+        return torch.stack(list(_losses(head, [kept[i] for i in rows], rng))).mean()
+
     steps = math.ceil(len(kept) / plan.batch)
-    adam = torch.optim.AdamW(head.parameters(), lr=plan.lr, weight_decay=plan.decay)
     progress = Progress(plan, state, log)
-    for epoch in range(progress.resume(head, adam), plan.epochs):
-        rng = np.random.default_rng((plan.seed, epoch))
-        order, total = rng.permutation(len(kept)), 0.0
-        head.train()
-        for step in range(steps):
-            set_rate(adam, plan.lr, (epoch * steps + step) / (plan.epochs * steps))
-            picked = [kept[i] for i in order[step * plan.batch : (step + 1) * plan.batch]]
-            value = torch.stack(list(_losses(head, picked, rng))).mean()
-            adam.zero_grad()
-            value.backward()
-            torch.nn.utils.clip_grad_norm_(head.parameters(), 5.0)
-            adam.step()
-            total += float(value.detach())
-        line = {"epoch": epoch + 1, "loss": round(total / steps, 4)} | measure(head, held)
-        progress.keep(epoch + 1, head, adam, line)
-        told(line)
-    return head.eval()
+    train_epochs(head, progress, len(kept), steps, value, lambda: measure(head, held), told)
+    return head
 
 
 def measure(head: Head, scenes: Sequence[Example], most: int = 25) -> dict[str, float]:

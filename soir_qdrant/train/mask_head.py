@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from soir_qdrant.vision.mask_head import CELLS, GROUPS
+from soir_qdrant.vision.head import GROUPS
+from soir_qdrant.vision.mask_head import CELLS
 
 WIDTHS = (16, 32, 64, 128)  # channels at a side of 64, 32, 16 and 8
 

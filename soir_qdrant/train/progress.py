@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
-from torch import nn
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from soir_qdrant.errors import ConfigError
+
+Scene = TypeVar("Scene")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,67 @@ class Progress:
             part,
         )
         part.replace(self.state)
+
+
+@dataclass(frozen=True, slots=True)
+class HeadPlan:
+    """epochs, batch, lr (AdamW, cosine to a hundredth), decay, seed; held: every so many-th scene is not
+    trained on, but measured."""
+
+    epochs: int
+    batch: int
+    lr: float = 2e-3
+    decay: float = 0.02
+    seed: int = 0
+    held: int = 10
+
+
+def split(scenes: Sequence[Scene], plan: HeadPlan) -> tuple[list[Scene], list[Scene]]:
+    """The scenes to train on, and those to measure on."""
+    last = plan.held - 1
+    kept = [one for i, one in enumerate(scenes) if i % plan.held != last]
+    return kept, [one for i, one in enumerate(scenes) if i % plan.held == last]
+
+
+def train_epochs(
+    head: nn.Module,
+    progress: Progress,
+    count: int,
+    steps: int,
+    loss: Callable[[NDArray[np.int64], np.random.Generator], Tensor],
+    measure: Callable[[], Mapping[str, float]],
+    told: Callable[[dict[str, float]], None],
+    warm: float = 0.0,
+) -> None:
+    """Train a head in place, by the `HeadPlan` of `progress`. count: examples; steps: of an epoch. loss: of
+    some of them; measure: what is held out, after every epoch. warm: see `set_rate`."""
+    plan = progress.plan
+    adam = torch.optim.AdamW(head.parameters(), lr=plan.lr, weight_decay=plan.decay)
+    for epoch in range(progress.resume(head, adam), plan.epochs):
+        rng = np.random.default_rng((plan.seed, epoch))
+        order, total = rng.permutation(count), 0.0
+        head.train()
+        for step in range(steps):
+            set_rate(adam, plan.lr, (epoch * steps + step) / (plan.epochs * steps), warm)
+            value = loss(order[step * plan.batch : (step + 1) * plan.batch], rng)
+            adam.zero_grad()
+            value.backward()
+            torch.nn.utils.clip_grad_norm_(head.parameters(), 5.0)
+            adam.step()
+            total += float(value.detach())
+        line = {"epoch": epoch + 1, "loss": round(total / steps, 4)} | dict(measure())
+        progress.keep(epoch + 1, head, adam, line)
+        told(line)
+    head.eval()
+
+
+def write_once(file: Path, make: Callable[[], dict[str, Any]]) -> None:
+    """Arrays as an .npz file, whole or not at all; nothing where it is there."""
+    if not file.is_file():
+        part = file.with_suffix(".part")
+        with part.open("wb") as out:
+            np.savez(out, **make())
+        part.replace(file)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, lr: float, share: float, warm: float = 0.0) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from soir_qdrant.errors import DatasetError
 from soir_qdrant.evaluate.bench import Bench, GalleryImage
 from soir_qdrant.pipeline import QUERY_FRAME
 from soir_qdrant.train.mask_head import MaskHead
-from soir_qdrant.train.progress import Progress, set_rate
+from soir_qdrant.train.progress import HeadPlan, Progress, split, train_epochs, write_once
 from soir_qdrant.train.projection import jittered
 from soir_qdrant.types import RGB, Box, Mask
 from soir_qdrant.vision.crops import square_pixels, whole_box
@@ -36,16 +37,11 @@ Arrays = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """epochs, batch (objects), lr (AdamW, cosine to a hundredth), decay, seed; held: every so many-th scene
-    is not trained on, but measured."""
+class Plan(HeadPlan):
+    """batch: objects."""
 
     epochs: int = 6
     batch: int = 32
-    lr: float = 2e-3
-    decay: float = 0.02
-    seed: int = 0
-    held: int = 10
 
 
 def examples(
@@ -59,11 +55,7 @@ def examples(
         for i, entry in enumerate(bench.gallery):
             file = place / f"{i:05d}.npz"
             if entry.mask is not None and entry.objects:
-                if not file.is_file():
-                    part = file.with_suffix(".part")
-                    with part.open("wb") as out:
-                        np.savez(out, **_views(source, entry, np.random.default_rng(i)))  # type: ignore[arg-type]
-                    part.replace(file)
+                write_once(file, partial(_views, source, entry, np.random.default_rng(i)))
                 found.append(file)
             advance()
     if not found:
@@ -82,32 +74,16 @@ def train(
 ) -> MaskHead:
     """Train in place; returns the head. state, log: see `Progress`: it goes on where it was killed, to the
     same result. Memory: 80 kB a view."""
-    held = _joined([file for i, file in enumerate(scenes) if i % plan.held == plan.held - 1])
-    kept = _joined([file for i, file in enumerate(scenes) if i % plan.held != plan.held - 1])
-    count = len(kept["small"])
+    kept, held = (_joined(files) for files in split(scenes, plan))
+
+    def value(rows: NDArray[np.int64], rng: np.random.Generator) -> Tensor:
+        small, planes, tokens, mask = _turned(rng, *_batch(kept, np.sort(rows)))
+        return loss(head(small, planes, tokens), mask)
+
+    count, progress = len(kept["small"]), Progress(plan, state, log)
     steps = max(count // plan.batch, 1)
-    adam = torch.optim.AdamW(head.parameters(), lr=plan.lr, weight_decay=plan.decay)
-    progress = Progress(plan, state, log)
-    for epoch in range(progress.resume(head, adam), plan.epochs):
-        rng = np.random.default_rng((plan.seed, epoch))
-        order, total = rng.permutation(count), 0.0
-        head.train()
-        for step in range(steps):
-            set_rate(adam, plan.lr, (epoch * steps + step) / (plan.epochs * steps), warm=0.02)
-            small, planes, tokens, mask = _batch(
-                kept, np.sort(order[step * plan.batch : (step + 1) * plan.batch])
-            )
-            small, planes, tokens, mask = _turned(rng, small, planes, tokens, mask)
-            value = loss(head(small, planes, tokens), mask)
-            adam.zero_grad()
-            value.backward()
-            torch.nn.utils.clip_grad_norm_(head.parameters(), 5.0)
-            adam.step()
-            total += float(value.detach())
-        line = {"epoch": epoch + 1, "loss": round(total / steps, 4), "iou": measure(head, held)}
-        progress.keep(epoch + 1, head, adam, line)
-        told(line)
-    return head.eval()
+    train_epochs(head, progress, count, steps, value, lambda: {"iou": measure(head, held)}, told, warm=0.02)
+    return head
 
 
 def loss(logits: Tensor, mask: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ It is trained in torch (`soir train detector`) and run in NumPy, beside any trun
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,34 +39,19 @@ class Head:
         """grid, small: of `inputs`. Scores, 0..1, [h, w], the IoU that each cell expects of its box, and the
         boxes, [h, w, 4], x0, y0, x1, y1 in cells."""
         h, w, dim = grid.shape
-        tokens = grid.reshape(h * w, dim).astype(np.float32)
-        tokens = tokens - tokens.mean(1, keepdims=True)
-        tokens /= np.sqrt((tokens**2).mean(1, keepdims=True) + 1e-5)
+        tokens = standardized(grid.reshape(h * w, dim))
         cells = small.reshape(h, PIXELS, w, PIXELS, 3).transpose(0, 2, 4, 1, 3).reshape(h * w, -1)
         pixels = (cells.astype(np.float32) / np.float32(255) - np.float32(0.5)) * np.float32(4)
-        x: Floats = silu(self._linear(tokens, "tokens") + self._linear(pixels, "pixels"))
+        x: Floats = silu(linear(self.weights, "tokens", tokens) + linear(self.weights, "pixels", pixels))
         for i in range(self.depth):
-            y = self._linear(neighbours(x.reshape(h, w, -1), 1 + i % 2), f"blocks.{i}.0")
-            x = np.add(x, silu(self._group_norm(y, f"blocks.{i}.1")), dtype=np.float32)
-        out = self._linear(x, "out").reshape(h, w, 5)
+            y = linear(self.weights, f"blocks.{i}.0", neighbours(x.reshape(h, w, -1), 1 + i % 2))
+            x = np.add(x, silu(group_norm(self.weights, f"blocks.{i}.1", y)), dtype=np.float32)
+        out = linear(self.weights, "out", x).reshape(h, w, 5)
         sides = np.exp(np.minimum(out[..., 1:], 4))
         middle = np.stack(np.meshgrid(np.arange(w) + 0.5, np.arange(h) + 0.5), -1).astype(np.float32)
         boxes = np.concatenate([middle - sides[..., :2], middle + sides[..., 2:]], -1)
         scores = 1 / (1 + np.exp(-out[..., 0]))
         return scores.astype(np.float32), boxes.astype(np.float32)
-
-    def _linear(self, x: Floats, name: str) -> Floats:
-        """x: [n, C] or [n, C * 9]. [n, C_out]."""
-        weight = self.weights[f"{name}.weight"]
-        found: Floats = x @ weight.reshape(len(weight), -1).T + self.weights[f"{name}.bias"]
-        return found
-
-    def _group_norm(self, x: Floats, name: str) -> Floats:
-        n, width = x.shape
-        groups = x.reshape(n, GROUPS, -1)
-        mean, var = groups.mean((0, 2), keepdims=True), groups.var((0, 2), keepdims=True)
-        scaled = ((groups - mean) / np.sqrt(var + 1e-5)).reshape(n, width)
-        return np.asarray(scaled * self.weights[f"{name}.weight"] + self.weights[f"{name}.bias"], np.float32)
 
     @classmethod
     def load(cls, file: Path) -> Head:
@@ -138,6 +124,29 @@ def chosen(
     best = np.argsort(-flat, kind="stable")[:MOST_CELLS]
     kept, values = pick(corners[best], flat[best], iou=iou, most=most)
     return finish(corners[best][kept], values, (size[1], size[0]), threshold=threshold)
+
+
+def linear(weights: Mapping[str, Floats], name: str, x: Floats) -> Floats:
+    """x: [n, C] or [n, C * 9], see `neighbours`. [n, C_out]."""
+    weight = weights[f"{name}.weight"]
+    found: Floats = x @ weight.reshape(len(weight), -1).T + weights[f"{name}.bias"]
+    return found
+
+
+def group_norm(weights: Mapping[str, Floats], name: str, x: Floats) -> Floats:
+    """x: [n, C], all positions of one picture. [n, C]."""
+    groups = x.reshape(len(x), GROUPS, -1)
+    mean, var = groups.mean((0, 2), keepdims=True), groups.var((0, 2), keepdims=True)
+    scaled = ((groups - mean) / np.sqrt(var + 1e-5)).reshape(x.shape)
+    return np.asarray(scaled * weights[f"{name}.weight"] + weights[f"{name}.bias"], np.float32)
+
+
+def standardized(tokens: NDArray[np.floating]) -> Floats:
+    """Each row with mean 0 and deviation 1: LayerNorm without weights. [n, D], float32."""
+    rows: Floats = tokens.astype(np.float32)
+    rows = rows - rows.mean(1, keepdims=True)
+    rows /= np.sqrt((rows**2).mean(1, keepdims=True) + 1e-5)
+    return rows
 
 
 def neighbours(x: Floats, apart: int) -> Floats:

@@ -18,13 +18,12 @@ from soir_qdrant.errors import ConfigError
 from soir_qdrant.types import RGB, Box, Mask
 from soir_qdrant.vision.crops import square, square_pixels, whole_box
 from soir_qdrant.vision.embedded import SKIP, TokenSource
-from soir_qdrant.vision.head import Floats, neighbours, silu
+from soir_qdrant.vision.head import Floats, group_norm, linear, neighbours, silu, standardized
 from soir_qdrant.vision.segmenter import ellipse
 
 SIDE = 64  # of the mask, in pixels
 CELLS = 8  # tokens along it
 MARGIN = 0.25  # around the box, as a fraction of its longer side
-GROUPS = 8  # of the normalisations
 FAR = 3.0  # distance from the box's middle, in half its sides, beyond which all is alike
 LEAST = 0.05  # share of the box that a mask covers at least
 BATCH = 16
@@ -45,16 +44,13 @@ class MaskHead:
         x0 = self._block(np.concatenate([pixels, planes], -1), "e0")
         x1 = self._block(self._block(x0, "e1.0", stride=2), "e1.1")
         x2 = self._block(self._block(x1, "e2.0", stride=2), "e2.1")
-        seen = tokens.astype(np.float32)
-        seen = seen - seen.mean(1, keepdims=True)
-        seen /= np.sqrt((seen**2).mean(1, keepdims=True) + 1e-5)
-        added = self._linear(seen, "tokens").reshape(CELLS, CELLS, -1)
+        added = linear(self.weights, "tokens", standardized(tokens)).reshape(CELLS, CELLS, -1)
         y: Floats = silu(self._block(x2, "e3", stride=2) + added)
         y = y + self._block(self._block(y, "middle.0"), "middle.1")
         y = self._block(self._block(np.concatenate([_doubled(y), x2], -1), "d2.0"), "d2.1")
         y = self._block(self._block(np.concatenate([_doubled(y), x1], -1), "d1.0"), "d1.1")
         y = self._block(np.concatenate([_doubled(y), x0], -1), "d0")
-        logits = self._linear(y.reshape(SIDE * SIDE, -1), "out").reshape(SIDE, SIDE)
+        logits = linear(self.weights, "out", y.reshape(SIDE * SIDE, -1)).reshape(SIDE, SIDE)
         return np.asarray(1 / (1 + np.exp(-logits)), np.float32)
 
     def _block(self, x: Floats, name: str, stride: int = 1) -> Floats:
@@ -63,17 +59,8 @@ class MaskHead:
         near = neighbours(x, 1)
         if stride > 1:
             near = near.reshape(*x.shape[:2], -1)[::stride, ::stride].reshape(h * w, -1)
-        y = self._linear(near, f"{name}.0")
-        groups = y.reshape(h * w, GROUPS, -1)
-        mean, var = groups.mean((0, 2), keepdims=True), groups.var((0, 2), keepdims=True)
-        y = ((groups - mean) / np.sqrt(var + 1e-5)).reshape(h * w, -1)
-        y = silu(y * self.weights[f"{name}.1.weight"] + self.weights[f"{name}.1.bias"])
-        return y.reshape(h, w, -1)
-
-    def _linear(self, x: Floats, name: str) -> Floats:
-        weight = self.weights[f"{name}.weight"]
-        found: Floats = x @ weight.reshape(len(weight), -1).T + self.weights[f"{name}.bias"]
-        return found
+        y = linear(self.weights, f"{name}.0", near)
+        return silu(group_norm(self.weights, f"{name}.1", y)).reshape(h, w, -1)
 
     @classmethod
     def load(cls, file: Path) -> MaskHead:
