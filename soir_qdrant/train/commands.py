@@ -13,6 +13,7 @@ from soir_qdrant.console import ProfileOption, bar, err, out
 
 if TYPE_CHECKING:
     from soir_qdrant.pipeline import Pipeline
+    from soir_qdrant.train.views import Views
 
 training = typer.Typer(no_args_is_help=True, help="Learn from labelled folders.")
 
@@ -20,6 +21,14 @@ FoldersArgument = Annotated[
     list[Path], typer.Argument(help="labelled folders (see docs/needlebench.md), with masks or without")
 ]
 MadeOption = Annotated[Path, typer.Option("--out", help="file to write; beside it a state, a log, a cache")]
+FormatOption = Annotated[
+    str, typer.Option("--format", help="needle, coco, voxdet, owid, instre or permir; see docs/evaluation.md")
+]
+BlocksOption = Annotated[int, typer.Option(min=1, max=4, help="how many of the last ones are tuned")]
+CacheOption = Annotated[
+    Path | None,
+    typer.Option(help="keeps the views, for encoder and projection  [default: beside --out]"),
+]
 SeedOption = Annotated[int, typer.Option(help="of everything that is random")]
 
 
@@ -28,21 +37,25 @@ SeedOption = Annotated[int, typer.Option(help="of everything that is random")]
 )
 def projection(
     folders: FoldersArgument,
-    file: Annotated[Path, typer.Option("--out", help="file to write")],
+    file: MadeOption,
     profile: ProfileOption = "embedded",
+    format_: FormatOption = "needle",
     dim: Annotated[int, typer.Option(help="components kept")] = 1024,
-    seed: SeedOption = 0,
+    blocks: BlocksOption = 2,
+    cache: CacheOption = None,
 ) -> None:
     """Learn what the same thing looks like twice: the projection that whitens. Use it with --whitening."""
-    from soir_qdrant.evaluate.bench import load
     from soir_qdrant.train.projection import fit
+    from soir_qdrant.train.tail import Tail
+    from soir_qdrant.train.views import local
 
-    benches = [load(folder) for folder in folders]
-    total = sum(len(bench.gallery) + len(bench.queries) for bench in benches)
-    with bar("projection", total) as advance:
-        made, seen = fit(benches, _pipeline(profile), dim=dim, seed=seed, advance=advance)
+    pipeline = _pipeline(profile)
+    seen = _views(folders, format_, pipeline, blocks, cache or file.with_suffix(".cache"))
+    tail = Tail(local(pipeline), pipeline.settings.vector.features, blocks=blocks, rank=0)
+    with bar("projection", len(seen)) as advance:
+        made, rows = fit(seen, tail, dim=dim, fitted_for=pipeline.whitened, advance=advance)
     made.save(file)
-    out.print(f"{file}: {made.dim} components from {seen.all.count} views of {seen.things} things")
+    out.print(f"{file}: {made.dim} components from {rows.all.count} views of {rows.things} things")
 
 
 @training.command(epilog="Example:  soir train detector bench/fit-2d-* bench/fit-3d-* --out mine.safetensors")
@@ -86,15 +99,13 @@ def encoder(
     folders: FoldersArgument,
     file: MadeOption,
     profile: ProfileOption = "embedded",
-    format_: Annotated[
-        str,
-        typer.Option("--format", help="needle, coco, voxdet, owid, instre or permir; see docs/evaluation.md"),
-    ] = "needle",
-    blocks: Annotated[int, typer.Option(min=1, max=4, help="how many of the last ones are tuned")] = 2,
+    format_: FormatOption = "needle",
+    blocks: BlocksOption = 2,
     rank: Annotated[int, typer.Option(min=1, help="of what is added to their layers")] = 32,
     steps: Annotated[int, typer.Option(min=1, help="of eight scenes of eight objects each")] = 600,
     lr: Annotated[float, typer.Option(min=0, help="of AdamW, at its highest")] = 5e-4,
     seed: SeedOption = 0,
+    cache: CacheOption = None,
 ) -> None:
     """Tune the profile's encoder further, to tell instances apart, for the pooling that is shipped. Goes on
     where it was interrupted, to the same result. Use it by a profile of your own, a JSON file with
@@ -104,24 +115,19 @@ def encoder(
 
     from soir_qdrant.config import Settings
     from soir_qdrant.errors import ConfigError
-    from soir_qdrant.evaluate.datasets import load
     from soir_qdrant.pipeline import Pipeline
     from soir_qdrant.train.encoder import Plan, train
     from soir_qdrant.train.tail import Tail
-    from soir_qdrant.train.views import views
-    from soir_qdrant.vision.encoder import ViTEncoder
+    from soir_qdrant.train.views import local
     from soir_qdrant.vision.weights import resolve
 
     settings = Settings.for_profile(profile)
     pipeline = Pipeline(settings)
-    projected, benches = pipeline.whitening, [load(folder, format_) for folder in folders]
+    projected, tuned = pipeline.whitening, local(pipeline)
     if projected is None:
         raise ConfigError("the encoder is tuned for the projection of the profile, and this one has none")
-    with bar("views", sum(len(bench.gallery) + len(bench.queries) for bench in benches)) as advance:
-        seen = views(benches, pipeline, blocks, file.with_suffix(".cache"), advance)
+    seen = _views(folders, format_, pipeline, blocks, cache or file.with_suffix(".cache"))
     torch.manual_seed(seed)
-    tuned = pipeline.encoder
-    assert isinstance(tuned, ViTEncoder)
     tail = Tail(tuned, settings.vector.features, blocks=blocks, rank=rank)
     plan = Plan(steps=steps, blocks=blocks, rank=rank, lr=lr, seed=seed, ridge=settings.vector.ridge)
     with bar("steps", -(-steps // plan.every)) as advance:
@@ -151,6 +157,15 @@ def _train_head(
         train(head, scenes, plan, **_beside(file), told=_telling(advance))
     head.save(file, trunk(encoder.fingerprint))
     _done(file, f"trained on {len(scenes)} scenes")
+
+
+def _views(folders: list[Path], layout: str, pipeline: Pipeline, blocks: int, cache: Path) -> list[Views]:
+    from soir_qdrant.evaluate.datasets import load
+    from soir_qdrant.train.views import views
+
+    benches = [load(folder, layout) for folder in folders]
+    with bar("views", sum(len(bench.gallery) + len(bench.queries) for bench in benches)) as advance:
+        return views(benches, pipeline, blocks, cache, advance)
 
 
 def _pipeline(profile: str) -> Pipeline:

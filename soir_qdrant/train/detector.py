@@ -23,7 +23,7 @@ from soir_qdrant import images as pictures
 from soir_qdrant.errors import DatasetError
 from soir_qdrant.evaluate.bench import Bench, GalleryImage
 from soir_qdrant.train.head import Head, batched
-from soir_qdrant.train.progress import HeadPlan, Progress, split, train_epochs, write_once
+from soir_qdrant.train.progress import HeadPlan, Progress, place_of, split, train_epochs, write_once
 from soir_qdrant.vision.boxes import intersection_over_union
 from soir_qdrant.vision.embedded import TokenSource
 from soir_qdrant.vision.head import chosen, inputs
@@ -54,7 +54,7 @@ def examples(
     """What the head sees of each scene, computed once and kept in `cache` (2.5 MB a scene)."""
     found = []
     for bench in benches:
-        place = cache / bench.root.name
+        place = place_of(cache, bench)
         place.mkdir(parents=True, exist_ok=True)
         for i, entry in enumerate(bench.gallery):
             file = place / f"{i:05d}.npz"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from soir_qdrant.errors import ConfigError
+from soir_qdrant.evaluate.bench import Bench
 
 Scene = TypeVar("Scene")
 
@@ -116,6 +118,12 @@ def train_epochs(
         progress.keep(epoch + 1, head, adam, line)
         told(line)
     head.eval()
+
+
+def place_of(cache: Path, bench: Bench, kind: str = "") -> Path:
+    """Where a cache keeps what was computed of a folder: apart from other folders of the same name."""
+    named = hashlib.sha256(f"{bench.root.resolve()} {kind}".encode()).hexdigest()
+    return cache / f"{bench.root.name}-{named[:8]}"
 
 
 def write_once(file: Path, make: Callable[[], dict[str, Any]]) -> None:

@@ -10,18 +10,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from soir_qdrant import images as pictures
 from soir_qdrant.calibrate import Moments
 from soir_qdrant.errors import ConfigError
-from soir_qdrant.evaluate.bench import Bench
-from soir_qdrant.evaluate.collect import labelled
-from soir_qdrant.pipeline import Pipeline
 from soir_qdrant.refine.pooling import Whitening, fit_discriminative
-from soir_qdrant.types import Box, LoadedImage, SceneObject, Vector
+from soir_qdrant.train.tail import Tail
+from soir_qdrant.train.views import Views
+from soir_qdrant.types import Vector
 
-JITTER = 0.07  # standard deviation of a box's sides, as a share of its width or height
+BATCH = 64
 
 
 class Scatter:
@@ -54,48 +53,24 @@ class Scatter:
         return np.asarray((self.all.square - sums.T @ sums) / spare, np.float64)
 
 
+@torch.no_grad()
 def fit(
-    benches: Sequence[Bench],
-    pipeline: Pipeline,
+    folders: Sequence[Views],
+    tail: Tail,
     *,
+    fitted_for: str,
     dim: int = 1024,
-    seed: int = 0,
     advance: Callable[[], None] = lambda: None,
 ) -> tuple[Whitening, Scatter]:
-    """The projection to `dim` components, and what it was fitted on; objects of no instance are left out."""
-    scatter, rng = Scatter(), np.random.default_rng(seed)
-    for bench in benches:
-        for entry in bench.gallery:
-            image, objects = pictures.load(entry.file), labelled(entry)
-            keep = [i for i, item in enumerate(entry.objects) if item.instance]
-            names = [str(entry.objects[i].instance) for i in keep]
-            if keep:
-                given = [objects[i] for i in keep]
-                noisy = [SceneObject(jittered(item.box, image, rng)) for item in given]
-                for items in (given, pipeline.segment(image.rgb, noisy)):
-                    scatter.add(_rows(pipeline, image, items), names)
-            advance()
-        for query in bench.queries:
-            image = pictures.load(query.file)
-            scatter.add(
-                pipeline.query_row(image.rgb, box=query.box, mask=image.alpha)[None], [query.instance]
-            )
-            advance()
+    """The projection to `dim` components, and what it was fitted on. tail: the blocks that the views enter.
+    advance: called once a folder."""
+    scatter = Scatter()
+    for part in folders:
+        for i in range(0, len(part), BATCH):
+            rows = range(i, min(i + BATCH, len(part)))
+            scatter.add(tail(*part.take(rows)).cpu().numpy(), part.things[rows].tolist())
+        advance()
     made = fit_discriminative(
-        scatter.within, scatter.all.covariance, scatter.all.mean, dim, fitted_for=pipeline.whitened
+        scatter.within, scatter.all.covariance, scatter.all.mean, dim, fitted_for=fitted_for
     )
     return made, scatter
-
-
-def _rows(pipeline: Pipeline, image: LoadedImage, items: list[SceneObject]) -> Vector:
-    crops, masks = pipeline.crops([image.rgb], [items])
-    return pipeline.features(pipeline.encoder.encode(crops, masks))
-
-
-def jittered(box: Box, image: LoadedImage, rng: np.random.Generator, by: float = JITTER) -> Box:
-    """A box whose sides are off by `by` of its width or height (a standard deviation), inside the image."""
-    x0, y0, x1, y1 = box
-    w, h = x1 - x0, y1 - y0
-    a, b, c, d = rng.normal(0, by, 4) * (w, h, w, h)
-    x0, y0 = max(0.0, x0 + a), max(0.0, y0 + b)
-    return x0, y0, min(float(image.width), max(x1 + c, x0 + 8)), min(float(image.height), max(y1 + d, y0 + 8))

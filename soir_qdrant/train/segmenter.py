@@ -23,14 +23,14 @@ from soir_qdrant.errors import DatasetError
 from soir_qdrant.evaluate.bench import Bench, GalleryImage
 from soir_qdrant.pipeline import QUERY_FRAME
 from soir_qdrant.train.mask_head import MaskHead
-from soir_qdrant.train.progress import HeadPlan, Progress, split, train_epochs, write_once
-from soir_qdrant.train.projection import jittered
+from soir_qdrant.train.progress import HeadPlan, Progress, place_of, split, train_epochs, write_once
+from soir_qdrant.train.views import jittered
 from soir_qdrant.types import RGB, Box, Mask
 from soir_qdrant.vision.crops import square_pixels, whole_box
 from soir_qdrant.vision.embedded import TokenSource
 from soir_qdrant.vision.mask_head import CELLS, SIDE, box_planes, looked_at, picture, window
 
-JITTERS = (0.06, 0.12)  # of a box, one view of the object each; see `projection.jittered`
+JITTERS = (0.06, 0.12)  # of a box, one view of the object each; see `views.jittered`
 AS_QUERY = 0.04  # the same, in a crop as tight as a query
 PARTS = ("small", "planes", "tokens", "mask")
 Arrays = dict[str, NDArray[Any]]
@@ -50,7 +50,7 @@ def examples(
     """What the head sees of each scene's objects, a file a scene, computed once (80 kB a view)."""
     found = []
     for bench in benches:
-        place = cache / bench.root.name
+        place = place_of(cache, bench)
         place.mkdir(parents=True, exist_ok=True)
         for i, entry in enumerate(bench.gallery):
             file = place / f"{i:05d}.npz"

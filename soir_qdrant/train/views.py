@@ -13,13 +13,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from soir_qdrant import images as pictures
-from soir_qdrant.errors import DatasetError
+from soir_qdrant.errors import ConfigError, DatasetError
 from soir_qdrant.evaluate.bench import Bench
 from soir_qdrant.evaluate.collect import labelled
 from soir_qdrant.pipeline import Pipeline
-from soir_qdrant.train.projection import jittered
-from soir_qdrant.types import SceneObject
+from soir_qdrant.train.progress import place_of
+from soir_qdrant.types import Box, LoadedImage, SceneObject
 from soir_qdrant.vision.encoder import LAYERS, ViTEncoder, patch_weights
+from soir_qdrant.vision.fitted import untouched
+
+JITTER = 0.07  # standard deviation of a box's sides, as a share of its width or height
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,12 +61,13 @@ def views(
     """Every labelled instance under its true mask, and under the segmenter's from a box that sits as badly as
     a detector's; and the queries. A file set per folder in `cache`, 200 kB a view for ViT-S at 224 px.
 
-    blocks: how many of the last ones are tuned, at most LAYERS.
+    blocks: how many of the last ones are tuned, at most LAYERS; what an adapter did to those is not in the
+    views. Raises ConfigError for an encoder that does not run here.
     """
     found = []
     for bench in benches:
-        place = cache / f"{bench.root.name}-{blocks}"
-        if not _is_of(place, pipeline.encoder.fingerprint):
+        place = place_of(cache, bench, f"last {blocks}")
+        if not _is_of(place, _seen_by(pipeline, blocks)):
             _write(bench, pipeline, blocks, place, advance)
         else:
             for _ in range(len(bench.gallery) + len(bench.queries)):
@@ -74,8 +78,7 @@ def views(
 
 def _write(bench: Bench, pipeline: Pipeline, blocks: int, place: Path, advance: Callable[[], None]) -> None:
     place.mkdir(parents=True, exist_ok=True)
-    encoder = pipeline.encoder
-    assert isinstance(encoder, ViTEncoder)
+    encoder = local(pipeline)
     told: list[tuple[str, str, bool]] = []
     rng = np.random.default_rng(0)
     with (
@@ -112,7 +115,7 @@ def _write(bench: Bench, pipeline: Pipeline, blocks: int, place: Path, advance: 
         json.dumps(
             shape
             | {
-                "encoder": encoder.fingerprint,
+                "seen by": _seen_by(pipeline, blocks),
                 "dim": encoder.last_block.dim,
                 "layers": LAYERS - blocks,
                 "views": told,
@@ -139,10 +142,26 @@ def _entering(
     return found
 
 
-def _is_of(place: Path, encoder: str) -> bool:
-    """Whether views were written there whole, and of this encoder."""
+def local(pipeline: Pipeline) -> ViTEncoder:
+    """Its encoder. Raises ConfigError where that is served."""
+    if not isinstance(pipeline.encoder, ViTEncoder):
+        raise ConfigError(
+            "what is learnt is learnt from the encoder's own blocks: give a profile that runs here"
+        )
+    return pipeline.encoder
+
+
+def _seen_by(pipeline: Pipeline, blocks: int) -> str:
+    """What the views depend on."""
+    settings = pipeline.settings
+    masks = f"{pipeline.segmenter.name} {settings.segmenter.model_dump_json()}"
+    return f"{untouched(local(pipeline).fingerprint, blocks)} {settings.crop.model_dump_json()} {masks}"
+
+
+def _is_of(place: Path, seen_by: str) -> bool:
+    """Whether views were written there whole, of what was seen by these."""
     told = place / "views.json"
-    return told.is_file() and json.loads(told.read_text())["encoder"] == encoder
+    return told.is_file() and json.loads(told.read_text()).get("seen by") == seen_by
 
 
 def _read(place: Path) -> Views:
@@ -154,3 +173,12 @@ def _read(place: Path) -> Views:
     before = np.fromfile(place / "before", np.float16).reshape(shapes[1])
     weights = np.fromfile(place / "weights", np.float16).reshape(shapes[2])
     return Views(tokens, before, weights, things, np.char.add(f"{place.name}/", scenes), query.astype(bool))
+
+
+def jittered(box: Box, image: LoadedImage, rng: np.random.Generator, by: float = JITTER) -> Box:
+    """A box whose sides are off by `by` of its width or height (a standard deviation), inside the image."""
+    x0, y0, x1, y1 = box
+    w, h = x1 - x0, y1 - y0
+    a, b, c, d = rng.normal(0, by, 4) * (w, h, w, h)
+    x0, y0 = max(0.0, x0 + a), max(0.0, y0 + b)
+    return x0, y0, min(float(image.width), max(x1 + c, x0 + 8)), min(float(image.height), max(y1 + d, y0 + 8))

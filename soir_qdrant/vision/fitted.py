@@ -47,7 +47,13 @@ def fitting(named: str | None, setting: str, load: Callable[[Path], Part], wante
 
 def trunk(fingerprint: str) -> str:
     """An encoder's fingerprint without what detector and segmenter do not see: the size of its crops, and an
-    adapter of blocks that come after the tokens which they read (see `Adapter.name`)."""
-    named = fingerprint.rpartition("/")[0]
-    added = re.search(r"\+[0-9a-f]{8}\.(\d+)$", named)
-    return named[: added.start()] if added and int(added[1]) <= SKIP else named
+    adapter of blocks that come after the tokens which they read."""
+    return untouched(fingerprint.rpartition("/")[0], SKIP)
+
+
+def untouched(fingerprint: str, blocks: int) -> str:
+    """An encoder's fingerprint without an adapter that changes none but its last `blocks` blocks (see
+    `Adapter.name`)."""
+    added = re.search(r"\+[0-9a-f]{8}\.(\d+)(?=/|$)", fingerprint)
+    last_alone = added is not None and int(added[1]) <= blocks
+    return fingerprint[: added.start()] + fingerprint[added.end() :] if added and last_alone else fingerprint
