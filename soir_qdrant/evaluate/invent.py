@@ -7,6 +7,7 @@ sets an object off from its ground. Made from the `dev` photographs and from dra
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from soir_qdrant.errors import DatasetError
 from soir_qdrant.evaluate.compose import RGBA, encode_jpeg, encode_png, trim
@@ -35,7 +37,9 @@ def invented(seed: int, *, fetch: bool = False) -> Sources:
     if not home.is_dir():
         part = home.with_name(f".{home.name}.part")
         shutil.rmtree(part, ignore_errors=True)
-        draw(part, Sources.full(fetch=fetch), seed)
+        with warnings.catch_warnings():  # some of the drawings are huge, and read as they come
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            draw(part, Sources.full(fetch=fetch), seed)
         part.rename(home)
     found = Sources.folders(home / "things", home / "grounds")
     return Sources(home.name, found.dev, found.test)
