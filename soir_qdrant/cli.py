@@ -264,13 +264,14 @@ def explain(
 ) -> None:
     """Show what a picture's vector is made of: objects, masks, attention before and after refinement."""
     from soir_qdrant.explain import explain as look
+    from soir_qdrant.explain import save
     from soir_qdrant.images import load
-    from soir_qdrant.page import Shown, Strip, drawn, heat, write
     from soir_qdrant.types import SceneObject
 
     picture, pipeline = load(image), _pipeline(profile, whitening)
     given = [_box(text) for text in box] if box else None
     found = look(pipeline, picture, [SceneObject(b) for b in given if b] if given else None)
+    save(file, image.name, picture.rgb, found)
     named = [
         {
             "box": [round(v, 1) for v in one.item.box],
@@ -280,31 +281,6 @@ def explain(
         }
         for one in found
     ]
-    strips = [
-        Strip(
-            f"object {i}: similarity of the stored vector {one.similarity:.2f}, of the mean descriptor "
-            f"{one.to_mean:.2f}, of the joint token {one.to_refined:.2f}",
-            [
-                ("crop", one.crop),
-                ("mask", heat(one.crop, one.mask)),
-                ("map before", heat(one.crop, one.before)),
-                ("map after", heat(one.crop, one.after)),
-            ],
-        )
-        for i, one in enumerate(found, 1)
-    ]
-    whole = Shown(picture.rgb, [one.item.box for one in found], None, image.name, True)
-    lead = (
-        "Each object as the encoder sees it, its mask, and where the picture's joint token looks in it: the "
-        "mean of the descriptors before, the token refined until its maps match all masks after."
-    )
-    write(
-        file,
-        f"What {image.name} is made of",
-        lead,
-        [],
-        [Strip("picture", [("", drawn(whole, 720))]), *strips],
-    )
     if as_json:
         out.print_json(json.dumps({"page": str(file), "objects": named}))
         return

@@ -5,17 +5,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from soir_qdrant.page import Shown, Strip, drawn, heat, write
 from soir_qdrant.pipeline import Pipeline
 from soir_qdrant.refine.mao import MaoSettings, explain_maps, precompute_all, refine
 from soir_qdrant.types import RGB, LoadedImage, SceneObject
 
 Map = NDArray[np.float32]  # [S, S], 0..1
+WIDE = 720  # pixels of the page's first picture
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -79,3 +82,26 @@ def explain(
         Explained(item, crops[i], masks[i], before[i], after[i], similar[i], near_mean[i], near_refined[i])
         for i, item in enumerate(items)
     ]
+
+
+def save(file: Path, name: str, image: RGB, found: Sequence[Explained]) -> None:
+    """Write it as a page. name: of the picture; image: uint8 [H, W, 3]."""
+    strips = [
+        Strip(
+            f"object {i}: similarity of the stored vector {one.similarity:.2f}, of the mean descriptor "
+            f"{one.to_mean:.2f}, of the joint token {one.to_refined:.2f}",
+            [
+                ("crop", one.crop),
+                ("mask", heat(one.crop, one.mask)),
+                ("map before", heat(one.crop, one.before)),
+                ("map after", heat(one.crop, one.after)),
+            ],
+        )
+        for i, one in enumerate(found, 1)
+    ]
+    whole = drawn(Shown(image, [one.item.box for one in found], None, name, True), WIDE)
+    lead = (
+        "Each object as the encoder sees it, its mask, and where the picture's joint token looks in it: the "
+        "mean of the descriptors before, the token refined until its maps match all masks after."
+    )
+    write(file, f"What {name} is made of", lead, [], [Strip("picture", [("", whole)]), *strips])

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from soir_qdrant.cli import app
 
-COMMANDS = ["ingest", "search", "info", "calibrate", "evaluate", "needle", "export", "demo"]
+COMMANDS = ["ingest", "search", "info", "calibrate", "evaluate", "explain", "needle", "export", "demo"]
 
 
 def soir(*arguments, **options):

@@ -5,7 +5,7 @@ import pytest
 
 from soir_qdrant.config import Settings
 from soir_qdrant.errors import ConfigError, ObjectsError
-from soir_qdrant.explain import explain
+from soir_qdrant.explain import explain, save
 from soir_qdrant.pipeline import Pipeline
 from soir_qdrant.types import LoadedImage, SceneObject
 from soir_qdrant.vision.crops import crop, full_mask, square
@@ -114,7 +114,7 @@ def test_masks_and_boxes_that_do_not_fit_are_refused():
         full_mask(SceneObject((200, 0, 210, 10)), 100, 100)
 
 
-def test_refining_moves_attention_onto_the_masks(pipeline, picture):
+def test_refining_moves_attention_onto_the_masks(pipeline, picture, tmp_path):
     """What `soir explain` shows: per object a mask, and maps that match it better afterwards."""
     found = explain(pipeline, picture, THINGS)
     assert [one.item.box for one in found] == [item.box for item in THINGS]
@@ -123,6 +123,11 @@ def test_refining_moves_attention_onto_the_masks(pipeline, picture):
         assert 0 <= one.after.min() <= one.after.max() <= 1
         assert overlap(one.after, one.mask) > overlap(one.before, one.mask)
         assert one.similarity > 0.5
+    save(tmp_path / "page.html", "room.jpg", picture.rgb, found)
+    page = (tmp_path / "page.html").read_text()
+    assert "room.jpg" in page
+    assert "object 2" in page
+    assert page.count("data:image") == 1 + 4 * len(THINGS)  # the picture; crop, mask, both maps of each
 
 
 def overlap(heat, mask):

@@ -1,10 +1,11 @@
-"""How many objects a picture may hold: mAP against clutter, on a labelled folder's own objects.
+"""How much one vector holds: mAP against the objects of a picture, and against the vector's length.
 
-    python benchmarks/clutter.py bench/test-2d
+    python benchmarks/capacity.py bench/test-2d
 
 The objects of the gallery (its boxes and masks) are dealt out anew: each that a query looks for lies with
 k - 1 others in a picture of its own, 200 pictures, three deals. "one vector": rerank=None; "search": ordered
-by codes, the default; "every vector": all kept.
+by codes, the default; "every vector": all kept. The first table changes k; the second takes eight objects and
+the first numbers of all vectors alone, the third of the codes alone.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ def main() -> None:
     )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--counts", type=int, nargs="+", default=[1, 2, 4, 6, 10, 15, 25])
+    parser.add_argument("--lengths", type=int, nargs="+", default=[64, 128, 256, 384, 512, 768, 1024])
+    parser.add_argument("--codes", type=int, nargs="+", default=[32, 64, 128, 192, 256])
     parser.add_argument("--out", type=Path, default=None, help="also write JSON")
     chosen = parser.parse_args()
     bench, settings = load(chosen.folder, "needle"), Settings.for_profile()
@@ -42,20 +45,30 @@ def main() -> None:
     objects = white(np.concatenate(seen.rows))
     names = np.array([str(name) for entry in bench.gallery for name in entry.instances])
     wanted = [query.instance for query in bench.queries]
-    queries, rows = np.stack(seen.query_vectors), []
-    print(f"{'objects':>8} {'one vector':>11} {'search':>7} {'every vector':>13}")
-    for count in chosen.counts:
-        found = np.mean(
-            [
-                deal(objects, names, queries, wanted, count, seed, settings.vector.ridge)
+    queries = np.stack(seen.query_vectors)
+
+    def table(head: str, values: list[int]) -> list[dict[str, float]]:
+        print(f"\n{head:>8} {'one vector':>11} {'search':>7} {'every vector':>13}")
+        rows = []
+        for value in values:
+            held = {"objects": 8, "length": objects.shape[1], "codes": CODES} | {head: value}
+            v, q = normalize(objects[:, : held["length"]]), normalize(queries[:, : held["length"]])
+            deals = [
+                deal(v, names, q, wanted, held["objects"], held["codes"], seed, settings.vector.ridge)
                 for seed in range(DEALS)
-            ],
-            0,
-        )
-        print(f"{count:8d} {found[0]:11.1f} {found[1]:7.1f} {found[2]:13.1f}", flush=True)
-        rows.append({"objects": count, **dict(zip(("one", "search", "every"), found.tolist(), strict=True))})
+            ]
+            one, search, every = np.mean(deals, 0).tolist()
+            print(f"{value:8d} {one:11.1f} {search:7.1f} {every:13.1f}", flush=True)
+            rows.append({head: value, "one": one, "search": search, "every": every})
+        return rows
+
+    made = {
+        "clutter": table("objects", chosen.counts),
+        "length": table("length", chosen.lengths),
+        "codes": table("codes", chosen.codes),
+    }
     if chosen.out:
-        chosen.out.write_text(json.dumps(rows, indent=2))
+        chosen.out.write_text(json.dumps(made, indent=2))
 
 
 def deal(
@@ -64,6 +77,7 @@ def deal(
     queries: np.ndarray,
     wanted: list[str],
     count: int,
+    codes: int,
     seed: int,
     ridge: float,
 ) -> tuple[float, float, float]:
@@ -74,10 +88,10 @@ def deal(
     pictures = [np.r_[one, rng.choice(others, count - 1, replace=False)] for one in first]
     vectors = np.stack([generalized_max_pool(objects[p], ridge) for p in pictures])
     plain = queries @ vectors.T
-    close = normalize(queries[:, :CODES]) @ normalize(objects[:, :CODES]).T
-    codes = np.stack([close[:, p].max(1) for p in pictures], 1)
+    close = normalize(queries[:, :codes]) @ normalize(objects[:, :codes]).T
+    told = np.stack([close[:, p].max(1) for p in pictures], 1)
     every = np.stack([(queries @ objects[p].T).max(1) for p in pictures], 1)
-    ordered = np.where(ranks(plain) < FIRST["codes"], (plain + codes) / 2 + 2, plain)
+    ordered = np.where(ranks(plain) < FIRST["codes"], (plain + told) / 2 + 2, plain)
     relevant = np.stack([names[first] == name for name in wanted])
     some = relevant.any(1)
     return tuple(  # type: ignore[return-value]
