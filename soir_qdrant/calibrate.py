@@ -116,6 +116,5 @@ def object_rows(
 ) -> NDArray[np.float32]:
     """The rows of all objects of some images before whitening, float32 [K, F]."""
     found = pipeline.find(images, objects)
-    found = [pipeline.segment(image.rgb, items) for image, items in zip(images, found, strict=True)]
     crops, masks = pipeline.crops([image.rgb for image in images], found)
     return pipeline.features(pipeline.encoder.encode(crops, masks))

@@ -48,7 +48,7 @@ def explain(
     Refined as `settings.vector` says where its pooling is "mao", else by the paper's 80 steps.
     """
     given = None if objects is None else list(objects)
-    items = pipeline.segment(image.rgb, pipeline.find([image], [given])[0])
+    (items,) = pipeline.find([image], [given])
     crops, masks = pipeline.crops([image.rgb], [items])
     encoding, block = pipeline.encoder.encode(crops, masks), pipeline.encoder.last_block
     vectors, scene = pipeline.describe(encoding), np.zeros(len(items), np.int64)

@@ -20,9 +20,11 @@ from soir_qdrant.refine.pooling import Whitening, generalized_max_pool, mean_poo
 from soir_qdrant.types import (
     RGB,
     Box,
+    Detections,
     Detector,
     Encoder,
     Encoding,
+    Fitting,
     LoadedImage,
     Mask,
     Scene,
@@ -87,10 +89,7 @@ class Pipeline:
         Raises ObjectsError where a box or mask does not fit its image.
         """
         seconds = {} if seconds is None else seconds
-        with timed(seconds, "detect"):
-            found = self.find(images, objects or [None] * len(images))
-        with timed(seconds, "segment"):
-            found = [self.segment(image.rgb, items) for image, items in zip(images, found, strict=True)]
+        found = self.find(images, objects or [None] * len(images), seconds)
         with timed(seconds, "encode"):
             crops, masks = self.crops([image.rgb for image in images], found)
             encoding = self.encoder.encode(crops, masks)
@@ -105,21 +104,41 @@ class Pipeline:
         ]
 
     def find(
-        self, images: list[LoadedImage], objects: list[list[SceneObject] | None]
+        self,
+        images: list[LoadedImage],
+        objects: list[list[SceneObject] | None],
+        seconds: dict[str, float] | None = None,
     ) -> list[list[SceneObject]]:
-        """The objects of each image, at least one: those given, else those detected, else the whole image."""
-        found = [list(items) if items else None for items in objects]
+        """The objects of each image with their masks, at least one: those given, else those detected, their
+        boxes fitted to them where the segmenter can, else the whole image. seconds: see `scenes`."""
+        seconds = {} if seconds is None else seconds
         wanted = [i for i, items in enumerate(objects) if items is None]
-        if wanted and self.detector is not None:
-            for i, seen in zip(wanted, self.detector.detect([images[i].rgb for i in wanted]), strict=True):
-                boxes = seen.boxes.astype(float).tolist()
-                found[i] = [
-                    SceneObject((x0, y0, x1, y1), score=float(score))
-                    for (x0, y0, x1, y1), score in zip(boxes, seen.scores, strict=True)
-                ]
+        detected: dict[int, Detections] = {}
+        with timed(seconds, "detect"):
+            if wanted and self.detector is not None:
+                seen = self.detector.detect([images[i].rgb for i in wanted])
+                detected = dict(zip(wanted, seen, strict=True))
+        found = []
+        with timed(seconds, "segment"):
+            for i, (image, items) in enumerate(zip(images, objects, strict=True)):
+                held = items or self._fitted(image.rgb, detected.get(i))
+                whole = SceneObject((0.0, 0.0, float(image.width), float(image.height)))
+                found.append(self.segment(image.rgb, held or [whole]))
+        return found
+
+    def _fitted(self, image: RGB, seen: Detections | None) -> list[SceneObject]:
+        if seen is None or not len(seen.boxes):
+            return []
+        if not isinstance(self.segmenter, Fitting):
+            boxes = seen.boxes.astype(float).tolist()
+            return [
+                SceneObject((x0, y0, x1, y1), score=float(score))
+                for (x0, y0, x1, y1), score in zip(boxes, seen.scores, strict=True)
+            ]
+        fitted = self.segmenter.fit(image, seen.boxes)
         return [
-            items or [SceneObject((0.0, 0.0, float(image.width), float(image.height)))]
-            for image, items in zip(images, found, strict=True)
+            SceneObject(box, mask, score=float(score))
+            for (box, mask), score in zip(fitted, seen.scores, strict=True)
         ]
 
     def segment(
@@ -133,7 +152,7 @@ class Pipeline:
         asked = [item for item, all_of_it in zip(bare, whole, strict=True) if not all_of_it]
         if not asked:
             return objects
-        boxes = np.array([item.box for item in asked], np.float32)
+        boxes = np.array([item.box for item in asked], np.float64)  # rounded, a frame may lose a pixel
         masks = dict(zip(map(id, asked), segmenter.segment(image, boxes), strict=True))
         return [replace(item, mask=masks.get(id(item), item.mask)) for item in objects]
 

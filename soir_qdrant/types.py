@@ -168,9 +168,19 @@ class Segmenter(Protocol):
 
     name: str
 
-    def segment(self, image: RGB, boxes: NDArray[np.float32]) -> list[Mask]:
+    def segment(self, image: RGB, boxes: NDArray[np.floating]) -> list[Mask]:
         """image: uint8 [H, W, 3]; boxes: [k, 4]. k masks, bool [h, w], each in the frame of its box
         rounded outwards to whole pixels. Never empty: where nothing is found it is the whole box."""
+        ...
+
+
+@runtime_checkable
+class Fitting(Protocol):
+    """A segmenter that also says where a detector's box should have been."""
+
+    def fit(self, image: RGB, boxes: NDArray[np.floating]) -> list[tuple[Box, Mask]]:
+        """image: uint8 [H, W, 3]; boxes: [k, 4]. Each box moved to what is seen of its object, and its mask,
+        bool [h, w], in the frame of the moved one; see `Segmenter`."""
         ...
 
 

@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 
-from soir_qdrant.config import Settings
+from soir_qdrant.config import SegmenterSettings, Settings
 from soir_qdrant.errors import ConfigError, ObjectsError
 from soir_qdrant.explain import explain, save
 from soir_qdrant.pipeline import Pipeline
 from soir_qdrant.types import LoadedImage, SceneObject
 from soir_qdrant.vision.crops import crop, full_mask, square
+from soir_qdrant.vision.segmenter import make_segmenter
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +41,15 @@ def test_each_object_is_similar_to_the_one_vector_and_most_to_itself(pipeline, p
     assert (scene.object_vectors @ scene.vector > 0.5).all()
     query = pipeline.query(picture.rgb[125:205, 195:265])
     assert np.argmax(scene.object_vectors @ query) == 1
+
+
+@pytest.mark.parametrize("kind", ["embedded", "grabcut", "box"])
+def test_a_box_may_end_a_hair_beyond_a_pixel(pipeline, picture, kind):
+    """In single precision it would end at the pixel, and its mask would be one pixel short."""
+    segmenter = make_segmenter(SegmenterSettings(kind=kind), pipeline.encoder, pipeline.encoder.fingerprint)
+    items = pipeline.segment(picture.rgb, [SceneObject((50, 40, 110.0000001, 90.0000001))], segmenter)
+    assert items[0].mask.shape == (51, 61)
+    pipeline.crops([picture.rgb], [items])
 
 
 def test_a_batch_gives_what_single_pictures_give(pipeline, picture):

@@ -13,6 +13,8 @@ from models import tiny_sam
 from soir_qdrant.config import SegmenterSettings
 from soir_qdrant.errors import ConfigError, ObjectsError, WeightsError
 from soir_qdrant.types import Segmenter
+from soir_qdrant.vision.boxes import intersection_over_union
+from soir_qdrant.vision.crops import whole_box
 from soir_qdrant.vision.encoder import ViTEncoder
 from soir_qdrant.vision.segmenter import BoxSegmenter, GrabCutSegmenter, ellipse, make_segmenter
 
@@ -80,27 +82,55 @@ class TestContract:
             segmenter.segment(np.zeros((20, 20, 3), np.uint8), np.array([[30, 30, 40, 40]], np.float32))
 
 
+def star(factor):
+    """A shape that neither the box nor its ellipse resembles, on a textured ground: image, true mask, box."""
+    rng = np.random.default_rng(0)
+    image = cv2.GaussianBlur(rng.integers(60, 140, (160, 200, 3), np.uint8), (0, 0), 1)
+    turn = np.linspace(0, 2 * np.pi, 11)[:-1]
+    radius = np.where(np.arange(10) % 2, 18, 45)
+    corners = np.stack([100 + radius * np.cos(turn), 80 + radius * np.sin(turn)], 1).astype(np.int32)
+    cv2.fillPoly(image, [corners], (240, 200, 30))
+    true = cv2.fillPoly(np.zeros((160, 200), np.uint8), [corners], 1)
+    size = (200 * factor, 160 * factor)
+    image = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
+    true = cv2.resize(true, size, interpolation=cv2.INTER_NEAREST).astype(bool)
+    rows, columns = np.flatnonzero(true.any(1)), np.flatnonzero(true.any(0))
+    box = np.array([[columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]], np.float32)
+    return image, true, box
+
+
 class TestCutting:
     @pytest.mark.parametrize("kind", ["embedded", "grabcut"])
     @pytest.mark.parametrize("factor", [1, 6])
     def test_cuts_out_a_star(self, encoder, kind, factor):
-        """A shape that neither the box nor its ellipse resembles, on a textured ground."""
-        rng = np.random.default_rng(0)
-        image = cv2.GaussianBlur(rng.integers(60, 140, (160, 200, 3), np.uint8), (0, 0), 1)
-        turn = np.linspace(0, 2 * np.pi, 11)[:-1]
-        radius = np.where(np.arange(10) % 2, 18, 45)
-        star = np.stack([100 + radius * np.cos(turn), 80 + radius * np.sin(turn)], 1).astype(np.int32)
-        cv2.fillPoly(image, [star], (240, 200, 30))
-        true = cv2.fillPoly(np.zeros((160, 200), np.uint8), [star], 1)
-        size = (200 * factor, 160 * factor)
-        image = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
-        true = cv2.resize(true, size, interpolation=cv2.INTER_NEAREST).astype(bool)
-        rows, columns = np.flatnonzero(true.any(1)), np.flatnonzero(true.any(0))
-        box = np.array([[columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]], np.float32)
-        true = true[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        image, true, box = star(factor)
+        x0, y0, x1, y1 = box[0].astype(int)
+        true = true[y0:y1, x0:x1]
         segmenter = make_segmenter(SegmenterSettings(kind=kind), encoder, encoder.fingerprint)
         mask = segmenter.segment(image, box)[0]
         assert (mask & true).sum() / (mask | true).sum() > 0.8 > true.mean() + 0.2
+
+    @pytest.mark.parametrize("moved", [(-9, -7, 6, 8), (8, 9, 9, 7), (6, -9, -8, 9)])
+    def test_moves_a_box_to_the_star_in_it(self, encoder, moved):
+        image, _, true = star(1)
+        loose = true + np.array([moved], np.float32)
+        segmenter = make_segmenter(SegmenterSettings(), encoder, encoder.fingerprint)
+        ((box, mask),) = segmenter.fit(image, loose)
+        fitted = intersection_over_union(np.array([box], np.float32), true)[0, 0]
+        assert fitted > max(0.85, intersection_over_union(loose, true)[0, 0])
+        np.testing.assert_array_equal(mask.shape, (box[3] - box[1], box[2] - box[0]))
+
+    @pytest.mark.parametrize("case", CASES)
+    def test_moved_boxes_stay_in_the_image(self, encoder, case):
+        (height, width), boxes = CASES[case]
+        image = np.random.default_rng(0).integers(0, 255, (height, width, 3), np.uint8)
+        segmenter = make_segmenter(SegmenterSettings(), encoder, encoder.fingerprint)
+        found = segmenter.fit(image, np.array(boxes, np.float32).reshape(-1, 4))
+        assert len(found) == len(boxes)
+        for box, mask in found:
+            assert mask.any()
+            x0, y0, x1, y1 = whole_box(box, width, height)
+            assert mask.shape == (y1 - y0, x1 - x0)
 
     def test_nothing_to_cut_is_the_ellipse(self):
         image = np.full((80, 80, 3), 50, np.uint8)

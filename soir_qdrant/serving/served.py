@@ -183,7 +183,7 @@ class ServedSegmenter:
             )
         self._encoder, self._decoder = encoder, decoder
 
-    def segment(self, image: RGB, boxes: NDArray[np.float32]) -> list[Mask]:
+    def segment(self, image: RGB, boxes: NDArray[np.floating]) -> list[Mask]:
         """image: uint8 [H, W, 3]; boxes: [k, 4]. See `Segmenter`."""
         if not len(boxes):
             return []
@@ -239,7 +239,7 @@ def fitted(height: int, width: int, size: int) -> tuple[int, int]:
 
 def in_frame(
     logits: NDArray[np.float32],
-    box: NDArray[np.float32],
+    box: NDArray[np.floating],
     shape: tuple[int, int],
     inner: tuple[int, int],
     size: int,

@@ -46,7 +46,7 @@ def full_mask(item: SceneObject, width: int, height: int) -> Mask:
     return full
 
 
-def cut_mask(mask: Mask, box: NDArray[np.float32]) -> Mask:
+def cut_mask(mask: Mask, box: NDArray[np.floating]) -> Mask:
     """The part of a whole image's mask, bool [H, W], in the frame of a box; the whole box where that is
     empty."""
     corners = (float(box[0]), float(box[1]), float(box[2]), float(box[3]))

@@ -6,7 +6,7 @@ train segmenter`) and run in NumPy, beside any trunk, local or served.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from soir_qdrant.errors import ConfigError
 from soir_qdrant.types import RGB, Box, Mask
+from soir_qdrant.vision.boxes import intersection_over_union
 from soir_qdrant.vision.crops import square, square_pixels, whole_box
 from soir_qdrant.vision.embedded import SKIP, TokenSource
 from soir_qdrant.vision.head import Floats, group_norm, linear, neighbours, silu, standardized
@@ -26,6 +27,7 @@ CELLS = 8  # tokens along it
 MARGIN = 0.25  # around the box, as a fraction of its longer side
 FAR = 3.0  # distance from the box's middle, in half its sides, beyond which all is alike
 LEAST = 0.05  # share of the box that a mask covers at least
+ALIKE = 0.4  # IoU of a box with the one that its mask asks for, below which it stays
 BATCH = 16
 
 
@@ -87,17 +89,29 @@ class LearnedSegmenter:
         self.source = source
         self.head = head
 
-    def segment(self, image: RGB, boxes: NDArray[np.float32]) -> list[Mask]:
+    def segment(self, image: RGB, boxes: NDArray[np.floating]) -> list[Mask]:
         """image: uint8 [H, W, 3]; boxes: [k, 4]. See `Segmenter`."""
+        return [in_box(chance, box, at, image.shape) for box, at, chance in self._chances(image, boxes)]
+
+    def fit(self, image: RGB, boxes: NDArray[np.floating]) -> list[tuple[Box, Mask]]:
+        """image, boxes: as above. See `Fitting`."""
+        found = []
+        for box, at, chance in self._chances(image, boxes):
+            moved = around(chance, box, at, image.shape)
+            found.append((moved, in_box(chance, moved, at, image.shape)))
+        return found
+
+    def _chances(
+        self, image: RGB, boxes: NDArray[np.floating]
+    ) -> Iterator[tuple[Box, tuple[int, int, int], Floats]]:
+        """Of each box: itself, its window, and the chance of the window's pixels to be its object's."""
         if not len(boxes):
-            return []
+            return
         corners = [(float(x0), float(y0), float(x1), float(y1)) for x0, y0, x1, y1 in boxes]
         windows = [window(box, image.shape) for box in corners]
         tokens = looked_at(self.source, [image] * len(corners), windows)
-        return [
-            in_box(self.head(picture(image, at, SIDE), box_planes(box, at), seen), box, at, image.shape)
-            for box, at, seen in zip(corners, windows, tokens, strict=True)
-        ]
+        for box, at, seen in zip(corners, windows, tokens, strict=True):
+            yield box, at, self.head(picture(image, at, SIDE), box_planes(box, at), seen)
 
 
 def window(box: Box, shape: tuple[int, ...]) -> tuple[int, int, int]:
@@ -140,14 +154,34 @@ def box_planes(box: Box, at: tuple[int, int, int]) -> Floats:
 
 def in_box(chance: Floats, box: Box, at: tuple[int, int, int], shape: tuple[int, ...]) -> Mask:
     """A window's pixels as the mask of its box, bool [h, w]; the ellipse in it where hardly any is left."""
-    x, y, side = at
+    x, y, _ = at
     x0, y0, x1, y1 = whole_box(box, shape[1], shape[0])
-    whole = cv2.resize(chance, (side, side), interpolation=cv2.INTER_LINEAR) >= 0.5
+    whole = _whole(chance, at)
     mask = np.zeros((y1 - y0, x1 - x0), np.bool_)
     part = whole[max(y0 - y, 0) : y1 - y, max(x0 - x, 0) : x1 - x]
     top, left = max(y - y0, 0), max(x - x0, 0)
     mask[top : top + part.shape[0], left : left + part.shape[1]] = part
     return mask if mask.mean() >= LEAST else ellipse(mask.shape)
+
+
+def around(chance: Floats, box: Box, at: tuple[int, int, int], shape: tuple[int, ...]) -> Box:
+    """The box of the largest piece in a window, inside the image; `box` where they have little in common."""
+    count, _, stats, _ = cv2.connectedComponentsWithStats(_whole(chance, at).astype(np.uint8))
+    if count < 2:
+        return box
+    left, top, width, height, _ = stats[1 + int(stats[1:, cv2.CC_STAT_AREA].argmax())].tolist()
+    x0, y0 = max(at[0] + left, 0), max(at[1] + top, 0)
+    x1, y1 = min(at[0] + left + width, shape[1]), min(at[1] + top + height, shape[0])
+    moved = (float(x0), float(y0), float(x1), float(y1))
+    if min(x1 - x0, y1 - y0) < 1:
+        return box
+    both = np.array([box, moved], np.float32)
+    return moved if intersection_over_union(both[:1], both[1:])[0, 0] >= ALIKE else box
+
+
+def _whole(chance: Floats, at: tuple[int, int, int]) -> NDArray[np.bool_]:
+    """What is the object's, at the window's own size, bool [side, side]."""
+    return np.asarray(cv2.resize(chance, (at[2], at[2]), interpolation=cv2.INTER_LINEAR) >= 0.5)
 
 
 def _doubled(x: Floats) -> Floats:

@@ -33,7 +33,7 @@ class SamSegmenter:
         self.model = load("SamModel", weights, "sam").to(self.device)
         self.size = int(self.model.config.vision_config.image_size)
 
-    def segment(self, image: RGB, boxes: NDArray[np.float32]) -> list[Mask]:
+    def segment(self, image: RGB, boxes: NDArray[np.floating]) -> list[Mask]:
         """image: uint8 [H, W, 3]; boxes: [k, 4]. See `Segmenter`."""
         if not len(boxes):
             return []
@@ -80,7 +80,7 @@ class SegmentAnythingSegmenter:
             ) from error
         self.predictor = predictor(model.eval().to(pick_device(device)))
 
-    def segment(self, image: RGB, boxes: NDArray[np.float32]) -> list[Mask]:
+    def segment(self, image: RGB, boxes: NDArray[np.floating]) -> list[Mask]:
         """image: uint8 [H, W, 3]; boxes: [k, 4]. See `Segmenter`."""
         if not len(boxes):
             return []
@@ -124,7 +124,7 @@ def preprocess(image: RGB, size: int) -> Tensor:
 
 
 def in_frame(
-    logits: Tensor, box: NDArray[np.float32], shape: tuple[int, int], inner: tuple[int, int], size: int
+    logits: Tensor, box: NDArray[np.floating], shape: tuple[int, int], inner: tuple[int, int], size: int
 ) -> Mask:
     """A low-resolution mask of the padded square, [m, m], as the bool mask of a box of the image.
 

@@ -47,7 +47,7 @@ class BoxSegmenter:
 
     name = "box"
 
-    def segment(self, image: RGB, boxes: NDArray[np.float32]) -> list[Mask]:
+    def segment(self, image: RGB, boxes: NDArray[np.floating]) -> list[Mask]:
         """image: uint8 [H, W, 3]; boxes: [k, 4]. See `Segmenter`."""
         frames = [whole_box(_box(row), image.shape[1], image.shape[0]) for row in boxes]
         return [np.ones((y1 - y0, x1 - x0), np.bool_) for x0, y0, x1, y1 in frames]
@@ -69,7 +69,7 @@ class GrabCutSegmenter:
         self.iterations = iterations
         self.margin = margin
 
-    def segment(self, image: RGB, boxes: NDArray[np.float32]) -> list[Mask]:
+    def segment(self, image: RGB, boxes: NDArray[np.floating]) -> list[Mask]:
         """image: uint8 [H, W, 3]; boxes: [k, 4]. See `Segmenter`."""
         height, width = image.shape[:2]
         return [self._cut(image, whole_box(_box(row), width, height)) for row in boxes]
@@ -122,6 +122,6 @@ def _fit(mask: Mask, shape: tuple[int, int]) -> Mask:
     return resized if resized.any() else np.ones(shape, np.bool_)
 
 
-def _box(row: NDArray[np.float32]) -> tuple[float, float, float, float]:
+def _box(row: NDArray[np.floating]) -> tuple[float, float, float, float]:
     x0, y0, x1, y1 = (float(value) for value in row)
     return x0, y0, x1, y1
