@@ -78,6 +78,7 @@ def views(
 
 def _write(bench: Bench, pipeline: Pipeline, blocks: int, place: Path, advance: Callable[[], None]) -> None:
     place.mkdir(parents=True, exist_ok=True)
+    (place / "views.json").unlink(missing_ok=True)  # what stood there is no longer whole
     encoder = local(pipeline)
     told: list[tuple[str, str, bool]] = []
     rng = np.random.default_rng(0)
