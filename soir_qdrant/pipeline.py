@@ -129,13 +129,11 @@ class Pipeline:
     def _fitted(self, image: RGB, seen: Detections | None) -> list[SceneObject]:
         if seen is None or not len(seen.boxes):
             return []
-        if not isinstance(self.segmenter, Fitting):
-            boxes = seen.boxes.astype(float).tolist()
-            return [
-                SceneObject((x0, y0, x1, y1), score=float(score))
-                for (x0, y0, x1, y1), score in zip(boxes, seen.scores, strict=True)
-            ]
-        fitted = self.segmenter.fit(image, seen.boxes)
+        fitted: list[tuple[Box, Mask | None]]
+        if isinstance(self.segmenter, Fitting):
+            fitted = [*self.segmenter.fit(image, seen.boxes)]
+        else:
+            fitted = [((x0, y0, x1, y1), None) for x0, y0, x1, y1 in seen.boxes.astype(float).tolist()]
         return [
             SceneObject(box, mask, score=float(score))
             for (box, mask), score in zip(fitted, seen.scores, strict=True)

@@ -112,12 +112,12 @@ class TestCutting:
 
     @pytest.mark.parametrize("moved", [(-9, -7, 6, 8), (8, 9, 9, 7), (6, -9, -8, 9)])
     def test_moves_a_box_to_the_star_in_it(self, encoder, moved):
-        image, _, true = star(1)
-        loose = true + np.array([moved], np.float32)
+        image, _, tight = star(1)
+        loose = tight + np.array([moved], np.float32)
         segmenter = make_segmenter(SegmenterSettings(), encoder, encoder.fingerprint)
         ((box, mask),) = segmenter.fit(image, loose)
-        fitted = intersection_over_union(np.array([box], np.float32), true)[0, 0]
-        assert fitted > max(0.85, intersection_over_union(loose, true)[0, 0])
+        fitted = intersection_over_union(np.array([box], np.float32), tight)[0, 0]
+        assert fitted > max(0.85, intersection_over_union(loose, tight)[0, 0])
         np.testing.assert_array_equal(mask.shape, (box[3] - box[1], box[2] - box[0]))
 
     @pytest.mark.parametrize("case", CASES)

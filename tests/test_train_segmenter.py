@@ -19,6 +19,7 @@ from soir_qdrant.vision.mask_head import (
     LearnedSegmenter,
     MaskHead,
     box_planes,
+    enlarged,
     in_box,
     picture,
     window,
@@ -156,7 +157,7 @@ class TestWindow:
             image[y0:y1, x0 : (x0 + x1) // 2] = 255  # the left half of the box
             at = window(box, image.shape)
             seen = picture(image, at, SIDE)[..., 0].astype(np.float32) / 255
-            mask = in_box(seen, box, at, image.shape)
+            mask = in_box(enlarged(seen, at[2]), box, at, image.shape)
             true = image[y0:y1, x0:x1, 0] > 0
             assert (mask == true).mean() > 0.9
 

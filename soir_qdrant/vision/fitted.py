@@ -55,5 +55,6 @@ def untouched(fingerprint: str, blocks: int) -> str:
     """An encoder's fingerprint without an adapter that changes none but its last `blocks` blocks (see
     `Adapter.name`)."""
     added = re.search(r"\+[0-9a-f]{8}\.(\d+)(?=/|$)", fingerprint)
-    last_alone = added is not None and int(added[1]) <= blocks
-    return fingerprint[: added.start()] + fingerprint[added.end() :] if added and last_alone else fingerprint
+    if added is None or int(added[1]) > blocks:
+        return fingerprint
+    return fingerprint[: added.start()] + fingerprint[added.end() :]

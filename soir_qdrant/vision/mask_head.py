@@ -91,27 +91,28 @@ class LearnedSegmenter:
 
     def segment(self, image: RGB, boxes: NDArray[np.floating]) -> list[Mask]:
         """image: uint8 [H, W, 3]; boxes: [k, 4]. See `Segmenter`."""
-        return [in_box(chance, box, at, image.shape) for box, at, chance in self._chances(image, boxes)]
+        return [in_box(whole, box, at, image.shape) for box, at, whole in self._windows(image, boxes)]
 
     def fit(self, image: RGB, boxes: NDArray[np.floating]) -> list[tuple[Box, Mask]]:
         """image, boxes: as above. See `Fitting`."""
         found = []
-        for box, at, chance in self._chances(image, boxes):
-            moved = around(chance, box, at, image.shape)
-            found.append((moved, in_box(chance, moved, at, image.shape)))
+        for box, at, whole in self._windows(image, boxes):
+            moved = around(whole, box, at, image.shape)
+            found.append((moved, in_box(whole, moved, at, image.shape)))
         return found
 
-    def _chances(
+    def _windows(
         self, image: RGB, boxes: NDArray[np.floating]
-    ) -> Iterator[tuple[Box, tuple[int, int, int], Floats]]:
-        """Of each box: itself, its window, and the chance of the window's pixels to be its object's."""
+    ) -> Iterator[tuple[Box, tuple[int, int, int], Mask]]:
+        """Of each box: itself, its window, and what of that is its object's, bool [side, side]."""
         if not len(boxes):
             return
         corners = [(float(x0), float(y0), float(x1), float(y1)) for x0, y0, x1, y1 in boxes]
         windows = [window(box, image.shape) for box in corners]
         tokens = looked_at(self.source, [image] * len(corners), windows)
         for box, at, seen in zip(corners, windows, tokens, strict=True):
-            yield box, at, self.head(picture(image, at, SIDE), box_planes(box, at), seen)
+            chance = self.head(picture(image, at, SIDE), box_planes(box, at), seen)
+            yield box, at, enlarged(chance, at[2])
 
 
 def window(box: Box, shape: tuple[int, ...]) -> tuple[int, int, int]:
@@ -152,11 +153,16 @@ def box_planes(box: Box, at: tuple[int, int, int]) -> Floats:
     return np.stack([inside[None, :, 0] * inside[:, None, 1], far], -1).astype(np.float32)
 
 
-def in_box(chance: Floats, box: Box, at: tuple[int, int, int], shape: tuple[int, ...]) -> Mask:
-    """A window's pixels as the mask of its box, bool [h, w]; the ellipse in it where hardly any is left."""
+def enlarged(chance: Floats, side: int) -> Mask:
+    """What is likely the object's, at the window's own size, bool [side, side]."""
+    return np.asarray(cv2.resize(chance, (side, side), interpolation=cv2.INTER_LINEAR) >= 0.5)
+
+
+def in_box(whole: Mask, box: Box, at: tuple[int, int, int], shape: tuple[int, ...]) -> Mask:
+    """A window's pixels, bool [side, side], as the mask of its box, bool [h, w]; the ellipse in it where
+    hardly any is left."""
     x, y, _ = at
     x0, y0, x1, y1 = whole_box(box, shape[1], shape[0])
-    whole = _whole(chance, at)
     mask = np.zeros((y1 - y0, x1 - x0), np.bool_)
     part = whole[max(y0 - y, 0) : y1 - y, max(x0 - x, 0) : x1 - x]
     top, left = max(y - y0, 0), max(x - x0, 0)
@@ -164,9 +170,9 @@ def in_box(chance: Floats, box: Box, at: tuple[int, int, int], shape: tuple[int,
     return mask if mask.mean() >= LEAST else ellipse(mask.shape)
 
 
-def around(chance: Floats, box: Box, at: tuple[int, int, int], shape: tuple[int, ...]) -> Box:
+def around(whole: Mask, box: Box, at: tuple[int, int, int], shape: tuple[int, ...]) -> Box:
     """The box of the largest piece in a window, inside the image; `box` where they have little in common."""
-    count, _, stats, _ = cv2.connectedComponentsWithStats(_whole(chance, at).astype(np.uint8))
+    count, _, stats, _ = cv2.connectedComponentsWithStats(whole.astype(np.uint8))
     if count < 2:
         return box
     left, top, width, height, _ = stats[1 + int(stats[1:, cv2.CC_STAT_AREA].argmax())].tolist()
@@ -177,11 +183,6 @@ def around(chance: Floats, box: Box, at: tuple[int, int, int], shape: tuple[int,
         return box
     both = np.array([box, moved], np.float32)
     return moved if intersection_over_union(both[:1], both[1:])[0, 0] >= ALIKE else box
-
-
-def _whole(chance: Floats, at: tuple[int, int, int]) -> NDArray[np.bool_]:
-    """What is the object's, at the window's own size, bool [side, side]."""
-    return np.asarray(cv2.resize(chance, (at[2], at[2]), interpolation=cv2.INTER_LINEAR) >= 0.5)
 
 
 def _doubled(x: Floats) -> Floats:
