@@ -74,6 +74,7 @@ class VectorSettings(_Frozen):
     of the patch tokens under the mask; "patches-1" to "patches-3", the same one to three blocks earlier.
     whitening: "shipped", a file made by `soir calibrate`, or None.
     pooling: "mean", "gmp" (generalized max pooling, with `ridge`), or "mao" (the refined joint token).
+    by_score: power of an object's score that it weighs with in "mean" and "gmp"; 0: all weigh the same.
     iterations, lr, alpha: of MaO; the paper's 80 steps are too many (see docs/refinement.md). blocks: how
     many of the last blocks' maps it adds up.
     """
@@ -83,7 +84,7 @@ class VectorSettings(_Frozen):
     dim: int | None = Field(None, ge=8)
     pooling: Literal["mean", "gmp", "mao"] = "gmp"
     ridge: float = Field(0.3, gt=0)
-    by_score: float = Field(0.0, ge=0)
+    by_score: float = Field(0.5, ge=0)
     iterations: int = Field(5, ge=1)
     lr: float = Field(0.1, gt=0)
     alpha: float = Field(0.03, ge=0)

@@ -101,9 +101,9 @@ def encoder(
     profile: ProfileOption = "embedded",
     format_: FormatOption = "needle",
     blocks: BlocksOption = 2,
-    rank: Annotated[int, typer.Option(min=1, help="of what is added to their layers")] = 32,
+    rank: Annotated[int, typer.Option(min=1, help="of what is added to their layers")] = 128,
     steps: Annotated[int, typer.Option(min=1, help="of eight scenes of eight objects each")] = 600,
-    lr: Annotated[float, typer.Option(min=0, help="of AdamW, at its highest")] = 5e-4,
+    lr: Annotated[float, typer.Option(min=0, help="of AdamW, at its highest")] = 1e-3,
     seed: SeedOption = 0,
     cache: CacheOption = None,
 ) -> None:

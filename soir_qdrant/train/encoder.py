@@ -41,8 +41,8 @@ class Plan:
     objects: int = 8
     near: int = 4
     blocks: int = 2
-    rank: int = 32
-    lr: float = 5e-4
+    rank: int = 128
+    lr: float = 1e-3
     temperature: float = 0.05
     ridge: float = 0.3
     every: int = 50
