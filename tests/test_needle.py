@@ -458,6 +458,17 @@ def test_invented_things_of_a_family_share_their_silhouette_alone(pack):
     assert np.abs(one[..., :3].astype(int) - other[..., :3])[one[..., 3] > 127].mean() > 5
 
 
+def test_a_drawing_too_large_to_open_is_passed_over(pack, tmp_path, monkeypatch):
+    huge = tmp_path / "huge.png"
+    Image.new("RGBA", (3000, 3000)).save(huge)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2_000_000)
+    draws = inventor(pack, 0)
+    draws = Inventor([huge, *draws.drawings], draws.photos, np.random.default_rng(0))
+    with pytest.raises(DatasetError, match=r"huge\.png: not readable as an image"):
+        decode.read_rgba(huge)
+    assert all(draws.outline().shape[2] == 4 for _ in range(20))
+
+
 def test_invented_pictures_repeat(pack):
     pictures = [(draws := inventor(pack, seed)).thing(draws.outline()) for seed in (1, 1, 2)]
     assert np.array_equal(pictures[0], pictures[1])

@@ -103,7 +103,7 @@ def _open(path: Path) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(read_bytes(path)))
         image.load()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise DatasetError(f"{path}: not readable as an image ({error})") from error
     return image
 
