@@ -1,7 +1,10 @@
 """What is learnt from labelled folders."""
 
+import json
+
 import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from soir_qdrant.cli import app
@@ -15,6 +18,7 @@ from soir_qdrant.images import load as read
 from soir_qdrant.pipeline import Pipeline
 from soir_qdrant.refine.pooling import Whitening, normalize
 from soir_qdrant.train.projection import Scatter
+from soir_qdrant.vision.head import Head
 
 
 def test_the_scatter_is_that_of_rows_about_the_mean_of_their_thing():
@@ -35,6 +39,25 @@ def test_things_that_come_once_teach_nothing():
     scatter.add(np.eye(3, dtype=np.float32), ["a", "b", "c"])
     with pytest.raises(ConfigError, match="twice"):
         _ = scatter.within
+
+
+def test_plain_coco_teaches_what_an_object_is_but_not_which(tmp_path):
+    folder, file = tmp_path / "coco", tmp_path / "mine.safetensors"
+    folder.mkdir()
+    for name in "ab":
+        Image.effect_noise((160, 120), 60).convert("RGB").save(folder / f"{name}.png")
+    told = {
+        "images": [{"id": i, "file_name": f"{name}.png"} for i, name in enumerate("ab")],
+        "annotations": [{"image_id": i, "bbox": [40, 30, 50, 40]} for i in range(2)],
+    }
+    (folder / "instances.json").write_text(json.dumps(told))
+    learn = [str(folder), "--format", "coco", "--out", str(file)]
+    done = CliRunner().invoke(app, ["train", "detector", *learn, "--epochs", "1"])
+    assert done.exit_code == 0, done.output
+    assert Head.load(file).fitted_for
+    done = CliRunner().invoke(app, ["train", "projection", *learn])
+    assert done.exit_code != 0
+    assert "nothing to tell apart" in str(done.exception)
 
 
 @pytest.mark.slow

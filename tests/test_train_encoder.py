@@ -222,7 +222,6 @@ class TestCoco:
     @pytest.mark.parametrize(
         ("annotations", "told"),
         [
-            ([{"image_id": 7, "bbox": [1, 2, 10, 10]}], "which thing"),
             ([{"image_id": 8, "bbox": [1, 2, 10, 10], "instance": "a"}], "not COCO"),
             ([{"image_id": 7, "bbox": [1, 2, 0, 10], "instance": "a"}], "not COCO"),
         ],

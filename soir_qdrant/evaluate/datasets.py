@@ -69,7 +69,7 @@ def load(path: Path, layout: str = "needle") -> Bench:
 
 
 def _coco(path: Path) -> Bench:
-    """COCO's JSON, where annotations also say which thing they show (see INSTANCE); there are no queries.
+    """COCO's JSON, where annotations may also say which thing they show (see INSTANCE); there are no queries.
 
     Pictures are looked for beside the file and in `images/` there. Masks are left alone, as are crowds.
     """
@@ -88,8 +88,6 @@ def _coco(path: Path) -> Bench:
         names = {image["id"]: str(image["file_name"]) for image in told["images"]}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DatasetError(f"{files[0]}: not COCO annotations ({error!r})") from error
-    if not any(o.instance for some in objects.values() for o in some):
-        raise DatasetError(f"{files[0]}: no annotation has an {' or '.join(INSTANCE)}: which thing is it?")
     root = files[0].parent
     gallery = []
     for key, name in names.items():

@@ -12,6 +12,7 @@ import typer
 from soir_qdrant.console import ProfileOption, bar, err, out
 
 if TYPE_CHECKING:
+    from soir_qdrant.evaluate.bench import Bench
     from soir_qdrant.pipeline import Pipeline
     from soir_qdrant.train.views import Views
 
@@ -63,6 +64,7 @@ def detector(
     folders: FoldersArgument,
     file: MadeOption,
     profile: ProfileOption = "embedded",
+    format_: FormatOption = "needle",
     epochs: Annotated[int, typer.Option(min=1)] = 24,
     seed: SeedOption = 0,
 ) -> None:
@@ -71,7 +73,8 @@ def detector(
     from soir_qdrant.train.detector import Plan, examples, train
     from soir_qdrant.train.head import Head
 
-    _train_head(Head, examples, train, Plan(epochs=epochs, seed=seed), folders, file, profile)
+    plan = Plan(epochs=epochs, seed=seed)
+    _train_head(Head, examples, train, plan, _benches(folders, format_), file, profile)
 
 
 @training.command(
@@ -89,7 +92,8 @@ def segmenter(
     from soir_qdrant.train.mask_head import MaskHead
     from soir_qdrant.train.segmenter import Plan, examples, train
 
-    _train_head(MaskHead, examples, train, Plan(epochs=epochs, seed=seed), folders, file, profile)
+    plan = Plan(epochs=epochs, seed=seed)
+    _train_head(MaskHead, examples, train, plan, _benches(folders, "needle"), file, profile)
 
 
 @training.command(
@@ -139,15 +143,13 @@ def encoder(
 
 
 def _train_head(
-    kind: Any, examples: Any, train: Any, plan: Any, folders: list[Path], file: Path, profile: str
+    kind: Any, examples: Any, train: Any, plan: Any, benches: list[Bench], file: Path, profile: str
 ) -> None:
     """A head on the tokens of the profile's encoder: `examples` and `train` of its module, with its plan."""
     import torch
 
-    from soir_qdrant.evaluate.bench import load
     from soir_qdrant.vision.fitted import trunk
 
-    benches = [load(folder) for folder in folders]
     encoder = _pipeline(profile).encoder
     with bar("tokens", sum(len(bench.gallery) for bench in benches)) as advance:
         scenes = examples(benches, encoder, file.with_suffix(".cache"), advance)
@@ -160,12 +162,17 @@ def _train_head(
 
 
 def _views(folders: list[Path], layout: str, pipeline: Pipeline, blocks: int, cache: Path) -> list[Views]:
-    from soir_qdrant.evaluate.datasets import load
     from soir_qdrant.train.views import views
 
-    benches = [load(folder, layout) for folder in folders]
+    benches = _benches(folders, layout)
     with bar("views", sum(len(bench.gallery) + len(bench.queries) for bench in benches)) as advance:
         return views(benches, pipeline, blocks, cache, advance)
+
+
+def _benches(folders: list[Path], layout: str) -> list[Bench]:
+    from soir_qdrant.evaluate.datasets import load
+
+    return [load(folder, layout) for folder in folders]
 
 
 def _pipeline(profile: str) -> Pipeline:

@@ -109,7 +109,9 @@ def _write(bench: Bench, pipeline: Pipeline, blocks: int, place: Path, advance: 
             told.append((query.instance, f"?{query.file.name}", True))
             advance()
     if not told:
-        raise DatasetError(f"{bench.root}: no object has an instance: there is nothing to tell apart")
+        raise DatasetError(
+            f"{bench.root}: no object has an instance (docs/evaluation.md): there is nothing to tell apart"
+        )
     shape = {"patches": (encoder.input_size // encoder.patch) ** 2, "cls": int(encoder.last_block.has_cls)}
     part = place / ".views.part"
     part.write_text(
