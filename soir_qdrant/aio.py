@@ -1,7 +1,8 @@
 """The same search and ingestion for asyncio, on an AsyncQdrantClient.
 
 Requests run on the caller's event loop, through his client; decoding and encoding, which keep a processor
-busy, run in a worker thread, so that the loop goes on.
+busy, run in a worker thread, so that the loop goes on. A call that is cancelled ends for its caller, and in
+the thread when its work is done.
 """
 
 from __future__ import annotations

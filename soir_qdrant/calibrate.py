@@ -77,8 +77,8 @@ def calibrate(
     """Fit a whitening on the objects of many pictures.
 
     sources: name, picture, and its objects where they are known (None: detected). dim: components kept
-    (those of the shipped whitening). alone: start from nothing instead of from the whitening that ships
-    with the encoder; wants many thousand objects. Returns the whitening, how many objects it saw, and a
+    (those of the prior). alone: start from nothing instead of from `Pipeline.prior`; wants many thousand
+    objects. Returns the whitening, how many objects it saw, and a
     line for each picture that could not be read. Raises ConfigError where fewer than `least` objects were
     found.
     """
@@ -103,7 +103,7 @@ def calibrate(
         raise ConfigError(
             f"{moments.count} objects found, and a whitening needs at least {least}: give more pictures"
         )
-    prior = None if alone else pipeline.shipped
+    prior = None if alone else pipeline.prior
     if prior is None:
         made = whitening_of(moments.mean, moments.covariance, dim, fitted_for=pipeline.whitened)
     else:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.box import SIMPLE
 from rich.table import Table
+from rich.text import Text
 
 import soir_qdrant
 from soir_qdrant.console import ProfileOption, bar, err, out
@@ -58,8 +59,8 @@ def main() -> None:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     try:
         app()
-    except SoirError as error:
-        err.print(f"[red]error:[/] {error}", soft_wrap=True, highlight=False)
+    except (SoirError, OSError) as error:
+        err.print(Text.assemble(("error: ", "red"), str(error)), soft_wrap=True)
         raise SystemExit(3) from None
 
 
@@ -113,7 +114,7 @@ def ingest(
     if as_json:
         out.print_json(json.dumps(asdict(report)))
     else:
-        out.print(summary(report), highlight=False, markup=False)
+        out.print(summary(report), highlight=False)
     raise typer.Exit(1 if report.failed else 0)
 
 
@@ -222,7 +223,7 @@ def info(
         return
     for key, value in told.items():
         text = json.dumps(value, indent=2, default=str) if isinstance(value, dict) else value
-        out.print(f"[bold]{key}[/] {text}", highlight=False)
+        out.print(Text.assemble((key, "bold"), f" {text}"))
 
 
 @app.command(epilog="Example:  soir calibrate photos/ --out my.safetensors, then --whitening my.safetensors")
@@ -232,22 +233,24 @@ def calibrate(
     profile: ProfileOption = "embedded",
     dim: Annotated[int | None, typer.Option(help="components kept; all if not given")] = None,
     alone: Annotated[
-        bool, typer.Option("--alone", help="start from nothing, not from the whitening that ships")
+        bool, typer.Option("--alone", help="start from nothing, not from the profile's whitening")
     ] = False,
 ) -> None:
     """Refit the whitening on pictures of your own: no labels needed, a few hundred objects or more."""
     from soir_qdrant.calibrate import calibrate as fit
     from soir_qdrant.calibrate import count_pictures, pictures_of
 
-    pipeline = _pipeline(profile, None, fitting=True)
+    pipeline = _pipeline(profile, None)
     total = sum(count_pictures(folder) for folder in folders)
     found = (item for folder in folders for item in pictures_of(folder))
     with bar("calibrate", total) as advance:
         whitening, count, bad = fit(found, pipeline, dim=dim, alone=alone, advance=advance)
     whitening.save(file)
     for line in bad:
-        err.print(f"[yellow]skipped:[/] {line}", highlight=False)
+        err.print(Text.assemble(("skipped: ", "yellow"), line))
     out.print(f"{file}: {whitening.dim} components from {count} objects of {total} pictures")
+    if pipeline.prior is None and not alone:
+        err.print("this encoder has no whitening to start from: it wants many thousand objects")
     raise typer.Exit(1 if bad else 0)
 
 
@@ -435,7 +438,7 @@ def export(
         folder,
         backend=backend,
         precision=precision,
-        told=lambda line: out.print(line, highlight=False, markup=False, soft_wrap=True),
+        told=lambda line: out.print(line, highlight=False, soft_wrap=True),
     )
 
 
@@ -460,19 +463,17 @@ def _client(path: Path | None, url: str | None, api_key: str | None) -> QdrantCl
     return connect(url=url, api_key=api_key)
 
 
-def _settings(profile: str, whitening: Path | None, *, fitting: bool = False) -> Settings:
+def _settings(profile: str, whitening: Path | None) -> Settings:
     from soir_qdrant.config import Settings
 
     settings = Settings.for_profile(profile)
-    if fitting:
-        return settings.but(vector={"whitening": None})
     return settings.but(vector={"whitening": str(whitening)}) if whitening else settings
 
 
-def _pipeline(profile: str, whitening: Path | None, *, fitting: bool = False) -> Pipeline:
+def _pipeline(profile: str, whitening: Path | None) -> Pipeline:
     from soir_qdrant.pipeline import Pipeline
 
-    return Pipeline(_settings(profile, whitening, fitting=fitting))
+    return Pipeline(_settings(profile, whitening))
 
 
 def _served(settings: Settings, triton: str | None, onnx: Path | None) -> Pipeline:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -104,8 +105,8 @@ class Settings(_Frozen):
     @classmethod
     def for_profile(cls, name: str = "embedded") -> Settings:
         """The settings of a profile: one of PROFILES, or a JSON file of changes to one, such as
-        `{"profile": "embedded", "encoder": {"adapter": "mine.safetensors"}}`. Raises ConfigError for an
-        unknown one and for an unknown setting."""
+        `{"profile": "embedded", "encoder": {"adapter": "mine.safetensors"}}`, its files named from where the
+        process runs. Raises ConfigError for an unknown one and for an unknown setting."""
         if name in PROFILES:
             return PROFILES[name]
         if not name.endswith(".json"):
@@ -125,6 +126,8 @@ class Settings(_Frozen):
         held = self.model_dump()
         for group, values in changes.items():
             if isinstance(held.get(group), dict):
+                if not isinstance(values, Mapping):
+                    raise ConfigError(f"setting {group}: {values!r} is no object of settings")
                 held[group] = {**held[group], **values}
             else:
                 held[group] = values

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-out, err = Console(), Console(stderr=True)
+out, err = Console(markup=False), Console(markup=False, stderr=True)  # paths and messages have brackets
 
 ProfileOption = Annotated[
     str, typer.Option("--profile", help="embedded, paper, clip, siglip, or a JSON file of settings")

@@ -79,6 +79,7 @@ def write(
         f"<meta name=viewport content='width=device-width'><style>{STYLE}</style><main>"
         f"<h1>{html.escape(title)}</h1><p class=lead>{html.escape(lead)}</p><table>{rows}</table>{body}</main></html>"
     )
+    file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_name(f".{file.name}.part")
     part.write_text(text, encoding="utf-8")
     part.replace(file)

@@ -333,8 +333,11 @@ class Pipeline:
         return whitening.truncated(held.dim)
 
     @property
-    def shipped(self) -> Whitening | None:
-        """The whitening that ships with the encoder; None where these settings have none."""
+    def prior(self) -> Whitening | None:
+        """The whitening to refit: the file that the settings name, else the one that ships; None where that
+        is of another encoder."""
+        if self.settings.vector.whitening not in (None, "shipped"):
+            return self.whitening
         found = Whitening.load(SHIPPED)
         return found if found.fitted_for == self.whitened else None
 

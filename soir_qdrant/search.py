@@ -134,10 +134,11 @@ class SoirSearcher:
         rerank: orders `prefetch` candidates anew. "codes": each hundred (or as many as the limit, if more) by
         the mean of the image's score and of its best object's, as the codes in the payload tell it; images
         without codes keep their score. None: by the image's score, the dot product of the vectors, alone.
-        "objects": the first 100 (or ten times the limit), by their most similar object, in the same request;
-        the collection must keep the vectors of objects. "q-perturbation": the first 50 (or the limit), by
-        opening their pictures again (docs/q-perturbation.md); one that cannot be opened keeps its place and
-        score. score_threshold is for the image's score, but with "objects". docs/search.md compares them.
+        "objects": the first 100 (or ten times limit and offset), by their most similar object, in the same
+        request; the collection must keep the vectors of objects. "q-perturbation": the first 50 (or the
+        limit), by opening their pictures again (docs/q-perturbation.md); one that cannot be opened keeps its
+        place and score. score_threshold is for the image's score, but with "objects". docs/search.md compares
+        them all. Pages of the last two fit together where one `prefetch` covers them.
 
         with_vectors, with_masks: put the image's vector, and the matched object's pixels, into each hit; for
         the masks the pictures are opened again. search_params, consistency, shard_key, timeout: Qdrant's.
@@ -477,7 +478,8 @@ class _Window:
 
 
 def _window(rerank: str | None, prefetch: int | None, offset: int, limit: int) -> _Window:
-    """Blocks lie at the same places for every page, so that none repeats or leaves out a hit."""
+    """Of codes, blocks lie at the same places for every page, so that none repeats or leaves out a hit; the
+    others do so where `prefetch` covers all the pages."""
     if rerank == "q-perturbation":
         return _Window(0, max(prefetch or FIRST[rerank], limit + offset), 0)
     if rerank != "codes":

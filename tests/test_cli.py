@@ -47,6 +47,7 @@ def test_the_package_and_its_help_load_no_torch():
         (["export", "--out", "models", "--encoder", "empty"], 3, "no config.json there"),
         (["evaluate", "empty"], 3, "annotations.json"),
         (["evaluate", "empty", "--format", "instre"], 3, "anns.pt is missing"),
+        (["explain", "[old]/room.jpg"], 3, "[old]/room.jpg"),
     ],
 )
 def test_what_cannot_be_done_is_one_clear_line(arguments, code, said, tmp_path):

@@ -1,6 +1,7 @@
 """Evaluation, calibration and the command line on a small real benchmark with the real pipeline."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -204,5 +205,8 @@ def test_annotations_that_do_not_fit_are_refused(held, said, tmp_path):
 
 @pytest.mark.slow
 def test_a_published_set_is_evaluated(tmp_path):
+    bench = load(published(tmp_path), "voxdet")
+    with pytest.raises(DatasetError, match="no queries"):
+        evaluate(replace(bench, queries=[]))
     results = evaluate(load(published(tmp_path), "voxdet"), methods=("global", "default", "objects"))
     assert results["default"]["mAP"] == 100  # of one picture

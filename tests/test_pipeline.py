@@ -104,6 +104,9 @@ def test_a_json_file_is_a_profile_of_ones_own(tmp_path):
             Settings.for_profile(str(file))
     with pytest.raises(ConfigError, match="no JSON object"):
         Settings.for_profile(str(tmp_path / "none.json"))
+    file.write_text('{"encoder": "mine.safetensors"}')
+    with pytest.raises(ConfigError, match=r"setting encoder: 'mine\.safetensors' is no object"):
+        Settings.for_profile(str(file))
 
 
 @pytest.mark.parametrize("box", [(10, 10, 30, 20), (0, 0, 5, 5), (300, 230, 320, 240), (-5, -5, 50, 40)])

@@ -72,6 +72,8 @@ def test_an_interrupted_training_goes_on_to_the_same_result(tmp_path):
     assert (tmp_path / "log.jsonl").read_text() == (tmp_path / "whole.jsonl").read_text()
     with pytest.raises(ConfigError, match="of another plan"):
         train(fresh(), held, Plan(epochs=9), **files(tmp_path))
+    with pytest.raises(ConfigError, match="of other pictures or labels"):
+        train(fresh(), held, plan, **files(tmp_path), data="others")
 
 
 def test_it_learns_to_find_and_is_used(tmp_path):

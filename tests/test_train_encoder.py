@@ -1,6 +1,7 @@
 """Stage A: what is trained is what is served afterwards; training survives interruption, and teaches."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -136,7 +137,9 @@ def test_an_interrupted_training_goes_on_to_the_same_result_and_teaches(tmp_path
     assert lines[-1]["object"] < 0.9 * chance < lines[1]["object"]
     assert lines[-1]["scene"] < lines[1]["scene"]
     with pytest.raises(ConfigError, match="another plan"):
-        train(tail_of(pipeline, rank=2), seen, projection, Plan(rank=2), **files(tmp_path))
+        train(tail_of(pipeline, rank=2), seen, projection, replace(PLAN, rank=2), **files(tmp_path))
+    with pytest.raises(DatasetError, match="a batch needs 64"):
+        train(tail_of(pipeline), seen, projection, Plan(), **files(tmp_path, "many"))
 
 
 def test_pooling_is_the_ingestors():
@@ -213,6 +216,7 @@ class TestCoco:
                 {"image_id": 7, "bbox": [11, 2, 5, 5], "attributes": {"instance": "mug"}},
                 {"image_id": 7, "bbox": [20, 2, 5, 5]},
                 {"image_id": 7, "bbox": [0, 0, 40, 30], "instance_id": 9, "iscrowd": 1},
+                {"image_id": 7, "bbox": [5, 5, 0, 10], "instance_id": 9},
             ],
         )
         found = load_layout(tmp_path, "coco")
@@ -223,7 +227,7 @@ class TestCoco:
         ("annotations", "told"),
         [
             ([{"image_id": 8, "bbox": [1, 2, 10, 10], "instance": "a"}], "not COCO"),
-            ([{"image_id": 7, "bbox": [1, 2, 0, 10], "instance": "a"}], "not COCO"),
+            ([{"image_id": 7, "bbox": [1, 2, 10], "instance": "a"}], "not COCO"),
         ],
     )
     def test_what_is_wrong_is_said(self, tmp_path, annotations, told):

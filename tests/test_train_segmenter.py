@@ -1,6 +1,7 @@
 """The learned segmenter: trained in torch, run in NumPy; training survives interruption, and teaches."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from soir_qdrant.errors import ConfigError, DatasetError
 from soir_qdrant.evaluate.bench import load
 from soir_qdrant.train import mask_head as torch_head
 from soir_qdrant.train.segmenter import Plan, examples, measure, train
+from soir_qdrant.vision.fitted import DATA
 from soir_qdrant.vision.mask_head import (
     CELLS,
     SIDE,
@@ -126,6 +128,14 @@ def test_a_folder_without_masks_teaches_nothing(tmp_path):
         examples([load(tmp_path)], ColourTokens(), tmp_path / "cache")
 
 
+def test_a_cache_is_of_the_pictures_and_labels_as_they_are(tmp_path):
+    bench = folder_of(tmp_path, 2)
+    before = examples([bench], ColourTokens(), tmp_path / "cache")
+    assert examples([bench], ColourTokens(), tmp_path / "cache") == before
+    bench.gallery[0].objects[0] = replace(bench.gallery[0].objects[0], box=(20, 40, 60, 80))
+    assert not set(examples([bench], ColourTokens(), tmp_path / "cache")) & set(before)
+
+
 class TestWhichSegmenter:
     def test_the_shipped_head_is_for_the_shipped_encoder(self):
         from soir_qdrant.vision.encoder import ViTEncoder
@@ -146,6 +156,8 @@ class TestWhichSegmenter:
             make_segmenter(settings, Source(), Source.fingerprint)
         with pytest.raises(ConfigError, match="no segmenter there"):
             make_segmenter(SegmenterSettings(head=str(tmp_path / "none")), Source(), Source.fingerprint)
+        with pytest.raises(ConfigError, match="not the file of a segmenter"):
+            make_segmenter(SegmenterSettings(head=str(DATA / "detector.safetensors")), Source(), "any")
 
 
 class TestWindow:

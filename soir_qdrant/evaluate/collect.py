@@ -149,7 +149,7 @@ def collect(
 
 
 def labelled(entry: GalleryImage) -> list[SceneObject]:
-    """The labelled objects of a scene, with their masks cut to the boxes."""
+    """The labelled objects of a scene, with their masks, of the whole picture."""
     masks: Sequence[Mask | None] = entry.masks() or [None] * len(entry.objects)
     return [SceneObject(item.box, mask) for item, mask in zip(entry.objects, masks, strict=True)]
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from soir_qdrant.config import Settings
-from soir_qdrant.errors import ConfigError
+from soir_qdrant.errors import ConfigError, DatasetError
 from soir_qdrant.evaluate.bench import Bench
 from soir_qdrant.evaluate.collect import PLAIN, Seen, collect
 from soir_qdrant.evaluate.metrics import (
@@ -44,6 +44,8 @@ def evaluate(
     unknown = set(methods) - set(METHODS)
     if unknown or objects not in ("given", "detected"):
         raise ConfigError(f"choose methods out of {', '.join(METHODS)}, and objects 'given' or 'detected'")
+    if not bench.queries:
+        raise DatasetError(f"{bench.root}: no queries, so that there is nothing to evaluate")
     settings = settings or Settings.for_profile()
     seen = collect(bench, settings, methods, objects == "given", advance)
     areas = _areas(bench)
@@ -84,7 +86,7 @@ def _rankings(seen: Seen, settings: Settings, methods: tuple[str, ...]) -> dict[
 def _calibrated(seen: Seen, pipeline: Pipeline) -> Ranks:
     """As `default`, with the whitening refitted on the gallery's own objects."""
     rows = np.concatenate(seen.rows)
-    prior = pipeline.shipped
+    prior = pipeline.prior
     if prior is None:
         white = fit_whitening(rows)
     else:

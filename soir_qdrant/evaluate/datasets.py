@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -71,7 +72,8 @@ def load(path: Path, layout: str = "needle") -> Bench:
 def _coco(path: Path) -> Bench:
     """COCO's JSON, where annotations may also say which thing they show (see INSTANCE); there are no queries.
 
-    Pictures are looked for beside the file and in `images/` there. Masks are left alone, as are crowds.
+    Pictures are looked for beside the file and in `images/` there, or a folder above. Masks are left alone,
+    as are crowds; boxes end at the picture, and those without area are left out.
     """
     files = [path] if path.is_file() else sorted(path.glob("*.json"))
     if len(files) != 1:
@@ -79,11 +81,12 @@ def _coco(path: Path) -> Bench:
     try:
         told = json.loads(files[0].read_text(encoding="utf-8"))
         objects: dict[Any, list[BenchObject]] = {image["id"]: [] for image in told["images"]}
+        ends = {image["id"]: (image.get("width", inf), image.get("height", inf)) for image in told["images"]}
         for item in told["annotations"]:
-            if not item.get("iscrowd"):
-                x, y, w, h = (float(value) for value in item["bbox"])
-                box = _box((x, y, x + w, y + h))
-                assert box is not None
+            x, y, w, h = (float(value) for value in item["bbox"])
+            right, bottom = ends[item["image_id"]]
+            box = (max(x, 0.0), max(y, 0.0), min(x + w, float(right)), min(y + h, float(bottom)))
+            if not item.get("iscrowd") and box[0] < box[2] and box[1] < box[3]:
                 objects[item["image_id"]].append(BenchObject(_instance(item), box))
         names = {image["id"]: str(image["file_name"]) for image in told["images"]}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -91,7 +94,8 @@ def _coco(path: Path) -> Bench:
     root = files[0].parent
     gallery = []
     for key, name in names.items():
-        found = [place for place in (root / name, root / "images" / name) if place.is_file()]
+        places = [top / part / name for top in (root, root.parent) for part in (".", "images")]
+        found = [place for place in places if place.is_file()]
         if not found:
             raise DatasetError(f"{root / name}: missing, though {files[0].name} names it")
         gallery.append(GalleryImage(found[0], None, objects[key]))

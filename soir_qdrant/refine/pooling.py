@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from soir_qdrant import parts
 from soir_qdrant.errors import ConfigError
 from soir_qdrant.types import Vector
 
@@ -81,31 +82,18 @@ class Whitening:
 
     def save(self, path: Path) -> None:
         """Write a safetensors file, whole or not at all."""
-        from safetensors.numpy import save_file
-
-        part = path.with_name(f".{path.name}.part")
-        tensors = {
-            "mean": self.mean,
-            "matrix": np.ascontiguousarray(self.matrix, np.float16),
-            "variance": np.ascontiguousarray(self.variance),
-        }
-        save_file(tensors, str(part), metadata={"fitted_for": self.fitted_for})
-        part.replace(path)
+        parts.save(
+            path,
+            {"mean": self.mean, "matrix": self.matrix.astype(np.float16), "variance": self.variance},
+            fitted_for=self.fitted_for,
+        )
 
     @classmethod
     def load(cls, path: Path) -> Whitening:
         """Raises ConfigError where the file is missing or no whitening."""
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(str(path), "np") as held:
-                mean, matrix, variance = (held.get_tensor(k) for k in ("mean", "matrix", "variance"))
-                fitted_for = (held.metadata() or {}).get("fitted_for", "")
-        except (OSError, SafetensorError) as error:
-            raise ConfigError(
-                f"{path}: no whitening there ({error}); make one with `soir calibrate`"
-            ) from error
-        return cls(mean.astype(np.float32), matrix.astype(np.float32), variance, fitted_for)
+        held, about = parts.load(path, "whitening", "soir calibrate", "mean", "matrix", "variance")
+        mean, matrix = held["mean"].astype(np.float32), held["matrix"].astype(np.float32)
+        return cls(mean, matrix, held["variance"], about["fitted_for"])
 
 
 def fit_whitening(x: Floats, dim: int | None = None, shrink: float = 0.1, fitted_for: str = "") -> Whitening:

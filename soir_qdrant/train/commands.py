@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 training = typer.Typer(no_args_is_help=True, help="Learn from labelled folders.")
 
 FoldersArgument = Annotated[
-    list[Path], typer.Argument(help="labelled folders (see docs/needlebench.md), with masks or without")
+    list[Path], typer.Argument(help="labelled folders, for a segmenter with masks (see docs/needlebench.md)")
 ]
 MadeOption = Annotated[Path, typer.Option("--out", help="file to write; beside it a state, a log, a cache")]
 FormatOption = Annotated[
@@ -51,7 +51,7 @@ def projection(
     from soir_qdrant.train.views import local
 
     pipeline = _pipeline(profile)
-    seen = _views(folders, format_, pipeline, blocks, cache or file.with_suffix(".cache"))
+    seen = _views(_benches(folders, format_), pipeline, blocks, cache or file.with_suffix(".cache"))
     tail = Tail(local(pipeline), pipeline.settings.vector.features, blocks=blocks, rank=0)
     with bar("projection", len(seen)) as advance:
         made, rows = fit(seen, tail, dim=dim, fitted_for=pipeline.whitened, advance=advance)
@@ -121,8 +121,9 @@ def encoder(
     from soir_qdrant.errors import ConfigError
     from soir_qdrant.pipeline import Pipeline
     from soir_qdrant.train.encoder import Plan, train
+    from soir_qdrant.train.progress import contents
     from soir_qdrant.train.tail import Tail
-    from soir_qdrant.train.views import local
+    from soir_qdrant.train.views import local, seen_by
     from soir_qdrant.vision.weights import resolve
 
     settings = Settings.for_profile(profile)
@@ -130,12 +131,14 @@ def encoder(
     projected, tuned = pipeline.whitening, local(pipeline)
     if projected is None:
         raise ConfigError("the encoder is tuned for the projection of the profile, and this one has none")
-    seen = _views(folders, format_, pipeline, blocks, cache or file.with_suffix(".cache"))
+    benches = _benches(folders, format_)
+    seen = _views(benches, pipeline, blocks, cache or file.with_suffix(".cache"))
     torch.manual_seed(seed)
     tail = Tail(tuned, settings.vector.features, blocks=blocks, rank=rank)
     plan = Plan(steps=steps, blocks=blocks, rank=rank, lr=lr, seed=seed, ridge=settings.vector.ridge)
     with bar("steps", -(-steps // plan.every)) as advance:
-        train(tail, seen, projected, plan, **_beside(file), told=_telling(advance))
+        data = contents(benches, tuned.fingerprint, seen_by(pipeline, blocks), projected.digest)
+        train(tail, seen, projected, plan, **_beside(file), data=data, told=_telling(advance))
     learnt = tail.adapter(resolve(settings.encoder.weights).sha256)
     before = tuned.adapter  # what is learnt is learnt on top of it
     (before.then(learnt) if before else learnt).save(file)
@@ -148,23 +151,25 @@ def _train_head(
     """A head on the tokens of the profile's encoder: `examples` and `train` of its module, with its plan."""
     import torch
 
+    from soir_qdrant.train.progress import contents
     from soir_qdrant.vision.fitted import trunk
 
     encoder = _pipeline(profile).encoder
+    fitted_for = trunk(encoder.fingerprint)
     with bar("tokens", sum(len(bench.gallery) for bench in benches)) as advance:
         scenes = examples(benches, encoder, file.with_suffix(".cache"), advance)
     torch.manual_seed(plan.seed)
     head = kind(encoder.last_block.dim)
     with bar("epochs", plan.epochs) as advance:
-        train(head, scenes, plan, **_beside(file), told=_telling(advance))
-    head.save(file, trunk(encoder.fingerprint))
+        data = contents(benches, fitted_for)
+        train(head, scenes, plan, **_beside(file), data=data, told=_telling(advance))
+    head.save(file, fitted_for)
     _done(file, f"trained on {len(scenes)} scenes")
 
 
-def _views(folders: list[Path], layout: str, pipeline: Pipeline, blocks: int, cache: Path) -> list[Views]:
+def _views(benches: list[Bench], pipeline: Pipeline, blocks: int, cache: Path) -> list[Views]:
     from soir_qdrant.train.views import views
 
-    benches = _benches(folders, layout)
     with bar("views", sum(len(bench.gallery) + len(bench.queries) for bench in benches)) as advance:
         return views(benches, pipeline, blocks, cache, advance)
 
@@ -184,6 +189,7 @@ def _pipeline(profile: str) -> Pipeline:
 
 
 def _beside(file: Path) -> dict[str, Path]:
+    file.parent.mkdir(parents=True, exist_ok=True)
     return {"state": file.with_suffix(".state"), "log": file.with_suffix(".jsonl")}
 
 

@@ -26,6 +26,7 @@ from soir_qdrant.train.head import Head, batched
 from soir_qdrant.train.progress import HeadPlan, Progress, place_of, split, train_epochs, write_once
 from soir_qdrant.vision.boxes import intersection_over_union
 from soir_qdrant.vision.embedded import TokenSource
+from soir_qdrant.vision.fitted import trunk
 from soir_qdrant.vision.head import chosen, inputs
 
 CORE, LEAST_CORE = 0.5, 0.75  # a cell is near the middle: share of the box, and cells, at least
@@ -54,7 +55,7 @@ def examples(
     """What the head sees of each scene, computed once and kept in `cache` (2.5 MB a scene)."""
     found = []
     for bench in benches:
-        place = place_of(cache, bench)
+        place = place_of(cache, bench, "detector", trunk(getattr(source, "fingerprint", "")))
         place.mkdir(parents=True, exist_ok=True)
         for i, entry in enumerate(bench.gallery):
             file = place / f"{i:05d}.npz"
@@ -81,12 +82,14 @@ def train(
     *,
     state: Path,
     log: Path,
+    data: str = "",
     told: Callable[[dict[str, float]], None] = lambda _: None,
 ) -> Head:
     """Train in place; returns the head. state: written after every epoch; where it is there, training goes on
-    from it, to the same result as without the interruption. log: one JSON line per epoch.
+    from it, to the same result as without the interruption. log: one JSON line per epoch. data: see
+    `Progress`.
 
-    Raises ConfigError where `state` belongs to another plan.
+    Raises ConfigError where `state` belongs to another plan or other data.
     """
     kept, held = split(scenes, plan)
 
@@ -94,7 +97,7 @@ def train(
         return torch.stack(list(_losses(head, [kept[i] for i in rows], rng))).mean()
 
     steps = math.ceil(len(kept) / plan.batch)
-    progress = Progress(plan, state, log)
+    progress = Progress(plan, state, log, data)
     train_epochs(head, progress, len(kept), steps, value, lambda: measure(head, held), told)
     return head
 

@@ -105,10 +105,11 @@ def train(
     *,
     state: Path,
     log: Path,
+    data: str = "",
     told: Callable[[dict[str, float]], None] = lambda _: None,
 ) -> Tail:
-    """Train in place; returns the tail. state, log: see `Progress`: it goes on where it was killed, to the
-    same result. Raises DatasetError where too few things come again."""
+    """Train in place; returns the tail. state, log, data: see `Progress`: it goes on where it was killed, to
+    the same result. Raises DatasetError where too few things come again."""
     device = next(tail.parameters()).device
     project = _Projection(whitening, device)
     take = _taking(folders, device)
@@ -116,8 +117,13 @@ def train(
     things.look(lambda rows: said(tail, project, take, rows))
     held = np.arange(plan.held - 1, len(things.views), plan.held)
     kept = np.setdiff1d(np.arange(len(things.views)), held)
+    if len(kept) < plan.scenes * plan.objects:
+        raise DatasetError(
+            f"{len(things.views)} things are seen in two places, and {len(kept)} of them are trained on: a "
+            f"batch needs {plan.scenes * plan.objects}"
+        )
     adam = torch.optim.AdamW(tail.parameters(), lr=plan.lr, weight_decay=0.01)
-    progress, recent = Progress(plan, state, log), torch.zeros(2)
+    progress, recent = Progress(plan, state, log, data), torch.zeros(2)
     first = progress.resume(tail, adam)
     if not first:  # what there is to be gained on
         progress.note({"step": 0} | measure(tail, things, held, project, take, plan))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from soir_qdrant import parts
 from soir_qdrant.vision.head import GROUPS, PIXELS
 
 WIDTH, DEPTH = 128, 4
@@ -51,14 +51,8 @@ class Head(nn.Module):
 
     def save(self, file: Path, fitted_for: str) -> None:
         """A safetensors file in half precision, whole or not at all. fitted_for: see `vision.head.Head`."""
-        from safetensors.torch import save_file
-
-        part = file.with_name(f".{file.name}.part")
-        tensors = {name: x.half().contiguous() for name, x in self.state_dict().items()}
-        save_file(
-            tensors, str(part), metadata={"fitted_for": fitted_for, "depth": json.dumps(len(self.blocks))}
-        )
-        part.replace(file)
+        arrays = {name: x.half().numpy() for name, x in self.state_dict().items()}
+        parts.save(file, arrays, fitted_for=fitted_for, depth=str(len(self.blocks)))
 
 
 def around(sides: Tensor) -> Tensor:

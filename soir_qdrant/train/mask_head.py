@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from soir_qdrant import parts
 from soir_qdrant.vision.head import GROUPS
 from soir_qdrant.vision.mask_head import CELLS
 
@@ -54,12 +55,8 @@ class MaskHead(nn.Module):
 
     def save(self, file: Path, fitted_for: str) -> None:
         """A safetensors file in half precision, whole or not at all. fitted_for: see `vision.mask_head`."""
-        from safetensors.torch import save_file
-
-        part = file.with_name(f".{file.name}.part")
-        tensors = {name: x.half().contiguous() for name, x in self.state_dict().items()}
-        save_file(tensors, str(part), metadata={"fitted_for": fitted_for})
-        part.replace(file)
+        arrays = {name: x.half().numpy() for name, x in self.state_dict().items()}
+        parts.save(file, arrays, fitted_for=fitted_for)
 
 
 def _doubled(x: Tensor) -> Tensor:

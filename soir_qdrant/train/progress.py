@@ -23,21 +23,27 @@ Scene = TypeVar("Scene")
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """plan: the settings, a dataclass. state: file that holds the training as it stands. log: JSON lines."""
+    """plan: the settings, a dataclass. state: file that holds the training as it stands. log: JSON lines.
+    data: names what is learnt from; see `contents`."""
 
     plan: Any
     state: Path
     log: Path
+    data: str = ""
 
     def resume(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> int:
         """How much was done before; `module` and `optimizer` are as they were then. Only what is trained of
-        the module is kept. Raises ConfigError where `state` is of another plan."""
+        the module is kept. Raises ConfigError where `state` is of another plan, or other data."""
         if not self.state.is_file():
             return 0
         held = torch.load(self.state, weights_only=True)
         if held["plan"] != asdict(self.plan):
             raise ConfigError(
                 f"{self.state}: of another plan ({held['plan']}); delete it, or give the same settings"
+            )
+        if held["data"] != self.data:
+            raise ConfigError(
+                f"{self.state}: of other pictures or labels, or another encoder; delete it to start anew"
             )
         module.load_state_dict(held["module"], strict=False)
         optimizer.load_state_dict(held["optimizer"])
@@ -59,6 +65,7 @@ class Progress:
         torch.save(
             {
                 "plan": asdict(self.plan),
+                "data": self.data,
                 "done": done,
                 "module": held,
                 "optimizer": optimizer.state_dict(),
@@ -121,10 +128,22 @@ def train_epochs(
     head.eval()
 
 
-def place_of(cache: Path, bench: Bench, kind: str = "") -> Path:
-    """Where a cache keeps what was computed of a folder: apart from other folders of the same name."""
-    named = hashlib.sha256(f"{bench.root.resolve()} {kind}".encode()).hexdigest()
-    return cache / f"{bench.root.name}-{named[:8]}"
+def contents(benches: Sequence[Bench], *also: str) -> str:
+    """Eight hex digits that name pictures, their labels, and what else was there."""
+    made = hashlib.sha256(repr(also).encode())
+    for bench in benches:
+        for file, told in [
+            *((entry.file, entry.objects) for entry in bench.gallery),
+            *((query.file, query) for query in bench.queries),
+        ]:
+            made.update(f"{file.resolve()} {file.stat().st_size} {told!r}".encode())
+    return made.hexdigest()[:8]
+
+
+def place_of(cache: Path, bench: Bench, *seen_by: str) -> Path:
+    """Where a cache keeps what was computed of a folder: of its pictures and labels as they are now, by an
+    encoder and whatever else decided."""
+    return cache / f"{bench.root.name}-{contents([bench], *seen_by)}"
 
 
 def write_once(file: Path, make: Callable[[], dict[str, Any]]) -> None:

@@ -28,6 +28,7 @@ from soir_qdrant.train.views import jittered
 from soir_qdrant.types import RGB, Box, Mask
 from soir_qdrant.vision.crops import square_pixels, whole_box
 from soir_qdrant.vision.embedded import TokenSource
+from soir_qdrant.vision.fitted import trunk
 from soir_qdrant.vision.mask_head import CELLS, SIDE, box_planes, looked_at, picture, window
 
 JITTERS = (0.06, 0.12)  # of a box, one view of the object each; see `views.jittered`
@@ -50,7 +51,7 @@ def examples(
     """What the head sees of each scene's objects, a file a scene, computed once (80 kB a view)."""
     found = []
     for bench in benches:
-        place = place_of(cache, bench)
+        place = place_of(cache, bench, "segmenter", trunk(getattr(source, "fingerprint", "")))
         place.mkdir(parents=True, exist_ok=True)
         for i, entry in enumerate(bench.gallery):
             file = place / f"{i:05d}.npz"
@@ -70,17 +71,18 @@ def train(
     *,
     state: Path,
     log: Path,
+    data: str = "",
     told: Callable[[dict[str, float]], None] = lambda _: None,
 ) -> MaskHead:
-    """Train in place; returns the head. state, log: see `Progress`: it goes on where it was killed, to the
-    same result. Memory: 80 kB a view."""
+    """Train in place; returns the head. state, log, data: see `Progress`: it goes on where it was killed, to
+    the same result. Memory: 80 kB a view."""
     kept, held = (_joined(files) for files in split(scenes, plan))
 
     def value(rows: NDArray[np.int64], rng: np.random.Generator) -> Tensor:
         small, planes, tokens, mask = _turned(rng, *_batch(kept, np.sort(rows)))
         return loss(head(small, planes, tokens), mask)
 
-    count, progress = len(kept["small"]), Progress(plan, state, log)
+    count, progress = len(kept["small"]), Progress(plan, state, log, data)
     steps = max(count // plan.batch, 1)
     train_epochs(head, progress, count, steps, value, lambda: {"iou": measure(head, held)}, told, warm=0.02)
     return head

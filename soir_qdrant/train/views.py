@@ -22,6 +22,7 @@ from soir_qdrant.types import Box, LoadedImage, SceneObject
 from soir_qdrant.vision.encoder import LAYERS, ViTEncoder, patch_weights
 from soir_qdrant.vision.fitted import untouched
 
+TOLD = "views.json"  # written last: views that have it are whole
 JITTER = 0.07  # standard deviation of a box's sides, as a share of its width or height
 
 
@@ -66,8 +67,8 @@ def views(
     """
     found = []
     for bench in benches:
-        place = place_of(cache, bench, f"last {blocks}")
-        if not _is_of(place, _seen_by(pipeline, blocks)):
+        place = place_of(cache, bench, f"last {blocks}", seen_by(pipeline, blocks))
+        if not (place / TOLD).is_file():
             _write(bench, pipeline, blocks, place, advance)
         else:
             for _ in range(len(bench.gallery) + len(bench.queries)):
@@ -78,7 +79,6 @@ def views(
 
 def _write(bench: Bench, pipeline: Pipeline, blocks: int, place: Path, advance: Callable[[], None]) -> None:
     place.mkdir(parents=True, exist_ok=True)
-    (place / "views.json").unlink(missing_ok=True)  # what stood there is no longer whole
     encoder = local(pipeline)
     told: list[tuple[str, str, bool]] = []
     rng = np.random.default_rng(0)
@@ -115,17 +115,9 @@ def _write(bench: Bench, pipeline: Pipeline, blocks: int, place: Path, advance: 
     shape = {"patches": (encoder.input_size // encoder.patch) ** 2, "cls": int(encoder.last_block.has_cls)}
     part = place / ".views.part"
     part.write_text(
-        json.dumps(
-            shape
-            | {
-                "seen by": _seen_by(pipeline, blocks),
-                "dim": encoder.last_block.dim,
-                "layers": LAYERS - blocks,
-                "views": told,
-            }
-        )
+        json.dumps(shape | {"dim": encoder.last_block.dim, "layers": LAYERS - blocks, "views": told})
     )
-    part.replace(place / "views.json")
+    part.replace(place / TOLD)
 
 
 def _entering(
@@ -154,21 +146,15 @@ def local(pipeline: Pipeline) -> ViTEncoder:
     return pipeline.encoder
 
 
-def _seen_by(pipeline: Pipeline, blocks: int) -> str:
-    """What the views depend on."""
+def seen_by(pipeline: Pipeline, blocks: int) -> str:
+    """What the views depend on, but for the pictures and their labels."""
     settings = pipeline.settings
-    masks = f"{pipeline.segmenter.name} {settings.segmenter.model_dump_json()}"
+    masks = getattr(pipeline.segmenter, "fingerprint", settings.segmenter.model_dump_json())
     return f"{untouched(local(pipeline).fingerprint, blocks)} {settings.crop.model_dump_json()} {masks}"
 
 
-def _is_of(place: Path, seen_by: str) -> bool:
-    """Whether views were written there whole, of what was seen by these."""
-    told = place / "views.json"
-    return told.is_file() and json.loads(told.read_text()).get("seen by") == seen_by
-
-
 def _read(place: Path) -> Views:
-    told = json.loads((place / "views.json").read_text())
+    told = json.loads((place / TOLD).read_text())
     things, scenes, query = (np.array(column) for column in zip(*told["views"], strict=True))
     n, dim, patches = len(things), told["dim"], told["patches"]
     shapes = (n, patches + told["cls"], dim), (n, told["layers"], dim), (n, patches)

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from soir_qdrant import parts
 from soir_qdrant.errors import ConfigError
 from soir_qdrant.refine.block import LastBlock
 
@@ -72,29 +73,19 @@ class Adapter:
 
     def save(self, file: Path) -> None:
         """Write a safetensors file in float16, whole or not at all."""
-        from safetensors.torch import save_file
-
-        tensors = {
-            name + end: factor.half().cpu().contiguous()
+        arrays = {
+            name + end: factor.half().cpu().numpy()
             for name, pair in self.factors.items()
             for end, factor in zip((DOWN, UP), pair, strict=True)
         }
-        part = file.with_name(f".{file.name}.part")
-        save_file(tensors, str(part), metadata={"fitted_for": self.fitted_for})
-        part.replace(file)
+        parts.save(file, arrays, fitted_for=self.fitted_for)
 
     @classmethod
     def load(cls, file: Path) -> Adapter:
         """Raises ConfigError where the file is missing or no adapter."""
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(str(file), "pt") as held:
-                fitted_for = (held.metadata() or {})["fitted_for"]
-                tensors = {name: held.get_tensor(name) for name in list(held.keys())}
-            names = [name.removesuffix(DOWN) for name in tensors if name.endswith(DOWN)]
-            return cls({name: (tensors[name + DOWN], tensors[name + UP]) for name in names}, fitted_for)
-        except (OSError, SafetensorError, KeyError) as error:
-            raise ConfigError(
-                f"{file}: no adapter of an encoder there ({error}); make one with `soir train encoder`"
-            ) from error
+        held, about = parts.load(file, "adapter of an encoder", "soir train encoder")
+        tensors = {name: torch.from_numpy(x) for name, x in held.items()}
+        names = [name.removesuffix(DOWN) for name in tensors if name.endswith(DOWN)]
+        if not names or any(name + UP not in tensors for name in names):
+            raise ConfigError(f"{file}: not the file of an adapter; make one with `soir train encoder`")
+        return cls({name: (tensors[name + DOWN], tensors[name + UP]) for name in names}, about["fitted_for"])

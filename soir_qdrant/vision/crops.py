@@ -60,7 +60,7 @@ def square(box: Box, width: int, height: int, *, margin: float, least: int = 0) 
 
     margin: added on each side, as a fraction of the longer box side. least: the smallest side in pixels;
     the paper's crop is margin 0 and least = the encoder's input side. The square is moved into the image
-    where it fits, and is otherwise centred on the box, reaching out of the image.
+    where it fits, and is otherwise centred on the image, reaching out of it.
     """
     longer = max(box[2] - box[0], box[3] - box[1], 1.0)
     side = round(max(longer * (1 + 2 * margin), least, 2))

@@ -5,7 +5,6 @@ It is trained in torch (`soir train detector`) and run in NumPy, beside any trun
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from soir_qdrant.errors import ConfigError
+from soir_qdrant import parts
 from soir_qdrant.types import RGB, Detections
 from soir_qdrant.vision.boxes import finish, pick
 from soir_qdrant.vision.embedded import TokenSource, token_grid
@@ -56,17 +55,9 @@ class Head:
     @classmethod
     def load(cls, file: Path) -> Head:
         """Raises ConfigError where the file is missing or no head."""
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(str(file), "np") as held:
-                about = held.metadata() or {}
-                weights = {name: held.get_tensor(name).astype(np.float32) for name in list(held.keys())}
-            return cls(weights, int(json.loads(about["depth"])), about["fitted_for"])
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
-            raise ConfigError(
-                f"{file}: no detector there ({error}); make one with `soir train detector`"
-            ) from error
+        held, about = parts.load(file, "detector", "soir train detector", "pixels.weight", "out.weight")
+        weights = {name: x.astype(np.float32) for name, x in held.items()}
+        return cls(weights, int(about["depth"]), about["fitted_for"])
 
 
 def inputs(source: TokenSource, image: RGB) -> tuple[Floats, NDArray[np.uint8]]:

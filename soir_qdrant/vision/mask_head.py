@@ -6,6 +6,7 @@ train segmenter`) and run in NumPy, beside any trunk, local or served.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from soir_qdrant.errors import ConfigError
+from soir_qdrant import parts
 from soir_qdrant.types import RGB, Box, Mask
 from soir_qdrant.vision.boxes import intersection_over_union
 from soir_qdrant.vision.crops import square, square_pixels, whole_box
@@ -67,17 +68,8 @@ class MaskHead:
     @classmethod
     def load(cls, file: Path) -> MaskHead:
         """Raises ConfigError where the file is missing or no head."""
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(str(file), "np") as held:
-                fitted_for = (held.metadata() or {})["fitted_for"]
-                weights = {name: held.get_tensor(name).astype(np.float32) for name in list(held.keys())}
-        except (OSError, SafetensorError, KeyError) as error:
-            raise ConfigError(
-                f"{file}: no segmenter there ({error}); make one with `soir train segmenter`"
-            ) from error
-        return cls(weights, fitted_for)
+        held, about = parts.load(file, "segmenter", "soir train segmenter", "e0.0.weight", "out.weight")
+        return cls({name: x.astype(np.float32) for name, x in held.items()}, about["fitted_for"])
 
 
 class LearnedSegmenter:
@@ -88,6 +80,14 @@ class LearnedSegmenter:
     def __init__(self, source: TokenSource, head: MaskHead) -> None:
         self.source = source
         self.head = head
+
+    @property
+    def fingerprint(self) -> str:
+        """Names what its masks depend on, but for the encoder."""
+        made = hashlib.sha256()
+        for name, weights in sorted(self.head.weights.items()):
+            made.update(name.encode() + weights.tobytes())
+        return f"{self.name} {made.hexdigest()[:8]}"
 
     def segment(self, image: RGB, boxes: NDArray[np.floating]) -> list[Mask]:
         """image: uint8 [H, W, 3]; boxes: [k, 4]. See `Segmenter`."""
