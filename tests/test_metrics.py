@@ -8,10 +8,10 @@ from soir_qdrant.evaluate.metrics import (
     average_precision,
     chance_precision,
     chance_recall,
-    iou,
     ranking,
     recall_at,
 )
+from soir_qdrant.vision.boxes import intersection_over_union
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=30))
@@ -44,4 +44,4 @@ def test_equal_scores_keep_the_order_of_the_gallery():
 
 def test_iou_of_boxes():
     a, b = np.array([[0, 0, 2, 2]], float), np.array([[1, 0, 3, 2], [5, 5, 6, 6]], float)
-    assert np.allclose(iou(a, b), [[1 / 3, 0]])
+    assert np.allclose(intersection_over_union(a, b), [[1 / 3, 0]])

@@ -16,13 +16,13 @@ from soir_qdrant.evaluate.metrics import (
     average_precision,
     chance_precision,
     chance_recall,
-    iou,
     ranking,
     recall_at,
 )
 from soir_qdrant.evaluate.searched import RERANKED, Found
 from soir_qdrant.pipeline import Pipeline
 from soir_qdrant.refine.pooling import fit_whitening, normalize, refit
+from soir_qdrant.vision.boxes import intersection_over_union
 
 METHODS = ("global", "mean", "paper", "default", "calibrated", *RERANKED, "objects", "chance")
 SIZES = {"<1%": (0.0, 0.01), "1-2%": (0.01, 0.02), ">2%": (0.02, 1.0)}
@@ -146,7 +146,8 @@ def _localised(bench: Bench, found: Found) -> float:
         for image in set(bench.relevant(query)) & set(boxes):
             true = [o.box for o in bench.gallery[image].objects if o.instance == query.instance]
             box = boxes[image]
-            overlap = iou(np.array([box], np.float32), np.array(true, np.float32)).max() if box else 0.0
+            told = np.array([box] if box else np.zeros((0, 4)), np.float32)
+            overlap = intersection_over_union(told, np.array(true, np.float32)).max(initial=0)
             right.append(overlap >= 0.5)
     return round(float(np.mean(right)), 4) if right else 0.0
 
@@ -166,7 +167,7 @@ def _detection(bench: Bench, seen: Seen) -> dict[str, float]:
     hit = total = boxes = 0
     for entry, items in zip(bench.gallery, seen.objects, strict=True):
         found = np.array([item.box for item in items], np.float32)
-        hit += int((iou(entry.boxes, found).max(1) >= 0.5).sum())
+        hit += int((intersection_over_union(entry.boxes, found).max(1) >= 0.5).sum())
         total += len(entry.objects)
         boxes += len(items)
     return {"recall@0.5": round(hit / max(total, 1), 4), "boxes": round(boxes / len(bench.gallery), 2)}

@@ -20,8 +20,9 @@ from PIL import Image
 from soir_qdrant.errors import DatasetError
 from soir_qdrant.evaluate.compose import RGBA, encode_jpeg, encode_png, trim
 from soir_qdrant.evaluate.decode import CUT_SIDE, read_rgba
-from soir_qdrant.evaluate.sources import Sources, cache_dir, locate
+from soir_qdrant.evaluate.sources import Sources, locate
 from soir_qdrant.types import RGB
+from soir_qdrant.vision.weights import cache_dir
 
 VERSION = 1  # of what is drawn: raise it when the same seed gives other pictures
 THINGS, ALIKE, GROUNDS = 300, 2, 150  # ALIKE: things of one silhouette

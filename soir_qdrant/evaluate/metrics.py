@@ -40,11 +40,3 @@ def chance_recall(relevant: int, n: int, k: int) -> float:
 def ranking(scores: NDArray[np.floating]) -> NDArray[np.int64]:
     """Indices by falling score; equal scores in rising index, so that the order is the same every time."""
     return np.argsort(-np.asarray(scores), kind="stable")
-
-
-def iou(a: NDArray[np.floating], b: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Intersection over union of boxes x0 y0 x1 y1: [n, 4], [m, 4] -> [n, m]."""
-    low, high = np.maximum(a[:, None, :2], b[None, :, :2]), np.minimum(a[:, None, 2:], b[None, :, 2:])
-    both = np.prod(np.maximum(high - low, 0), axis=2)
-    areas = [np.prod(x[:, 2:] - x[:, :2], axis=1) for x in (a, b)]
-    return np.asarray(both / np.maximum(areas[0][:, None] + areas[1][None] - both, 1e-9), np.float64)

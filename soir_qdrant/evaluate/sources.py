@@ -10,7 +10,6 @@ import hashlib
 import importlib.util
 import json
 import logging
-import os
 import shutil
 import subprocess
 import tarfile
@@ -25,6 +24,7 @@ from soir_qdrant.evaluate.compose import RGBA
 from soir_qdrant.evaluate.decode import CUT_SIDE, cut_out, has_alpha, read_rgb, read_rgba
 from soir_qdrant.images import iter_sources
 from soir_qdrant.types import RGB
+from soir_qdrant.vision.weights import cache_dir
 
 log = logging.getLogger(__name__)
 
@@ -128,12 +128,6 @@ def _pictures(folder: Path) -> list[tuple[str, Path]]:
     """Path below the folder, and whole path, in order."""
     found = [(name, source) for name, source in iter_sources(folder) if isinstance(source, Path)]
     return [(path.relative_to(folder).as_posix(), path) for _, path in found]
-
-
-def cache_dir() -> Path:
-    """SOIR_CACHE, or ~/.cache/soir_qdrant."""
-    given = os.environ.get("SOIR_CACHE")
-    return Path(given).expanduser() if given else Path.home() / ".cache" / "soir_qdrant"
 
 
 def locate(source: str, *, fetch: bool = False) -> Path:
