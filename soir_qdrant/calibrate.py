@@ -78,9 +78,8 @@ def calibrate(
 
     sources: name, picture, and its objects where they are known (None: detected). dim: components kept
     (those of the prior). alone: start from nothing instead of from `Pipeline.prior`; wants many thousand
-    objects. Returns the whitening, how many objects it saw, and a
-    line for each picture that could not be read. Raises ConfigError where fewer than `least` objects were
-    found.
+    objects. Returns the whitening, how many objects it saw, and a line for each picture that could not be
+    read. Raises ConfigError where fewer than `least` objects were found.
     """
     moments, bad = Moments(), []
     batch: list[tuple[LoadedImage, list[SceneObject] | None]] = []

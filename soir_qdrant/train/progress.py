@@ -41,7 +41,7 @@ class Progress:
             raise ConfigError(
                 f"{self.state}: of another plan ({held['plan']}); delete it, or give the same settings"
             )
-        if held["data"] != self.data:
+        if held.get("data") != self.data:
             raise ConfigError(
                 f"{self.state}: of other pictures or labels, or another encoder; delete it to start anew"
             )
