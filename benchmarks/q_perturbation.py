@@ -24,14 +24,13 @@ from qdrant_client import QdrantClient
 from soir_qdrant import SceneObject, SoirIngestor, SoirSearcher
 from soir_qdrant.evaluate.bench import Bench, BenchQuery
 from soir_qdrant.evaluate.datasets import load
-from soir_qdrant.evaluate.metrics import average_precision, recall_at
+from soir_qdrant.evaluate.metrics import average_precision, placed, recall_at
 from soir_qdrant.images import load as load_image
 from soir_qdrant.pipeline import Pipeline
 from soir_qdrant.rerank.cache import TokenCache
 from soir_qdrant.rerank.candidates import QPerturbation
 from soir_qdrant.rerank.image_query import WINNER
 from soir_qdrant.types import Hit
-from soir_qdrant.vision.boxes import intersection_over_union
 
 UNMOVED = replace(WINNER, scale=0.0)
 
@@ -105,8 +104,7 @@ def judged(bench: Bench, query: BenchQuery, hits: list[Hit]) -> tuple[float, flo
     places = []
     for hit in (hit for hit in hits[:10] if int(hit.id) in wanted):
         truth = [o.box for o in bench.gallery[int(hit.id)].objects if o.instance == query.instance]
-        box = np.array([hit.box or (0, 0, 0, 0)], np.float32)
-        places.append(float(intersection_over_union(box, np.array(truth, np.float32)).max() >= 0.5))
+        places.append(float(placed(hit.box, truth)))
     return average_precision(right, len(wanted)), recall_at(right, 1), places
 
 

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from soir_qdrant import images as pictures
 from soir_qdrant.evaluate.bench import Bench, BenchQuery, load
-from soir_qdrant.evaluate.metrics import average_precision, chance_precision, recall_at
+from soir_qdrant.evaluate.metrics import average_precision, chance_precision, placed, recall_at
 from soir_qdrant.evaluate.needle import generate
 from soir_qdrant.evaluate.sources import Sources
 from soir_qdrant.explain import explain
@@ -22,7 +22,6 @@ from soir_qdrant.pipeline import Pipeline
 from soir_qdrant.search import SoirSearcher
 from soir_qdrant.transport import connect
 from soir_qdrant.types import RGB, Box, Hit, LoadedImage, SceneObject
-from soir_qdrant.vision.boxes import intersection_over_union
 
 TARGETS, SHOWN, EXPLAINED, TOP = 12, 8, 4, 4
 
@@ -92,9 +91,7 @@ def _right(bench: Bench, query: BenchQuery, hits: list[Hit]) -> NDArray[np.bool_
 def _placed(bench: Bench, query: BenchQuery, hit: Hit) -> bool:
     """Whether the hit's box lies on the thing, IoU >= 0.5."""
     entry = bench.gallery[_index(bench, hit)]
-    true = np.array([o.box for o in entry.objects if o.instance == query.instance], np.float32)
-    told = np.array([hit.box] if hit.box else np.zeros((0, 4)), np.float32)
-    return bool(intersection_over_union(told, true).max(initial=0) >= 0.5)
+    return placed(hit.box, [o.box for o in entry.objects if o.instance == query.instance])
 
 
 def _figures(bench: Bench, found: list[list[Hit]]) -> list[tuple[str, str]]:

@@ -16,6 +16,7 @@ from soir_qdrant.evaluate.metrics import (
     average_precision,
     chance_precision,
     chance_recall,
+    placed,
     ranking,
     recall_at,
 )
@@ -145,10 +146,7 @@ def _localised(bench: Bench, found: Found) -> float:
     for query, boxes in zip(bench.queries, found.boxes, strict=True):
         for image in set(bench.relevant(query)) & set(boxes):
             true = [o.box for o in bench.gallery[image].objects if o.instance == query.instance]
-            box = boxes[image]
-            told = np.array([box] if box else np.zeros((0, 4)), np.float32)
-            overlap = intersection_over_union(told, np.array(true, np.float32)).max(initial=0)
-            right.append(overlap >= 0.5)
+            right.append(placed(boxes[image], true))
     return round(float(np.mean(right)), 4) if right else 0.0
 
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
+
+from soir_qdrant.types import Box
+from soir_qdrant.vision.boxes import intersection_over_union
 
 Bools = NDArray[np.bool_]
 
@@ -40,3 +45,9 @@ def chance_recall(relevant: int, n: int, k: int) -> float:
 def ranking(scores: NDArray[np.floating]) -> NDArray[np.int64]:
     """Indices by falling score; equal scores in rising index, so that the order is the same every time."""
     return np.argsort(-np.asarray(scores), kind="stable")
+
+
+def placed(box: Box | None, true: Sequence[Box]) -> bool:
+    """Whether a box lies on one of some true ones, IoU >= 0.5."""
+    told = np.array([box] if box else np.zeros((0, 4)), np.float32)
+    return bool(intersection_over_union(told, np.array(true, np.float32)).max(initial=0) >= 0.5)
