@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from test_detector import ColourTokens
 
+from soir_qdrant import parts
 from soir_qdrant.config import SegmenterSettings
 from soir_qdrant.errors import ConfigError, DatasetError
 from soir_qdrant.evaluate.bench import load
@@ -16,7 +17,7 @@ from soir_qdrant.train import mask_head as torch_head
 from soir_qdrant.train.segmenter import Plan, examples, measure, train
 from soir_qdrant.vision.fitted import DATA
 from soir_qdrant.vision.mask_head import (
-    CELLS,
+    CELL,
     SIDE,
     LearnedSegmenter,
     MaskHead,
@@ -70,8 +71,8 @@ def test_numpy_says_what_torch_says(tmp_path):
     made.half().float()
     rng = np.random.default_rng(0)
     small = rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8)
-    planes = box_planes((20, 10, 70, 50), (10, 0, 80))
-    tokens = rng.normal(size=(CELLS * CELLS, 9)).astype(np.float32)
+    planes = box_planes((20, 10, 70, 50), (10, 0, 80), SIDE)
+    tokens = rng.normal(size=((SIDE // CELL) ** 2, 9)).astype(np.float32)
     with torch.inference_mode():
         logits = made(*(torch.as_tensor(part[None]).float() for part in (small, planes, tokens)))
     said = MaskHead.load(tmp_path / "head.safetensors")(small, planes, tokens)
@@ -110,6 +111,19 @@ def test_it_learns_to_cut_out_discs_and_goes_on_after_an_interruption(tmp_path):
         x0, y0, x1, y1 = box.astype(int)
         part = true[y0:y1, x0:x1]
         assert (mask & part).sum() / (mask | part).sum() > 0.9
+
+
+def test_a_head_of_another_resolution_is_run_at_its_own(tmp_path):
+    """Files from before resolution was told are of 64 pixels."""
+    made = fresh()
+    held = {name: x.numpy() for name, x in made.state_dict().items()}
+    parts.save(tmp_path / "old.safetensors", held, fitted_for="colours@1")
+    head = MaskHead.load(tmp_path / "old.safetensors")
+    assert (head.side, head.cells) == (64, 8)
+    (mask,) = LearnedSegmenter(ColourTokens(), head).segment(
+        np.zeros((120, 160, 3), np.uint8), np.array([[20, 20, 60, 50]])
+    )
+    assert mask.shape == (30, 40)
 
 
 def held_views(scenes):
@@ -174,7 +188,7 @@ class TestWindow:
             assert (mask == true).mean() > 0.9
 
     def test_planes_tell_of_the_box(self):
-        planes = box_planes((20, 20, 60, 60), (0, 0, 80))
+        planes = box_planes((20, 20, 60, 60), (0, 0, 80), SIDE)
         assert planes.shape == (SIDE, SIDE, 2)
         np.testing.assert_allclose(planes[..., 0].sum(), (SIDE / 2) ** 2, rtol=0.01)
         assert planes[SIDE // 2, SIDE // 2, 1] < -0.9

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from soir_qdrant import parts
-from soir_qdrant.vision.head import GROUPS, PIXELS
+from soir_qdrant.train.layers import block
+from soir_qdrant.vision.head import PIXELS
 
 WIDTH, DEPTH = 128, 4
 
@@ -26,14 +27,7 @@ class Head(nn.Module):
         self.dim = dim
         self.tokens = nn.Conv2d(dim, width, 1)
         self.pixels = nn.Conv2d(3 * PIXELS**2, width, 1)
-        self.blocks = nn.ModuleList(
-            nn.Sequential(
-                nn.Conv2d(width, width, 3, padding=1 + i % 2, dilation=1 + i % 2),
-                nn.GroupNorm(GROUPS, width),
-                nn.SiLU(),
-            )
-            for i in range(depth)
-        )
+        self.blocks = nn.ModuleList(block(width, width, apart=1 + i % 2) for i in range(depth))
         self.out = nn.Conv2d(width, 5, 1)
         nn.init.zeros_(self.out.weight)
         with torch.no_grad():  # objects are rare, and about four cells wide
@@ -44,8 +38,8 @@ class Head(nn.Module):
         tokens = F.layer_norm(tokens.movedim(1, -1), (self.dim,)).movedim(-1, 1)
         small = F.pixel_unshuffle(pixels - 0.5, PIXELS) * 4
         x = F.silu(self.tokens(tokens) + self.pixels(small))
-        for block in self.blocks:
-            x = x + block(x)
+        for one in self.blocks:
+            x = x + one(x)
         score, sides = self.out(x).split([1, 4], 1)
         return score[:, 0], around(sides.clamp(max=4).exp().movedim(1, -1))
 

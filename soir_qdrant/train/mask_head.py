@@ -9,42 +9,39 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from soir_qdrant import parts
-from soir_qdrant.vision.head import GROUPS
-from soir_qdrant.vision.mask_head import CELLS
+from soir_qdrant.train.layers import block
+from soir_qdrant.vision.mask_head import CELL, SIDE
 
-WIDTHS = (16, 32, 64, 128)  # channels at a side of 64, 32, 16 and 8
-
-
-def _block(into: int, out: int, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(into, out, 3, stride, 1), nn.GroupNorm(GROUPS, out), nn.SiLU())
+WIDTHS = (16, 32, 64, 128)  # channels at a side of 96, 48, 24 and 12
 
 
 class MaskHead(nn.Module):
     """A U-Net on the pixels of a window, joined at its bottom by the encoder's tokens of the same window.
 
-    small [B, SIDE, SIDE, 3], 0..255, planes [B, SIDE, SIDE, 2], tokens [B, CELLS^2, D] -> logits [B, SIDE,
-    SIDE]. See `vision.mask_head.MaskHead`.
+    small [B, SIDE, SIDE, 3], 0..255, planes [B, SIDE, SIDE, 2], tokens [B, n^2, D], n = SIDE / CELL ->
+    logits [B, SIDE, SIDE]. See `vision.mask_head.MaskHead`.
     """
 
     def __init__(self, dim: int, widths: tuple[int, int, int, int] = WIDTHS) -> None:
         super().__init__()
         a, b, c, d = widths
-        self.e0 = _block(5, a)
-        self.e1 = nn.Sequential(_block(a, b, 2), _block(b, b))
-        self.e2 = nn.Sequential(_block(b, c, 2), _block(c, c))
-        self.e3 = _block(c, d, 2)
+        self.e0 = block(5, a)
+        self.e1 = nn.Sequential(block(a, b, stride=2), block(b, b))
+        self.e2 = nn.Sequential(block(b, c, stride=2), block(c, c))
+        self.e3 = block(c, d, stride=2)
         self.tokens = nn.Conv2d(dim, d, 1)
-        self.middle = nn.Sequential(_block(d, d), _block(d, d))
-        self.d2 = nn.Sequential(_block(d + c, c), _block(c, c))
-        self.d1 = nn.Sequential(_block(c + b, b), _block(b, b))
-        self.d0 = _block(b + a, a)
+        self.middle = nn.Sequential(block(d, d), block(d, d))
+        self.d2 = nn.Sequential(block(d + c, c), block(c, c))
+        self.d1 = nn.Sequential(block(c + b, b), block(b, b))
+        self.d0 = block(b + a, a)
         self.out = nn.Conv2d(a, 1, 1)
 
     def forward(self, small: Tensor, planes: Tensor, tokens: Tensor) -> Tensor:
         x0 = self.e0(torch.cat([(small / 255 - 0.5) * 4, planes], -1).movedim(-1, 1))
         x1 = self.e1(x0)
         x2 = self.e2(x1)
-        seen = F.layer_norm(tokens, tokens.shape[-1:]).movedim(-1, 1).unflatten(2, (CELLS, CELLS))
+        seen = F.layer_norm(tokens, tokens.shape[-1:]).movedim(-1, 1)
+        seen = seen.unflatten(2, (SIDE // CELL, SIDE // CELL))
         y = F.silu(self.e3(x2) + self.tokens(seen))
         y = y + self.middle(y)
         y = self.d2(torch.cat([_doubled(y), x2], 1))
@@ -56,7 +53,7 @@ class MaskHead(nn.Module):
     def save(self, file: Path, fitted_for: str) -> None:
         """A safetensors file in half precision, whole or not at all. fitted_for: see `vision.mask_head`."""
         arrays = {name: x.half().numpy() for name, x in self.state_dict().items()}
-        parts.save(file, arrays, fitted_for=fitted_for)
+        parts.save(file, arrays, fitted_for=fitted_for, side=str(SIDE))
 
 
 def _doubled(x: Tensor) -> Tensor:

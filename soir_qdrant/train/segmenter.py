@@ -29,7 +29,7 @@ from soir_qdrant.types import RGB, Box, Mask
 from soir_qdrant.vision.crops import square_pixels, whole_box
 from soir_qdrant.vision.embedded import TokenSource
 from soir_qdrant.vision.fitted import trunk
-from soir_qdrant.vision.mask_head import CELLS, SIDE, box_planes, looked_at, picture, window
+from soir_qdrant.vision.mask_head import CELL, SIDE, box_planes, looked_at, picture, window
 
 JITTERS = (0.06, 0.12)  # of a box, one view of the object each; see `views.jittered`
 AS_QUERY = 0.04  # the same, in a crop as tight as a query
@@ -48,10 +48,10 @@ class Plan(HeadPlan):
 def examples(
     benches: Sequence[Bench], source: TokenSource, cache: Path, advance: Callable[[], None] = lambda: None
 ) -> list[Path]:
-    """What the head sees of each scene's objects, a file a scene, computed once (80 kB a view)."""
+    """What the head sees of each scene's objects, a file a scene, computed once (180 kB a view)."""
     found = []
     for bench in benches:
-        place = place_of(cache, bench, "segmenter", trunk(getattr(source, "fingerprint", "")))
+        place = place_of(cache, bench, f"segmenter {SIDE}", trunk(getattr(source, "fingerprint", "")))
         place.mkdir(parents=True, exist_ok=True)
         for i, entry in enumerate(bench.gallery):
             file = place / f"{i:05d}.npz"
@@ -75,7 +75,7 @@ def train(
     told: Callable[[dict[str, float]], None] = lambda _: None,
 ) -> MaskHead:
     """Train in place; returns the head. state, log, data: see `Progress`: it goes on where it was killed, to
-    the same result. Memory: 80 kB a view."""
+    the same result. Memory: 180 kB a view."""
     kept, held = (_joined(files) for files in split(scenes, plan))
 
     def value(rows: NDArray[np.int64], rng: np.random.Generator) -> Tensor:
@@ -120,8 +120,8 @@ def _views(source: TokenSource, entry: GalleryImage, rng: np.random.Generator) -
     views = list(zip(seen, windows, strict=True))
     return {
         "small": np.stack([picture(rgb, at, SIDE) for (rgb, _, _), at in views]),
-        "planes": np.stack([box_planes(box, at) for (_, _, box), at in views]).astype(np.float16),
-        "tokens": looked_at(source, [rgb for rgb, _, _ in seen], windows).astype(np.float16),
+        "planes": np.stack([box_planes(box, at, SIDE) for (_, _, box), at in views]).astype(np.float16),
+        "tokens": looked_at(source, [rgb for rgb, _, _ in seen], windows, SIDE // CELL).astype(np.float16),
         "mask": np.stack([_small_mask(mask, at) for (_, mask, _), at in views]),
     }
 
@@ -160,5 +160,5 @@ def _turned(rng: np.random.Generator, *parts: Tensor) -> list[Tensor]:
     """Half of the batches mirrored, a third upside down. parts: see PARTS."""
     axes = [axis for axis, chance in ((2, 1 / 2), (1, 1 / 3)) if rng.random() < chance]
     small, planes, tokens, mask = parts
-    grid = tokens.unflatten(1, (CELLS, CELLS))
+    grid = tokens.unflatten(1, (SIDE // CELL, SIDE // CELL))
     return [small.flip(axes), planes.flip(axes), grid.flip(axes).flatten(1, 2), mask.flip(axes)]

@@ -5,7 +5,6 @@ It is trained in torch (`soir train detector`) and run in NumPy, beside any trun
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,12 +16,11 @@ from soir_qdrant import parts
 from soir_qdrant.types import RGB, Detections
 from soir_qdrant.vision.boxes import finish, pick
 from soir_qdrant.vision.embedded import TokenSource, token_grid
+from soir_qdrant.vision.layers import Floats, block, linear, silu, standardized
 
 PIXELS = 8  # side of a cell in the small picture that the head sees beside the tokens
-GROUPS = 8  # of its normalisation
 THRESHOLD, IOU = 0.35, 0.5  # see docs/detector.md
 MOST_CELLS = 400  # that may name a box
-Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,11 +39,11 @@ class Head:
         tokens = standardized(grid.reshape(h * w, dim))
         cells = small.reshape(h, PIXELS, w, PIXELS, 3).transpose(0, 2, 4, 1, 3).reshape(h * w, -1)
         pixels = (cells.astype(np.float32) / np.float32(255) - np.float32(0.5)) * np.float32(4)
-        x: Floats = silu(linear(self.weights, "tokens", tokens) + linear(self.weights, "pixels", pixels))
+        x = silu(linear(self.weights, "tokens", tokens) + linear(self.weights, "pixels", pixels))
+        x = x.reshape(h, w, -1)
         for i in range(self.depth):
-            y = linear(self.weights, f"blocks.{i}.0", neighbours(x.reshape(h, w, -1), 1 + i % 2))
-            x = np.add(x, silu(group_norm(self.weights, f"blocks.{i}.1", y)), dtype=np.float32)
-        out = linear(self.weights, "out", x).reshape(h, w, 5)
+            x = x + block(self.weights, f"blocks.{i}", x, apart=1 + i % 2)
+        out = linear(self.weights, "out", x.reshape(h * w, -1)).reshape(h, w, 5)
         sides = np.exp(np.minimum(out[..., 1:], 4))
         middle = np.stack(np.meshgrid(np.arange(w) + 0.5, np.arange(h) + 0.5), -1).astype(np.float32)
         boxes = np.concatenate([middle - sides[..., :2], middle + sides[..., 2:]], -1)
@@ -115,38 +113,3 @@ def chosen(
     best = np.argsort(-flat, kind="stable")[:MOST_CELLS]
     kept, values = pick(corners[best], flat[best], iou=iou, most=most)
     return finish(corners[best][kept], values, (size[1], size[0]), threshold=threshold)
-
-
-def linear(weights: Mapping[str, Floats], name: str, x: Floats) -> Floats:
-    """x: [n, C] or [n, C * 9], see `neighbours`. [n, C_out]."""
-    weight = weights[f"{name}.weight"]
-    found: Floats = x @ weight.reshape(len(weight), -1).T + weights[f"{name}.bias"]
-    return found
-
-
-def group_norm(weights: Mapping[str, Floats], name: str, x: Floats) -> Floats:
-    """x: [n, C], all positions of one picture. [n, C]."""
-    groups = x.reshape(len(x), GROUPS, -1)
-    mean, var = groups.mean((0, 2), keepdims=True), groups.var((0, 2), keepdims=True)
-    scaled = ((groups - mean) / np.sqrt(var + 1e-5)).reshape(x.shape)
-    return np.asarray(scaled * weights[f"{name}.weight"] + weights[f"{name}.bias"], np.float32)
-
-
-def standardized(tokens: NDArray[np.floating]) -> Floats:
-    """Each row with mean 0 and deviation 1: LayerNorm without weights. [n, D], float32."""
-    rows: Floats = tokens.astype(np.float32)
-    rows = rows - rows.mean(1, keepdims=True)
-    rows /= np.sqrt((rows**2).mean(1, keepdims=True) + 1e-5)
-    return rows
-
-
-def neighbours(x: Floats, apart: int) -> Floats:
-    """[h, w, C] -> [h * w, C * 9]: every cell beside its eight neighbours `apart` cells away, 0 outside."""
-    h, w, _ = x.shape
-    padded = np.pad(x, ((apart, apart), (apart, apart), (0, 0)))
-    starts = [(i * apart, j * apart) for i in range(3) for j in range(3)]
-    return np.stack([padded[y : y + h, z : z + w] for y, z in starts], -1).reshape(h * w, -1)
-
-
-def silu(x: Floats) -> Floats:
-    return np.asarray(x / (1 + np.exp(-x)), np.float32)

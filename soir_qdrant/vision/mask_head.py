@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -20,11 +21,11 @@ from soir_qdrant.types import RGB, Box, Mask
 from soir_qdrant.vision.boxes import intersection_over_union
 from soir_qdrant.vision.crops import square, square_pixels, whole_box
 from soir_qdrant.vision.embedded import SKIP, TokenSource
-from soir_qdrant.vision.head import Floats, group_norm, linear, neighbours, silu, standardized
+from soir_qdrant.vision.layers import Floats, block, linear, silu, standardized
 from soir_qdrant.vision.segmenter import ellipse
 
-SIDE = 64  # of the mask, in pixels
-CELLS = 8  # tokens along it
+SIDE = 96  # of what a head sees and says of a window, in pixels; with 64 those were made that do not tell
+CELL = 8  # pixels along a token: the U-Net halves three times
 MARGIN = 0.25  # around the box, as a fraction of its longer side
 FAR = 3.0  # distance from the box's middle, in half its sides, beyond which all is alike
 LEAST = 0.05  # share of the box that a mask covers at least
@@ -35,41 +36,41 @@ BATCH = 16
 @dataclass(frozen=True, slots=True, eq=False)
 class MaskHead:
     """weights: of `train.mask_head.MaskHead`, float32, by name. fitted_for: whose tokens it reads, a
-    fingerprint of the encoder without the size of its crops."""
+    fingerprint of the encoder without the size of its crops. side: of what it sees of a window and says of
+    it, in pixels."""
 
     weights: dict[str, Floats]
     fitted_for: str
+    side: int = SIDE
+
+    @property
+    def cells(self) -> int:
+        """Tokens along a window."""
+        return self.side // CELL
 
     def __call__(self, small: NDArray[np.uint8], planes: Floats, tokens: NDArray[np.floating]) -> Floats:
-        """small: uint8 [SIDE, SIDE, 3]; planes: of `box_planes`; tokens: [CELLS^2, D]. The chance of each
-        pixel to be the object's, float32 [SIDE, SIDE]."""
+        """small: uint8 [side, side, 3]; planes: of `box_planes`; tokens: [cells^2, D]. The chance of each
+        pixel to be the object's, float32 [side, side]."""
         pixels = (small.astype(np.float32) / np.float32(255) - np.float32(0.5)) * np.float32(4)
-        x0 = self._block(np.concatenate([pixels, planes], -1), "e0")
-        x1 = self._block(self._block(x0, "e1.0", stride=2), "e1.1")
-        x2 = self._block(self._block(x1, "e2.0", stride=2), "e2.1")
-        added = linear(self.weights, "tokens", standardized(tokens)).reshape(CELLS, CELLS, -1)
-        y: Floats = silu(self._block(x2, "e3", stride=2) + added)
-        y = y + self._block(self._block(y, "middle.0"), "middle.1")
-        y = self._block(self._block(np.concatenate([_doubled(y), x2], -1), "d2.0"), "d2.1")
-        y = self._block(self._block(np.concatenate([_doubled(y), x1], -1), "d1.0"), "d1.1")
-        y = self._block(np.concatenate([_doubled(y), x0], -1), "d0")
-        logits = linear(self.weights, "out", y.reshape(SIDE * SIDE, -1)).reshape(SIDE, SIDE)
+        run = partial(block, self.weights)
+        x0 = run("e0", np.concatenate([pixels, planes], -1))
+        x1 = run("e1.1", run("e1.0", x0, stride=2))
+        x2 = run("e2.1", run("e2.0", x1, stride=2))
+        added = linear(self.weights, "tokens", standardized(tokens)).reshape(self.cells, self.cells, -1)
+        y: Floats = silu(run("e3", x2, stride=2) + added)
+        y = y + run("middle.1", run("middle.0", y))
+        y = run("d2.1", run("d2.0", np.concatenate([_doubled(y), x2], -1)))
+        y = run("d1.1", run("d1.0", np.concatenate([_doubled(y), x1], -1)))
+        y = run("d0", np.concatenate([_doubled(y), x0], -1))
+        logits = linear(self.weights, "out", y.reshape(self.side**2, -1)).reshape(self.side, self.side)
         return np.asarray(1 / (1 + np.exp(-logits)), np.float32)
-
-    def _block(self, x: Floats, name: str, stride: int = 1) -> Floats:
-        """Convolution of 3 x 3, normalisation, SiLU. x: [h, w, C]. [h / stride, w / stride, C_out]."""
-        h, w = x.shape[0] // stride, x.shape[1] // stride
-        near = neighbours(x, 1)
-        if stride > 1:
-            near = near.reshape(*x.shape[:2], -1)[::stride, ::stride].reshape(h * w, -1)
-        y = linear(self.weights, f"{name}.0", near)
-        return silu(group_norm(self.weights, f"{name}.1", y)).reshape(h, w, -1)
 
     @classmethod
     def load(cls, file: Path) -> MaskHead:
         """Raises ConfigError where the file is missing or no head."""
         held, about = parts.load(file, "segmenter", "soir train segmenter", "e0.0.weight", "out.weight")
-        return cls({name: x.astype(np.float32) for name, x in held.items()}, about["fitted_for"])
+        weights = {name: x.astype(np.float32) for name, x in held.items()}
+        return cls(weights, about["fitted_for"], int(about.get("side", 64)))
 
 
 class LearnedSegmenter:
@@ -109,9 +110,10 @@ class LearnedSegmenter:
             return
         corners = [(float(x0), float(y0), float(x1), float(y1)) for x0, y0, x1, y1 in boxes]
         windows = [window(box, image.shape) for box in corners]
-        tokens = looked_at(self.source, [image] * len(corners), windows)
+        side = self.head.side
+        tokens = looked_at(self.source, [image] * len(corners), windows, self.head.cells)
         for box, at, seen in zip(corners, windows, tokens, strict=True):
-            chance = self.head(picture(image, at, SIDE), box_planes(box, at), seen)
+            chance = self.head(picture(image, at, side), box_planes(box, at, side), seen)
             yield box, at, enlarged(chance, at[2])
 
 
@@ -127,24 +129,26 @@ def picture(image: RGB, at: tuple[int, int, int], size: int) -> RGB:
     return np.asarray(cv2.resize(pixels, (size, size), interpolation=method), np.uint8)
 
 
-def looked_at(source: TokenSource, images: Sequence[RGB], windows: Sequence[tuple[int, int, int]]) -> Floats:
-    """The tokens of windows, one of each image, float32 [k, CELLS^2, D], as deep as the detector's."""
-    side = CELLS * source.patch
+def looked_at(
+    source: TokenSource, images: Sequence[RGB], windows: Sequence[tuple[int, int, int]], cells: int
+) -> Floats:
+    """The tokens of windows, one of each image, float32 [k, cells^2, D], as deep as the detector's."""
+    side = cells * source.patch
     pictures = [picture(image, at, side) for image, at in zip(images, windows, strict=True)]
     parts = [
         np.asarray(source.tokens(np.stack(pictures[i : i + BATCH]), skip=SKIP), np.float32)
         for i in range(0, len(pictures), BATCH)
     ]
-    return np.concatenate(parts)[:, -CELLS * CELLS :]
+    return np.concatenate(parts)[:, -(cells**2) :]
 
 
-def box_planes(box: Box, at: tuple[int, int, int]) -> Floats:
-    """What the head is told of the box, float32 [SIDE, SIDE, 2]: the share of each pixel inside it, and its
+def box_planes(box: Box, at: tuple[int, int, int], size: int) -> Floats:
+    """What the head is told of the box, float32 [size, size, 2]: the share of each pixel inside it, and its
     distance from the middle, -1 there and 0 halfway along the sides."""
     x, y, side = at
-    middles = np.arange(SIDE) + 0.5
-    low = (np.array(box[:2]) - (x, y)) * SIDE / side
-    high = (np.array(box[2:]) - (x, y)) * SIDE / side
+    middles = np.arange(size) + 0.5
+    low = (np.array(box[:2]) - (x, y)) * size / side
+    high = (np.array(box[2:]) - (x, y)) * size / side
     inside = (np.clip(middles[:, None] - low, -0.5, 0.5) + 0.5) * (
         np.clip(high - middles[:, None], -0.5, 0.5) + 0.5
     )
