@@ -121,12 +121,13 @@ class Pipeline:
         found = []
         with timed(seconds, "segment"):
             for i, (image, items) in enumerate(zip(images, objects, strict=True)):
-                held = items or self._fitted(image.rgb, detected.get(i))
+                held = items or self.fitted(image.rgb, detected.get(i))
                 whole = SceneObject((0.0, 0.0, float(image.width), float(image.height)))
                 found.append(self.segment(image.rgb, held or [whole]))
         return found
 
-    def _fitted(self, image: RGB, seen: Detections | None) -> list[SceneObject]:
+    def fitted(self, image: RGB, seen: Detections | None) -> list[SceneObject]:
+        """What was detected, boxes fitted to their masks where the segmenter can. image: uint8 [H, W, 3]."""
         if seen is None or not len(seen.boxes):
             return []
         fitted: list[tuple[Box, Mask | None]]

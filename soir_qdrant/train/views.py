@@ -18,7 +18,7 @@ from soir_qdrant.evaluate.bench import Bench
 from soir_qdrant.evaluate.collect import labelled
 from soir_qdrant.pipeline import Pipeline
 from soir_qdrant.train.progress import place_of
-from soir_qdrant.types import Box, LoadedImage, SceneObject
+from soir_qdrant.types import Box, Detections, LoadedImage
 from soir_qdrant.vision.encoder import LAYERS, ViTEncoder, patch_weights
 from soir_qdrant.vision.fitted import untouched
 
@@ -59,8 +59,9 @@ def views(
     cache: Path,
     advance: Callable[[], None] = lambda: None,
 ) -> list[Views]:
-    """Every labelled instance under its true mask, and under the segmenter's from a box that sits as badly as
-    a detector's; and the queries. A file set per folder in `cache`, 200 kB a view for ViT-S at 224 px.
+    """Every labelled instance under its true mask, and as the ingestor would see it that detected it: from a
+    box that sits as badly as a detector's, fitted to the segmenter's mask; and the queries. A file set per
+    folder in `cache`, 200 kB a view for ViT-S at 224 px.
 
     blocks: how many of the last ones are tuned, at most LAYERS; what an adapter did to those is not in the
     views. Raises ConfigError for an encoder that does not run here.
@@ -98,7 +99,8 @@ def _write(bench: Bench, pipeline: Pipeline, blocks: int, place: Path, advance: 
             kept = [i for i, item in enumerate(entry.objects) if item.instance]
             if kept:
                 image, objects = pictures.load(entry.file), labelled(entry)
-                noisy = [SceneObject(jittered(objects[i].box, image, rng)) for i in kept]
+                boxes = np.array([jittered(objects[i].box, image, rng) for i in kept], np.float32)
+                noisy = pipeline.fitted(image.rgb, Detections(boxes, np.ones(len(kept), np.float32)))
                 for items in ([objects[i] for i in kept], noisy):
                     put(*pipeline.crops([image.rgb], [pipeline.segment(image.rgb, items)]))
                     told += [(str(entry.objects[i].instance), entry.file.name, False) for i in kept]
