@@ -18,11 +18,12 @@ from clock import clock
 from qdrant_client import QdrantClient, models
 
 from soir_qdrant import SoirSearcher
+from soir_qdrant.ingest import CODES
 from soir_qdrant.payload import build_payload
 from soir_qdrant.store import Store
 from soir_qdrant.types import LoadedImage, Scene, SceneObject
 
-DIM, OBJECTS, CODES, LIMIT = 1024, 8, 128, 10
+DIM, OBJECTS, LIMIT = 1024, 8, 10
 
 
 def main() -> None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from soir_qdrant.serving.runtime import Runtime
 
 T = TypeVar("T")
-CODES = 128  # numbers of each object's vector in the payload; see docs/search.md
+CODES = 256  # numbers of each object's vector in the payload; see docs/search.md
 PerImage: TypeAlias = Iterable[T] | Mapping[str, T]
 
 

@@ -4,8 +4,8 @@
 `objects` (each with `box` in pixels, `score`, `area` as a fraction of the image, and where known `label`
 and `code`), `labels` (the different ones, sorted) and `count`. The user's own keys lie beside "soir".
 
-`code` is a sketch of the object's vector: its first c numbers (128 unless told otherwise) scaled to
--127..127, one byte each, base64. It costs 172 characters an object, lets a hit say which object matched,
+`code` is a sketch of the object's vector: its first c numbers (256 unless told otherwise) scaled to
+-127..127, one byte each, base64. It costs 344 characters an object, lets a hit say which object matched,
 and orders hits anew (`rerank="codes"`). `best_object` takes the object's own vectors instead where the
 collection keeps them.
 """
