@@ -45,13 +45,15 @@ class DetectorSettings(_Frozen):
     """kind: "embedded" (on the encoder's tokens), "owlv2", or "none" (whole image). weights: of OWLv2.
     head: of the embedded one: "shipped", a file made by `soir train detector`, or None for the one that is
     not trained, which also stands in where the head was trained for another encoder. threshold: least
-    score; iou: of the non-maximum suppression; None takes what was measured for each."""
+    score; iou: of the non-maximum suppression; None takes what was measured for each. fitted_iou: of another
+    one, among boxes fitted to their masks. most: objects of an image."""
 
     kind: Literal["embedded", "owlv2", "none"] = "embedded"
     weights: str = "google/owlv2-base-patch16-ensemble"
     head: str | None = "shipped"
     threshold: float | None = Field(None, ge=0, le=1)
     iou: float | None = Field(None, ge=0, le=1)
+    fitted_iou: float = Field(0.6, ge=0, le=1)
     most: int = Field(25, ge=1)
 
 

@@ -32,6 +32,7 @@ from soir_qdrant.types import (
     Segmenter,
     Vector,
 )
+from soir_qdrant.vision.boxes import pick
 from soir_qdrant.vision.crops import crop, full_mask, square, whole_box
 
 if TYPE_CHECKING:
@@ -110,7 +111,8 @@ class Pipeline:
         seconds: dict[str, float] | None = None,
     ) -> list[list[SceneObject]]:
         """The objects of each image with their masks, at least one: those given, else those detected, their
-        boxes fitted to them where the segmenter can, else the whole image. seconds: see `scenes`."""
+        boxes fitted to them where the segmenter can, and of those that then are much the same the best, else
+        the whole image. seconds: see `scenes`."""
         seconds = {} if seconds is None else seconds
         wanted = [i for i, items in enumerate(objects) if items is None]
         detected: dict[int, Detections] = {}
@@ -121,7 +123,7 @@ class Pipeline:
         found = []
         with timed(seconds, "segment"):
             for i, (image, items) in enumerate(zip(images, objects, strict=True)):
-                held = items or self.fitted(image.rgb, detected.get(i))
+                held = items or self._different(self.fitted(image.rgb, detected.get(i)))
                 whole = SceneObject((0.0, 0.0, float(image.width), float(image.height)))
                 found.append(self.segment(image.rgb, held or [whole]))
         return found
@@ -139,6 +141,15 @@ class Pipeline:
             SceneObject(box, mask, score=float(score))
             for (box, mask), score in zip(fitted, seen.scores, strict=True)
         ]
+
+    def _different(self, items: list[SceneObject]) -> list[SceneObject]:
+        """Suppressed again: two boxes of one object may be the same only once they are fitted."""
+        if not items:
+            return []
+        boxes, scores = np.array([item.box for item in items]), np.array([item.score for item in items])
+        held = self.settings.detector
+        kept, _ = pick(boxes, scores, iou=held.fitted_iou, most=held.most)
+        return [items[i] for i in kept]
 
     def segment(
         self, image: RGB, objects: list[SceneObject], segmenter: Segmenter | None = None

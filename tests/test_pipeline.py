@@ -7,7 +7,7 @@ from soir_qdrant.config import SegmenterSettings, Settings
 from soir_qdrant.errors import ConfigError, ObjectsError
 from soir_qdrant.explain import explain, save
 from soir_qdrant.pipeline import Pipeline
-from soir_qdrant.types import LoadedImage, SceneObject
+from soir_qdrant.types import Detections, LoadedImage, SceneObject
 from soir_qdrant.vision.crops import crop, full_mask, square
 from soir_qdrant.vision.segmenter import make_segmenter
 
@@ -50,6 +50,27 @@ def test_a_box_may_end_a_hair_beyond_a_pixel(pipeline, picture, kind):
     items = pipeline.segment(picture.rgb, [SceneObject((50, 40, 110.0000001, 90.0000001))], segmenter)
     assert items[0].mask.shape == (51, 61)
     pipeline.crops([picture.rgb], [items])
+
+
+def test_two_boxes_that_fit_one_mask_are_one_object(pipeline, picture):
+    """Their IoU is 0.41; both are fitted to the red thing. The better one stays, and the blue thing."""
+
+    class Detector:
+        name = "two on red"
+
+        def detect(self, images):
+            boxes = [(40, 40, 95, 90), (200, 130, 260, 200), (60, 35, 115, 95)]
+            return [Detections(np.array(boxes, np.float32), np.array([0.9, 0.8, 0.7], np.float32))] * len(
+                images
+            )
+
+    found = Pipeline(pipeline.settings, detector=Detector(), encoder=pipeline.encoder).find([picture], [None])
+    assert [round(item.score, 1) for item in found[0]] == [0.9, 0.8]
+    assert found[0][0].box == pytest.approx((50, 40, 110, 90), abs=4)
+    kept = Pipeline(
+        pipeline.settings.but(segmenter={"kind": "box"}), detector=Detector(), encoder=pipeline.encoder
+    ).find([picture], [None])
+    assert len(kept[0]) == 3  # nothing fits boxes there, and these are not the same
 
 
 def test_a_batch_gives_what_single_pictures_give(pipeline, picture):

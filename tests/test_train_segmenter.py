@@ -14,7 +14,7 @@ from soir_qdrant.config import SegmenterSettings
 from soir_qdrant.errors import ConfigError, DatasetError
 from soir_qdrant.evaluate.bench import load
 from soir_qdrant.train import mask_head as torch_head
-from soir_qdrant.train.segmenter import Plan, examples, measure, train
+from soir_qdrant.train.segmenter import Plan, Views, examples, measure, train
 from soir_qdrant.vision.fitted import DATA
 from soir_qdrant.vision.mask_head import (
     CELL,
@@ -99,7 +99,7 @@ def test_it_learns_to_cut_out_discs_and_goes_on_after_an_interruption(tmp_path):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2, 3, 4, 5, 6]
-    assert lines[-1]["iou"] > 0.9 > 0.7 > measure(fresh(), held_views(scenes))
+    assert lines[-1]["iou"] > 0.9 > 0.7 > measure(fresh(), Views(scenes[9:10]))
 
     whole.save(tmp_path / "head.safetensors", "colours@1")
     segmenter = LearnedSegmenter(ColourTokens(), MaskHead.load(tmp_path / "head.safetensors"))
@@ -124,11 +124,6 @@ def test_a_head_of_another_resolution_is_run_at_its_own(tmp_path):
         np.zeros((120, 160, 3), np.uint8), np.array([[20, 20, 60, 50]])
     )
     assert mask.shape == (30, 40)
-
-
-def held_views(scenes):
-    with np.load(scenes[9]) as held:
-        return {name: held[name] for name in held.files}
 
 
 def test_a_folder_without_masks_teaches_nothing(tmp_path):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -59,7 +59,7 @@ def examples(
         place.mkdir(parents=True, exist_ok=True)
         for i, entry in enumerate(bench.gallery):
             file = place / f"{i:05d}.npz"
-            write_once(file, partial(_arrays, source, entry))
+            write_once(file, partial(_write, source, entry))
             with np.load(file) as held:
                 width, height = held["size"].tolist()
             found.append(Example(file, (width, height), entry.boxes))
@@ -69,10 +69,10 @@ def examples(
     return found
 
 
-def _arrays(source: TokenSource, entry: GalleryImage) -> dict[str, Any]:
+def _write(source: TokenSource, entry: GalleryImage, out: BinaryIO) -> None:
     image = pictures.load(entry.file).rgb
     grid, small = inputs(source, image)
-    return {"grid": grid.astype(np.float16), "small": small, "size": image.shape[1::-1]}
+    np.savez(out, grid=grid.astype(np.float16), small=small, size=image.shape[1::-1])
 
 
 def train(
@@ -111,7 +111,8 @@ def measure(head: Head, scenes: Sequence[Example], most: int = 25) -> dict[str, 
     for one in scenes:
         with torch.inference_mode():
             logits, named = head(*batched([_read(one)]))
-        seen = chosen(logits[0].sigmoid().numpy(), named[0].numpy(), one.size, threshold=0.0, most=most)
+        scores, boxes = logits[0].sigmoid().numpy(), named[0].numpy()
+        seen = chosen(scores, boxes, one.size, threshold=0.0, iou=0.5, most=most)
         overlaps = (
             intersection_over_union(seen.boxes, one.boxes)
             if len(one.boxes)

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import torch
@@ -146,12 +146,12 @@ def place_of(cache: Path, bench: Bench, *seen_by: str) -> Path:
     return cache / f"{bench.root.name}-{contents([bench], *seen_by)}"
 
 
-def write_once(file: Path, make: Callable[[], dict[str, Any]]) -> None:
-    """Arrays as an .npz file, whole or not at all; nothing where it is there."""
+def write_once(file: Path, write: Callable[[BinaryIO], None]) -> None:
+    """A file, whole or not at all; nothing where it is there."""
     if not file.is_file():
         part = file.with_suffix(".part")
         with part.open("wb") as out:
-            np.savez(out, **make())
+            write(out)
         part.replace(file)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 import cv2
 import numpy as np
@@ -33,8 +33,7 @@ from soir_qdrant.vision.mask_head import CELL, SIDE, box_planes, looked_at, pict
 
 JITTERS = (0.06, 0.12)  # of a box, one view of the object each; see `views.jittered`
 AS_QUERY = 0.04  # the same, in a crop as tight as a query
-PARTS = ("small", "planes", "tokens", "mask")
-Arrays = dict[str, NDArray[Any]]
+PARTS = ("small", "planes", "tokens", "mask")  # of a view; see `vision.mask_head`; the mask is uint8
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +53,9 @@ def examples(
         place = place_of(cache, bench, f"segmenter {SIDE}", trunk(getattr(source, "fingerprint", "")))
         place.mkdir(parents=True, exist_ok=True)
         for i, entry in enumerate(bench.gallery):
-            file = place / f"{i:05d}.npz"
+            file = place / f"{i:05d}.npy"
             if entry.mask is not None and entry.objects:
-                write_once(file, partial(_views, source, entry, np.random.default_rng(i)))
+                write_once(file, partial(_write, source, entry, np.random.default_rng(i)))
                 found.append(file)
             advance()
     if not found:
@@ -75,14 +74,14 @@ def train(
     told: Callable[[dict[str, float]], None] = lambda _: None,
 ) -> MaskHead:
     """Train in place; returns the head. state, log, data: see `Progress`: it goes on where it was killed, to
-    the same result. Memory: 180 kB a view."""
-    kept, held = (_joined(files) for files in split(scenes, plan))
+    the same result. Memory: of a batch."""
+    kept, held = (Views(files) for files in split(scenes, plan))
 
     def value(rows: NDArray[np.int64], rng: np.random.Generator) -> Tensor:
-        small, planes, tokens, mask = _turned(rng, *_batch(kept, np.sort(rows)))
+        small, planes, tokens, mask = _turned(rng, *kept.take(np.sort(rows)))
         return loss(head(small, planes, tokens), mask)
 
-    count, progress = len(kept["small"]), Progress(plan, state, log, data)
+    count, progress = len(kept), Progress(plan, state, log, data)
     steps = max(count // plan.batch, 1)
     train_epochs(head, progress, count, steps, value, lambda: {"iou": measure(head, held)}, told, warm=0.02)
     return head
@@ -96,12 +95,36 @@ def loss(logits: Tensor, mask: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, mask) + (1 - dice).mean()
 
 
-def measure(head: MaskHead, views: Arrays) -> float:
+class Views:
+    """What the head sees of some scenes' objects, left on disk. files: of `examples`."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self.files = files
+        self.ends = np.cumsum([len(np.load(file, mmap_mode="r")) for file in files], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return int(self.ends[-1]) if len(self.ends) else 0
+
+    def take(self, rows: NDArray[np.int64]) -> list[Tensor]:
+        """PARTS of some views, float32 [n, ...], the mask 0..1."""
+        places = np.searchsorted(self.ends, rows, side="right")
+        firsts = np.concatenate([[0], self.ends])[places]
+        seen = [
+            np.load(self.files[place], mmap_mode="r")[row]
+            for place, row in zip(places.tolist(), (rows - firsts).tolist(), strict=True)
+        ]
+        small, planes, tokens, mask = (
+            torch.from_numpy(np.stack([one[name] for one in seen])).float() for name in PARTS
+        )
+        return [small, planes, tokens, mask / 255]
+
+
+def measure(head: MaskHead, views: Views) -> float:
     """Mean IoU of the predicted masks with the true ones, at SIDE pixels."""
     head.eval()
     found: list[float] = []
-    for i in range(0, len(views["small"]), 64):
-        small, planes, tokens, mask = _batch(views, np.arange(i, min(i + 64, len(views["small"]))))
+    for i in range(0, len(views), 64):
+        small, planes, tokens, mask = views.take(np.arange(i, min(i + 64, len(views))))
         with torch.inference_mode():
             said = head(small, planes, tokens) > 0
         true = mask > 0.5
@@ -109,8 +132,8 @@ def measure(head: MaskHead, views: Arrays) -> float:
     return round(float(np.mean(found)), 4) if found else 0.0
 
 
-def _views(source: TokenSource, entry: GalleryImage, rng: np.random.Generator) -> Arrays:
-    """Of all objects of a scene, under every jitter and as a query shows it: see PARTS; the mask is uint8."""
+def _write(source: TokenSource, entry: GalleryImage, rng: np.random.Generator, out: BinaryIO) -> None:
+    """All objects of a scene, under every jitter and as a query shows it, one record each."""
     image = pictures.load(entry.file)
     seen: list[tuple[RGB, Mask, Box]] = []
     for item, mask in zip(entry.objects, entry.masks() or [], strict=True):
@@ -118,12 +141,19 @@ def _views(source: TokenSource, entry: GalleryImage, rng: np.random.Generator) -
         seen.append(_as_query(image.rgb, mask, jittered(item.box, image, rng, AS_QUERY)))
     windows = [window(box, rgb.shape) for rgb, _, box in seen]
     views = list(zip(seen, windows, strict=True))
-    return {
-        "small": np.stack([picture(rgb, at, SIDE) for (rgb, _, _), at in views]),
-        "planes": np.stack([box_planes(box, at, SIDE) for (_, _, box), at in views]).astype(np.float16),
-        "tokens": looked_at(source, [rgb for rgb, _, _ in seen], windows, SIDE // CELL).astype(np.float16),
-        "mask": np.stack([_small_mask(mask, at) for (_, mask, _), at in views]),
-    }
+    tokens = looked_at(source, [rgb for rgb, _, _ in seen], windows, SIDE // CELL).astype(np.float16)
+    kinds = [
+        ("small", np.uint8, (SIDE, SIDE, 3)),
+        ("planes", np.float16, (SIDE, SIDE, 2)),
+        ("tokens", np.float16, tokens.shape[1:]),
+        ("mask", np.uint8, (SIDE, SIDE)),
+    ]
+    records = np.zeros(len(seen), kinds)
+    records["tokens"] = tokens
+    for record, ((rgb, mask, box), at) in zip(records, views, strict=True):
+        record["small"], record["planes"] = picture(rgb, at, SIDE), box_planes(box, at, SIDE)
+        record["mask"] = _small_mask(mask, at)
+    np.save(out, records)
 
 
 def _as_query(rgb: RGB, mask: Mask, box: Box) -> tuple[RGB, Mask, Box]:
@@ -140,20 +170,6 @@ def _small_mask(mask: NDArray[np.bool_], at: tuple[int, int, int]) -> NDArray[np
     cut = square_pixels(mask, *at, np.float32(0))
     method = cv2.INTER_AREA if at[2] > SIDE else cv2.INTER_LINEAR
     return np.asarray((cv2.resize(cut, (SIDE, SIDE), interpolation=method) * 255).round(), np.uint8)
-
-
-def _joined(files: Sequence[Path]) -> Arrays:
-    parts: dict[str, list[NDArray[Any]]] = {name: [] for name in PARTS}
-    for file in files:
-        with np.load(file) as held:
-            for name in PARTS:
-                parts[name].append(held[name])
-    return {name: np.concatenate(rows) if rows else np.zeros(0) for name, rows in parts.items()}
-
-
-def _batch(views: Arrays, rows: NDArray[np.intp]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    small, planes, tokens, mask = (torch.from_numpy(views[name][rows]).float() for name in PARTS)
-    return small, planes, tokens, mask / 255
 
 
 def _turned(rng: np.random.Generator, *parts: Tensor) -> list[Tensor]:

@@ -36,7 +36,8 @@ def on_tokens(settings: DetectorSettings, source: object | None, fingerprint: st
     head = fitting(settings.head, "detector.head", Head.load, trunk(fingerprint))
     if head is None:
         return EmbeddedDetector(source, **given(settings))
-    return LearnedDetector(source, head, **given(settings))
+    spare = {"most": 2 * settings.most}  # some are the same object; see `Pipeline.find`
+    return LearnedDetector(source, head, **(given(settings) | spare))
 
 
 def given(settings: DetectorSettings) -> dict[str, Any]:

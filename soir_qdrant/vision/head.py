@@ -19,7 +19,7 @@ from soir_qdrant.vision.embedded import TokenSource, token_grid
 from soir_qdrant.vision.layers import Floats, block, linear, silu, standardized
 
 PIXELS = 8  # side of a cell in the small picture that the head sees beside the tokens
-THRESHOLD, IOU = 0.35, 0.5  # see docs/detector.md
+THRESHOLD, IOU = 0.35, 0.7  # see docs/detector.md; boxes are suppressed again once they are fitted
 MOST_CELLS = 400  # that may name a box
 
 
@@ -103,7 +103,7 @@ def chosen(
     size: tuple[int, int],
     *,
     threshold: float,
-    iou: float = IOU,
+    iou: float,
     most: int = 25,
 ) -> Detections:
     """The best boxes of what the cells say, in pixels of an image of `size` (width, height)."""
