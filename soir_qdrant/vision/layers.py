@@ -30,10 +30,15 @@ def linear(weights: Weights, name: str, x: Floats) -> Floats:
 
 def group_norm(weights: Weights, name: str, x: Floats) -> Floats:
     """x: [n, C], all positions of one picture. [n, C]."""
-    groups = x.reshape(len(x), GROUPS, -1)
-    mean, var = groups.mean((0, 2), keepdims=True), groups.var((0, 2), keepdims=True)
-    scaled = ((groups - mean) / np.sqrt(var + 1e-5)).reshape(x.shape)
-    return np.asarray(scaled * weights[f"{name}.weight"] + weights[f"{name}.bias"], np.float32)
+    each = x.shape[1] // GROUPS
+
+    def of_groups(channels: Floats) -> Floats:
+        return np.repeat(channels.reshape(GROUPS, each).mean(1), each)
+
+    centred = x - of_groups(x.mean(0))
+    variance = of_groups(np.einsum("nc,nc->c", centred, centred) / np.float32(len(x)))
+    scale = weights[f"{name}.weight"] / np.sqrt(variance + np.float32(1e-5))
+    return np.asarray(centred * scale + weights[f"{name}.bias"], np.float32)
 
 
 def standardized(tokens: NDArray[np.floating]) -> Floats:
