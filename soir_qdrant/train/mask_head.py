@@ -12,14 +12,15 @@ from soir_qdrant import parts
 from soir_qdrant.train.layers import block
 from soir_qdrant.vision.mask_head import CELL, SIDE
 
+CELLS = SIDE // CELL  # tokens along a window
 WIDTHS = (16, 32, 64, 128)  # channels at a side of 96, 48, 24 and 12
 
 
 class MaskHead(nn.Module):
     """A U-Net on the pixels of a window, joined at its bottom by the encoder's tokens of the same window.
 
-    small [B, SIDE, SIDE, 3], 0..255, planes [B, SIDE, SIDE, 2], tokens [B, n^2, D], n = SIDE / CELL ->
-    logits [B, SIDE, SIDE]. See `vision.mask_head.MaskHead`.
+    small [B, SIDE, SIDE, 3], 0..255, planes [B, SIDE, SIDE, 2], tokens [B, CELLS^2, D] -> logits [B, SIDE,
+    SIDE]. See `vision.mask_head.MaskHead`.
     """
 
     def __init__(self, dim: int, widths: tuple[int, int, int, int] = WIDTHS) -> None:
@@ -40,8 +41,7 @@ class MaskHead(nn.Module):
         x0 = self.e0(torch.cat([(small / 255 - 0.5) * 4, planes], -1).movedim(-1, 1))
         x1 = self.e1(x0)
         x2 = self.e2(x1)
-        seen = F.layer_norm(tokens, tokens.shape[-1:]).movedim(-1, 1)
-        seen = seen.unflatten(2, (SIDE // CELL, SIDE // CELL))
+        seen = F.layer_norm(tokens, tokens.shape[-1:]).movedim(-1, 1).unflatten(2, (CELLS, CELLS))
         y = F.silu(self.e3(x2) + self.tokens(seen))
         y = y + self.middle(y)
         y = self.d2(torch.cat([_doubled(y), x2], 1))

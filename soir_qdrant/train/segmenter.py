@@ -22,14 +22,14 @@ from soir_qdrant import images as pictures
 from soir_qdrant.errors import DatasetError
 from soir_qdrant.evaluate.bench import Bench, GalleryImage
 from soir_qdrant.pipeline import QUERY_FRAME
-from soir_qdrant.train.mask_head import MaskHead
+from soir_qdrant.train.mask_head import CELLS, MaskHead
 from soir_qdrant.train.progress import HeadPlan, Progress, place_of, split, train_epochs, write_once
 from soir_qdrant.train.views import jittered
 from soir_qdrant.types import RGB, Box, Mask
 from soir_qdrant.vision.crops import square_pixels, whole_box
 from soir_qdrant.vision.embedded import TokenSource
 from soir_qdrant.vision.fitted import trunk
-from soir_qdrant.vision.mask_head import CELL, SIDE, box_planes, looked_at, picture, window
+from soir_qdrant.vision.mask_head import SIDE, box_planes, looked_at, picture, window
 
 JITTERS = (0.06, 0.12)  # of a box, one view of the object each; see `views.jittered`
 AS_QUERY = 0.04  # the same, in a crop as tight as a query
@@ -140,8 +140,7 @@ def _write(source: TokenSource, entry: GalleryImage, rng: np.random.Generator, o
         seen += [(image.rgb, mask, jittered(item.box, image, rng, by)) for by in JITTERS]
         seen.append(_as_query(image.rgb, mask, jittered(item.box, image, rng, AS_QUERY)))
     windows = [window(box, rgb.shape) for rgb, _, box in seen]
-    views = list(zip(seen, windows, strict=True))
-    tokens = looked_at(source, [rgb for rgb, _, _ in seen], windows, SIDE // CELL).astype(np.float16)
+    tokens = looked_at(source, [rgb for rgb, _, _ in seen], windows, CELLS).astype(np.float16)
     kinds = [
         ("small", np.uint8, (SIDE, SIDE, 3)),
         ("planes", np.float16, (SIDE, SIDE, 2)),
@@ -150,7 +149,7 @@ def _write(source: TokenSource, entry: GalleryImage, rng: np.random.Generator, o
     ]
     records = np.zeros(len(seen), kinds)
     records["tokens"] = tokens
-    for record, ((rgb, mask, box), at) in zip(records, views, strict=True):
+    for record, (rgb, mask, box), at in zip(records, seen, windows, strict=True):
         record["small"], record["planes"] = picture(rgb, at, SIDE), box_planes(box, at, SIDE)
         record["mask"] = _small_mask(mask, at)
     np.save(out, records)
@@ -176,5 +175,5 @@ def _turned(rng: np.random.Generator, *parts: Tensor) -> list[Tensor]:
     """Half of the batches mirrored, a third upside down. parts: see PARTS."""
     axes = [axis for axis, chance in ((2, 1 / 2), (1, 1 / 3)) if rng.random() < chance]
     small, planes, tokens, mask = parts
-    grid = tokens.unflatten(1, (SIDE // CELL, SIDE // CELL))
+    grid = tokens.unflatten(1, (CELLS, CELLS))
     return [small.flip(axes), planes.flip(axes), grid.flip(axes).flatten(1, 2), mask.flip(axes)]
