@@ -1,6 +1,9 @@
 """What is learnt from labelled folders."""
 
 import json
+import platform
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -100,3 +103,19 @@ def contrast(bench, pipeline, project):
     other = names[:, None] != names
     similarity = v @ v.T
     return (similarity[same].mean() - similarity[other].mean()) / similarity[other].std()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc gives freed blocks back by itself")
+def test_a_training_keeps_the_memory_that_a_step_frees_for_the_next():
+    steps = (
+        "import resource, numpy as np; {}\n"
+        "def step(): np.ones(8_000_000)\n"
+        "step(); before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt; step(); step()\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)"
+    )
+    keep = "from soir_qdrant.train.memory import keep_freed; keep_freed()"
+    asked, kept = (
+        int(subprocess.check_output([sys.executable, "-c", steps.format(how)], text=True))
+        for how in ("", keep)
+    )
+    assert asked > 10 * (kept + 10)

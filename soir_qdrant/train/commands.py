@@ -33,6 +33,13 @@ CacheOption = Annotated[
 SeedOption = Annotated[int, typer.Option(help="of everything that is random")]
 
 
+@training.callback()
+def _begin() -> None:
+    from soir_qdrant.train.memory import keep_freed
+
+    keep_freed()
+
+
 @training.command(
     epilog="Example:  soir train projection bench/dev-2d bench/dev-3d --out projection.safetensors"
 )

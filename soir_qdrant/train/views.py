@@ -151,8 +151,9 @@ def local(pipeline: Pipeline) -> ViTEncoder:
 def seen_by(pipeline: Pipeline, blocks: int) -> str:
     """What the views depend on, but for the pictures and their labels."""
     settings = pipeline.settings
+    encoder = untouched(local(pipeline).fingerprint, blocks)
     masks = getattr(pipeline.segmenter, "fingerprint", settings.segmenter.model_dump_json())
-    return f"{untouched(local(pipeline).fingerprint, blocks)} {settings.crop.model_dump_json()} {masks}"
+    return f"{encoder} {settings.crop.model_dump_json()} {masks} boxes off by {JITTER}, fitted"
 
 
 def _read(place: Path) -> Views:
