@@ -15,14 +15,27 @@ Weights: TypeAlias = Mapping[str, Floats]
 
 def block(weights: Weights, name: str, x: Floats, *, stride: int = 1, apart: int = 1) -> Floats:
     """Convolution of 3 x 3, normalisation, SiLU. x: [h, w, C]. [h / stride, w / stride, C_out], rounded up.
-    stride, apart: see `neighbours`."""
-    near = neighbours(x, apart, stride)
-    y = linear(weights, f"{name}.0", near.reshape(-1, near.shape[2]))
-    return silu(group_norm(weights, f"{name}.1", y)).reshape(*near.shape[:2], -1)
+    stride, apart: see `convolution`."""
+    y = convolution(weights, f"{name}.0", x, stride, apart)
+    return silu(group_norm(weights, f"{name}.1", y.reshape(-1, y.shape[2]))).reshape(y.shape)
+
+
+def convolution(weights: Weights, name: str, x: Floats, stride: int, apart: int) -> Floats:
+    """Of every stride-th cell with its eight neighbours `apart` cells away, 0 outside, as nine products: one
+    would need the nine side by side, and moving them costs more. x: [h, w, C]."""
+    h, w, channels = x.shape
+    padded = np.pad(x, ((apart, apart), (apart, apart), (0, 0)))
+    weight = weights[f"{name}.weight"]
+    high, wide, out = -(-h // stride), -(-w // stride), len(weight)
+    found: Floats = np.repeat(weights[f"{name}.bias"][None], high * wide, 0)
+    for i, j in np.ndindex(3, 3):
+        near = padded[i * apart : i * apart + h : stride, j * apart : j * apart + w : stride]
+        found += near.reshape(-1, channels) @ weight[:, :, i, j].T
+    return found.reshape(high, wide, out)
 
 
 def linear(weights: Weights, name: str, x: Floats) -> Floats:
-    """x: [n, C] or [n, C * 9], see `neighbours`. [n, C_out]."""
+    """x: [n, C]. [n, C_out]."""
     weight = weights[f"{name}.weight"]
     found: Floats = x @ weight.reshape(len(weight), -1).T + weights[f"{name}.bias"]
     return found
@@ -37,8 +50,9 @@ def group_norm(weights: Weights, name: str, x: Floats) -> Floats:
 
     centred = x - of_groups(x.mean(0))
     variance = of_groups(np.einsum("nc,nc->c", centred, centred) / np.float32(len(x)))
-    scale = weights[f"{name}.weight"] / np.sqrt(variance + np.float32(1e-5))
-    return np.asarray(centred * scale + weights[f"{name}.bias"], np.float32)
+    centred *= weights[f"{name}.weight"] / np.sqrt(variance + np.float32(1e-5))
+    centred += weights[f"{name}.bias"]
+    return centred
 
 
 def standardized(tokens: NDArray[np.floating]) -> Floats:
@@ -49,15 +63,7 @@ def standardized(tokens: NDArray[np.floating]) -> Floats:
     return rows
 
 
-def neighbours(x: Floats, apart: int = 1, stride: int = 1) -> Floats:
-    """[h, w, C] -> [h / stride, w / stride, C * 9], rounded up: every stride-th cell beside its eight
-    neighbours `apart` cells away, 0 outside."""
-    h, w, channels = x.shape
-    padded = np.pad(x, ((apart, apart), (apart, apart), (0, 0)))
-    starts = [(i * apart, j * apart) for i in range(3) for j in range(3)]
-    near = np.stack([padded[y : y + h : stride, z : z + w : stride] for y, z in starts], -1)
-    return near.reshape(*near.shape[:2], channels * 9)
-
-
 def silu(x: Floats) -> Floats:
-    return np.asarray(x / (1 + np.exp(-x)), np.float32)
+    below = np.exp(-x)
+    below += 1
+    return np.divide(x, below, out=below)
