@@ -133,7 +133,8 @@ def _pictures(folder: Path) -> list[tuple[str, Path]]:
 def locate(source: str, *, fetch: bool = False) -> Path:
     """The folder that a catalog entry of this source is relative to.
 
-    source: pack, skimage, pybullet, emoji, clipart, gcompris or opencv.
+    source: pack, skimage, pybullet, emoji, clipart, gcompris or opencv; and, in no catalog, stamps, mate,
+    lomiri or plasma (`benchmarks/photographs.py`).
     """
     if source == "pack":
         return DATA
@@ -220,6 +221,10 @@ _PACKAGES: dict[str, tuple[str, str, str, Callable[[str, Path], None]]] = {
     "clipart": ("openclipart-png", "openclipart-png", "usr/share/openclipart/png", _get_debian),
     "gcompris": ("gcompris-qt-data", "gcompris-qt-data", "usr/share/gcompris-qt/rcc", _get_debian),
     "opencv": ("opencv-doc", "opencv-doc", "usr/share/doc/opencv-doc", _get_debian),
+    "stamps": ("tuxpaint-stamps-default", "tuxpaint-stamps", "usr/share/tuxpaint/stamps", _get_debian),
+    "mate": ("mate-backgrounds", "mate-backgrounds", "usr/share/backgrounds/mate", _get_debian),
+    "lomiri": ("lomiri-wallpapers-16.04", "lomiri-wallpapers", "usr/share/backgrounds", _get_debian),
+    "plasma": ("plasma-workspace-wallpapers", "plasma-wallpapers", "usr/share/wallpapers", _get_debian),
 }
 _KINDS: dict[str, Kind] = {"photos": "photo", "renders": "render", "drawings": "drawing"}
 

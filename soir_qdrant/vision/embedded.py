@@ -114,17 +114,18 @@ class EmbeddedDetector:
         return token_grid(self.source, image)
 
 
-def token_grid(source: TokenSource, image: RGB) -> NDArray[np.float32]:
-    """The tokens that a picture is judged by, float32 [h, w, D]: `SKIP` blocks before the last."""
-    fitted, (width, height) = _gridded(image, source.patch)
+def token_grid(source: TokenSource, image: RGB, area: int = GRID_AREA) -> NDArray[np.float32]:
+    """The tokens that a picture is judged by, float32 [h, w, D]: `SKIP` blocks before the last, at about
+    this area in pixels."""
+    fitted, (width, height) = _gridded(image, source.patch, area)
     found = _tokens(source, fitted)[0, -height * width :]
     tokens = found.cpu().numpy() if hasattr(found, "cpu") else found
     return np.asarray(tokens, np.float32).reshape(height, width, -1)
 
 
-def _gridded(image: RGB, cell: int) -> tuple[RGB, tuple[int, int]]:
-    """The image at about `GRID_AREA` in whole cells, and how many: width, height."""
-    fit = _fit(image.shape[0], image.shape[1], GRID_AREA)
+def _gridded(image: RGB, cell: int, area: int = GRID_AREA) -> tuple[RGB, tuple[int, int]]:
+    """The image at about this area in whole cells, and how many: width, height."""
+    fit = _fit(image.shape[0], image.shape[1], area)
     width, height = (max(1, round(side / cell)) for side in fit)
     fitted = cv2.resize(image, (width * cell, height * cell), interpolation=cv2.INTER_AREA)
     return np.asarray(fitted, np.uint8), (width, height)
