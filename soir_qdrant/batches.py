@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from qdrant_client import models
 
 from soir_qdrant.errors import CollectionError, ConfigError, ImageError, ServerError, SoirError, WeightsError
@@ -31,7 +33,7 @@ _MISSING: Any = object()
 
 @dataclass(slots=True, eq=False)
 class Item:
-    """One image on its way. reason: why it failed, once it has."""
+    """One image on its way. reason: why it failed, once it has. first: of its id, in this call."""
 
     name: str
     source: Any
@@ -41,17 +43,21 @@ class Item:
     raw: RawImage | None = None
     image: LoadedImage | None = None
     reason: str | None = None
+    first: bool = False
 
 
 def items_of(images: Images, ids: Any, payloads: Any, objects: Any) -> Iterator[Item]:
     """The images with what belongs to each. Raises at once for a missing folder and for lists of unequal
-    length."""
+    length; what is given by a name that no image has is logged at the end."""
     sources = iter_sources(images)
     count = count_sources(images)
-    given = {"id": ids, "payload": payloads, "objects": objects}
+    given = {"id": _named(ids), "payload": _named(payloads), "objects": _named(objects)}
+    unused = {what: dict.fromkeys(values) for what, values in given.items() if isinstance(values, dict)}
     pick = {what: _picker(values, what, count) for what, values in given.items()}
 
     def one(name: str, source: Source) -> Item:
+        if isinstance(source, np.ndarray):
+            source = source.copy()  # read later, in another thread: its owner may have reused it by then
         values = {what: of(name) for what, of in pick.items()}
         item = Item(name, source, values["id"], values["payload"], values["objects"])
         absent = [what for what, value in values.items() if value is _MISSING]
@@ -59,13 +65,33 @@ def items_of(images: Images, ids: Any, payloads: Any, objects: Any) -> Iterator[
             item.reason = f"no {' and no '.join(absent)} given for it: fewer were given than images"
         return item
 
-    return (one(name, source) for name, source in sources)
+    def all_of_them() -> Iterator[Item]:
+        for name, source in sources:
+            for left in unused.values():
+                left.pop(name, None)
+            yield one(name, source)
+        for what, left in unused.items():
+            if left:
+                log.warning(
+                    "%s: given for %d names that no image has, such as %r (of a folder's images the name is "
+                    "the path within it, of others the path as given)",
+                    *(what, len(left), next(iter(left))),
+                )
+
+    return all_of_them()
+
+
+def _named(values: Any) -> Any:
+    """Of what is given by name a copy, with paths as text."""
+    if not isinstance(values, Mapping):
+        return values
+    return {os.fspath(name) if isinstance(name, os.PathLike) else name: x for name, x in values.items()}
 
 
 def _picker(values: Any, what: str, count: int | None) -> Callable[[str], Any]:
     if values is None:
         return lambda _: None
-    if isinstance(values, Mapping):
+    if isinstance(values, dict):
         return values.get
     if not isinstance(values, Iterable) or isinstance(values, str):
         raise ConfigError(f"{what}: give one per image, in a list, any iterable, or a dict by name")
@@ -89,6 +115,8 @@ class Run:
     object_codes: int
     max_pixels: int
     seen: dict[PointId, str] = field(default_factory=dict)  # id -> sha256 of what this call has met
+    copies: list[Item] = field(default_factory=list)  # of images that were met before
+    lost: dict[PointId, str] = field(default_factory=dict)  # id -> why it is not stored
     encoder: str = ""  # short hash of the fingerprint
 
     def all(self, items: Iterator[Item], size: int) -> None:
@@ -113,6 +141,7 @@ class Run:
             if decoding is not None:
                 self.process(self.loaded(decoding))
         finally:
+            self.settle()
             pool.shutdown(wait=False, cancel_futures=True)
 
     def open(self) -> None:
@@ -168,10 +197,11 @@ class Run:
                 self.fail(item, str(error))
                 continue
             if item.id not in self.seen:
-                self.seen[item.id] = sha256
+                self.seen[item.id], item.first = sha256, True
                 new.append(item)
             elif self.seen[item.id] == sha256:
-                self.skip()
+                item.raw = None
+                self.copies.append(item)
             else:
                 self.fail(item, f"id {item.id} was given to another image before it: ids must differ")
         there = self.store.existing([item.id for item in new]) if self.on_exists == "skip" else set()
@@ -229,7 +259,18 @@ class Run:
             self.fail(items[0], f"{kind}{error}")
             return []
 
+    def settle(self) -> None:
+        """What became of copies: the same as of what they are copies of."""
+        for item in self.copies:
+            if item.id in self.lost:
+                self.fail(item, f"the same image as one before it: {self.lost[item.id]}")
+            else:
+                self.skip()
+        self.copies.clear()
+
     def fail(self, item: Item, reason: str) -> None:
+        if item.first:
+            self.lost[item.id] = reason
         self.report.failed.append(Failure(item.name, reason))
         self.advance(1)
 

@@ -79,6 +79,7 @@ def _top(
 
 @app.command(epilog="Example:  soir ingest photos/ --path ./needles --collection shelves")
 def ingest(
+    context: typer.Context,
     folder: Annotated[Path, typer.Argument(help="a picture, or a folder of pictures, read recursively")],
     path: FolderOption = None,
     url: UrlOption = None,
@@ -92,7 +93,7 @@ def ingest(
         Literal["skip", "replace"], typer.Option(help="what to do with stored ones")
     ] = "skip",
     keep_objects: Annotated[
-        bool, typer.Option(help="also store every object's vector, for --rerank")
+        bool, typer.Option(help="also store every object's vector, for --rerank objects")
     ] = False,
     quantization: Annotated[
         Literal["scalar", "binary"] | None, typer.Option(help="of a new collection, on a server")
@@ -104,7 +105,7 @@ def ingest(
     from soir_qdrant.ingest import SoirIngestor, summary
 
     ingestor = SoirIngestor(
-        _client(path, url, api_key),
+        _client(context, path, url, api_key, there=False),
         collection,
         pipeline=_served(_settings(profile, whitening), triton, onnx),
         keep_objects=keep_objects,
@@ -123,6 +124,7 @@ def ingest(
     """--filter '{"must": [{"key": "soir.count", "range": {"gte": 3}}]}'"""
 )
 def search(
+    context: typer.Context,
     query: Annotated[
         str,
         typer.Argument(
@@ -163,7 +165,7 @@ def search(
 
     where, condition = _box(box), _filter(filter_)
     pipeline = _served(_settings(profile, whitening), triton, onnx)
-    searcher = SoirSearcher(_client(path, url, api_key), collection, pipeline=pipeline)
+    searcher = SoirSearcher(_client(context, path, url, api_key), collection, pipeline=pipeline)
     hits = searcher.search(
         query,
         box=where,
@@ -173,28 +175,29 @@ def search(
         filter=condition,
         rerank=None if rerank == "none" else rerank,
     )
-    if save_html or save_png:
-        from soir_qdrant.found import save
-
-        save(searcher, query, where, hits, html=save_html, png=save_png)
     if as_json:
         rows = [
             {"id": h.id, "score": h.score, "uri": h.uri, "box": h.box, "payload": h.payload} for h in hits
         ]
         out.print_json(json.dumps(rows))
-        return
-    table = Table("", "score", "picture", "box x0,y0,x1,y1")
-    for rank, hit in enumerate(hits, 1):
-        place = ",".join(f"{v:.0f}" for v in hit.box) if hit.box else "-"
-        table.add_row(str(rank), f"{hit.score:.3f}", str(hit.uri or hit.id), place)
-    out.print(table if hits else "nothing found", highlight=False)
-    for file in (save_html, save_png):
-        if file:
-            out.print(f"{file} written", highlight=False)
+    else:
+        table = Table("", "score", "picture", "box x0,y0,x1,y1")
+        for rank, hit in enumerate(hits, 1):
+            place = ",".join(f"{v:.0f}" for v in hit.box) if hit.box else "-"
+            table.add_row(str(rank), f"{hit.score:.3f}", str(hit.uri or hit.id), place)
+        out.print(table if hits else "nothing found", highlight=False)
+    if save_html or save_png:
+        from soir_qdrant.found import save
+
+        save(searcher, query, where, hits, html=save_html, png=save_png)
+        for file in (save_html, save_png):
+            if file and not as_json:
+                out.print(f"{file} written", highlight=False)
 
 
 @app.command(epilog="Example:  soir info --path ./needles --collection shelves")
 def info(
+    context: typer.Context,
     path: FolderOption = None,
     url: UrlOption = None,
     api_key: KeyOption = None,
@@ -215,7 +218,7 @@ def info(
         "weights": {**asdict(weights.origin), "sha256": weights.sha256},
     }
     if path or url:
-        client = _client(path, url, api_key)
+        client = _client(context, path, url, api_key)
         names = [collection] if collection else [c.name for c in client.get_collections().collections]
         told["collections"] = {name: _held(client, name) for name in names}
     if as_json:
@@ -231,7 +234,7 @@ def calibrate(
     folders: Annotated[list[Path], typer.Argument(help="folders of pictures; labelled objects are used")],
     file: Annotated[Path, typer.Option("--out", help="file to write")],
     profile: ProfileOption = "embedded",
-    dim: Annotated[int | None, typer.Option(help="components kept; all if not given")] = None,
+    dim: Annotated[int | None, typer.Option(min=8, help="components kept; all if not given")] = None,
     alone: Annotated[
         bool, typer.Option("--alone", help="start from nothing, not from the profile's whitening")
     ] = False,
@@ -453,12 +456,21 @@ def demo(
     run(folder, scenes=scenes)
 
 
-def _client(path: Path | None, url: str | None, api_key: str | None) -> QdrantClient:
+def _client(
+    context: typer.Context, path: Path | None, url: str | None, api_key: str | None, *, there: bool = True
+) -> QdrantClient:
+    """there: whether a folder must hold a Qdrant already."""
+    from soir_qdrant.errors import ConfigError
     from soir_qdrant.transport import connect
 
+    source = context.get_parameter_source("url")
+    if path and source is not None and source.name == "COMMANDLINE":
+        raise typer.BadParameter("--path and --url: choose one")
     if not path and not url:
         raise typer.BadParameter("say where Qdrant is: --path FOLDER or --url URL (or set QDRANT_URL)")
     if path:
+        if there and not (path / "meta.json").is_file():
+            raise ConfigError(f"{path}: no embedded Qdrant there; `soir ingest` makes one")
         return connect(path=path)
     return connect(url=url, api_key=api_key)
 

@@ -43,7 +43,8 @@ class SoirIngestor:
 
     client: of qdrant_client, for `:memory:`, a path or a server. pipeline: None makes that of `profile` when
     the first image comes. runtime: where the models of `profile` run, such as `TritonRuntime("host:8001")`,
-    which is asked at once whether it has them; None is here. vector_name: None is Qdrant's unnamed vector.
+    which is asked at once whether it has them; None is here. profile: None is that of the runtime's settings,
+    else "embedded". vector_name: None is Qdrant's unnamed vector.
     keep_objects: also store every object's own vector, in the multivector "objects", for
     `search(rerank="objects")`; an existing collection that has it gets them in any case. object_codes: how
     many numbers of each object's vector to keep in the payload, one byte each, so that a hit can name the
@@ -61,7 +62,7 @@ class SoirIngestor:
         collection: str = "images",
         *,
         pipeline: Pipeline | None = None,
-        profile: str = "embedded",
+        profile: str | None = None,
         runtime: Runtime | None = None,
         vector_name: str | None = None,
         keep_objects: bool = False,

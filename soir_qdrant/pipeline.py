@@ -200,6 +200,15 @@ class Pipeline:
         least = self._least(height, width)
         return square(box, width, height, margin=self.settings.crop.margin, least=least)
 
+    def encode_whole(self, crops: NDArray[np.uint8], masks: NDArray[np.float32]) -> Encoding:
+        """`encoder.encode` with its tokens, which a served one sends only where it is asked to. Raises
+        ConfigError for an encoder that has none."""
+        telling = getattr(self.encoder, "telling", lambda: self.encoder)
+        encoding: Encoding = telling().encode(crops, masks)
+        if encoding.tokens is None:
+            raise ConfigError("heat maps and Q-Perturbation read tokens, and this encoder sends none")
+        return encoding
+
     def describe(self, encoding: Encoding) -> Vector:
         """Object vectors of K crops, float32 [K, dim], unit rows: the features side by side, whitened."""
         rows = self.features(encoding)
@@ -310,7 +319,8 @@ class Pipeline:
             return self._detector
         from soir_qdrant.vision.detector import make_detector
 
-        return make_detector(self.settings.detector, self.encoder)
+        held = self.settings
+        return make_detector(held.detector, self.encoder, held.encoder.device)
 
     @cached_property
     def segmenter(self) -> Segmenter:
@@ -318,7 +328,8 @@ class Pipeline:
             return self._segmenter
         from soir_qdrant.vision.segmenter import make_segmenter
 
-        return make_segmenter(self.settings.segmenter, self.encoder, self.encoder.fingerprint)
+        held, encoder = self.settings, self.encoder
+        return make_segmenter(held.segmenter, encoder, encoder.fingerprint, held.encoder.device)
 
     @cached_property
     def query_segmenter(self) -> Segmenter:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from threading import Lock
+from threading import RLock
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
@@ -14,10 +14,10 @@ from qdrant_client import QdrantClient, models
 
 from soir_qdrant.errors import CollectionError, ConfigError, ImageError
 from soir_qdrant.images import MAX_PIXELS
-from soir_qdrant.payload import KEY, best_object, shown
+from soir_qdrant.payload import KEY, best_object, short_hash, shown
 from soir_qdrant.query import Query, as_text, as_vector, checked, open_query
 from soir_qdrant.refine.pooling import normalize
-from soir_qdrant.schema import OBJECTS
+from soir_qdrant.schema import OBJECTS, as_json
 from soir_qdrant.store import Store
 from soir_qdrant.transport import Retry
 from soir_qdrant.types import Box, Hit, HitGroup, LoadedImage, Vector
@@ -72,7 +72,7 @@ class SoirSearcher:
         collection: str = "images",
         *,
         pipeline: Pipeline | None = None,
-        profile: str = "embedded",
+        profile: str | None = None,
         runtime: Runtime | None = None,
         vector_name: str | None = None,
         exact_boxes: bool = True,
@@ -92,15 +92,16 @@ class SoirSearcher:
         self.perturbation = perturbation
         self.text_perturbation = text_perturbation
         self.bank = None if bank is None else np.asarray(bank, np.float32).mean(0)
-        self._compared = False
-        self._encoding = Lock()
+        self._compared = ""  # the short hash of the pipeline's fingerprint, once the collection has it too
+        self._encoding = RLock()
 
     @property
     def pipeline(self) -> Pipeline:
         """What encodes the queries; made on first use."""
-        if self._pipeline is None:
-            self._pipeline = make_pipeline(self.profile)
-        return self._pipeline
+        with self._encoding:
+            if self._pipeline is None:
+                self._pipeline = make_pipeline(self.profile)
+            return self._pipeline
 
     def search(
         self,
@@ -183,8 +184,10 @@ class SoirSearcher:
         shard_key: models.ShardKeySelector | None = None,
         timeout: int | None = None,
     ) -> list[list[Hit]]:
-        """Several searches in one request to Qdrant; hits per query, in order. boxes: one per query, or
+        """Several searches, 32 in a request to Qdrant; hits per query, in order. boxes: one per query, or
         None. The rest is as in `search`."""
+        if isinstance(queries, (str, bytes)):
+            raise ConfigError(f"queries: give a list of them, such as [{queries!r}], or use search")
         queries = list(queries)
         places = [None] * len(queries) if boxes is None else list(boxes)
         if len(places) != len(queries):
@@ -300,6 +303,9 @@ class SoirSearcher:
     def _ask(
         self, query: Query, box: Box | None, examples: Iterable[Query] = (), negatives: Iterable[Query] = ()
     ) -> _Asked:
+        for name, given in (("examples", examples), ("negatives", negatives)):
+            if isinstance(given, (str, bytes)):
+                raise ConfigError(f"{name}: give a list of pictures, such as [{given!r}]")
         asked = self._read(query, box)
         more = [self._read(example, None).vector for example in examples]
         against = [self._read(one, None).vector for one in negatives]
@@ -336,9 +342,19 @@ class SoirSearcher:
 
     def _compare(self) -> None:
         """Once: whether the collection was filled by a pipeline like this."""
-        if not self._compared:
-            self.store.open(self.pipeline.dim, self.pipeline.fingerprint)
-            self._compared = True
+        with self._encoding:
+            if not self._compared:
+                fingerprint = as_json(self.pipeline.fingerprint)
+                self.store.open(self.pipeline.dim, fingerprint)
+                self._compared = short_hash(fingerprint)
+
+    def _still(self, points: Sequence[models.ScoredPoint]) -> None:
+        """Raises CollectionError where the name has since become that of a collection which another pipeline
+        filled: an alias that was switched."""
+        told = ((points[0].payload or {}).get(KEY) or {}).get("encoder") if points else None
+        if self._compared and told and told != self._compared:
+            self._compared = ""
+            self._compare()
 
     def _candidates(self, prefetch: int | None, wanted: int) -> int:
         """How many candidates are rescored by the objects' vectors."""
@@ -403,6 +419,7 @@ class SoirSearcher:
         block: int,
         with_vectors: bool,
     ) -> list[Hit]:
+        self._still(points)
         hits = [self._hit(point, asked.vector, with_vectors, by_object=rerank == "codes") for point in points]
         if rerank == "codes":
             blocks = (hits[i : i + block] for i in range(0, len(hits), block))
@@ -419,7 +436,9 @@ class SoirSearcher:
 
                 self.perturbation = QPerturbation(self.pipeline, max_pixels=self.max_pixels)
             image = asked.image
-            return self.perturbation.rerank(image.rgb, hits, box=asked.box, mask=image.alpha)
+            return self.perturbation.rerank(
+                image.rgb, hits, box=asked.box, mask=image.alpha, vector=asked.vector
+            )
 
     def _readable(self, asked: _Asked) -> None:
         """Raises ConfigError for a query that no perturbation can read pictures with."""
@@ -489,16 +508,19 @@ def _window(rerank: str | None, prefetch: int | None, offset: int, limit: int) -
     return _Window(first, -(-(offset + limit) // block) * block - first, block)
 
 
-def make_pipeline(profile: str, runtime: Runtime | None = None) -> Pipeline:
-    """The pipeline of a profile, on the models of a runtime. Loads the model library, so only when needed."""
+def make_pipeline(profile: str | None, runtime: Runtime | None = None) -> Pipeline:
+    """The pipeline of a profile, on the models of a runtime (of its settings, where there is no profile).
+    Loads the model library, so only when needed."""
     from soir_qdrant.config import Settings
     from soir_qdrant.pipeline import Pipeline
 
-    settings = Settings.for_profile(profile)
+    settings = Settings.for_profile(profile) if profile else None
     return runtime.pipeline(settings) if runtime else Pipeline(settings)
 
 
-def served_pipeline(pipeline: Pipeline | None, profile: str, runtime: Runtime | None) -> Pipeline | None:
+def served_pipeline(
+    pipeline: Pipeline | None, profile: str | None, runtime: Runtime | None
+) -> Pipeline | None:
     """The pipeline that is there from the start: one that was given, or one on a runtime, which is to say at
     once what it lacks. Raises ConfigError where both are given."""
     if pipeline is not None and runtime is not None:

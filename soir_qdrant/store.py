@@ -31,6 +31,7 @@ from soir_qdrant.types import Scene, Vector
 
 T = TypeVar("T")
 RESCORED = models.SearchParams(quantization=models.QuantizationSearchParams(rescore=True, oversampling=2.0))
+_TOGETHER = 32  # searches in one request: a vector is 22 kB of JSON, a hundred payloads some 300 kB
 _MULTIVECTOR_NUMBERS = 1_048_576  # Qdrant's limit for one multivector
 
 
@@ -258,8 +259,12 @@ class Store:
         if len(requests) == 1:
             held = _arguments(requests[0])
             return [self.call("search", self.client.query_points, **held, **options).points]
-        answers = self.call("search", self.client.query_batch_points, requests=list(requests), **options)
-        return [answer.points for answer in answers]
+        found: list[list[models.ScoredPoint]] = []
+        for i in range(0, len(requests), _TOGETHER):
+            some = list(requests[i : i + _TOGETHER])
+            answers = self.call("search", self.client.query_batch_points, requests=some, **options)
+            found += [answer.points for answer in answers]
+        return found
 
     def groups(
         self, request: models.QueryRequest, group_by: str, size: int, **options: Any

@@ -31,13 +31,17 @@ _LONGEST_ASKED = 60.0  # seconds that a server's Retry-After is followed for
 def connect(path: str | Path | None = None, url: str | None = None, **options: Any) -> QdrantClient:
     """A client for a folder (embedded Qdrant), a server, or the memory of this process, where both are None.
 
-    options: handed on to QdrantClient (api_key, timeout, ...). Raises CollectionError where another process
+    options: handed on to QdrantClient (api_key, timeout, ...). Raises ConfigError for what is no URL, and
+    CollectionError where another process
     has the folder open: embedded Qdrant serves one at a time.
     """
     if path is not None and url is not None:
         raise ConfigError("give a folder or a URL, not both")
     if url is not None:
-        return QdrantClient(url=url, **options)
+        try:
+            return QdrantClient(url=url, **options)
+        except ValueError as error:  # urllib3's LocationParseError too
+            raise ConfigError(f"{url!r} is no URL of a Qdrant server ({error})") from error
     if path is None:
         return QdrantClient(":memory:", **options)
     listing = Path(path) / "meta.json"

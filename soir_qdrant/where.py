@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from soir_qdrant.errors import ConfigError, ImageError
+from soir_qdrant.errors import ImageError
 from soir_qdrant.images import MAX_PIXELS, load
 from soir_qdrant.payload import KEY
 from soir_qdrant.types import Box, Hit, LoadedImage, Mask, SceneObject, Vector
@@ -27,7 +27,9 @@ def picture(hit: Hit, max_pixels: int = MAX_PIXELS) -> LoadedImage:
         raise ImageError(f"hit {hit.id}: no uri was stored with it; ingest files, not arrays")
     found = load(hit.uri, max_pixels=max_pixels)
     if found.sha256 != stored["sha256"]:
-        raise ImageError(f"{hit.uri}: another picture than was ingested; ingest it again")
+        raise ImageError(
+            f"{hit.uri}: another picture than was ingested; ingest it, and delete point {hit.id}"
+        )
     return found
 
 
@@ -70,7 +72,7 @@ def heat(pipeline: Pipeline, query: Look, image: LoadedImage, objects: list[Box]
 
     query: of `look`. objects: the boxes to look into. In each, the LeGrad map of the query's descriptor
     (refine/legrad.py), times the object's similarity to the query, where that is above 0.
-    Raises ConfigError where the encoder is served without tokens.
+    Raises ConfigError for an encoder without tokens.
     """
     import torch
     import torch.nn.functional as F
@@ -82,9 +84,7 @@ def heat(pipeline: Pipeline, query: Look, image: LoadedImage, objects: list[Box]
     canvas = np.zeros((image.height, image.width), np.float32)
     if not items:
         return canvas
-    encoding = encoder.encode(*pipeline.crops([image.rgb], [items]))
-    if encoding.tokens is None:
-        raise ConfigError("a heat map reads tokens: use TritonRuntime(...).encoder, which sends them")
+    encoding = pipeline.encode_whole(*pipeline.crops([image.rgb], [items]))
     similar = pipeline.describe(encoding) @ query.vector
     descriptor = F.normalize(torch.as_tensor(query.descriptor[None], device=block.device), dim=-1)
     held = precompute_all([block], torch.as_tensor(encoding.tokens, device=block.device))

@@ -35,7 +35,9 @@ def test_the_package_and_its_help_load_no_torch():
         (["ingest", "."], 2, "--path FOLDER or --url URL"),
         (["search", "x.png", "--box", "1,2,3", "--path", "db"], 2, "x0,y0,x1,y1"),
         (["search", "x.png", "--filter", '{"must": 3}', "--path", "db"], 2, "Qdrant filter"),
-        (["info", "--path", "db", "--collection", "none"], 3, "no collection 'none'"),
+        (["info", "--path", "typo"], 3, "typo: no embedded Qdrant there"),
+        (["search", "x.png", "--path", "db", "--url", "http://localhost"], 2, "choose one"),
+        (["search", "x.png", "--url", "foo://x"], 3, "no URL of a Qdrant server"),
         (["info", "--profile", "none"], 3, "choose one of embedded, paper, clip, siglip"),
         (["ingest", "empty", "--path", "db"], 3, ".jpg"),
         (

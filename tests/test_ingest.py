@@ -96,6 +96,28 @@ def test_dicts_by_name(folder, pipeline):
     assert stored(client)[7]["n"] == 0
 
 
+def test_names_may_be_paths_and_those_of_no_image_are_told(folder, pipeline, caplog):
+    client = QdrantClient(":memory:")
+    file = folder / "0.png"
+    ingestor(client, pipeline).add([file], payloads={file: {"n": 0}})
+    assert [payload["n"] for payload in stored(client).values()] == [0]
+    assert not caplog.messages
+    ingestor(client, pipeline).add(folder, payloads={file: {"n": 0}})  # of a folder: "0.png"
+    (said,) = caplog.messages
+    assert "payload: given for 1 names that no image has" in said
+    assert str(file) in said
+
+
+def test_frames_may_be_read_into_one_array(pipeline):
+    def frames():
+        buffer = np.empty_like(picture(0))
+        for i in range(20):
+            buffer[:] = picture(i)
+            yield buffer
+
+    assert counts(ingestor(QdrantClient(":memory:"), pipeline).add(frames())) == (20, 0, 0)
+
+
 def test_codes_follow_the_setting(pipeline):
     for count, length in ((0, None), (4, 8), (64, 16)):
         client = QdrantClient(":memory:")

@@ -82,6 +82,15 @@ def test_one_id_for_two_images(pipeline):
     assert "id 5 was given to another image" in report.failed[0].reason
 
 
+def test_copies_share_the_fate_of_the_first(pipeline):
+    bad, good = picture(1), picture(2)
+    bad[0, 0] = (1, 2, 3)
+    report = ingestor(QdrantClient(":memory:"), pipeline).add([bad, good, bad, b"broken", b"broken", good])
+    assert counts(report) == (1, 1, 4)
+    again = [failure.reason for failure in report.failed if "the same image as one before" in failure.reason]
+    assert any("the model choked" in reason for reason in again)
+
+
 def test_nothing_and_nothing_good(tmp_path):
     client = QdrantClient(":memory:")
     report = ingestor(client).add([])

@@ -1,3 +1,6 @@
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from conftest import ColourPipeline, painted, picture
@@ -251,8 +254,26 @@ def test_many_are_as_one_by_one(client):
             assert {hit.id: hit.box for hit in hits} == {hit.id: hit.box for hit in single}
             assert np.allclose([hit.score for hit in hits], [hit.score for hit in single], atol=1e-5)
     assert found.search_many([]) == []
+    assert [hits[0].id for hits in found.search_many([queries[0]] * 70)] == [many[0][0].id] * 70
     with pytest.raises(ConfigError, match="1 boxes for 3 queries"):
         found.search_many(queries, boxes=[None])
+
+
+def test_threads_that_begin_together_share_one_pipeline(monkeypatch):
+    client, made = QdrantClient(":memory:"), []
+    fill(client)
+
+    def make(profile):
+        time.sleep(0.05)
+        made.append(ColourPipeline())
+        return made[-1]
+
+    monkeypatch.setattr("soir_qdrant.search.make_pipeline", make)
+    shared = SoirSearcher(client)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(shared.search, [swatch(RED)] * 8))
+    assert len(made) == 1
+    assert len({hits[0].id for hits in found}) == 1
 
 
 def test_boxes_masks_and_forms_of_a_query(client, tmp_path):
@@ -333,6 +354,9 @@ def test_wrong_queries(client):
     for box, message in [((100, 0, 120, 9), "outside the 80x60"), ((9, 9, 3, 3), "inverted"), ((1,), "four")]:
         with pytest.raises(ObjectsError, match=f"array: box.*{message}"):
             found.search(swatch(RED), box=box)
+    for words in ({"examples": "mug.png"}, {"negatives": "mug.png"}):
+        with pytest.raises(ConfigError, match="give a list of pictures, such as"):
+            found.search(swatch(RED), **words)
     with pytest.raises(ConfigError, match="box is for a query image"):
         found.search([1.0] * 12, box=A)
     with pytest.raises(ConfigError, match="reads pictures with a picture: this query is none"):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from models import tiny_encoder
+from PIL import Image
 from qdrant_client import QdrantClient
 
 from soir_qdrant.config import DetectorSettings
@@ -219,6 +220,8 @@ class TestOnnxRuntime:
         pipeline = OnnxRuntime(tiny_models).pipeline(tiny_settings)
         assert SoirIngestor(client, pipeline=pipeline).add([picture(i) for i in range(4)]).added == 4
         searcher = SoirSearcher(client, pipeline=Pipeline(tiny_settings))
+        served = OnnxRuntime(tiny_models, settings=tiny_settings)
+        assert SoirSearcher(client, runtime=served).search(picture(2))
         assert len(searcher.search(picture(2), limit=3)) == 3
 
     def test_refinement_reads_the_tokens(self, tiny_settings, tiny_models):
@@ -234,6 +237,22 @@ class TestOnnxRuntime:
             rows.append(pipeline.pool(vectors, encoding_of, np.ones(3, np.float32), encoding, MASKS[:3]))
         same(*rows)
         assert OnnxRuntime(tiny_models).pipeline(tiny_settings).encoder.encode(CROPS[:1]).tokens is None
+
+    def test_what_reads_tokens_is_sent_them(self, tiny_settings, tiny_models, tmp_path):
+        """Heat maps and Q-Perturbation, through a pipeline that fetches none by itself."""
+        from soir_qdrant.pipeline import Pipeline
+        from soir_qdrant.search import SoirSearcher
+        from soir_qdrant.serving.onnx import OnnxRuntime
+
+        for i in range(2):
+            Image.fromarray(picture(i)).save(tmp_path / f"{i}.png")
+        client, maps = QdrantClient(":memory:"), []
+        SoirIngestor(client, pipeline=Pipeline(tiny_settings)).add(tmp_path)
+        for pipeline in (OnnxRuntime(tiny_models).pipeline(tiny_settings), Pipeline(tiny_settings)):
+            searcher = SoirSearcher(client, pipeline=pipeline)
+            hit = searcher.search(picture(0), limit=1, rerank="q-perturbation")[0]
+            maps.append(searcher.heat(picture(0), hit))
+        np.testing.assert_allclose(*maps, atol=1e-3)
 
     def test_says_what_is_wrong(self, tiny_settings, tiny_models, tmp_path):
         from soir_qdrant.serving.onnx import OnnxRuntime, OnnxSession

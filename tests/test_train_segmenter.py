@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_detector import ColourTokens
+from test_detector import ColourTokens, GpuTokens
 
 from soir_qdrant import parts
 from soir_qdrant.config import SegmenterSettings
@@ -114,16 +114,17 @@ def test_it_learns_to_cut_out_discs_and_goes_on_after_an_interruption(tmp_path):
 
 
 def test_a_head_of_another_resolution_is_run_at_its_own(tmp_path):
-    """Files from before resolution was told are of 64 pixels."""
+    """Files from before resolution was told are of 64 pixels; the encoder may be on a GPU."""
     made = fresh()
     held = {name: x.numpy() for name, x in made.state_dict().items()}
     parts.save(tmp_path / "old.safetensors", held, fitted_for="colours@1")
     head = MaskHead.load(tmp_path / "old.safetensors")
     assert (head.side, head.cells) == (64, 8)
-    (mask,) = LearnedSegmenter(ColourTokens(), head).segment(
-        np.zeros((120, 160, 3), np.uint8), np.array([[20, 20, 60, 50]])
-    )
-    assert mask.shape == (30, 40)
+    for source in (ColourTokens(), GpuTokens()):
+        (mask,) = LearnedSegmenter(source, head).segment(
+            np.zeros((120, 160, 3), np.uint8), np.array([[20, 20, 60, 50]])
+        )
+        assert mask.shape == (30, 40)
 
 
 def test_a_folder_without_masks_teaches_nothing(tmp_path):

@@ -24,6 +24,22 @@ def test_an_alias_moves_from_the_old_collection_to_the_new_one_and_back():
         assert len(SoirSearcher(client, "live", pipeline=pipeline).search(picture(0))) == count
 
 
+def test_a_running_application_notices_that_the_alias_moved():
+    client = QdrantClient(":memory:")
+    old, new = ColourPipeline("1"), ColourPipeline("2")
+    for collection, pipeline in (("images-1", old), ("images-2", new)):
+        ingestor(client, pipeline, collection=collection).add([picture(i) for i in range(3)])
+    point_alias(client, "images-1", replace=False)
+    running = SoirSearcher(client, "live", pipeline=old)
+    assert running.search(picture(0))
+    point_alias(client, "images-2", replace=True)
+    for ask in (running.search, lambda image: running.search_groups(image, "soir.count")):
+        with pytest.raises(CollectionError, match="version"):
+            ask(picture(0))
+    point_alias(client, "images-1", replace=True)
+    assert running.search(picture(0))
+
+
 def test_an_application_that_still_has_the_old_model_is_refused():
     client = QdrantClient(":memory:")
     ingestor(client, ColourPipeline("2"), collection="images-2").add([picture(0)])

@@ -75,15 +75,19 @@ class QPerturbation:
         *,
         box: Box | None = None,
         mask: Mask | None = None,
+        vector: Vector | None = None,
         failed: list[Failure] | None = None,
     ) -> list[Hit]:
         """The same hits in a new order, each with the new score and the box of its best object.
 
-        image, box, mask: the query, as in `Pipeline.query`. A hit whose picture is missing, unreadable or
-        another than was ingested keeps its place, score and box; it is added to `failed` and logged.
+        image, box, mask: the query, as in `Pipeline.query`. vector: float32 [dim], unit length, of what is
+        searched for, where that is more than this picture shows (examples, negatives). A hit whose picture
+        is missing, unreadable or another than was ingested keeps its place, score and box; it is added to
+        `failed` and logged.
         """
         with torch.inference_mode():
-            query = self._query(image, box, mask)
+            head, seen, own = self._query(image, box, mask)
+            query = head, seen, own if vector is None else vector
             return reordered(hits, lambda hit: self._scored(hit, query), failed)
 
     def candidate(self, hit: Hit) -> Candidate:
@@ -104,11 +108,7 @@ class QPerturbation:
         boxes = boxes or [(0.0, 0.0, float(width), float(height))]
         objects = [SceneObject(box) for box in boxes]
         crops, masks = self.pipeline.crops([image], [self.pipeline.segment(image, objects)])
-        encoding = self.pipeline.encoder.encode(crops, masks)
-        if encoding.tokens is None:
-            raise ConfigError(
-                "rerank q-perturbation reads tokens: use TritonRuntime(...).encoder, which sends them"
-            )
+        encoding = self.pipeline.encode_whole(crops, masks)
         tokens = torch.as_tensor(encoding.tokens)
         return {
             "boxes": torch.tensor(boxes, dtype=torch.float32),
@@ -119,7 +119,7 @@ class QPerturbation:
 
     def _query(self, image: RGB, box: Box | None, mask: Mask | None) -> tuple[Tensor, Vector, Vector]:
         """The query's CLS token per head, its own patches as `_described`, [d], and its vector, [dim]."""
-        encoding = self.pipeline.encoder.encode(*self.pipeline.query_crop(image, box=box, mask=mask))
+        encoding = self.pipeline.encode_whole(*self.pipeline.query_crop(image, box=box, mask=mask))
         query = self.reader.query(torch.as_tensor(encoding.tokens)[0].to(self.reader.block.device))
         return query, self._described(encoding.layers[:, -2])[0], self.pipeline.describe(encoding)[0]
 

@@ -80,6 +80,10 @@ class ServedEncoder:
             raise ConfigError(f"{self.name}: no last block was given, and the refinement needs it")
         return self._last_block()
 
+    def telling(self) -> ServedEncoder:
+        """The same, with tokens."""
+        return self if self.with_tokens else ServedEncoder(self._session, last_block=self._last_block)
+
     def encode(self, crops: NDArray[np.uint8], masks: NDArray[np.float32] | None = None) -> Encoding:
         """crops: uint8 [B, S, S, 3], RGB, S = input_size; masks: float32 [B, S, S], 0..1. See `Encoding`."""
         size = self.input_size

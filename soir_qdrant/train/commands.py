@@ -66,7 +66,9 @@ def projection(
     out.print(f"{file}: {made.dim} components from {rows.all.count} views of {rows.things} things")
 
 
-@training.command(epilog="Example:  soir train detector bench/fit-2d-* bench/fit-3d-* --out mine.safetensors")
+@training.command(
+    epilog="Example:  soir train detector bench/fit-2d-* bench/fit-3d-* --out detector.safetensors"
+)
 def detector(
     folders: FoldersArgument,
     file: MadeOption,
@@ -85,7 +87,7 @@ def detector(
 
 
 @training.command(
-    epilog="Example:  soir train segmenter bench/fit-2d-* bench/fit-3d-* --out mine.safetensors"
+    epilog="Example:  soir train segmenter bench/fit-2d-* bench/fit-3d-* --out segmenter.safetensors"
 )
 def segmenter(
     folders: FoldersArgument,

@@ -36,7 +36,7 @@ class Progress:
         the module is kept. Raises ConfigError where `state` is of another plan, or other data."""
         if not self.state.is_file():
             return 0
-        held = torch.load(self.state, weights_only=True)
+        held = torch.load(self.state, map_location="cpu", weights_only=True)
         if held["plan"] != asdict(self.plan):
             raise ConfigError(
                 f"{self.state}: of another plan ({held['plan']}); delete it, or give the same settings"

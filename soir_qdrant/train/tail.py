@@ -68,6 +68,7 @@ class Tail(nn.Module):
     def adapter(self, fitted_for: str) -> Adapter:
         """What was learnt so far."""
         factors = {
-            key.replace("_", "."): (self.down[key].detach(), self.up[key].detach()) for key in self.down
+            key.replace("_", "."): (self.down[key].detach().cpu(), self.up[key].detach().cpu())
+            for key in self.down
         }
         return Adapter(factors, fitted_for)

@@ -11,18 +11,20 @@ from soir_qdrant.vision.fitted import fitting, trunk
 from soir_qdrant.vision.head import Head, LearnedDetector
 
 
-def make_detector(settings: DetectorSettings, encoder: Encoder | None) -> Detector | None:
+def make_detector(
+    settings: DetectorSettings, encoder: Encoder | None, device: str = "auto"
+) -> Detector | None:
     """The detector that the settings name; None where the whole image is to be the one object.
 
-    encoder: its tokens are what the embedded detector reads. Raises WeightsError where OWLv2's weights
-    cannot be loaded, ConfigError for a head of another encoder.
+    encoder: its tokens are what the embedded detector reads. device: of OWLv2. Raises WeightsError
+    where OWLv2's weights cannot be loaded, ConfigError for a head of another encoder.
     """
     if settings.kind == "none":
         return None
     if settings.kind == "owlv2":
         from soir_qdrant.vision.owlv2 import Owlv2Detector
 
-        return Owlv2Detector(settings.weights, **given(settings))
+        return Owlv2Detector(settings.weights, device=device, **given(settings))
     return on_tokens(settings, encoder, str(getattr(encoder, "fingerprint", "")))
 
 

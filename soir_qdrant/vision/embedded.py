@@ -37,7 +37,8 @@ class TokenSource(Protocol):
     patch: int
 
     def tokens(self, images: NDArray[np.uint8], *, skip: int = 0) -> Any:
-        """images: uint8 [B, H, W, 3], H and W multiples of `patch`. [B, N, D], the grid at the end of N."""
+        """images: uint8 [B, H, W, 3], H and W multiples of `patch`. [B, N, D], the grid at the end of N,
+        `skip` blocks before the last, or as many as there are."""
         ...
 
 
@@ -118,9 +119,14 @@ def token_grid(source: TokenSource, image: RGB, area: int = GRID_AREA) -> NDArra
     """The tokens that a picture is judged by, float32 [h, w, D]: `SKIP` blocks before the last, at about
     this area in pixels."""
     fitted, (width, height) = _gridded(image, source.patch, area)
-    found = _tokens(source, fitted)[0, -height * width :]
-    tokens = found.cpu().numpy() if hasattr(found, "cpu") else found
-    return np.asarray(tokens, np.float32).reshape(height, width, -1)
+    found = tokens_of(source, fitted[None])[0, -height * width :]
+    return found.reshape(height, width, -1)
+
+
+def tokens_of(source: TokenSource, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Tokens `SKIP` blocks before the last, float32 [B, N, D], wherever the encoder runs."""
+    found = source.tokens(images, skip=SKIP)
+    return np.asarray(found.cpu() if hasattr(found, "cpu") else found, np.float32)
 
 
 def _gridded(image: RGB, cell: int, area: int = GRID_AREA) -> tuple[RGB, tuple[int, int]]:
@@ -129,13 +135,6 @@ def _gridded(image: RGB, cell: int, area: int = GRID_AREA) -> tuple[RGB, tuple[i
     width, height = (max(1, round(side / cell)) for side in fit)
     fitted = cv2.resize(image, (width * cell, height * cell), interpolation=cv2.INTER_AREA)
     return np.asarray(fitted, np.uint8), (width, height)
-
-
-def _tokens(source: TokenSource, image: RGB) -> Any:
-    try:
-        return source.tokens(image[None], skip=SKIP)
-    except IndexError:  # an encoder of so few blocks has none that far back
-        return source.tokens(image[None], skip=0)
 
 
 def _fit(height: int, width: int, area: int) -> tuple[int, int]:

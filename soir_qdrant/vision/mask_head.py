@@ -20,7 +20,7 @@ from soir_qdrant import parts
 from soir_qdrant.types import RGB, Box, Mask
 from soir_qdrant.vision.boxes import intersection_over_union
 from soir_qdrant.vision.crops import square, square_pixels, whole_box
-from soir_qdrant.vision.embedded import SKIP, TokenSource
+from soir_qdrant.vision.embedded import TokenSource, tokens_of
 from soir_qdrant.vision.layers import Floats, block, linear, silu, standardized
 from soir_qdrant.vision.segmenter import ellipse
 
@@ -135,10 +135,7 @@ def looked_at(
     """The tokens of windows, one of each image, float32 [k, cells^2, D], as deep as the detector's."""
     side = cells * source.patch
     pictures = [picture(image, at, side) for image, at in zip(images, windows, strict=True)]
-    parts = [
-        np.asarray(source.tokens(np.stack(pictures[i : i + BATCH]), skip=SKIP), np.float32)
-        for i in range(0, len(pictures), BATCH)
-    ]
+    parts = [tokens_of(source, np.stack(pictures[i : i + BATCH])) for i in range(0, len(pictures), BATCH)]
     return np.concatenate(parts)[:, -(cells**2) :]
 
 

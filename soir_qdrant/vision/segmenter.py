@@ -13,10 +13,13 @@ from soir_qdrant.vision.embedded import TokenSource
 from soir_qdrant.vision.fitted import fitting, trunk
 
 
-def make_segmenter(settings: SegmenterSettings, source: object | None = None, encoder: str = "") -> Segmenter:
+def make_segmenter(
+    settings: SegmenterSettings, source: object | None = None, encoder: str = "", device: str = "auto"
+) -> Segmenter:
     """The segmenter that the settings name.
 
     source: whose tokens the learned one reads, a `TokenSource` to be of use; encoder: its fingerprint.
+    device: of SAM.
     Raises ConfigError or WeightsError where it cannot be had.
     """
     if settings.kind == "box":
@@ -28,8 +31,8 @@ def make_segmenter(settings: SegmenterSettings, source: object | None = None, en
     from soir_qdrant.vision.sam import SamSegmenter, SegmentAnythingSegmenter
 
     if settings.kind == "sam":
-        return SamSegmenter(settings.weights)
-    return SegmentAnythingSegmenter(settings.weights)
+        return SamSegmenter(settings.weights, device=device)
+    return SegmentAnythingSegmenter(settings.weights, device=device)
 
 
 def _on_tokens(settings: SegmenterSettings, source: object | None, encoder: str) -> Segmenter:
