@@ -123,7 +123,7 @@ def encoder(
 
 
 def tokens(
-    *, patch: int, dim: int, skip: int, least: int = 14, usual: int = 728, most: int = 1232
+    *, patch: int, dim: int, skip: int, least: int = 14, usual: int = 812, most: int = 1232
 ) -> ModelSpec:
     """The trunk that the embedded detector looks through: whole images of any shape, tokens `skip` blocks
     before the last. least, usual, most: sides of an image in pixels; the detector's images have about the

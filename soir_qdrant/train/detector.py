@@ -27,7 +27,7 @@ from soir_qdrant.train.progress import HeadPlan, Progress, place_of, split, trai
 from soir_qdrant.vision.boxes import intersection_over_union
 from soir_qdrant.vision.embedded import TokenSource
 from soir_qdrant.vision.fitted import trunk
-from soir_qdrant.vision.head import AREA, chosen, inputs
+from soir_qdrant.vision.head import chosen, inputs
 
 CORE, LEAST_CORE = 0.5, 0.75  # a cell is near the middle: share of the box, and cells, at least
 
@@ -52,10 +52,10 @@ class Example:
 def examples(
     benches: Sequence[Bench], source: TokenSource, cache: Path, advance: Callable[[], None] = lambda: None
 ) -> list[Example]:
-    """What the head sees of each scene, computed once and kept in `cache` (3 MB a scene)."""
+    """What the head sees of each scene, computed once and kept in `cache` (2.5 MB a scene)."""
     found = []
     for bench in benches:
-        place = place_of(cache, bench, f"detector {AREA}", trunk(getattr(source, "fingerprint", "")))
+        place = place_of(cache, bench, "detector", trunk(getattr(source, "fingerprint", "")))
         place.mkdir(parents=True, exist_ok=True)
         for i, entry in enumerate(bench.gallery):
             file = place / f"{i:05d}.npz"

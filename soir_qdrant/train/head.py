@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from soir_qdrant import parts
 from soir_qdrant.train.layers import block
-from soir_qdrant.vision.head import AREA, PIXELS
+from soir_qdrant.vision.head import PIXELS
 
 WIDTH, DEPTH = 128, 4
 
@@ -46,7 +46,7 @@ class Head(nn.Module):
     def save(self, file: Path, fitted_for: str) -> None:
         """A safetensors file in half precision, whole or not at all. fitted_for: see `vision.head.Head`."""
         arrays = {name: x.half().numpy() for name, x in self.state_dict().items()}
-        parts.save(file, arrays, fitted_for=fitted_for, depth=str(len(self.blocks)), area=str(AREA))
+        parts.save(file, arrays, fitted_for=fitted_for, depth=str(len(self.blocks)))
 
 
 def around(sides: Tensor) -> Tensor:

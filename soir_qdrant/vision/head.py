@@ -18,22 +18,20 @@ from soir_qdrant.vision.boxes import finish, pick
 from soir_qdrant.vision.embedded import GRID_AREA, TokenSource, token_grid
 from soir_qdrant.vision.layers import Floats, block, linear, silu, standardized
 
-AREA = 702 * 942  # pixels at which a head sees the image; GRID_AREA for those made that do not tell
 PIXELS = 8  # side of a cell in the small picture that the head sees beside the tokens
-THRESHOLD, IOU = 0.35, 0.7  # see docs/detector.md; boxes are suppressed again once they are fitted
+AREA = 702 * 942  # pixels at which an image is looked at: objects a little larger than a head learnt them
+THRESHOLD, IOU = 0.4, 0.7  # see docs/detector.md; boxes are suppressed again once they are fitted
 MOST_CELLS = 400  # that may name a box
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Head:
     """weights: of `train.head.Head`, float32, by name. depth: its 3 x 3 convolutions. fitted_for: whose
-    tokens it reads, a fingerprint of the encoder without the size of its crops. area: in pixels, of the
-    image as it sees it."""
+    tokens it reads, a fingerprint of the encoder without the size of its crops."""
 
     weights: dict[str, Floats]
     depth: int
     fitted_for: str
-    area: int = AREA
 
     def __call__(self, grid: NDArray[np.floating], small: NDArray[np.uint8]) -> tuple[Floats, Floats]:
         """grid, small: of `inputs`. Scores, 0..1, [h, w], the IoU that each cell expects of its box, and the
@@ -58,12 +56,12 @@ class Head:
         """Raises ConfigError where the file is missing or no head."""
         held, about = parts.load(file, "detector", "soir train detector", "pixels.weight", "out.weight")
         weights = {name: x.astype(np.float32) for name, x in held.items()}
-        area = int(about.get("area", GRID_AREA))
-        return cls(weights, int(about["depth"]), about["fitted_for"], area)
+        return cls(weights, int(about["depth"]), about["fitted_for"])
 
 
-def inputs(source: TokenSource, image: RGB, area: int = AREA) -> tuple[Floats, NDArray[np.uint8]]:
-    """What a head sees of an image: tokens, float32 [h, w, D], and a small picture, uint8 [8 h, 8 w, 3]."""
+def inputs(source: TokenSource, image: RGB, area: int = GRID_AREA) -> tuple[Floats, NDArray[np.uint8]]:
+    """What a head sees of an image at about this area: tokens, float32 [h, w, D], and a small picture, uint8
+    [8 h, 8 w, 3]."""
     grid = token_grid(source, image, area)
     h, w = grid.shape[:2]
     small = cv2.resize(image, (w * PIXELS, h * PIXELS), interpolation=cv2.INTER_AREA)
@@ -96,7 +94,7 @@ class LearnedDetector:
         return [self._detect(image) for image in images]
 
     def _detect(self, image: RGB) -> Detections:
-        scores, boxes = self.head(*inputs(self.source, image, self.head.area))
+        scores, boxes = self.head(*inputs(self.source, image, AREA))
         size = (image.shape[1], image.shape[0])
         return chosen(scores, boxes, size, threshold=self.threshold, iou=self.iou, most=self.most)
 
