@@ -32,8 +32,7 @@ def connect(path: str | Path | None = None, url: str | None = None, **options: A
     """A client for a folder (embedded Qdrant), a server, or the memory of this process, where both are None.
 
     options: handed on to QdrantClient (api_key, timeout, ...). Raises ConfigError for what is no URL, and
-    CollectionError where another process
-    has the folder open: embedded Qdrant serves one at a time.
+    CollectionError where another process has the folder open: embedded Qdrant serves one at a time.
     """
     if path is not None and url is not None:
         raise ConfigError("give a folder or a URL, not both")

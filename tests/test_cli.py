@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from qdrant_client import QdrantClient
 from typer.testing import CliRunner
 
 from soir_qdrant.cli import app
@@ -35,6 +36,7 @@ def test_the_package_and_its_help_load_no_torch():
         (["ingest", "."], 2, "--path FOLDER or --url URL"),
         (["search", "x.png", "--box", "1,2,3", "--path", "db"], 2, "x0,y0,x1,y1"),
         (["search", "x.png", "--filter", '{"must": 3}', "--path", "db"], 2, "Qdrant filter"),
+        (["info", "--path", "made", "--collection", "none"], 3, "no collection 'none'"),
         (["info", "--path", "typo"], 3, "typo: no embedded Qdrant there"),
         (["search", "x.png", "--path", "db", "--url", "http://localhost"], 2, "choose one"),
         (["search", "x.png", "--url", "foo://x"], 3, "no URL of a Qdrant server"),
@@ -54,6 +56,7 @@ def test_the_package_and_its_help_load_no_torch():
 )
 def test_what_cannot_be_done_is_one_clear_line(arguments, code, said, tmp_path):
     (tmp_path / "empty").mkdir()
+    QdrantClient(path=str(tmp_path / "made")).close()
     done = soir(*arguments, cwd=tmp_path, env={"PATH": "/usr/bin:/bin", "HOME": _home(), "COLUMNS": "200"})
     assert done.returncode == code, done.stderr
     assert said in done.stderr

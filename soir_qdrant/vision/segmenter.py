@@ -19,8 +19,7 @@ def make_segmenter(
     """The segmenter that the settings name.
 
     source: whose tokens the learned one reads, a `TokenSource` to be of use; encoder: its fingerprint.
-    device: of SAM.
-    Raises ConfigError or WeightsError where it cannot be had.
+    device: of SAM. Raises ConfigError or WeightsError where it cannot be had.
     """
     if settings.kind == "box":
         return BoxSegmenter()
