@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import cv2
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from models import tiny_owlv2
 
 from soir_qdrant.config import DetectorSettings
@@ -15,10 +19,11 @@ from soir_qdrant.types import Detector
 from soir_qdrant.vision import saliency
 from soir_qdrant.vision.boxes import finish, intersection_over_union, pick
 from soir_qdrant.vision.detector import make_detector
-from soir_qdrant.vision.embedded import EmbeddedDetector
+from soir_qdrant.vision.embedded import GRID_AREA, EmbeddedDetector, token_grid
 from soir_qdrant.vision.fitting import Example, fit, logistic, measure
 from soir_qdrant.vision.head import Head, LearnedDetector
 from soir_qdrant.vision.regions import gradient, grow, superpixels
+from soir_qdrant.vision.tiles import LARGEST, SHARED, spans, tiled_grid
 
 
 class ColourTokens:
@@ -306,3 +311,21 @@ class TestOwlv2:
         assert np.abs(ours - theirs).mean() < 0.02
         padding = ours[:, int(np.ceil(shape[0] / max(shape) * 64)) + 1 :]
         np.testing.assert_allclose(padding, theirs[:, 64 - padding.shape[1] :], atol=1e-3)
+
+
+class TestTiles:
+    """The learned detector looks at a picture in tiles."""
+
+    @given(st.integers(1, 400))
+    def test_they_cover_a_row_and_overlap(self, length):
+        side, starts = spans(length)
+        assert side <= LARGEST
+        assert starts[0] == 0
+        assert starts[-1] + side == length
+        assert all(SHARED <= one + side - other < side for one, other in pairwise(starts))
+
+    @pytest.mark.parametrize("size", [(768, 1024), (100, 3000), (30, 40), (1, 1)])
+    def test_tokens_that_see_one_patch_are_those_of_the_whole_picture(self, size):
+        image = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+        whole, tiled = token_grid(ColourTokens(), image), tiled_grid(ColourTokens(), image, GRID_AREA)
+        np.testing.assert_allclose(tiled, whole, atol=1e-6)

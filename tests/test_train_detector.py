@@ -8,7 +8,7 @@ from test_detector import ColourTokens, scene
 from soir_qdrant.config import DetectorSettings
 from soir_qdrant.errors import ConfigError
 from soir_qdrant.train import head as torch_head
-from soir_qdrant.train.detector import Example, Plan, assign, measure, train
+from soir_qdrant.train.detector import Example, Plan, assign, loss, measure, train
 from soir_qdrant.vision.detector import make_detector
 from soir_qdrant.vision.head import Head, LearnedDetector, inputs
 
@@ -61,7 +61,7 @@ def test_pictures_are_looked_at_larger_than_was_learnt(tmp_path):
 
     class Asked(Source):
         def tokens(self, images, *, skip=0):
-            self.area = images.shape[1] * images.shape[2]
+            self.area = images.size
             return super().tokens(images, skip=skip)
 
     made, file = fresh(), tmp_path / "head.safetensors"
@@ -110,6 +110,22 @@ def test_it_learns_to_find_and_is_used(tmp_path):
     other.fingerprint = "another@2/224px"
     with pytest.raises(ConfigError, match="was trained for 'colours@1', and the encoder is 'another@2'"):
         make_detector(chosen, other)
+
+
+def test_small_objects_count_like_large_ones():
+    boxes = torch.tensor([[0.0, 0.0, 4.0, 4.0], [6.0, 0.0, 16.0, 10.0]])
+    owner = assign(boxes, 12, 18)
+    assert 1 < (owner == 0).sum() < (owner == 1).sum()
+
+    def missed(which):
+        """The loss where one object's cells name a box of half its sides."""
+        named = boxes[owner.clamp(min=0)]
+        middle = (named[..., :2] + named[..., 2:]).repeat(1, 1, 2) / 2
+        smaller = torch.where((owner == which)[..., None], (named + middle) / 2, named)
+        return loss(torch.zeros(12, 18), smaller, boxes)
+
+    torch.testing.assert_close(missed(0), missed(1))
+    assert missed(0) > missed(2)
 
 
 def test_a_cell_is_to_name_the_smallest_box_whose_middle_is_near():

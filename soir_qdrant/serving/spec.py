@@ -123,11 +123,11 @@ def encoder(
 
 
 def tokens(
-    *, patch: int, dim: int, skip: int, least: int = 14, usual: int = 812, most: int = 1232
+    *, patch: int, dim: int, skip: int, least: int = 14, usual: int = 448, most: int = 1232
 ) -> ModelSpec:
-    """The trunk that the embedded detector looks through: whole images of any shape, tokens `skip` blocks
-    before the last. least, usual, most: sides of an image in pixels; the detector's images have about the
-    area of `usual` squared, and engines are sized for a square of `most`."""
+    """The trunk that the embedded detector looks through: images of any shape, tokens `skip` blocks before
+    the last. least, usual, most: sides of an image in pixels; the detector's tiles have about the area of
+    `usual` squared, and engines are sized for a square of `most`."""
 
     def side(length: int) -> tuple[int, int, int]:
         cells = max(length // patch, 1)
@@ -145,7 +145,7 @@ def tokens(
         (Tensor("tokens", "FP32", (-1, dim), count(least), count(usual), count(most)),),
         # Only images of one shape share a batch, and a large one fills a device by itself.
         max_batch=2,
-        usual_batch=1,
+        usual_batch=2,
         delay_us=500,
     )
 

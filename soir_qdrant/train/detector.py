@@ -55,7 +55,7 @@ def examples(
     """What the head sees of each scene, computed once and kept in `cache` (2.5 MB a scene)."""
     found = []
     for bench in benches:
-        place = place_of(cache, bench, "detector", trunk(getattr(source, "fingerprint", "")))
+        place = place_of(cache, bench, "detector's tiles", trunk(getattr(source, "fingerprint", "")))
         place.mkdir(parents=True, exist_ok=True)
         for i, entry in enumerate(bench.gallery):
             file = place / f"{i:05d}.npz"
@@ -151,13 +151,16 @@ def loss(logits: Tensor, named: Tensor, boxes: Tensor) -> Tensor:
     """Of one scene. logits: [h, w]; named: [h, w, 4], boxes: [k, 4], in cells."""
     owner = assign(boxes, logits.shape[0], logits.shape[1])
     near = owner >= 0
-    goal = torch.zeros_like(logits)
+    goal, weight = torch.zeros_like(logits), logits.detach().sigmoid() ** 2
     regression = logits.new_zeros(())
     if near.any():
-        overlap, generalised = _overlaps(named[near], boxes[owner[near]])
+        owners = owner[near]
+        share = 1 / owners.bincount()[owners]  # of its object's cells: small objects count like large ones
+        share = share / share.mean()
+        overlap, generalised = _overlaps(named[near], boxes[owners])
         goal[near] = overlap.detach().clamp(min=0)
-        regression = (1 - generalised).mean()
-    weight = torch.where(near, goal.clamp(min=0.1), logits.detach().sigmoid() ** 2)
+        regression = (share * (1 - generalised)).mean()
+        weight[near] = share * goal[near].clamp(min=0.1)
     scored = (weight * F.binary_cross_entropy_with_logits(logits, goal, reduction="none")).sum()
     return scored / max(int(near.sum()), 1) + 2 * regression
 

@@ -111,14 +111,13 @@ class EmbeddedDetector:
     def _grid(self, image: RGB) -> NDArray[np.float32]:
         """Features of the cells of a grid over the image, float32 [h, w, D]."""
         if self.source is None:
-            return saliency.cell_descriptors(_gridded(image, CELL)[0], CELL)
+            return saliency.cell_descriptors(gridded(image, CELL)[0], CELL)
         return token_grid(self.source, image)
 
 
-def token_grid(source: TokenSource, image: RGB, area: int = GRID_AREA) -> NDArray[np.float32]:
-    """The tokens that a picture is judged by, float32 [h, w, D]: `SKIP` blocks before the last, at about
-    this area in pixels."""
-    fitted, (width, height) = _gridded(image, source.patch, area)
+def token_grid(source: TokenSource, image: RGB) -> NDArray[np.float32]:
+    """The tokens that a picture is judged by, float32 [h, w, D]: `SKIP` blocks before the last."""
+    fitted, (width, height) = gridded(image, source.patch)
     found = tokens_of(source, fitted[None])[0, -height * width :]
     return found.reshape(height, width, -1)
 
@@ -129,8 +128,8 @@ def tokens_of(source: TokenSource, images: NDArray[np.uint8]) -> NDArray[np.floa
     return np.asarray(found.cpu() if hasattr(found, "cpu") else found, np.float32)
 
 
-def _gridded(image: RGB, cell: int, area: int = GRID_AREA) -> tuple[RGB, tuple[int, int]]:
-    """The image at about this area in whole cells, and how many: width, height."""
+def gridded(image: RGB, cell: int, area: int = GRID_AREA) -> tuple[RGB, tuple[int, int]]:
+    """The image at about this area in whole cells, and how many of them: width, height."""
     fit = _fit(image.shape[0], image.shape[1], area)
     width, height = (max(1, round(side / cell)) for side in fit)
     fitted = cv2.resize(image, (width * cell, height * cell), interpolation=cv2.INTER_AREA)

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from soir_qdrant import parts
 from soir_qdrant.types import RGB, Detections
 from soir_qdrant.vision.boxes import finish, pick
-from soir_qdrant.vision.embedded import GRID_AREA, TokenSource, token_grid
+from soir_qdrant.vision.embedded import GRID_AREA, TokenSource
 from soir_qdrant.vision.layers import Floats, block, linear, silu, standardized
+from soir_qdrant.vision.tiles import tiled_grid
 
 PIXELS = 8  # side of a cell in the small picture that the head sees beside the tokens
 AREA = 702 * 942  # pixels at which an image is looked at: objects a little larger than a head learnt them
@@ -62,7 +63,7 @@ class Head:
 def inputs(source: TokenSource, image: RGB, area: int = GRID_AREA) -> tuple[Floats, NDArray[np.uint8]]:
     """What a head sees of an image at about this area: tokens, float32 [h, w, D], and a small picture, uint8
     [8 h, 8 w, 3]."""
-    grid = token_grid(source, image, area)
+    grid = tiled_grid(source, image, area)
     h, w = grid.shape[:2]
     small = cv2.resize(image, (w * PIXELS, h * PIXELS), interpolation=cv2.INTER_AREA)
     return grid, np.asarray(small, np.uint8)
