@@ -53,7 +53,7 @@ class DetectorSettings(_Frozen):
     head: str | None = "shipped"
     threshold: float | None = Field(None, ge=0, le=1)
     iou: float | None = Field(None, ge=0, le=1)
-    fitted_iou: float = Field(0.6, ge=0, le=1)
+    fitted_iou: float = Field(0.7, ge=0, le=1)
     most: int = Field(25, ge=1)
 
 
@@ -87,7 +87,7 @@ class VectorSettings(_Frozen):
     dim: int | None = Field(None, ge=8)
     pooling: Literal["mean", "gmp", "mao"] = "gmp"
     ridge: float = Field(0.3, gt=0)
-    by_score: float = Field(1.0, ge=0)
+    by_score: float = Field(0.75, ge=0)
     iterations: int = Field(5, ge=1)
     lr: float = Field(0.1, gt=0)
     alpha: float = Field(0.03, ge=0)

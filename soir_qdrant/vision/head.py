@@ -21,7 +21,7 @@ from soir_qdrant.vision.tiles import tiled_grid
 
 PIXELS = 8  # side of a cell in the small picture that the head sees beside the tokens
 AREA = 702 * 942  # pixels at which an image is looked at: objects a little larger than a head learnt them
-THRESHOLD, IOU = 0.4, 0.7  # see docs/detector.md; boxes are suppressed again once they are fitted
+THRESHOLD, IOU = 0.45, 0.7  # see docs/detector.md; boxes are suppressed again once they are fitted
 MOST_CELLS = 400  # that may name a box
 
 
