@@ -30,7 +30,14 @@ from soir_qdrant.vision.boxes import intersection_over_union, pick
 from soir_qdrant.vision.head import THRESHOLD
 
 FOUND = 0.5  # IoU
+STEPS = (
+    "true boxes and masks",
+    "of these those that are found",
+    "weighed by score, and the other boxes",
+    "detected",
+)
 Part = tuple[Vector, np.ndarray]  # vectors of a scene's objects, and their scores
+Answer = Callable[[Vector, Part], np.ndarray]  # queries [q, D] -> what a scene scores for each
 
 
 @dataclass(frozen=True)
@@ -44,10 +51,18 @@ class Scene:
     true: Vector
     names: list[str]
 
-    def kept(self, threshold: float, iou: float) -> np.ndarray:
+    def kept(self, threshold: float, iou: float, most: int) -> np.ndarray:
         """Which of the detected are stored."""
         rows = np.flatnonzero(self.scores >= threshold)
-        return rows[pick(self.boxes[rows], self.scores[rows], iou=iou, most=25)[0]]
+        return rows[pick(self.boxes[rows], self.scores[rows], iou=iou, most=most)[0]]
+
+    def found(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of the labelled objects: which are found among some of the detected, by which, and how exactly."""
+        overlaps = intersection_over_union(self.true_boxes, self.boxes[rows])
+        exactness = overlaps.max(1, initial=0)
+        objects = np.flatnonzero(exactness >= FOUND)
+        best = rows[overlaps[objects].argmax(1)] if len(objects) else rows[:0]
+        return objects, best, exactness[objects]
 
 
 def main() -> None:
@@ -63,64 +78,51 @@ def main() -> None:
     settings = Settings.for_profile()
     looking = Pipeline(settings.but(detector={"threshold": min(chosen.thresholds), "most": 40}))
     folders = [look(looking, folder, chosen.scenes) for folder in chosen.folders]
-    ridge = settings.vector.ridge
-    shipped = (settings.detector.threshold or THRESHOLD, settings.detector.fitted_iou)
-    power = settings.vector.by_score
-
-    def stored(scene: Scene) -> Part:
-        rows = scene.kept(*shipped)
-        return scene.vectors[rows], scene.scores[rows] ** power
-
-    def matched(scene: Scene) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Stored boxes; for every true one the best of them; and how well it lies."""
-        rows = scene.kept(*shipped)
-        overlaps = intersection_over_union(scene.true_boxes, scene.boxes[rows])
-        if not len(rows):
-            return rows, np.zeros(len(overlaps), np.int64), np.zeros(len(overlaps))
-        return rows, rows[overlaps.argmax(1)], overlaps.max(1)
-
-    def found(scene: Scene) -> Part:
-        _, _, well = matched(scene)
-        return scene.true[well >= FOUND], np.ones((well >= FOUND).sum())
-
-    def exactly(scene: Scene) -> Part:
-        """What is found under its true box and mask, and the boxes of nothing as they are."""
-        rows, best, well = matched(scene)
-        nothing = np.setdiff1d(rows, best[well >= FOUND])
-        weights = np.concatenate([scene.scores[best[well >= FOUND]], scene.scores[nothing]]) ** power
-        return np.concatenate([scene.true[well >= FOUND], scene.vectors[nothing]]), weights
-
-    lying = np.concatenate([matched(scene)[2] for scenes in folders for scene in scenes])
-    print(f"recall {(lying >= FOUND).mean():.3f}, mean IoU of the found {lying[lying >= FOUND].mean():.3f}\n")
-    given = one_vector(folders, lambda scene: (scene.true, np.ones(len(scene.true))), ridge)
-    print(f"{len(given)} queries, one vector\n{'true boxes and masks':44s} {given.mean():5.1f}")
-    for name, part in {
-        "of these those that are found": found,
-        "weighed by score, and the boxes of nothing": exactly,
-        "detected": stored,
-    }.items():
-        print(f"{name:44s} {told(one_vector(folders, part, ridge), given)}")
-    base = one_vector(folders, stored, ridge)
+    base = losses(folders, settings)
     print(f"\nthreshold fitted_iou objects  best  one vector by score^{', '.join(map(str, chosen.powers))}")
     for threshold, iou in product(chosen.thresholds, chosen.ious):
-        kept = [[scene.kept(threshold, iou) for scene in scenes] for scenes in folders]
-        count = np.mean([len(rows) for scenes in kept for rows in scenes])
-        best = best_object(folders, threshold, iou).mean()
-        line = [
-            told(
-                one_vector(
-                    folders,
-                    lambda scene, t=threshold, i=iou, p=value: (  # type: ignore[misc]
-                        scene.vectors[scene.kept(t, i)],
-                        scene.scores[scene.kept(t, i)] ** p,
-                    ),
-                    ridge,
-                ),
-                base,
-            )
-            for value in chosen.powers
+        kept = [[scene.kept(threshold, iou, settings.detector.most) for scene in part] for part in folders]
+        count = np.mean([len(rows) for part in kept for rows in part])
+        stored = [
+            [(scene.vectors[rows], scene.scores[rows]) for scene, rows in zip(*both, strict=True)]
+            for both in zip(folders, kept, strict=True)
         ]
+        best = asked(folders, stored, nearest).mean()
+        line = [told(asked(folders, stored, pooled(settings, power)), base) for power in chosen.powers]
         print(f"{threshold:9.2f} {iou:10.2f} {count:7.1f} {best:5.1f}  {'  '.join(line)}", flush=True)
+
+
+def losses(folders: list[list[Scene]], settings: Settings) -> np.ndarray:
+    """Prints where the one vector loses; what it reaches with the default settings."""
+    held = settings.detector
+    kept = [
+        [scene.kept(held.threshold or THRESHOLD, held.fitted_iou, held.most) for scene in part]
+        for part in folders
+    ]
+    pairs = [list(zip(*both, strict=True)) for both in zip(folders, kept, strict=True)]
+    exact = np.concatenate([scene.found(rows)[2] for part in pairs for scene, rows in part])
+    total = sum(len(scene.true) for part in folders for scene in part)
+    print(f"recall {len(exact) / total:.3f}, mean IoU of the found {exact.mean():.3f}\n")
+    values = [
+        asked(folders, [[steps(scene, rows)[i] for scene, rows in part] for part in pairs], pooled(settings))
+        for i in range(len(STEPS))
+    ]
+    print(f"{len(values[0])} queries, one vector")
+    for name, value in zip(STEPS, values, strict=True):
+        print(f"{name:44s} {told(value, values[0])}")
+    return values[-1]
+
+
+def steps(scene: Scene, rows: np.ndarray) -> list[Part]:
+    """What would be stored at each of STEPS. rows: of the detected, those that are."""
+    objects, best, _ = scene.found(rows)
+    others, true = np.setdiff1d(rows, best), scene.true[objects]
+    return [
+        (scene.true, np.ones(len(scene.true))),
+        (true, np.ones(len(true))),
+        (np.concatenate([true, scene.vectors[others]]), scene.scores[np.concatenate([best, others])]),
+        (scene.vectors[rows], scene.scores[rows]),
+    ]
 
 
 def look(pipeline: Pipeline, folder: Path, count: int) -> list[Scene]:
@@ -141,31 +143,27 @@ def look(pipeline: Pipeline, folder: Path, count: int) -> list[Scene]:
     return found
 
 
-def one_vector(folders: list[list[Scene]], part: Callable[[Scene], Part], ridge: float) -> np.ndarray:
-    """Average precision of each query, by one vector a scene."""
+def pooled(settings: Settings, power: float | None = None) -> Answer:
+    """By one vector a scene. power: of the weights; None takes the default."""
+    held = settings.vector
+    power = held.by_score if power is None else power
 
-    def scores(scenes: list[Scene], queries: Vector) -> np.ndarray:
-        pooled = [
-            generalized_max_pool(v, ridge, w) if len(v) else queries[0] * 0 for v, w in map(part, scenes)
-        ]
-        return queries @ np.stack(pooled).T
+    def similarity(queries: Vector, part: Part) -> np.ndarray:
+        vectors, weights = part
+        return queries @ generalized_max_pool(vectors, held.ridge, weights**power)
 
-    return asked(folders, scores)
-
-
-def best_object(folders: list[list[Scene]], threshold: float, iou: float) -> np.ndarray:
-    """The same by the nearest object of a scene."""
-
-    def scores(scenes: list[Scene], queries: Vector) -> np.ndarray:
-        kept = [scene.vectors[scene.kept(threshold, iou)] for scene in scenes]
-        return np.stack([(queries @ v.T).max(1, initial=-1) for v in kept], 1)
-
-    return asked(folders, scores)
+    return similarity
 
 
-def asked(folders: list[list[Scene]], scores: Callable[[list[Scene], Vector], np.ndarray]) -> np.ndarray:
+def nearest(queries: Vector, part: Part) -> np.ndarray:
+    """By the nearest object of a scene."""
+    return np.asarray((queries @ part[0].T).max(1, initial=-1))
+
+
+def asked(folders: list[list[Scene]], parts: list[list[Part]], answer: Answer) -> np.ndarray:
+    """Average precision of each query. parts: what is stored of each scene."""
     found = []
-    for scenes in folders:
+    for scenes, stored in zip(folders, parts, strict=True):
         held = [set(scene.names) - {""} for scene in scenes]
         queries = [
             (i, j)
@@ -173,7 +171,8 @@ def asked(folders: list[list[Scene]], scores: Callable[[list[Scene], Vector], np
             for j, name in enumerate(scene.names)
             if any(name in other for other in held[:i] + held[i + 1 :])
         ]
-        said = scores(scenes, np.stack([scenes[i].true[j] for i, j in queries]))
+        vectors = np.stack([scenes[i].true[j] for i, j in queries])
+        said = np.stack([answer(vectors, part) for part in stored], 1)
         for (i, j), row in zip(queries, said, strict=True):
             row[i] = -np.inf  # its own scene is no answer
             right = np.array([scenes[i].names[j] in names for names in held])
