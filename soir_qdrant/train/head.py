@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from soir_qdrant import parts
-from soir_qdrant.train.layers import block
+from soir_qdrant.vision.blocks import block
 from soir_qdrant.vision.head import PIXELS
 
 WIDTH, DEPTH = 128, 4
@@ -27,7 +27,7 @@ class Head(nn.Module):
         self.dim = dim
         self.tokens = nn.Conv2d(dim, width, 1)
         self.pixels = nn.Conv2d(3 * PIXELS**2, width, 1)
-        self.blocks = nn.ModuleList(block(width, width, apart=1 + i % 2) for i in range(depth))
+        self.blocks = nn.ModuleList(block(width, width, dilation=1 + i % 2) for i in range(depth))
         self.out = nn.Conv2d(width, 5, 1)
         nn.init.zeros_(self.out.weight)
         with torch.no_grad():  # objects are rare, and about four cells wide

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from soir_qdrant import parts
-from soir_qdrant.train.layers import block
+from soir_qdrant.vision.blocks import block
 from soir_qdrant.vision.mask_head import CELL, SIDE
 
 CELLS = SIDE // CELL  # tokens along a window
