@@ -392,12 +392,21 @@ def needle(
     invented: Annotated[
         bool, typer.Option(help="things and grounds that nobody has seen, to train on; others for each seed")
     ] = False,
+    shelves: Annotated[
+        bool, typer.Option(help="dense rows of invented products, and emblems on photographs, to train on")
+    ] = False,
     things: Annotated[
         Path | None, typer.Option(help="your own: a folder of cut-outs, one object each")
     ] = None,
     grounds: Annotated[Path | None, typer.Option(help="your own: photographs to lay them on")] = None,
 ) -> None:
     """Generate a NeedleBench: labelled scenes with small objects in photographs."""
+    if shelves:
+        from soir_qdrant.evaluate import shelves as rows
+
+        made = rows.generate(folder, scenes=scenes, seed=seed)
+        out.print(f"{made}: {scenes} scenes")
+        return
     from soir_qdrant.evaluate.invent import invented as invent
     from soir_qdrant.evaluate.needle import generate
     from soir_qdrant.evaluate.sources import Sources

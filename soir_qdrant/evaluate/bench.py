@@ -23,20 +23,23 @@ class BenchObject:
     """One labelled object of a scene.
 
     instance: which thing it is, None where nobody knows. box: x0, y0, x1, y1 in pixels of the scene, tight
-    around the visible pixels; x1, y1 exclusive.
+    around the visible pixels; x1, y1 exclusive. name: of its kind, such as "mug", where it has one.
     """
 
     instance: str | None
     box: Box
+    name: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class GalleryImage:
-    """One scene. mask: 8-bit, [H, W], value i + 1 on the pixels of objects[i], 0 on the ground."""
+    """One scene. mask: 8-bit, [H, W], value i + 1 on the pixels of objects[i], 0 on the background.
+    exhaustive: False where things may be in it that nobody labelled."""
 
     file: Path
     mask: Path | None
     objects: list[BenchObject]
+    exhaustive: bool = True
 
     @property
     def boxes(self) -> NDArray[np.float32]:

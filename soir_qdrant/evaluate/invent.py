@@ -97,10 +97,10 @@ class Inventor:
     def thing(self, outline: RGBA) -> RGBA:
         """The outline in other colours: parts, the light and dark of what was drawn, edges, a gleam."""
         rng, (h, w), alpha = self.rng, outline.shape[:2], outline[..., 3]
-        x = self._filling(h, w)
+        x = self.filling(h, w)
         for _ in range(rng.integers(1, 4) if rng.random() < 0.6 else 0):
             part = self._part(h, w)[..., None]
-            x = x * (1 - part) + self._filling(h, w) * part
+            x = x * (1 - part) + self.filling(h, w) * part
         if rng.random() < 0.4:
             grey = cv2.cvtColor(np.ascontiguousarray(outline[..., :3]), cv2.COLOR_RGB2GRAY)
             x = x * (0.4 + grey.astype(np.float32)[..., None] / 255)
@@ -134,7 +134,7 @@ class Inventor:
         held[y : y + shape.shape[0], x : x + shape.shape[1]] = shape / np.float32(255)
         return held
 
-    def _filling(self, h: int, w: int) -> Picture:
+    def filling(self, h: int, w: int) -> Picture:
         """One colour that changes a little across, or a piece of a photograph."""
         if self.rng.random() < 0.25:
             colour, change, angle = self.rng.random(3), self.rng.normal(0, 0.12, 3), self.rng.uniform(0, 6.3)
