@@ -75,7 +75,7 @@ def image_size(file: Path) -> tuple[int, int]:
 
 def box_shares(boxes: NDArray[np.floating], size: tuple[int, int]) -> NDArray[np.float64]:
     """Area of each box, [k, 4], as a share of an image of size (width, height)."""
-    return np.asarray(areas(boxes) / (size[0] * size[1]), np.float64)
+    return np.asarray(areas(np.asarray(boxes, np.float64)) / (size[0] * size[1]))
 
 
 def recall_by_size(hit: Bools, shares: NDArray[np.floating]) -> dict[str, float | None]:
