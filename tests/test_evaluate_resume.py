@@ -1,6 +1,8 @@
 """An evaluation that is killed goes on; what it keeps is never taken for another setting's."""
 
 import json
+import runpy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -186,3 +188,37 @@ def test_a_log_gets_a_line_now_and_then():
         progress.advance()
     assert lines[0] == "evaluate x: 2/10, 0.05 a second, 0:02:40 left"
     assert [line.split(",")[0].split()[-1] for line in lines] == ["2/10", "4/10", "6/10", "8/10", "10/10"]
+
+
+def test_the_benchmark_of_photographs_writes_one_file_and_goes_on(
+    bench, detector, tiny_settings, tmp_path, monkeypatch, capsys
+):
+    photos, check, profile = tmp_path / "photos", tmp_path / "photos/check", tmp_path / "tiny.json"
+    profile.write_text(tiny_settings.model_dump_json())
+    check.mkdir(parents=True)
+    bench.rename(photos / "dev-things")
+    Image.fromarray(painted(((5, 5, 25, 25), COLOURS[0]))).save(check / "0.png")
+    labels = {
+        "images": [{"id": 0, "file_name": "0.png"}],
+        "annotations": [{"image_id": 0, "bbox": [5, 5, 20, 20]}],
+    }
+    (check / "coco.json").write_text(json.dumps(labels))
+    out = tmp_path / "build/real.json"
+    arguments = ["real", photos, "--profile", profile, "--rows", "default,chance", "--out", out]
+    monkeypatch.setattr("sys.argv", [*map(str, arguments), "--cache", str(tmp_path / "cache")])
+    real = Path(__file__).parent.parent / "benchmarks/real.py"
+    runpy.run_path(str(real), run_name="__main__")
+    results, text = json.loads(out.read_text()), out.with_suffix(".md").read_text()
+    assert [(one["set"], one["objects"]) for one in results["retrieval"]] == [
+        ("dev-things", "detected"),
+        ("dev-things", "given"),
+    ]
+    assert [one["set"] for one in results["detection"]] == ["check"]
+    assert text.count("| dev-things | detected | tiny | one vector") == 1
+    assert text.count("| check | tiny | 1 | 1 |") == 1
+    assert len({line.count("|") for line in text.splitlines()[:6]}) == 1  # every line has all columns
+    assert text in capsys.readouterr().out
+
+    detector.seen = 0
+    runpy.run_path(str(real), run_name="__main__")
+    assert detector.seen == 0

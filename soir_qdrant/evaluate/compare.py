@@ -35,7 +35,7 @@ ROWS = {  # what a table calls them; in its order
     "global": "whole image, this encoder",
     "mean": "mean of the objects",
     "paper": "MaO as in the paper",
-    "default": "one vector, search(rerank=None)",
+    "default": "one vector",
     "calibrated": "one vector, calibrated",
     "rerank-codes": "search()",
     "rerank-objects": "search(rerank='objects')",

@@ -76,8 +76,9 @@ def share(value: float | None) -> str:
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, numbers to the right."""
-    lines = [columns, ["---" if i == 0 else "---:" for i in range(len(columns))], *rows]
+    """A Markdown table. Columns of numbers, and empty ones, stand to the right."""
+    right = [not any(row[i].strip("0123456789.") for row in rows) for i in range(len(columns))]
+    lines = [columns, ["---:" if number_column else "---" for number_column in right], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
