@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help install demo test fast lint bench bench-serving clean
+.PHONY: help install demo test fast lint bench bench-real bench-serving clean
 
 help:  ## show this
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -33,6 +33,10 @@ lint: $(READY)  ## ruff and mypy
 
 bench: $(READY)  ## ratios of the refinement, written to build/bench.json
 	$(BIN)/python benchmarks/refine.py --out build/bench.json
+
+bench-real: $(READY)  ## PHOTOS=DIR: search and detection on photographs, written to build/real.md; COMPOSED="DIR DIR", PROFILES="NAME FILE"
+	@test -n "$(PHOTOS)" || { echo "say where the photographs are: make bench-real PHOTOS=DIR (see docs/evaluation.md)"; exit 2; }
+	$(BIN)/python benchmarks/real.py $(PHOTOS) $(if $(COMPOSED),--composed $(COMPOSED)) $(foreach p,$(PROFILES),--profile $(p)) --out build/real.json
 
 bench-serving: $(READY)  ## onnxruntime and Triton against torch, written to build/bench-serving.json
 	$(BIN)/python benchmarks/serving.py --out build/bench-serving.json

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.box import SIMPLE
 from rich.table import Table
 from rich.text import Text
 
 import soir_qdrant
-from soir_qdrant.console import ProfileOption, bar, err, out
+from soir_qdrant.console import ProfileOption, WhiteningOption, bar, err, out
+from soir_qdrant.console import settings_of as _settings
 from soir_qdrant.errors import SoirError
+from soir_qdrant.evaluate import commands as evaluating
 from soir_qdrant.train.commands import training
 
 if TYPE_CHECKING:
@@ -41,7 +42,6 @@ FolderOption = Annotated[Path | None, typer.Option("--path", help="folder of an 
 UrlOption = Annotated[str | None, typer.Option("--url", envvar="QDRANT_URL", help="URL of a Qdrant server")]
 KeyOption = Annotated[str | None, typer.Option("--api-key", envvar="QDRANT_API_KEY", help="of the server")]
 NameOption = Annotated[str, typer.Option("--collection", help="name of the collection")]
-WhiteningOption = Annotated[Path | None, typer.Option("--whitening", help="file made by soir calibrate")]
 TritonOption = Annotated[
     str | None,
     typer.Option(
@@ -299,39 +299,12 @@ def explain(
     out.print(f"{file} written", highlight=False)
 
 
-@app.command(epilog="Example:  soir evaluate bench/test-2d --objects detected --json result.json")
-def evaluate(
-    folder: Annotated[Path, typer.Argument(help="a folder with annotations.json (see docs/needlebench.md)")],
-    objects: Annotated[
-        Literal["given", "detected"], typer.Option(help="labelled boxes, or the detector")
-    ] = "given",
-    file: Annotated[Path | None, typer.Option("--json", help="also write the figures to a file")] = None,
-    methods: Annotated[str | None, typer.Option(help="comma-separated; all if not given")] = None,
-    profile: ProfileOption = "embedded",
-    whitening: WhiteningOption = None,
-    format_: Annotated[
-        str, typer.Option("--format", help="needle, voxdet, owid, instre or permir: see docs/evaluation.md")
-    ] = "needle",
-) -> None:
-    """Compare ways to search on a labelled folder: mAP, R@1, R@10 in percent."""
-    from soir_qdrant.evaluate.compare import METHODS
-    from soir_qdrant.evaluate.compare import evaluate as compare
-    from soir_qdrant.evaluate.datasets import load
-
-    bench = load(folder, format_)
-    chosen = tuple(methods.split(",")) if methods else METHODS
-    with bar(f"evaluate {folder.name}", len(bench.gallery) + len(bench.queries)) as advance:
-        results = compare(
-            bench, objects=objects, methods=chosen, settings=_settings(profile, whitening), advance=advance
-        )
-    if file:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(results, indent=2))
-    title = f"{folder.name}: {len(bench.queries)} queries, {len(bench.gallery)} pictures, objects {objects}"
-    out.print(_results(results, title))
-    if "detector" in results:
-        seen = results["detector"]
-        out.print(f"detector: recall@0.5 {seen['recall@0.5']:.3f} at {seen['boxes']:.1f} boxes a picture")
+app.command(epilog="Example:  soir evaluate bench/test-2d --objects detected --json result.json")(
+    evaluating.evaluate
+)
+app.command(name="evaluate-detector", epilog="Example:  soir evaluate-detector photos/ --max-images 150")(
+    evaluating.evaluate_detector
+)
 
 
 @app.command(
@@ -484,13 +457,6 @@ def _client(
     return connect(url=url, api_key=api_key)
 
 
-def _settings(profile: str, whitening: Path | None) -> Settings:
-    from soir_qdrant.config import Settings
-
-    settings = Settings.for_profile(profile)
-    return settings.but(vector={"whitening": str(whitening)}) if whitening else settings
-
-
 def _pipeline(profile: str, whitening: Path | None) -> Pipeline:
     from soir_qdrant.pipeline import Pipeline
 
@@ -549,22 +515,6 @@ def _held(client: QdrantClient, name: str) -> dict[str, Any]:
     held = client.get_collection(name)
     metadata = getattr(held.config, "metadata", None)
     return {"points": client.count(name).count, "metadata": metadata}
-
-
-def _results(results: dict[str, dict[str, Any]], title: str) -> Table:
-    sizes = next((list(r["by_size"]) for r in results.values() if r.get("by_size")), [])
-    table = Table("method", "mAP", "R@1", "R@10", *sizes, "box", "ms", title=title, box=SIMPLE)
-    for name, row in results.items():
-        if name != "detector":
-            cells = [row[k] for k in ("mAP", "R@1", "R@10")] + [row["by_size"].get(s) for s in sizes]
-            shown = ["" if cell is None else f"{cell:.1f}" for cell in cells]
-            place, spent = row.get("localised"), row.get("ms_per_candidate")
-            shown += ["" if place is None else f"{place:.2f}", "" if spent is None else f"{spent:.2f}"]
-            table.add_row(name, *shown)
-    table.caption = (
-        f"{', '.join(sizes)}: mAP by size of the thing; box: share of right boxes; ms: per candidate"
-    )
-    return table
 
 
 if __name__ == "__main__":

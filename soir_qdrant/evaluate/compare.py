@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,72 +16,128 @@ from soir_qdrant.evaluate.bench import Bench
 from soir_qdrant.evaluate.collect import PLAIN, Seen, collect
 from soir_qdrant.evaluate.metrics import (
     average_precision,
+    box_shares,
     chance_precision,
     chance_recall,
+    image_size,
     placed,
     ranking,
     recall_at,
+    recall_by_size,
 )
-from soir_qdrant.evaluate.searched import RERANKED, Found
+from soir_qdrant.evaluate.searched import Found
 from soir_qdrant.pipeline import Pipeline
 from soir_qdrant.refine.pooling import fit_whitening, normalize, refit
 from soir_qdrant.vision.boxes import intersection_over_union
 
-METHODS = ("global", "mean", "paper", "default", "calibrated", *RERANKED, "objects", "chance")
+ROWS = {  # what a table calls them; in its order
+    "global-untuned": "whole image, untuned encoder",
+    "global": "whole image, this encoder",
+    "mean": "mean of the objects",
+    "paper": "MaO as in the paper",
+    "default": "one vector",
+    "calibrated": "one vector, calibrated",
+    "rerank-codes": "search()",
+    "rerank-objects": "search(rerank='objects')",
+    "q-perturbation": "search(rerank='q-perturbation')",
+    "objects": "every object's vector",
+    "chance": "chance",
+}
+SLOW = ("q-perturbation",)  # left out unless it is asked for
+DEFAULT_ROWS = tuple(name for name in ROWS if name not in SLOW)
 SIZES = {"<1%": (0.0, 0.01), "1-2%": (0.01, 0.02), ">2%": (0.02, 1.0)}
 Ranks = list[NDArray[np.int64]]
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What `run` returns. results: see `evaluate`; seen: what they were made of; ranks: of each row, the
+    gallery in its order for every query."""
+
+    results: dict[str, dict[str, Any]]
+    seen: Seen
+    ranks: dict[str, Ranks]
 
 
 def evaluate(
     bench: Bench,
     *,
     objects: str = "given",
-    methods: tuple[str, ...] = METHODS,
+    rows: Sequence[str] = DEFAULT_ROWS,
     settings: Settings | None = None,
     advance: Callable[[], None] = lambda: None,
+    cache: Path | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """method -> {"mAP", "R@1", "R@10", "by_size"}, in percent, of searches through Qdrant also "localised",
-    0..1, and "ms_per_candidate"; "detector" -> {"recall@0.5", "boxes"}, 0..1 and boxes per image, where
-    objects are "detected". See docs/evaluation.md for every definition.
+    """Compare ways to search on a labelled folder. docs/evaluation.md has every definition.
+
+    Args:
+        bench: the labelled folder.
+        objects: "given", the labelled boxes and masks, or "detected".
+        rows: some of `ROWS`.
+        settings: of the pipeline; None is the default profile.
+        advance: called once per image and query.
+        cache: folder that keeps what was ingested of each image, so that the same call goes on where it was
+            killed; None keeps nothing.
+
+    Returns:
+        row -> {"mAP", "R@1", "R@10", "by_size"}, in percent; of searches through Qdrant also "localised",
+        0..1, and "ms_per_candidate". "ingest" -> {"core_seconds", "boxes"}, both per image. Where objects are
+        "detected", "detector" -> {"recall@0.5", "boxes", "by_size"}, recalls 0..1, boxes per image.
+
+    Raises:
+        ConfigError: there is no such row.
+        DatasetError: the folder has no queries, or an image cannot be ingested.
     """
-    unknown = set(methods) - set(METHODS)
-    if unknown or objects not in ("given", "detected"):
-        raise ConfigError(f"choose methods out of {', '.join(METHODS)}, and objects 'given' or 'detected'")
+    return run(bench, objects=objects, rows=rows, settings=settings, advance=advance, cache=cache).results
+
+
+def run(
+    bench: Bench,
+    *,
+    objects: str,
+    rows: Sequence[str],
+    settings: Settings | None = None,
+    advance: Callable[[], None] = lambda: None,
+    cache: Path | None = None,
+) -> Evaluation:
+    """`evaluate`, with what the results were made of."""
+    if set(rows) - set(ROWS) or objects not in ("given", "detected"):
+        raise ConfigError(f"choose rows out of {', '.join(ROWS)}, and objects 'given' or 'detected'")
     if not bench.queries:
         raise DatasetError(f"{bench.root}: no queries, so that there is nothing to evaluate")
     settings = settings or Settings.for_profile()
-    seen = collect(bench, settings, methods, objects == "given", advance)
-    areas = _areas(bench)
-    results = {
-        name: _scored(bench, ranks, areas) for name, ranks in _rankings(seen, settings, methods).items()
-    }
+    seen = collect(bench, settings, rows, objects == "given", advance, cache=cache)
+    ranks, areas = _rankings(seen, settings, rows), _areas(bench)
+    scored = {name: _scored(bench, order, areas) for name, order in ranks.items()}
     for name, found in seen.found.items():
-        results[name]["localised"] = _localised(bench, found)
+        scored[name]["localised"] = _localised(bench, found)
         if found.ms:
-            results[name]["ms_per_candidate"] = round(float(np.median(found.ms)), 3)
-    results = {name: results[name] for name in METHODS if name in results}
-    if "chance" in methods:
-        results["chance"] = _chance(bench)
+            scored[name]["ms_per_candidate"] = round(float(np.median(found.ms)), 3)
+    if "chance" in rows:
+        scored["chance"] = _chance(bench)
+    results = {name: scored[name] for name in ROWS if name in scored}
+    boxes = float(np.mean([len(items) for items in seen.objects]))
+    results["ingest"] = {"core_seconds": round(float(np.mean(seen.seconds)), 3), "boxes": round(boxes, 2)}
     if objects == "detected":
         results["detector"] = _detection(bench, seen)
-    return results
+    return Evaluation(results, seen, ranks)
 
 
-def _rankings(seen: Seen, settings: Settings, methods: tuple[str, ...]) -> dict[str, Ranks]:
-    """Each method's order of the gallery for every query, int [n]."""
+def _rankings(seen: Seen, settings: Settings, rows: Sequence[str]) -> dict[str, Ranks]:
+    """Each row's order of the gallery for every query, int [n]."""
     found: dict[str, Ranks] = {}
     for name in PLAIN:
-        if name in methods:
-            scores = np.stack(seen.query_plain) @ np.stack(seen.plain[name]).T
+        if name in rows:
+            scores = np.stack(seen.query_plain[name]) @ np.stack(seen.plain[name]).T
             found[name] = [ranking(row) for row in scores]
     found |= {name: searched.ranks for name, searched in seen.found.items()}
     pipeline = Pipeline(settings)
-    if "calibrated" in methods:
+    if "calibrated" in rows:
         found["calibrated"] = _calibrated(seen, pipeline)
-    if "objects" in methods:
+    if "objects" in rows:
         white = pipeline.whitening or normalize
         queries = np.stack(seen.query_vectors)
-        best = np.stack([(queries @ white(rows).T).max(1) for rows in seen.rows], 1)
+        best = np.stack([(queries @ white(some).T).max(1) for some in seen.rows], 1)
         found["objects"] = [ranking(row) for row in best]
     return found
 
@@ -99,7 +157,7 @@ def _calibrated(seen: Seen, pipeline: Pipeline) -> Ranks:
 def pool(pipeline: Pipeline, vectors: NDArray[np.float32], seen: Seen) -> NDArray[np.float32]:
     """Object vectors [K, D] -> image vectors [n, D], by the pooling of the settings (closed forms only)."""
     if pipeline.settings.vector.pooling == "mao":
-        raise ConfigError("method 'calibrated' needs pooling 'gmp' or 'mean'; leave it out with --methods")
+        raise ConfigError("row 'calibrated' needs pooling 'gmp' or 'mean'; leave it out with --rows")
     scene_of = np.repeat(np.arange(len(seen.objects)), [len(items) for items in seen.objects])
     scores = np.array([item.score for items in seen.objects for item in items], np.float32)
     return pipeline.pool(vectors, scene_of, scores)
@@ -111,12 +169,7 @@ def _areas(bench: Bench) -> list[dict[str, float]]:
     for entry in bench.gallery:
         masks = entry.masks()
         if masks is None:
-            from PIL import Image
-
-            with Image.open(entry.file) as picture:
-                pixels = picture.width * picture.height
-            boxes = entry.boxes
-            shares = (np.prod(boxes[:, 2:] - boxes[:, :2], axis=1) / pixels).tolist()
+            shares = box_shares(entry.boxes, image_size(entry.file)).tolist()
         else:
             shares = [float(mask.mean()) for mask in masks]
         found.append({o.instance: s for o, s in zip(entry.objects, shares, strict=True) if o.instance})
@@ -160,15 +213,21 @@ def _chance(bench: Bench) -> dict[str, Any]:
     }
 
 
-def _detection(bench: Bench, seen: Seen) -> dict[str, float]:
-    """Share of the labelled objects that some found box covers with IoU >= 0.5."""
-    hit = total = boxes = 0
+def _detection(bench: Bench, seen: Seen) -> dict[str, Any]:
+    """Share of the labelled objects that some detected box covers with IoU >= 0.5, also by their size."""
+    hits, shares = [], []
     for entry, items in zip(bench.gallery, seen.objects, strict=True):
-        found = np.array([item.box for item in items], np.float32)
-        hit += int((intersection_over_union(entry.boxes, found).max(1) >= 0.5).sum())
-        total += len(entry.objects)
-        boxes += len(items)
-    return {"recall@0.5": round(hit / max(total, 1), 4), "boxes": round(boxes / len(bench.gallery), 2)}
+        found = np.array([item.box for item in items], np.float32).reshape(-1, 4)
+        hits.append(intersection_over_union(entry.boxes, found).max(1, initial=0) >= 0.5)
+        shares.append(box_shares(entry.boxes, image_size(entry.file)))
+    hit, share = np.concatenate(hits), np.concatenate(shares)
+    boxes = sum(len(items) for items in seen.objects) / len(bench.gallery)
+    recall = float(hit.mean()) if len(hit) else 0.0
+    return {
+        "recall@0.5": round(recall, 4),
+        "boxes": round(boxes, 2),
+        "by_size": recall_by_size(hit, share),
+    }
 
 
 def _mean(values: list[float]) -> float:

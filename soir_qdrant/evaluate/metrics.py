@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
+from soir_qdrant.errors import DatasetError
 from soir_qdrant.types import Box
-from soir_qdrant.vision.boxes import intersection_over_union
+from soir_qdrant.vision.boxes import areas, intersection_over_union
 
 Bools = NDArray[np.bool_]
+SHARES = {  # sizes of objects, as shares of the image
+    "<0.5%": (0.0, 0.005),
+    "0.5-1%": (0.005, 0.01),
+    "1-3%": (0.01, 0.03),
+    "3-10%": (0.03, 0.1),
+    ">10%": (0.1, inf),
+}
 
 
 def average_precision(ranked: Bools, relevant: int | None = None) -> float:
@@ -51,3 +62,29 @@ def placed(box: Box | None, true: Sequence[Box]) -> bool:
     """Whether a box lies on one of some true ones, IoU >= 0.5."""
     told = np.array([box] if box else np.zeros((0, 4)), np.float32)
     return bool(intersection_over_union(told, np.array(true, np.float32)).max(initial=0) >= 0.5)
+
+
+def image_size(file: Path) -> tuple[int, int]:
+    """Width and height in pixels, as stored; DatasetError where it is no image. Decodes nothing."""
+    try:
+        with Image.open(file) as image:
+            return image.width, image.height
+    except OSError as error:
+        raise DatasetError(f"{file}: not readable as an image ({error})") from error
+
+
+def box_shares(boxes: NDArray[np.floating], size: tuple[int, int]) -> NDArray[np.float64]:
+    """Area of each box, [k, 4], as a share of an image of size (width, height)."""
+    return np.asarray(areas(np.asarray(boxes, np.float64)) / (size[0] * size[1]))
+
+
+def recall_by_size(hit: Bools, shares: NDArray[np.floating]) -> dict[str, float | None]:
+    """Share, 0..1, of the objects of each size that were hit; None where there are none.
+
+    hit: bool [n]; shares: [n], the object's part of its image, 0..1.
+    """
+    found: dict[str, float | None] = {}
+    for name, (low, high) in SHARES.items():
+        inside = (shares >= low) & (shares < high)
+        found[name] = round(float(hit[inside].mean()), 4) if inside.any() else None
+    return found

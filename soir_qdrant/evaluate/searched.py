@@ -1,10 +1,10 @@
-"""The methods of `soir evaluate` that are searches through SoirSearcher, asked as a user asks."""
+"""The rows of `soir evaluate` that are searches through SoirSearcher, asked as a user asks."""
 
 from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,27 +32,27 @@ class Found:
 
 
 @contextmanager
-def asking(searcher: SoirSearcher, methods: tuple[str, ...], total: int) -> Iterator[Asking]:
-    """What asks the chosen methods. Candidates that are opened again are kept on disk meanwhile."""
+def asking(searcher: SoirSearcher, rows: Sequence[str], total: int) -> Iterator[Asking]:
+    """What asks for the chosen rows. Candidates that are opened again are kept on disk meanwhile."""
     with tempfile.TemporaryDirectory() as folder:
-        if "q-perturbation" in methods:
+        if "q-perturbation" in rows:
             from soir_qdrant.rerank.cache import TokenCache
             from soir_qdrant.rerank.candidates import QPerturbation
 
             searcher.perturbation = QPerturbation(searcher.pipeline, cache=TokenCache(folder, limit=10**11))
-        yield Asking(searcher, [name for name in SEARCHED if name in methods], total)
+        yield Asking(searcher, [name for name in SEARCHED if name in rows], total)
 
 
 class Asking:
-    """found: by method. total: images of the gallery, whose ids are 0..total-1.
+    """found: by row. total: images of the gallery, whose ids are 0..total-1.
 
     Boxes are told by the codes, as where no object vectors are kept, but those of "rerank-objects".
     """
 
-    def __init__(self, searcher: SoirSearcher, methods: list[str], total: int) -> None:
+    def __init__(self, searcher: SoirSearcher, rows: list[str], total: int) -> None:
         self.searcher = searcher
         self.total = total
-        self.found = {name: Found() for name in methods}
+        self.found = {name: Found() for name in rows}
 
     def ask(self, query: BenchQuery, vector: Vector) -> None:
         """vector: the query's, float32 [D]."""
