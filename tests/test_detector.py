@@ -14,16 +14,16 @@ from models import tiny_owlv2
 
 from soir_qdrant.config import DetectorSettings
 from soir_qdrant.errors import WeightsError
-from soir_qdrant.train import head as train_head
 from soir_qdrant.types import Detector
 from soir_qdrant.vision import saliency
 from soir_qdrant.vision.boxes import finish, intersection_over_union, pick
 from soir_qdrant.vision.detector import make_detector
 from soir_qdrant.vision.embedded import GRID_AREA, EmbeddedDetector, token_grid
 from soir_qdrant.vision.fitting import Example, fit, logistic, measure
-from soir_qdrant.vision.head import Head, LearnedDetector
+from soir_qdrant.vision.head import Head, TrainedHead
 from soir_qdrant.vision.regions import gradient, grow, superpixels
 from soir_qdrant.vision.tiles import LARGEST, SHARED, spans, tiled_grid
+from soir_qdrant.vision.token_detector import LearnedDetector
 
 
 class ColourTokens:
@@ -63,11 +63,12 @@ def owlv2_folder(tmp_path_factory):
 def head(tmp_path_factory):
     """Random, and far from saying nothing."""
     torch.manual_seed(0)
-    made, file = train_head.Head(9, width=16, depth=2), tmp_path_factory.mktemp("head") / "head.safetensors"
+    made, file = Head(9, (16, 16, 16)), tmp_path_factory.mktemp("head") / "head.safetensors"
     with torch.no_grad():
-        made.out.weight.normal_()
+        for out in made.out:
+            out.weight.normal_()
     made.save(file, "colours")
-    return Head.load(file)
+    return TrainedHead.load(file)
 
 
 @pytest.fixture(params=["tokens", "classical", "owlv2", "learned"])

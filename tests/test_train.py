@@ -21,7 +21,7 @@ from soir_qdrant.images import load as read
 from soir_qdrant.pipeline import Pipeline
 from soir_qdrant.refine.pooling import Whitening, normalize
 from soir_qdrant.train.projection import Scatter
-from soir_qdrant.vision.head import Head
+from soir_qdrant.vision.head import TrainedHead
 
 
 def test_the_scatter_is_that_of_rows_about_the_mean_of_their_thing():
@@ -57,7 +57,7 @@ def test_plain_coco_teaches_what_an_object_is_but_not_which(tmp_path):
     learn = [str(folder), "--format", "coco", "--out", str(file)]
     done = CliRunner().invoke(app, ["train", "detector", *learn, "--epochs", "1"])
     assert done.exit_code == 0, done.output
-    assert Head.load(file).fitted_for
+    assert TrainedHead.load(file).fitted_for
     done = CliRunner().invoke(app, ["train", "projection", *learn])
     assert done.exit_code != 0
     assert "nothing to tell apart" in str(done.exception)

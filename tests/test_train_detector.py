@@ -1,16 +1,20 @@
-"""The learned detector: trained in torch, run in NumPy; training survives interruption, and teaches."""
+"""The trained detector: what a head is taught, that a killed training goes on, and that it finds."""
+
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from test_detector import ColourTokens, scene
 
+from soir_qdrant import parts
 from soir_qdrant.config import DetectorSettings
 from soir_qdrant.errors import ConfigError
-from soir_qdrant.train import head as torch_head
-from soir_qdrant.train.detector import Example, Plan, assign, loss, measure, train
+from soir_qdrant.evaluate.bench import BenchObject, GalleryImage
+from soir_qdrant.train.detector import Example, Plan, _example, _owners, assign, loss, measure, train
 from soir_qdrant.vision.detector import make_detector
-from soir_qdrant.vision.head import Head, LearnedDetector, inputs
+from soir_qdrant.vision.head import STRIDES, Head, TrainedHead, flat
+from soir_qdrant.vision.token_detector import LearnedDetector, batched, inputs
 
 
 class Source(ColourTokens):
@@ -24,7 +28,7 @@ def scenes(folder, count):
         corners = np.array([[20, 30], [130, 40], [220, 130], [60, 150]]) + rng.integers(0, 25, (4, 2))
         boxes = np.concatenate([corners, corners + rng.integers(35, 60, (4, 2))], 1)
         image, boxes = scene(boxes=boxes.tolist())
-        grid, small = inputs(ColourTokens(), image)
+        grid, small = inputs(ColourTokens(), image, 320 * 240)
         np.savez(folder / f"{i}.npz", grid=grid.astype(np.float16), small=small, size=(320, 240))
         found.append(Example(folder / f"{i}.npz", (320, 240), boxes))
     return found
@@ -32,45 +36,82 @@ def scenes(folder, count):
 
 def fresh():
     torch.manual_seed(0)
-    return torch_head.Head(9, width=16, depth=2)
+    return Head(9, (16, 16, 16))
 
 
 def files(folder):
     return {"state": folder / "state", "log": folder / "log.jsonl"}
 
 
-def test_numpy_says_what_torch_says(tmp_path):
+def test_a_saved_head_says_the_same(tmp_path):
     made = fresh()
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     made.save(tmp_path / "head.safetensors", "colours@1")
-    made.half().float()
     rng = np.random.default_rng(0)
     grid = rng.normal(size=(7, 9, 9)).astype(np.float32)
     small = rng.integers(0, 256, (56, 72, 3), np.uint8)
     with torch.inference_mode():
-        logits, boxes = made(*torch_head.batched([(grid, small)]))
-    scores, named = Head.load(tmp_path / "head.safetensors")(grid, small)
-    np.testing.assert_allclose(scores, logits[0].sigmoid().numpy(), atol=1e-5)
-    np.testing.assert_allclose(named, boxes[0].numpy(), atol=1e-3)
+        logits, boxes = flat(made.half().float()(*batched([(grid, small)])))
+        loaded = TrainedHead.load(tmp_path / "head.safetensors").network
+        again, named = flat(loaded(*batched([(grid, small)])))
+    torch.testing.assert_close(again, logits)
+    torch.testing.assert_close(named, boxes)
 
 
-def test_pictures_are_looked_at_larger_than_was_learnt(tmp_path):
-    """Which finds more: docs/detector.md."""
+def test_a_head_of_version_1_is_refused_with_what_to_do(tmp_path):
+    parts.save(tmp_path / "old", {"pixels.weight": np.zeros(1)}, fitted_for="colours@1", depth="4")
+    with pytest.raises(ConfigError, match="make one anew with `soir train detector`"):
+        TrainedHead.load(tmp_path / "old")
 
-    class Asked(Source):
-        def tokens(self, images, *, skip=0):
-            self.area = images.size
-            return super().tokens(images, skip=skip)
 
-    made, file = fresh(), tmp_path / "head.safetensors"
-    made.save(file, "colours@1")
-    image, source = scene(height=768, width=1024)[0], Asked()
-    inputs(source, image)
-    learnt = source.area
-    LearnedDetector(source, Head.load(file)).detect([image])
-    assert 1.2 < source.area / learnt < 1.4
+def test_every_level_names_boxes_in_the_same_tokens():
+    """An untrained head boxes about four cells around each, whatever the level."""
+    levels = fresh()(*batched([(np.zeros((9, 14, 9), np.float32), np.zeros((72, 112, 3), np.uint8))]))
+    for (_, boxes), stride, shape in zip(levels, STRIDES, ((9, 14), (5, 7), (3, 4)), strict=True):
+        assert boxes.shape == (1, *shape, 4)
+        middles = (boxes[0, ..., :2] + boxes[0, ..., 2:]) / 2
+        torch.testing.assert_close(middles[1, 2], torch.tensor([2.5, 1.5]) * stride, atol=1e-4, rtol=0)
+        assert abs(float(boxes[0, 1, 2, 2] - boxes[0, 1, 2, 0]) - 4 * stride) < 0.1 * stride
+
+
+def test_an_object_is_boxed_on_the_levels_of_its_size():
+    head, boxes = fresh(), torch.tensor([[0.0, 0.0, 3.0, 3.0], [0.0, 0.0, 14.0, 14.0]])
+    levels = head(*batched([(np.zeros((16, 16, 9), np.float32), np.zeros((128, 128, 3), np.uint8))]))
+    near = [
+        _owners(boxes, logit.shape[1:], stride) for (logit, _), stride in zip(levels, STRIDES, strict=True)
+    ]
+    assert [set(owner[owner >= 0].tolist()) for owner in near] == [{0}, {1}, {1}]
+
+
+def test_what_is_unknown_is_taught_nothing():
+    """Neither in a box of unknown content, nor, strongly, where not all is labelled."""
+    logits = torch.full((1, 8, 8), 3.0, requires_grad=True)
+    levels = [(logits, torch.zeros(1, 8, 8, 4))]
+    none = torch.zeros(0, 4)
+
+    def taught(unknown=none, exhaustive=True):
+        (gradient,) = torch.autograd.grad(loss(levels, none, unknown, exhaustive=exhaustive), logits)
+        return gradient[0]
+
+    masked = taught(unknown=torch.tensor([[0.0, 0.0, 4.0, 8.0]]))
+    assert (masked[:, :4] == 0).all()
+    assert (masked[:, 4:] > 0).all()
+    assert (taught(exhaustive=False) < 0.2 * taught()).all()
+    assert (taught(exhaustive=False) > 0).all()
+
+
+def test_a_look_keeps_what_it_shows_and_forgets_what_it_cuts():
+    boxes = [(10, 10, 30, 30), (45, 10, 75, 30), (70, 60, 90, 80), (12, 50, 20, 60)]
+    kinds = ["cup", "cup", "cup", "person"]
+    objects = [BenchObject(None, box, kind) for box, kind in zip(boxes, kinds, strict=True)]
+    entry = GalleryImage(Path("a.jpg"), None, objects, exhaustive=False)
+    seen = _example(Path("a.npz"), entry, (0, 0, 50, 100), ["person"])
+    assert seen.boxes.tolist() == [[10, 10, 30, 30]]
+    assert seen.unknown.tolist() == [[45, 10, 50, 30], [12, 50, 20, 60]]
+    assert seen.size == (50, 100)
+    assert not seen.exhaustive
 
 
 def test_an_interrupted_training_goes_on_to_the_same_result(tmp_path):
@@ -113,7 +154,7 @@ def test_it_learns_to_find_and_is_used(tmp_path):
 
 
 def test_small_objects_count_like_large_ones():
-    boxes = torch.tensor([[0.0, 0.0, 4.0, 4.0], [6.0, 0.0, 16.0, 10.0]])
+    boxes = torch.tensor([[0.0, 0.0, 3.0, 3.0], [6.0, 0.0, 12.0, 6.0]])
     owner = assign(boxes, 12, 18)
     assert 1 < (owner == 0).sum() < (owner == 1).sum()
 
@@ -122,7 +163,7 @@ def test_small_objects_count_like_large_ones():
         named = boxes[owner.clamp(min=0)]
         middle = (named[..., :2] + named[..., 2:]).repeat(1, 1, 2) / 2
         smaller = torch.where((owner == which)[..., None], (named + middle) / 2, named)
-        return loss(torch.zeros(12, 18), smaller, boxes)
+        return loss([(torch.zeros(1, 12, 18), smaller[None])], boxes, torch.zeros(0, 4))
 
     torch.testing.assert_close(missed(0), missed(1))
     assert missed(0) > missed(2)

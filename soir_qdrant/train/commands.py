@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,7 +24,12 @@ FoldersArgument = Annotated[
 ]
 MadeOption = Annotated[Path, typer.Option("--out", help="file to write; beside it a state, a log, a cache")]
 FormatOption = Annotated[
-    str, typer.Option("--format", help="needle, coco, voxdet, owid, instre or permir; see docs/evaluation.md")
+    str,
+    typer.Option(
+        "--format",
+        help="auto (needle or coco, by what is there), needle, coco, voxdet, owid, instre or permir; see "
+        "docs/evaluation.md",
+    ),
 ]
 BlocksOption = Annotated[int, typer.Option(min=1, max=4, help="how many of the last ones are tuned")]
 CacheOption = Annotated[
@@ -47,7 +53,7 @@ def projection(
     folders: FoldersArgument,
     file: MadeOption,
     profile: ProfileOption = "embedded",
-    format_: FormatOption = "needle",
+    format_: FormatOption = "auto",
     dim: Annotated[int, typer.Option(help="components kept")] = 1024,
     blocks: BlocksOption = 2,
     cache: CacheOption = None,
@@ -73,17 +79,23 @@ def detector(
     folders: FoldersArgument,
     file: MadeOption,
     profile: ProfileOption = "embedded",
-    format_: FormatOption = "needle",
+    format_: FormatOption = "auto",
     epochs: Annotated[int, typer.Option(min=1)] = 24,
+    unknown: Annotated[
+        list[str] | None,
+        typer.Option(help="a kind, such as person, whose boxes are neither objects nor background"),
+    ] = None,
+    cache: Annotated[Path | None, typer.Option(help="keeps the tokens  [default: beside --out]")] = None,
     seed: SeedOption = 0,
 ) -> None:
     """Learn what an object looks like to this encoder: the head of the embedded detector. Run again after an
     interruption: it goes on, to the same result. Use it with `Settings...but(detector={"head": FILE})`."""
     from soir_qdrant.train.detector import Plan, examples, train
-    from soir_qdrant.train.head import Head
+    from soir_qdrant.vision.head import Head
 
     plan = Plan(epochs=epochs, seed=seed)
-    _train_head(Head, examples, train, plan, _benches(folders, format_), file, profile)
+    looks = partial(examples, seed=0, unknown=unknown or ())
+    _train_head(Head, looks, train, plan, _benches(folders, format_), file, profile, cache, str(unknown))
 
 
 @training.command(
@@ -112,7 +124,7 @@ def encoder(
     folders: FoldersArgument,
     file: MadeOption,
     profile: ProfileOption = "embedded",
-    format_: FormatOption = "needle",
+    format_: FormatOption = "auto",
     blocks: BlocksOption = 2,
     rank: Annotated[int, typer.Option(min=1, help="of what is added to their layers")] = 128,
     steps: Annotated[int, typer.Option(min=1, help="of eight scenes of eight objects each")] = 600,
@@ -155,7 +167,15 @@ def encoder(
 
 
 def _train_head(
-    kind: Any, examples: Any, train: Any, plan: Any, benches: list[Bench], file: Path, profile: str
+    kind: Any,
+    examples: Any,
+    train: Any,
+    plan: Any,
+    benches: list[Bench],
+    file: Path,
+    profile: str,
+    cache: Path | None = None,
+    also: str = "",
 ) -> None:
     """A head on the tokens of the profile's encoder: `examples` and `train` of its module, with its plan."""
     import torch
@@ -166,11 +186,11 @@ def _train_head(
     encoder = _pipeline(profile).encoder
     fitted_for = trunk(encoder.fingerprint)
     with bar("tokens", sum(len(bench.gallery) for bench in benches)) as advance:
-        scenes = examples(benches, encoder, file.with_suffix(".cache"), advance)
+        scenes = examples(benches, encoder, cache or file.with_suffix(".cache"), advance)
     torch.manual_seed(plan.seed)
     head = kind(encoder.last_block.dim)
     with bar("epochs", plan.epochs) as advance:
-        data = contents(benches, fitted_for)
+        data = contents(benches, fitted_for, also)
         train(head, scenes, plan, **_beside(file), data=data, told=_telling(advance))
     head.save(file, fitted_for)
     _done(file, f"trained on {len(scenes)} scenes")

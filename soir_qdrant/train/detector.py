@@ -1,14 +1,15 @@
 """Train the detector's head on labelled folders: tokens once, then the head alone, minutes on a CPU.
 
-Every object that is labelled counts, whatever it is; every cell near an object's middle is to name its box.
-Varifocal loss: a cell's score is to be the IoU of the box it names; generalised IoU for the box itself.
+Every object that is labelled counts, whatever it is; every cell near an object's middle, on the levels of
+its size, is to name its box. Varifocal loss (arXiv 2008.13367): a cell's score is to be the IoU of the box it
+names; generalised IoU (1902.09630) for the box itself. What is not labelled is background only where all is.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -22,14 +23,20 @@ from torch import Tensor
 from soir_qdrant import images as pictures
 from soir_qdrant.errors import DatasetError
 from soir_qdrant.evaluate.bench import Bench, GalleryImage
-from soir_qdrant.train.head import Head, batched
 from soir_qdrant.train.progress import HeadPlan, Progress, place_of, split, train_epochs, write_once
-from soir_qdrant.vision.boxes import intersection_over_union
+from soir_qdrant.types import Detections
+from soir_qdrant.vision.boxes import areas, intersection_over_union
 from soir_qdrant.vision.embedded import TokenSource
 from soir_qdrant.vision.fitted import trunk
-from soir_qdrant.vision.head import chosen, inputs
+from soir_qdrant.vision.head import STRIDES, Head, flat
+from soir_qdrant.vision.token_detector import AREA, batched, chosen, inputs
 
-CORE, LEAST_CORE = 0.5, 0.75  # a cell is near the middle: share of the box, and cells, at least
+CORE, MIN_CORE = 0.5, 0.75  # a cell is near the middle: share of the box, and cells, at least
+RANGES = {1: (0.0, 7.0), 2: (5.0, 16.0), 4: (12.0, math.inf)}  # by stride: sides of its objects, in tokens
+UNSURE = 0.3  # chance above which no cell is taught more strongly that it is background, if that is not known
+ZOOMS = (0.6, 0.8, 1.1)  # areas that are looked at, as shares of the usual one
+WHOLE = 0.7  # share of images that are looked at whole
+MIN_SHARE = 0.67  # of an object that a crop must show
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,37 +49,94 @@ class Plan(HeadPlan):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Example:
-    """A scene on disk. size: its width and height in pixels; boxes: float32 [k, 4] in pixels."""
+    """A look at an image, on disk.
+
+    Attributes:
+        file: what the head sees of it.
+        size: width and height of what is looked at, in pixels.
+        boxes: float32 [k, 4], the objects, in those pixels.
+        unknown: float32 [u, 4], where the loss does not look: neither object nor background.
+        exhaustive: False where what is not boxed may be an object all the same.
+    """
 
     file: Path
     size: tuple[int, int]
     boxes: NDArray[np.float32]
+    unknown: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 4), np.float32))
+    exhaustive: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What of an image is looked at, x0, y0, x1, y1 as shares of its sides, and at how many pixels."""
+
+    window: tuple[float, float, float, float]
+    area: int
+
+    @classmethod
+    def of(cls, number: int, seed: int) -> Look:
+        """The look at an image by its number in a folder: most whole, some cropped, at different sizes."""
+        rng = np.random.default_rng((seed, number))
+        area = round(AREA * float(rng.choice(ZOOMS)))
+        if rng.random() < WHOLE:
+            return cls((0.0, 0.0, 1.0, 1.0), area)
+        side = rng.uniform(0.5, 0.9)
+        x, y = rng.uniform(0, 1 - side, 2)
+        return cls((x, y, x + side, y + side), area)
+
+    def pixels(self, width: int, height: int) -> tuple[int, int, int, int]:
+        """The window in whole pixels of an image."""
+        x0, y0, x1, y1 = np.round(np.array(self.window) * [width, height, width, height]).astype(int).tolist()
+        return x0, y0, max(x1, x0 + 1), max(y1, y0 + 1)
 
 
 def examples(
-    benches: Sequence[Bench], source: TokenSource, cache: Path, advance: Callable[[], None] = lambda: None
+    benches: Sequence[Bench],
+    source: TokenSource,
+    cache: Path,
+    advance: Callable[[], None] = lambda: None,
+    *,
+    seed: int = 0,
+    unknown: Sequence[str] = (),
 ) -> list[Example]:
-    """What the head sees of each scene, computed once and kept in `cache` (2.5 MB a scene)."""
-    found = []
+    """What the head sees of each image, computed once and kept in `cache` (1.5 MB an image). unknown: names
+    of kinds whose boxes are neither objects nor background."""
+    seen = []
     for bench in benches:
-        place = place_of(cache, bench, "detector's tiles", trunk(getattr(source, "fingerprint", "")))
+        seen_by = f"detector's looks {seed}", trunk(getattr(source, "fingerprint", ""))
+        place = place_of(cache, bench, *seen_by, labels=False)
         place.mkdir(parents=True, exist_ok=True)
         for i, entry in enumerate(bench.gallery):
-            file = place / f"{i:05d}.npz"
-            write_once(file, partial(_write, source, entry))
-            with np.load(file) as held:
-                width, height = held["size"].tolist()
-            found.append(Example(file, (width, height), entry.boxes))
+            file, look = place / f"{i:05d}.npz", Look.of(i, seed)
+            write_once(file, partial(_write, source, entry, look))
+            with np.load(file) as arrays:
+                width, height = arrays["size"].tolist()
+            seen.append(_example(file, entry, look.pixels(width, height), unknown))
             advance()
-    if not any(len(one.boxes) for one in found):
+    if not any(len(one.boxes) for one in seen):
         raise DatasetError("no labelled object in these folders: there is nothing to learn from")
-    return found
+    return seen
 
 
-def _write(source: TokenSource, entry: GalleryImage, out: BinaryIO) -> None:
+def _write(source: TokenSource, entry: GalleryImage, look: Look, out: BinaryIO) -> None:
     image = pictures.load(entry.file).rgb
-    grid, small = inputs(source, image)
+    x0, y0, x1, y1 = look.pixels(image.shape[1], image.shape[0])
+    grid, small = inputs(source, np.ascontiguousarray(image[y0:y1, x0:x1]), look.area)
     np.savez(out, grid=grid.astype(np.float16), small=small, size=image.shape[1::-1])
+
+
+def _example(
+    file: Path, entry: GalleryImage, window: tuple[int, int, int, int], unknown: Sequence[str]
+) -> Example:
+    """The labels as the window shows them: what it cuts off by a third or more is unknown."""
+    x0, y0, x1, y1 = window
+    size = (x1 - x0, y1 - y0)
+    whole = entry.boxes - np.array([x0, y0, x0, y0], np.float32)
+    cut = np.clip(whole, 0, np.array([*size, *size], np.float32))
+    share = areas(cut) / np.maximum(areas(whole), 1e-6)
+    named = np.array([item.name in unknown for item in entry.objects], bool)
+    objects = (share >= MIN_SHARE) & ~named
+    return Example(file, size, cut[objects], cut[(share > 0) & ~objects], entry.exhaustive)
 
 
 def train(
@@ -102,56 +166,85 @@ def train(
     return head
 
 
-def measure(head: Head, scenes: Sequence[Example], most: int = 25) -> dict[str, float]:
-    """recall: of the labelled objects, by IoU >= 0.5, at `most` boxes a scene; precision: average precision
-    of all boxes in the order of their scores."""
+def measure(head: Head, scenes: Sequence[Example], most: int = 100) -> dict[str, float]:
+    """recall at 25 and at `most` boxes an image: of the labelled objects, by IoU >= 0.5; precision: average
+    precision of all boxes in the order of their scores, of the exhaustively labelled images."""
     head.eval()
     hits: list[tuple[float, bool]] = []
-    total = found = 0
+    total = labelled = found = early = 0
     for one in scenes:
-        with torch.inference_mode():
-            logits, named = head(*batched([_read(one)]))
-        scores, boxes = logits[0].sigmoid().numpy(), named[0].numpy()
-        seen = chosen(scores, boxes, one.size, threshold=0.0, iou=0.5, most=most)
-        overlaps = (
-            intersection_over_union(seen.boxes, one.boxes)
-            if len(one.boxes)
-            else np.zeros((len(seen.boxes), 0))
-        )
-        total += len(one.boxes)
-        taken: set[int] = set()
-        for score, row in zip(seen.scores, overlaps, strict=True):
-            best = int(row.argmax()) if row.size else -1
-            right = best >= 0 and row[best] >= 0.5 and best not in taken
-            taken |= {best} if right else set()
-            hits.append((float(score), right))
-        found += len(taken)
+        seen = _detected(head, one, most)
+        matched = _matched(seen.boxes, one.boxes)
+        total, found = total + len(one.boxes), found + int(matched.sum())
+        early += int(_matched(seen.boxes[:25], one.boxes).sum())
+        if one.exhaustive:
+            labelled += len(one.boxes)
+            hits += zip(seen.scores.tolist(), matched.tolist(), strict=True)
     right = np.array([ok for _, ok in sorted(hits, key=lambda hit: -hit[0])], bool)
     precision = np.cumsum(right) / np.arange(1, len(right) + 1)
     return {
-        "recall": round(found / max(total, 1), 4),
-        "precision": round(float((precision * right).sum() / max(total, 1)), 4),
+        "recall": round(early / max(total, 1), 4),
+        f"recall at {most}": round(found / max(total, 1), 4),
+        "precision": round(float((precision * right).sum() / max(labelled, 1)), 4),
     }
 
 
+@torch.inference_mode()
+def _detected(head: Head, one: Example, most: int) -> Detections:
+    grid, small = _read(one)
+    logits, boxes = flat(head(*batched([(grid, small)])))
+    scale = np.array([one.size[0] / grid.shape[1], one.size[1] / grid.shape[0]] * 2, np.float32)
+    scores = logits[0].sigmoid().numpy()
+    return chosen(scores, boxes[0].numpy() * scale, one.size, threshold=0.0, iou=0.5, most=most)
+
+
+def _matched(boxes: NDArray[np.float32], true: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Which boxes, best first, are the first to meet their object by IoU >= 0.5, bool [n]."""
+    right = np.zeros(len(boxes), np.bool_)
+    if not len(true):
+        return right
+    taken: set[int] = set()
+    for i, row in enumerate(intersection_over_union(boxes, true)):
+        best = int(row.argmax())
+        right[i] = row[best] >= 0.5 and best not in taken
+        taken |= {best} if right[i] else set()
+    return right
+
+
 def _losses(head: Head, picked: Sequence[Example], rng: np.random.Generator) -> Iterator[Tensor]:
-    """One loss per scene; half of the scenes are mirrored."""
+    """One loss per image; half of the images are mirrored."""
     for one in picked:
         grid, small = _read(one)
         h, w = grid.shape[:2]
-        boxes = one.boxes * np.array([w / one.size[0], h / one.size[1]] * 2, np.float32)
+        scale = np.array([w / one.size[0], h / one.size[1]] * 2, np.float32)
+        boxes, unknown = one.boxes * scale, one.unknown * scale
         if rng.random() < 0.5:
             grid, small = grid[:, ::-1].copy(), small[:, ::-1].copy()
-            boxes = np.stack([w - boxes[:, 2], boxes[:, 1], w - boxes[:, 0], boxes[:, 3]], 1)
-        logits, named = head(*batched([(grid, small)]))
-        yield loss(logits[0], named[0], torch.from_numpy(np.ascontiguousarray(boxes)))
+            boxes, unknown = _mirrored(boxes, w), _mirrored(unknown, w)
+        levels = head(*batched([(grid, small)]))
+        yield loss(levels, torch.from_numpy(boxes), torch.from_numpy(unknown), exhaustive=one.exhaustive)
 
 
-def loss(logits: Tensor, named: Tensor, boxes: Tensor) -> Tensor:
-    """Of one scene. logits: [h, w]; named: [h, w, 4], boxes: [k, 4], in cells."""
-    owner = assign(boxes, logits.shape[0], logits.shape[1])
+def _mirrored(boxes: NDArray[np.float32], width: int) -> NDArray[np.float32]:
+    return np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], 1)
+
+
+def loss(
+    levels: list[tuple[Tensor, Tensor]], boxes: Tensor, unknown: Tensor, *, exhaustive: bool = True
+) -> Tensor:
+    """Of one image. levels: of `Head`, of a batch of one; boxes: [k, 4], unknown: [u, 4], in tokens.
+
+    Where not all is labelled, a cell that is surely an object's by its own word is hardly taught otherwise.
+    """
+    logits, named = (x[0] for x in flat(levels))
+    owner = torch.cat([_owners(boxes, logit.shape[1:], stride) for (logit, _), stride in _strided(levels)])
+    masked = torch.cat([_inside(unknown, logit.shape[1:], stride) for (logit, _), stride in _strided(levels)])
     near = owner >= 0
-    goal, weight = torch.zeros_like(logits), logits.detach().sigmoid() ** 2
+    chance = logits.detach().sigmoid()
+    goal, weight = torch.zeros_like(logits), chance**2
+    if not exhaustive:
+        weight = weight.clamp(max=UNSURE**2)
+    weight[masked] = 0
     regression = logits.new_zeros(())
     if near.any():
         owners = owner[near]
@@ -165,6 +258,27 @@ def loss(logits: Tensor, named: Tensor, boxes: Tensor) -> Tensor:
     return scored / max(int(near.sum()), 1) + 2 * regression
 
 
+def _strided(levels: list[tuple[Tensor, Tensor]]) -> Iterator[tuple[tuple[Tensor, Tensor], int]]:
+    return zip(levels, STRIDES, strict=False)  # fewer levels: those of the smallest objects
+
+
+def _owners(boxes: Tensor, shape: Sequence[int], stride: int) -> Tensor:
+    """`assign`, flat, of the boxes that are of a level's size; the others are none of its business."""
+    low, high = RANGES[stride]
+    side = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(1).sqrt()
+    mine = ((side >= low) & (side < high)).nonzero()[:, 0]
+    owner = assign(boxes[mine] / stride, *shape).flatten()
+    return torch.where(owner >= 0, mine[owner.clamp(min=0)], owner) if len(mine) else owner
+
+
+def _inside(boxes: Tensor, shape: Sequence[int], stride: int) -> Tensor:
+    """Which cells of a level have their middle in one of the boxes, bool [h * w]."""
+    y, x = (torch.arange(side) * stride + stride / 2 for side in shape)
+    rows = (y >= boxes[:, 1:2]) & (y <= boxes[:, 3:4])
+    columns = (x >= boxes[:, 0:1]) & (x <= boxes[:, 2:3])
+    return (rows[:, :, None] & columns[:, None]).any(0).flatten()
+
+
 def assign(boxes: Tensor, h: int, w: int) -> Tensor:
     """Which box each cell is to name, int64 [h, w], -1 for none: the smallest whose middle is near."""
     owner = torch.full((h, w), -1)
@@ -172,7 +286,7 @@ def assign(boxes: Tensor, h: int, w: int) -> Tensor:
     area = (boxes[:, 2:] - boxes[:, :2]).prod(1)
     for i in area.argsort(descending=True).tolist():
         x0, y0, x1, y1 = boxes[i].tolist()
-        dx, dy = max(CORE * (x1 - x0) / 2, LEAST_CORE), max(CORE * (y1 - y0) / 2, LEAST_CORE)
+        dx, dy = max(CORE * (x1 - x0) / 2, MIN_CORE), max(CORE * (y1 - y0) / 2, MIN_CORE)
         inside = ((y - (y0 + y1) / 2).abs() <= dy)[:, None] & ((x - (x0 + x1) / 2).abs() <= dx)
         owner[inside] = i
     return owner

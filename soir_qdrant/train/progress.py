@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -140,9 +140,11 @@ def contents(benches: Sequence[Bench], *also: str) -> str:
     return made.hexdigest()[:8]
 
 
-def place_of(cache: Path, bench: Bench, *seen_by: str) -> Path:
-    """Where a cache keeps what was computed of a folder: of its pictures and labels as they are now, by an
-    encoder and whatever else decided."""
+def place_of(cache: Path, bench: Bench, *seen_by: str, labels: bool = True) -> Path:
+    """Where a cache keeps what was computed of a folder: of its images and labels (`labels`) as they are now,
+    by an encoder and whatever else decided."""
+    if not labels:
+        bench = Bench(bench.root, [replace(entry, objects=[]) for entry in bench.gallery], [])
     return cache / f"{bench.root.name}-{contents([bench], *seen_by)}"
 
 

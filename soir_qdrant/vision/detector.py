@@ -8,7 +8,6 @@ from soir_qdrant.config import DetectorSettings
 from soir_qdrant.types import Detector, Encoder
 from soir_qdrant.vision.embedded import EmbeddedDetector, TokenSource
 from soir_qdrant.vision.fitted import fitting, trunk
-from soir_qdrant.vision.head import Head, LearnedDetector
 
 
 def make_detector(
@@ -25,21 +24,27 @@ def make_detector(
         from soir_qdrant.vision.owlv2 import Owlv2Detector
 
         return Owlv2Detector(settings.weights, device=device, **given(settings))
-    return on_tokens(settings, encoder, str(getattr(encoder, "fingerprint", "")))
+    return on_tokens(settings, encoder, str(getattr(encoder, "fingerprint", "")), device)
 
 
-def on_tokens(settings: DetectorSettings, source: object | None, fingerprint: str) -> Detector:
+def on_tokens(
+    settings: DetectorSettings, source: object | None, fingerprint: str, device: str = "auto"
+) -> Detector:
     """The embedded detector: with its head, where that was trained on the tokens of this encoder.
 
     source: anything; a `TokenSource` to be of use. fingerprint: of the encoder whose tokens they are.
     """
     if not isinstance(source, TokenSource):
         return EmbeddedDetector(source, **given(settings))
-    head = fitting(settings.head, "detector.head", Head.load, trunk(fingerprint))
+    from soir_qdrant.vision.encoder import pick_device
+    from soir_qdrant.vision.head import TrainedHead
+    from soir_qdrant.vision.token_detector import LearnedDetector
+
+    head = fitting(settings.head, "detector.head", TrainedHead.load, trunk(fingerprint))
     if head is None:
         return EmbeddedDetector(source, **given(settings))
     spare = {"most": 2 * settings.most}  # some are the same object; see `Pipeline.find`
-    return LearnedDetector(source, head, **(given(settings) | spare))
+    return LearnedDetector(source, head, device=pick_device(device), **(given(settings) | spare))
 
 
 def given(settings: DetectorSettings) -> dict[str, Any]:

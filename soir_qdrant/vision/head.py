@@ -1,118 +1,122 @@
-"""The learned detector: a light head on the encoder's tokens says of every cell what object it lies in.
+"""The detector's network: a light head on an encoder's tokens says of every cell what object it lies in.
 
-It is trained in torch (`soir train detector`) and run in NumPy, beside any trunk, local or served.
+One class is trained (`soir train detector`), run (`vision/token_detector.py`) and saved.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
-import numpy as np
-from numpy.typing import NDArray
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from soir_qdrant import parts
-from soir_qdrant.types import RGB, Detections
-from soir_qdrant.vision.boxes import finish, pick
-from soir_qdrant.vision.embedded import GRID_AREA, TokenSource
-from soir_qdrant.vision.layers import Floats, block, linear, silu, standardized
-from soir_qdrant.vision.tiles import tiled_grid
+from soir_qdrant.errors import ConfigError
+from soir_qdrant.vision.blocks import block
 
-PIXELS = 8  # side of a cell in the small picture that the head sees beside the tokens
-AREA = 702 * 942  # pixels at which an image is looked at: objects a little larger than a head learnt them
-THRESHOLD, IOU = 0.45, 0.7  # see docs/detector.md; boxes are suppressed again once they are fitted
-MOST_CELLS = 400  # that may name a box
+PIXELS = 8  # side of a cell in the small image that the head sees beside the tokens
+WIDTHS = (128, 160, 192)  # channels of the three levels
+STRIDES = (1, 2, 4)  # of their cells, in tokens
+VERSION = "2"  # of the network; heads of another one cannot be read
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Head:
-    """weights: of `train.head.Head`, float32, by name. depth: its 3 x 3 convolutions. fitted_for: whose
-    tokens it reads, a fingerprint of the encoder without the size of its crops."""
+class Head(nn.Module):
+    """A feature pyramid over the token grid: small objects are boxed on its own cells, larger ones on cells
+    two and four times as wide, whose surroundings reach across the whole object.
 
-    weights: dict[str, Floats]
-    depth: int
-    fitted_for: str
+    Tokens [B, D, h, w] and pixels [B, 3, 8 h, 8 w], 0..1 -> per level logits [B, h', w'] of the IoU that a
+    cell expects of its box, and boxes [B, h', w', 4]: x0, y0, x1, y1 in tokens of the grid. Convolutions
+    alone: any grid will do. (Feature pyramids: arXiv 1612.03144; one box a cell: FCOS, 1904.01355.)
+    """
 
-    def __call__(self, grid: NDArray[np.floating], small: NDArray[np.uint8]) -> tuple[Floats, Floats]:
-        """grid, small: of `inputs`. Scores, 0..1, [h, w], the IoU that each cell expects of its box, and the
-        boxes, [h, w, 4], x0, y0, x1, y1 in cells."""
-        h, w, dim = grid.shape
-        tokens = standardized(grid.reshape(h * w, dim))
-        cells = small.reshape(h, PIXELS, w, PIXELS, 3).transpose(0, 2, 4, 1, 3).reshape(h * w, -1)
-        pixels = (cells.astype(np.float32) / np.float32(255) - np.float32(0.5)) * np.float32(4)
-        x = silu(linear(self.weights, "tokens", tokens) + linear(self.weights, "pixels", pixels))
-        x = x.reshape(h, w, -1)
-        for i in range(self.depth):
-            x = x + block(self.weights, f"blocks.{i}", x, apart=1 + i % 2)
-        out = linear(self.weights, "out", x.reshape(h * w, -1)).reshape(h, w, 5)
-        sides = np.exp(np.minimum(out[..., 1:], 4))
-        middle = np.stack(np.meshgrid(np.arange(w) + 0.5, np.arange(h) + 0.5), -1).astype(np.float32)
-        boxes = np.concatenate([middle - sides[..., :2], middle + sides[..., 2:]], -1)
-        scores = 1 / (1 + np.exp(-out[..., 0]))
-        return scores.astype(np.float32), boxes.astype(np.float32)
+    def __init__(self, dim: int, widths: tuple[int, int, int] = WIDTHS) -> None:
+        super().__init__()
+        a, b, c = widths
+        self.dim, self.widths = dim, widths
+        self.tokens = nn.Conv2d(dim, a, 1)
+        self.pixels = nn.Conv2d(3 * PIXELS**2, a, 1)
+        self.fine = _residual(a, 2)
+        self.down = nn.ModuleList([block(a, b, stride=2), block(b, c, stride=2)])
+        self.deep = nn.ModuleList([_residual(b, 2), _residual(c, 2)])
+        self.lateral = nn.ModuleList([nn.Conv2d(c, b, 1), nn.Conv2d(b, a, 1)])
+        self.merged = nn.ModuleList([_residual(b, 1), _residual(a, 1)])
+        self.out = nn.ModuleList(nn.Conv2d(width, 5, 1) for width in widths)
+        for out in self.out:
+            nn.init.zeros_(out.weight)
+            with torch.no_grad():  # objects are rare, and about four cells wide
+                assert out.bias is not None
+                out.bias.copy_(torch.tensor([-3.0, 0.7, 0.7, 0.7, 0.7]))
+
+    def forward(self, tokens: Tensor, pixels: Tensor) -> list[tuple[Tensor, Tensor]]:
+        tokens = F.layer_norm(tokens.movedim(1, -1), (self.dim,)).movedim(-1, 1)
+        small = F.pixel_unshuffle(pixels - 0.5, PIXELS) * 4
+        x0 = _run(self.fine, F.silu(self.tokens(tokens) + self.pixels(small)))
+        x1 = _run(self.deep[0], self.down[0](x0))
+        x2 = _run(self.deep[1], self.down[1](x1))
+        x1 = _run(self.merged[0], x1 + _enlarged(self.lateral[0](x2), x1))
+        x0 = _run(self.merged[1], x0 + _enlarged(self.lateral[1](x1), x0))
+        return [
+            _named(out(x), stride) for out, x, stride in zip(self.out, (x0, x1, x2), STRIDES, strict=True)
+        ]
+
+    def save(self, file: Path, fitted_for: str) -> None:
+        """A safetensors file in half precision, whole or not at all. fitted_for: whose tokens it reads, a
+        fingerprint of the encoder without the size of its crops."""
+        arrays = {name: x.half().cpu().numpy() for name, x in self.state_dict().items()}
+        parts.save(file, arrays, fitted_for=fitted_for, version=VERSION)
+
+
+class TrainedHead:
+    """A head that was loaded to be run. network: in eval mode, without gradients. fitted_for: see
+    `Head.save`."""
+
+    def __init__(self, network: Head, fitted_for: str) -> None:
+        self.network = network.eval().requires_grad_(False)
+        self.fitted_for = fitted_for
 
     @classmethod
-    def load(cls, file: Path) -> Head:
-        """Raises ConfigError where the file is missing or no head."""
-        held, about = parts.load(file, "detector", "soir train detector", "pixels.weight", "out.weight")
-        weights = {name: x.astype(np.float32) for name, x in held.items()}
-        return cls(weights, int(about["depth"]), about["fitted_for"])
+    def load(cls, file: Path) -> TrainedHead:
+        """Raises ConfigError where the file is missing, no head, or of another version."""
+        arrays, about = parts.load(file, "detector", "soir train detector", "pixels.weight")
+        if about.get("version") != VERSION:
+            raise ConfigError(f"{file}: a head of another version; make one anew with `soir train detector`")
+        a, b, c = (len(arrays[name]) for name in ("tokens.bias", "down.0.0.bias", "down.1.0.bias"))
+        network = Head(arrays["tokens.weight"].shape[1], (a, b, c))
+        network.load_state_dict({name: torch.from_numpy(x).float() for name, x in arrays.items()})
+        return cls(network, about["fitted_for"])
 
 
-def inputs(source: TokenSource, image: RGB, area: int = GRID_AREA) -> tuple[Floats, NDArray[np.uint8]]:
-    """What a head sees of an image at about this area: tokens, float32 [h, w, D], and a small picture, uint8
-    [8 h, 8 w, 3]."""
-    grid = tiled_grid(source, image, area)
-    h, w = grid.shape[:2]
-    small = cv2.resize(image, (w * PIXELS, h * PIXELS), interpolation=cv2.INTER_AREA)
-    return grid, np.asarray(small, np.uint8)
+def flat(levels: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """What the levels of `Head` say, side by side: logits [B, n] and boxes [B, n, 4]."""
+    logits = torch.cat([logit.flatten(1) for logit, _ in levels], 1)
+    return logits, torch.cat([boxes.flatten(1, 2) for _, boxes in levels], 1)
 
 
-class LearnedDetector:
-    """Class-agnostic. source: its tokens are read; head: trained on the same ones. threshold: least score, an
-    expected IoU, 0..1; iou, most: see `DetectorSettings`."""
-
-    name = "learned"
-
-    def __init__(
-        self,
-        source: TokenSource,
-        head: Head,
-        *,
-        threshold: float = THRESHOLD,
-        iou: float = IOU,
-        most: int = 25,
-    ) -> None:
-        self.source = source
-        self.head = head
-        self.threshold = threshold
-        self.iou = iou
-        self.most = most
-
-    def detect(self, images: list[RGB]) -> list[Detections]:
-        """images: list of uint8 [H, W, 3]. See `Detector`."""
-        return [self._detect(image) for image in images]
-
-    def _detect(self, image: RGB) -> Detections:
-        scores, boxes = self.head(*inputs(self.source, image, AREA))
-        size = (image.shape[1], image.shape[0])
-        return chosen(scores, boxes, size, threshold=self.threshold, iou=self.iou, most=self.most)
+def _residual(width: int, count: int) -> nn.ModuleList:
+    return nn.ModuleList(block(width, width, dilation=1 + i % 2) for i in range(count))
 
 
-def chosen(
-    scores: Floats,
-    boxes: Floats,
-    size: tuple[int, int],
-    *,
-    threshold: float,
-    iou: float,
-    most: int = 25,
-) -> Detections:
-    """The best boxes of what the cells say, in pixels of an image of `size` (width, height)."""
-    h, w = scores.shape
-    scale = np.array([size[0] / w, size[1] / h] * 2)
-    flat, corners = scores.ravel().astype(np.float64), boxes.reshape(-1, 4).astype(np.float64) * scale
-    best = np.argsort(-flat, kind="stable")[:MOST_CELLS]
-    kept, values = pick(corners[best], flat[best], iou=iou, most=most)
-    return finish(corners[best][kept], values, (size[1], size[0]), threshold=threshold)
+def _run(blocks: nn.Module, x: Tensor) -> Tensor:
+    for one in blocks.children():
+        x = x + one(x)
+    return x
+
+
+def _enlarged(x: Tensor, like: Tensor) -> Tensor:
+    return F.interpolate(x, size=like.shape[-2:], mode="nearest")
+
+
+def _named(said: Tensor, stride: int) -> tuple[Tensor, Tensor]:
+    """Logits and boxes, in tokens, of the outputs [B, 5, h, w] of a level."""
+    score, sides = said.split([1, 4], 1)
+    return score[:, 0], _around(sides.clamp(max=4).exp().movedim(1, -1)) * stride
+
+
+def _around(sides: Tensor) -> Tensor:
+    """Distances to the left, top, right, bottom of each cell's middle, [..., h, w, 4] -> boxes in cells."""
+    h, w = sides.shape[-3:-1]
+    y = torch.arange(h, device=sides.device) + 0.5
+    x = torch.arange(w, device=sides.device) + 0.5
+    middle = torch.stack([x.expand(h, w), y[:, None].expand(h, w)], -1)
+    return torch.cat([middle - sides[..., :2], middle + sides[..., 2:]], -1)
