@@ -1,8 +1,8 @@
 """Other layouts as a `Bench`: COCO with instances, and published small-object sets.
 
 Those are all in the one layout that the authors of MaO use: a torch file holds `{picture: {"is_query",
-"bbox", "ins", "set"?, "mask"?}}`; see docs/evaluation.md. Nothing is downloaded. Masks are left alone: a box
-is all that is read of an object.
+"bbox", "ins", "set"?, "mask"?}}`; see docs/evaluation.md. Nothing is downloaded. Masks are read
+of COCO alone.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from PIL import Image
 from soir_qdrant.errors import DatasetError
 from soir_qdrant.evaluate import bench
 from soir_qdrant.evaluate.bench import Bench, BenchObject, BenchQuery, GalleryImage
+from soir_qdrant.evaluate.coco_masks import Outline
 from soir_qdrant.types import Box
 
 NAMES = ("anns.pt", "annotations.pt")
-COCO = "coco"
+COCO, AUTO = "coco", "auto"
 INSTANCE = ("instance_id", "instance")  # keys of a COCO annotation, or of its "attributes"
 
 
@@ -55,32 +56,38 @@ SETS = {
 
 
 def load(path: Path, layout: str = "needle") -> Bench:
-    """layout: "needle", "coco", or a key of SETS. path: the folder, or its file of annotations.
+    """layout: "auto" (needle or coco, by what is there), "needle", "coco", or a key of SETS. path: the
+    folder, or its file of annotations.
 
     Raises DatasetError saying what is missing and where the set can be had.
     """
     path = path.expanduser().resolve()
+    if layout == AUTO:
+        layout = "needle" if (path / bench.ANNOTATIONS).is_file() or not any(path.glob("*.json")) else COCO
     if layout == "needle":
         return bench.load(path)
     if layout == COCO:
         return _coco(path)
     if layout not in SETS:
-        raise DatasetError(f"layout {layout!r}: choose one of {', '.join(('needle', COCO, *SETS))}")
+        raise DatasetError(f"layout {layout!r}: choose one of {', '.join((AUTO, 'needle', COCO, *SETS))}")
     return _published(path, SETS[layout])
 
 
 def _coco(path: Path) -> Bench:
     """COCO's JSON, where annotations may also say which thing they show (see INSTANCE); there are no queries.
 
-    Pictures are looked for beside the file and in `images/` there, or a folder above. Masks are left alone,
-    as are crowds; boxes end at the picture, and those without area are left out.
+    Pictures are looked for beside the file and in `images/` there, or a folder above. Masks are
+    decoded when they are asked for; see `Outline`. Crowds are left alone; boxes end at the picture, and those
+    without area are left out.
     """
-    files = [path] if path.is_file() else sorted(path.glob("*.json"))
+    usual = path / f"{COCO}.json"
+    files = [path] if path.is_file() else [usual] if usual.is_file() else sorted(path.glob("*.json"))
     if len(files) != 1:
         raise DatasetError(f"{path}: {len(files)} JSON files; name the one with the COCO annotations")
     try:
         told = json.loads(files[0].read_text(encoding="utf-8"))
         objects: dict[Any, list[BenchObject]] = {image["id"]: [] for image in told["images"]}
+        outlines: dict[Any, list[Outline]] = {key: [] for key in objects}
         ends = {image["id"]: (image.get("width", inf), image.get("height", inf)) for image in told["images"]}
         for item in told["annotations"]:
             x, y, w, h = (float(value) for value in item["bbox"])
@@ -88,6 +95,7 @@ def _coco(path: Path) -> Bench:
             box = (max(x, 0.0), max(y, 0.0), min(x + w, float(right)), min(y + h, float(bottom)))
             if not item.get("iscrowd") and box[0] < box[2] and box[1] < box[3]:
                 objects[item["image_id"]].append(BenchObject(_instance(item), box))
+                outlines[item["image_id"]].append(Outline(item.get("segmentation"), bottom, right))
         names = {image["id"]: str(image["file_name"]) for image in told["images"]}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DatasetError(f"{files[0]}: not COCO annotations ({error!r})") from error
@@ -98,7 +106,7 @@ def _coco(path: Path) -> Bench:
         found = [place for place in places if place.is_file()]
         if not found:
             raise DatasetError(f"{root / name}: missing, though {files[0].name} names it")
-        gallery.append(GalleryImage(found[0], None, objects[key]))
+        gallery.append(GalleryImage(found[0], None, objects[key], outlines=outlines[key]))
     return Bench(root, gallery, [])
 
 
