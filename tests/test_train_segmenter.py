@@ -1,4 +1,4 @@
-"""The learned segmenter: trained in torch, run in NumPy; training survives interruption, and teaches."""
+"""The trained segmenter: one network, trained and run; training survives interruption, and teaches."""
 
 import json
 from dataclasses import replace
@@ -13,21 +13,25 @@ from soir_qdrant import parts
 from soir_qdrant.config import SegmenterSettings
 from soir_qdrant.errors import ConfigError, DatasetError
 from soir_qdrant.evaluate.bench import load
-from soir_qdrant.train import mask_head as torch_head
-from soir_qdrant.train.segmenter import Plan, Views, examples, measure, train
-from soir_qdrant.vision.fitted import DATA
-from soir_qdrant.vision.mask_head import (
-    CELL,
-    SIDE,
-    LearnedSegmenter,
-    MaskHead,
+from soir_qdrant.evaluate.datasets import load as load_any
+from soir_qdrant.train.segmenter import MAX_OBJECTS, Plan, Views, examples, measure, train, untrained
+from soir_qdrant.vision.encoder import ViTEncoder
+from soir_qdrant.vision.fitted import DATA, trunk
+from soir_qdrant.vision.mask_head import CELL, SIDE, MaskHead
+from soir_qdrant.vision.segmenter import BoxSegmenter, GrabCutSegmenter, make_segmenter
+from soir_qdrant.vision.tiles import AREA, MAX_GRIDS, tiled_grid
+from soir_qdrant.vision.token_segmenter import LearnedSegmenter
+from soir_qdrant.vision.windows import (
+    MAX_BATCH,
     box_planes,
     enlarged,
     in_box,
-    picture,
+    resized_tokens,
+    sampled_tokens,
     window,
+    window_image,
+    window_tokens,
 )
-from soir_qdrant.vision.segmenter import BoxSegmenter, GrabCutSegmenter, make_segmenter
 
 
 class Source(ColourTokens):
@@ -55,28 +59,139 @@ def folder_of(place, scenes):
 
 def fresh():
     torch.manual_seed(0)
-    return torch_head.MaskHead(9, widths=(8, 8, 16, 16))
+    return MaskHead(9, widths=(8, 8, 16, 16))
 
 
 def files(folder):
     return {"state": folder / "state", "log": folder / "log.jsonl"}
 
 
-def test_numpy_says_what_torch_says(tmp_path):
-    made = fresh()
+def loud(head):
+    """The same head, far from predicting nothing."""
+    torch.manual_seed(1)
     with torch.no_grad():
-        for parameter in made.parameters():
+        for parameter in head.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-    made.save(tmp_path / "head.safetensors", "colours@1")
-    made.half().float()
-    rng = np.random.default_rng(0)
-    small = rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8)
-    planes = box_planes((20, 10, 70, 50), (10, 0, 80), SIDE)
-    tokens = rng.normal(size=((SIDE // CELL) ** 2, 9)).astype(np.float32)
+    return head.eval()
+
+
+class Counting(ColourTokens):
+    """How many images went through the trunk."""
+
+    calls = 0
+
+    def tokens(self, images, *, skip=0):
+        self.calls += len(images)
+        return super().tokens(images, skip=skip)
+
+
+IMAGE = np.random.default_rng(5).integers(0, 256, (300, 400, 3), np.uint8)
+CORNERS = np.random.default_rng(6).uniform((0, 0, 20, 20), (300, 200, 90, 90), (2 * MAX_BATCH + 5, 4))
+BOXES = np.concatenate([CORNERS[:, :2], CORNERS[:, :2] + CORNERS[:, 2:]], 1)
+
+
+def test_a_saved_head_predicts_what_it_predicted(tmp_path):
+    head = loud(fresh())
+    head.save(tmp_path / "head.safetensors", "colours@1")
+    loaded = MaskHead.load(tmp_path / "head.safetensors")
+    assert (loaded.fitted_for, loaded.reads, loaded.side) == ("colours@1", "grid", SIDE)
+    assert not loaded.training
+    small = torch.randint(0, 256, (2, SIDE, SIDE, 3)).float()
+    planes, tokens = torch.randn(2, SIDE, SIDE, 2), torch.randn(2, (SIDE // CELL) ** 2, 9)
     with torch.inference_mode():
-        logits = made(*(torch.as_tensor(part[None]).float() for part in (small, planes, tokens)))
-    said = MaskHead.load(tmp_path / "head.safetensors")(small, planes, tokens)
-    np.testing.assert_allclose(said, logits[0].sigmoid().numpy(), atol=1e-5)
+        before, after = (one(small, planes, tokens) for one in (head, loaded))
+    assert before.std() > 0.1
+    torch.testing.assert_close(after, before, atol=0.02, rtol=0.02)  # weights are saved in half precision
+
+
+class TestBatches:
+    def test_many_boxes_are_each_as_alone(self):
+        segmenter = LearnedSegmenter(ColourTokens(), loud(fresh()))
+        for method in (segmenter.segment, segmenter.fit):
+            together = method(IMAGE, BOXES)
+            assert len(together) == len(BOXES)
+            for i in (0, MAX_BATCH - 1, MAX_BATCH, len(BOXES) - 1):
+                (alone,) = method(IMAGE, BOXES[i : i + 1])
+                assert str(alone) == str(together[i])
+
+    def test_chances_are_those_of_the_network_on_each_window(self):
+        head = loud(fresh())
+        segmenter = LearnedSegmenter(ColourTokens(), head)
+        corners = [tuple(box) for box in BOXES.tolist()]
+        windows = [window(box, IMAGE.shape) for box in corners]
+        tokens = np.random.default_rng(0).normal(size=(len(BOXES), (SIDE // CELL) ** 2, 9)).astype(np.float32)
+        chances = segmenter.chances(IMAGE, corners, windows, tokens)
+        for i in (0, MAX_BATCH, len(BOXES) - 1):
+            parts = (
+                window_image(IMAGE, windows[i], SIDE),
+                box_planes(corners[i], windows[i], SIDE),
+                tokens[i],
+            )
+            with torch.inference_mode():
+                expected = head(*(torch.as_tensor(part[None]).float() for part in parts)).sigmoid()
+            np.testing.assert_allclose(chances[i], expected[0], atol=1e-5)
+        assert chances.std() > 0.01
+
+    def test_no_batch_is_larger_than_its_bound(self, monkeypatch):
+        segmenter, sizes = LearnedSegmenter(ColourTokens(), fresh()), []
+        forward = segmenter.head.forward
+        monkeypatch.setattr(segmenter.head, "forward", lambda *x: sizes.append(len(x[0])) or forward(*x))
+        segmenter.fit(IMAGE, BOXES)
+        assert sizes == [MAX_BATCH, MAX_BATCH, 5]
+
+
+class TestTokens:
+    def test_the_detectors_grid_is_read_and_not_computed_again(self):
+        source = Counting()
+        tiled_grid(source, IMAGE, AREA)
+        before = source.calls
+        LearnedSegmenter(source, fresh()).fit(IMAGE, BOXES)
+        assert source.calls == before > 0
+        tiled_grid(source, IMAGE[::-1].copy(), AREA)
+        assert source.calls == 2 * before  # another image's is not taken for it
+
+    def test_no_more_grids_are_remembered_than_the_bound(self):
+        source = Counting()
+        images = [np.full((60, 60, 3), i, np.uint8) for i in range(MAX_GRIDS + 1)]
+        each = [tiled_grid(source, image, 60 * 60) for image in images]
+        before = source.calls
+        np.testing.assert_array_equal(tiled_grid(source, images[-1], 60 * 60), each[-1])
+        assert source.calls == before
+        tiled_grid(source, images[0], 60 * 60)
+        assert source.calls > before
+
+    def test_a_window_of_the_grid_has_the_tokens_that_lie_in_it(self):
+        """A grid whose tokens are their own places, in pixels: what is sampled are the middles of cells."""
+        y, x = np.mgrid[:20, :30].astype(np.float32)
+        grid = np.stack([(x + 0.5) * 10, (y + 0.5) * 5], 2)  # of an image of 300 x 100 pixels
+        tokens = sampled_tokens(grid, (100, 300, 3), [(40, 20, 60), (100, 10, 24)], 4)
+        assert tokens.shape == (2, 16, 2)
+        for seen, (left, top, side) in zip(
+            tokens.reshape(2, 4, 4, 2), [(40, 20, 60), (100, 10, 24)], strict=True
+        ):
+            middles = (np.arange(4) + 0.5) * side / 4
+            np.testing.assert_allclose(seen[..., 0], np.tile(left + middles, (4, 1)), atol=1e-3)
+            np.testing.assert_allclose(seen[..., 1], np.tile((top + middles)[:, None], (1, 4)), atol=1e-3)
+
+    def test_outside_the_image_the_edge_is_repeated(self):
+        grid = np.arange(4, dtype=np.float32).reshape(1, 4, 1)
+        tokens = sampled_tokens(grid, (10, 40, 3), [(-20, -20, 20)], 2)
+        np.testing.assert_allclose(tokens, 0)
+
+    def test_few_tokens_are_spread_over_the_window(self):
+        few = np.arange(4, dtype=np.float32).reshape(1, 4, 1)
+        many = resized_tokens(few, 4).reshape(4, 4)
+        assert many[0, 0] == 0
+        assert many[-1, -1] == 3
+        assert (np.diff(many, axis=1) >= 0).all()
+        assert resized_tokens(few, 2) is few
+
+    def test_windows_alone_are_one_image_each(self):
+        windows = [window(tuple(box), IMAGE.shape) for box in BOXES.tolist()]
+        tokens = window_tokens(ColourTokens(), [IMAGE] * len(windows), windows, 3)
+        assert tokens.shape == (len(BOXES), 9, 9)
+        seen = window_image(IMAGE, windows[-1], 3 * 14)[:14, :14].mean((0, 1)) / 255
+        np.testing.assert_allclose(tokens[-1, 0, :3], seen, atol=0.01)
 
 
 def test_it_learns_to_cut_out_discs_and_goes_on_after_an_interruption(tmp_path):
@@ -114,17 +229,75 @@ def test_it_learns_to_cut_out_discs_and_goes_on_after_an_interruption(tmp_path):
 
 
 def test_a_head_of_another_resolution_is_run_at_its_own(tmp_path):
-    """Files from before resolution was told are of 64 pixels; the encoder may be on a GPU."""
-    made = fresh()
-    held = {name: x.numpy() for name, x in made.state_dict().items()}
-    parts.save(tmp_path / "old.safetensors", held, fitted_for="colours@1")
+    """Files that name no resolution are of 64 pixels, and of windows alone; the encoder may be on a GPU."""
+    weights = {name: x.numpy() for name, x in fresh().state_dict().items()}
+    parts.save(tmp_path / "old.safetensors", weights, fitted_for="colours@1")
     head = MaskHead.load(tmp_path / "old.safetensors")
-    assert (head.side, head.cells) == (64, 8)
+    assert (head.side, head.cells, head.reads) == (64, 8, "window")
     for source in (ColourTokens(), GpuTokens()):
         (mask,) = LearnedSegmenter(source, head).segment(
             np.zeros((120, 160, 3), np.uint8), np.array([[20, 20, 60, 50]])
         )
         assert mask.shape == (30, 40)
+
+
+def test_what_is_no_head_is_refused(tmp_path):
+    weights = {name: x.numpy() for name, x in fresh().state_dict().items()}
+    parts.save(tmp_path / "new.safetensors", weights, fitted_for="colours@1", tokens="thoughts")
+    with pytest.raises(ConfigError, match="thoughts"):
+        MaskHead.load(tmp_path / "new.safetensors")
+    del weights["middle.0.0.weight"]
+    parts.save(tmp_path / "part.safetensors", weights, fitted_for="colours@1")
+    with pytest.raises(ConfigError, match="not the file of a segmenter"):
+        MaskHead.load(tmp_path / "part.safetensors")
+
+
+def test_training_goes_on_from_another_head(tmp_path):
+    loud(fresh()).save(tmp_path / "head.safetensors", "colours@1")
+    new, name = untrained(None)
+    assert (new(9).tokens.weight.shape[1], name) == (9, "")
+    start, digest = untrained(tmp_path / "head.safetensors")
+    head = start(9)
+    assert len(digest) == 8
+    assert all(parameter.requires_grad for parameter in head.parameters())
+    expected = MaskHead.load(tmp_path / "head.safetensors").state_dict()
+    for key, value in head.state_dict().items():
+        torch.testing.assert_close(value, expected[key])
+
+
+def test_images_count_alike_however_many_objects_they_have(tmp_path):
+    for i, count in enumerate([2, 0, 40]):
+        np.save(tmp_path / f"{i}.npy", np.zeros(count, [("small", np.uint8)]))
+    views = Views([tmp_path / f"{i}.npy" for i in range(3)])
+    assert len(views.files) == 2
+    rows = views.drawn(np.repeat([0, 1], 500), np.random.default_rng(0))
+    assert set(rows[:500]) == {0, 1}
+    assert set(rows[500:]) == set(range(2, 42))
+
+
+def test_objects_without_a_mask_teach_nothing_and_many_are_thinned_out(tmp_path):
+    Image.fromarray(IMAGE).save(tmp_path / "0.png")
+    squares = [[x, y, x + 9, y, x + 9, y + 9, x, y + 9] for y in (10, 50) for x in range(10, 170, 20)]
+    annotations = [
+        {"image_id": 1, "category_id": 1, "bbox": [*square[:2], 9, 9], "segmentation": [square]}
+        for square in squares
+    ]
+    annotations += [{"image_id": 1, "category_id": 1, "bbox": [200, 100, 50, 50]}] * 3
+
+    def taught(some):
+        told = {"images": [{"id": 1, "file_name": "0.png", "width": 400, "height": 300}], "annotations": some}
+        (tmp_path / "coco.json").write_text(json.dumps(told))
+        (file,) = examples([load_any(tmp_path, "coco")], ColourTokens(), tmp_path / "cache")
+        return np.load(file)
+
+    assert len(squares) > MAX_OBJECTS
+    assert len(taught(annotations)) == 2 * MAX_OBJECTS + 4
+    assert len(taught(annotations[-3:] + annotations[:1])) == 2 + 1
+    small = taught(annotations[:1])["mask"][0] / 255
+    box = taught(annotations[:1])["planes"][0, ..., 0] > 0.5
+    assert 0.5 < (small > 0.5).sum() / box.sum() < 2
+    with pytest.raises(DatasetError, match="no scene with masks"):
+        taught(annotations[-3:])
 
 
 def test_a_folder_without_masks_teaches_nothing(tmp_path):
@@ -148,11 +321,11 @@ def test_a_cache_is_of_the_pictures_and_labels_as_they_are(tmp_path):
 
 class TestWhichSegmenter:
     def test_the_shipped_head_is_for_the_shipped_encoder(self):
-        from soir_qdrant.vision.encoder import ViTEncoder
-
         encoder = ViTEncoder()
-        found = make_segmenter(SegmenterSettings(), encoder, encoder.fingerprint)
-        assert isinstance(found, LearnedSegmenter)
+        segmenter = make_segmenter(SegmenterSettings(), encoder, encoder.fingerprint)
+        assert isinstance(segmenter, LearnedSegmenter)
+        assert segmenter.head.fitted_for == trunk(encoder.fingerprint)
+        assert not any(parameter.requires_grad for parameter in segmenter.head.parameters())
 
     def test_grabcut_stands_in_for_other_encoders(self):
         assert isinstance(make_segmenter(SegmenterSettings(), Source(), Source.fingerprint), GrabCutSegmenter)
@@ -178,7 +351,7 @@ class TestWindow:
             x0, y0, x1, y1 = (max(box[0], 0), max(box[1], 0), box[2], box[3])
             image[y0:y1, x0 : (x0 + x1) // 2] = 255  # the left half of the box
             at = window(box, image.shape)
-            seen = picture(image, at, SIDE)[..., 0].astype(np.float32) / 255
+            seen = window_image(image, at, SIDE)[..., 0].astype(np.float32) / 255
             mask = in_box(enlarged(seen, at[2]), box, at, image.shape)
             true = image[y0:y1, x0:x1, 0] > 0
             assert (mask == true).mean() > 0.9

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from soir_qdrant.errors import DatasetError
+from soir_qdrant.evaluate.coco_masks import Outline
 from soir_qdrant.types import Box, Mask
 
 ANNOTATIONS = "annotations.json"
@@ -34,12 +36,14 @@ class BenchObject:
 @dataclass(frozen=True, slots=True)
 class GalleryImage:
     """One scene. mask: 8-bit, [H, W], value i + 1 on the pixels of objects[i], 0 on the background.
-    exhaustive: False where things may be in it that nobody labelled."""
+    exhaustive: False where things may be in it that nobody labelled. outlines: where there is no mask file,
+    one for each object, in their order."""
 
     file: Path
     mask: Path | None
     objects: list[BenchObject]
     exhaustive: bool = True
+    outlines: list[Outline] | None = None
 
     @property
     def boxes(self) -> NDArray[np.float32]:
@@ -50,10 +54,18 @@ class GalleryImage:
     def instances(self) -> list[str | None]:
         return [o.instance for o in self.objects]
 
-    def masks(self) -> list[Mask] | None:
-        """One bool [H, W] for each object, or None where the scene has no mask file."""
-        if self.mask is None:
+    @property
+    def masked(self) -> bool:
+        """Whether the mask of any object is known."""
+        return self.mask is not None or any(outline.known for outline in self.outlines or [])
+
+    def masks(self) -> Sequence[Mask | None] | None:
+        """One bool [H, W] for each object, None for those whose mask is not known; None where no object has
+        one. Raises DatasetError where a file or an outline cannot be read."""
+        if not self.masked:
             return None
+        if self.mask is None:
+            return [outline.mask() for outline in self.outlines or []]
         ids = read_mask(self.mask, len(self.objects))
         return [ids == i + 1 for i in range(len(self.objects))]
 

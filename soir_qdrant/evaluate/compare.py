@@ -171,7 +171,11 @@ def _areas(bench: Bench) -> list[dict[str, float]]:
         if masks is None:
             shares = box_shares(entry.boxes, image_size(entry.file)).tolist()
         else:
-            shares = [float(mask.mean()) for mask in masks]
+            pixels = next(mask.size for mask in masks if mask is not None)
+            boxes = np.prod(entry.boxes[:, 2:] - entry.boxes[:, :2], axis=1) / pixels
+            shares = [
+                float(box if mask is None else mask.mean()) for box, mask in zip(boxes, masks, strict=True)
+            ]
         found.append({o.instance: s for o, s in zip(entry.objects, shares, strict=True) if o.instance})
     return found
 

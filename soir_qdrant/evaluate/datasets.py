@@ -1,8 +1,8 @@
 """Other layouts as a `Bench`: COCO with instances, and published small-object sets.
 
 Those are all in the one layout that the authors of MaO use: a torch file holds `{picture: {"is_query",
-"bbox", "ins", "set"?, "mask"?}}`; see docs/evaluation.md. Nothing is downloaded. Masks are left alone: a box
-is all that is read of an object.
+"bbox", "ins", "set"?, "mask"?}}`; see docs/evaluation.md. Nothing is downloaded. Masks are read
+of COCO alone.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from PIL import Image
 from soir_qdrant.errors import DatasetError
 from soir_qdrant.evaluate import bench
 from soir_qdrant.evaluate.bench import Bench, BenchObject, BenchQuery, GalleryImage
+from soir_qdrant.evaluate.coco_masks import Outline
 from soir_qdrant.types import Box
 
 NAMES = ("anns.pt", "annotations.pt")
@@ -77,8 +78,9 @@ def _coco(path: Path) -> Bench:
     (`name`, else the category's), and images whether all is labelled (`exhaustive`, true unless it says
     otherwise); there are no queries.
 
-    Pictures are looked for beside the file and in `images/` there, or a folder above. Masks are left alone,
-    as are crowds; boxes end at the picture, and those without area are left out.
+    Pictures are looked for beside the file and in `images/` there, or a folder above. Masks are
+    decoded when they are asked for; see `Outline`. Crowds are left alone; boxes end at the picture, and those
+    without area are left out.
     """
     usual = path / f"{COCO}.json"
     files = [path] if path.is_file() else [usual] if usual.is_file() else sorted(path.glob("*.json"))
@@ -87,6 +89,7 @@ def _coco(path: Path) -> Bench:
     try:
         told = json.loads(files[0].read_text(encoding="utf-8"))
         objects: dict[Any, list[BenchObject]] = {image["id"]: [] for image in told["images"]}
+        outlines: dict[Any, list[Outline]] = {key: [] for key in objects}
         ends = {image["id"]: (image.get("width", inf), image.get("height", inf)) for image in told["images"]}
         whole = {image["id"]: bool(image.get("exhaustive", True)) for image in told["images"]}
         kinds = {kind["id"]: kind.get("name") for kind in told.get("categories", [])}
@@ -97,6 +100,7 @@ def _coco(path: Path) -> Bench:
             if not item.get("iscrowd") and box[0] < box[2] and box[1] < box[3]:
                 name = item.get("name", kinds.get(item.get("category_id")))
                 objects[item["image_id"]].append(BenchObject(_instance(item), box, name))
+                outlines[item["image_id"]].append(Outline(item.get("segmentation"), bottom, right))
         names = {image["id"]: str(image["file_name"]) for image in told["images"]}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DatasetError(f"{files[0]}: not COCO annotations ({error!r})") from error
@@ -107,7 +111,7 @@ def _coco(path: Path) -> Bench:
         found = [place for place in places if place.is_file()]
         if not found:
             raise DatasetError(f"{root / name}: missing, though {files[0].name} names it")
-        gallery.append(GalleryImage(found[0], None, objects[key], whole[key]))
+        gallery.append(GalleryImage(found[0], None, objects[key], whole[key], outlines[key]))
     return Bench(root, gallery, [])
 
 

@@ -115,6 +115,13 @@ class ServedTokens:
         self.patch, self.skip = spec.fact("patch"), spec.fact("skip")
         self.most = spec.fact("most") // self.patch
 
+    def __eq__(self, other: object) -> bool:
+        """Of the same session: what was computed for one (see `tiles.tiled_grid`) serves the other."""
+        return isinstance(other, ServedTokens) and other._session is self._session
+
+    def __hash__(self) -> int:
+        return id(self._session)
+
     def tokens(self, images: NDArray[np.uint8], *, skip: int = 0) -> NDArray[np.float32]:
         """images: uint8 [B, H, W, 3], H and W multiples of the patch size. Float32 [B, h * w, D].
 

@@ -105,16 +105,21 @@ def segmenter(
     folders: FoldersArgument,
     file: MadeOption,
     profile: ProfileOption = "embedded",
+    format_: FormatOption = "auto",
     epochs: Annotated[int, typer.Option(min=1)] = 6,
+    start: Annotated[
+        Path | None, typer.Option(help="file of a head to go on from  [default: one without training]")
+    ] = None,
+    lr: Annotated[float, typer.Option(min=0, help="of AdamW, at its highest")] = 2e-3,
     seed: SeedOption = 0,
 ) -> None:
     """Learn which pixels of a box are the object: the head of the embedded segmenter. Goes on where it was
     interrupted, to the same result. Use it with `Settings...but(segmenter={"head": FILE})`."""
-    from soir_qdrant.train.mask_head import MaskHead
-    from soir_qdrant.train.segmenter import Plan, examples, train
+    from soir_qdrant.train.segmenter import Plan, examples, train, untrained
 
-    plan = Plan(epochs=epochs, seed=seed)
-    _train_head(MaskHead, examples, train, plan, _benches(folders, "needle"), file, profile)
+    kind, digest = untrained(start)
+    plan = Plan(epochs=epochs, seed=seed, lr=lr, start=digest)
+    _train_head(kind, examples, train, plan, _benches(folders, format_), file, profile)
 
 
 @training.command(

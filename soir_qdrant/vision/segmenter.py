@@ -1,4 +1,4 @@
-"""A mask per box: learned (mask_head.py, embedded default), GrabCut, the box itself, SAM (sam.py)."""
+"""A mask per box: trained (token_segmenter.py, embedded default), GrabCut, the box itself, SAM (sam.py)."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def make_segmenter(
     """The segmenter that the settings name.
 
     source: whose tokens the learned one reads, a `TokenSource` to be of use; encoder: its fingerprint.
-    device: of SAM. Raises ConfigError or WeightsError where it cannot be had.
+    device: of SAM, and of the trained head. Raises ConfigError or WeightsError where it cannot be had.
     """
     if settings.kind == "box":
         return BoxSegmenter()
     if settings.kind == "grabcut":
         return GrabCutSegmenter()
     if settings.kind == "embedded":
-        return _on_tokens(settings, source, encoder)
+        return _on_tokens(settings, source, encoder, device)
     from soir_qdrant.vision.sam import SamSegmenter, SegmentAnythingSegmenter
 
     if settings.kind == "sam":
@@ -34,14 +34,17 @@ def make_segmenter(
     return SegmentAnythingSegmenter(settings.weights, device=device)
 
 
-def _on_tokens(settings: SegmenterSettings, source: object | None, encoder: str) -> Segmenter:
-    from soir_qdrant.vision.mask_head import LearnedSegmenter, MaskHead
+def _on_tokens(settings: SegmenterSettings, source: object | None, encoder: str, device: str) -> Segmenter:
+    if not isinstance(source, TokenSource):
+        return GrabCutSegmenter()
+    from soir_qdrant.vision.encoder import pick_device
+    from soir_qdrant.vision.mask_head import MaskHead
+    from soir_qdrant.vision.token_segmenter import LearnedSegmenter
 
-    if isinstance(source, TokenSource):
-        head = fitting(settings.head, "segmenter.head", MaskHead.load, trunk(encoder))
-        if head is not None:
-            return LearnedSegmenter(source, head)
-    return GrabCutSegmenter()
+    head = fitting(settings.head, "segmenter.head", MaskHead.load, trunk(encoder))
+    if head is None:
+        return GrabCutSegmenter()
+    return LearnedSegmenter(source, head, device=pick_device(device))
 
 
 class BoxSegmenter:

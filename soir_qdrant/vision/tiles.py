@@ -7,21 +7,77 @@ its positions on: tiles no larger than that are faster than the whole picture, a
 
 from __future__ import annotations
 
+import hashlib
+from collections import OrderedDict
+from threading import Lock
+from weakref import WeakKeyDictionary
+
 import numpy as np
 
 from soir_qdrant.types import RGB
 from soir_qdrant.vision.boxes import Floats
 from soir_qdrant.vision.embedded import TokenSource, gridded, tokens_of
 
+AREA = 518 * 690  # pixels at which detector and segmenter look at an image
 LARGEST = 37  # tokens along a side of a tile: DINOv2's own grid
 SHARED = 6  # tokens that neighbours have in common, at least
+MAX_GRIDS = 16  # that are remembered of a source, 3 MB each: an image's, from its detection to its masks
+
+
+class GridMemory:
+    """The last grids of a source, by the pixels that they were computed of. Threads may share it."""
+
+    def __init__(self) -> None:
+        self._grids: OrderedDict[bytes, Floats] = OrderedDict()
+        self._lock = Lock()
+
+    def get(self, key: bytes) -> Floats | None:
+        with self._lock:
+            return self._grids.get(key)
+
+    def put(self, key: bytes, grid: Floats) -> None:
+        with self._lock:
+            self._grids[key] = grid
+            while len(self._grids) > MAX_GRIDS:
+                self._grids.popitem(last=False)
+
+
+_memories: WeakKeyDictionary[TokenSource, GridMemory] = WeakKeyDictionary()
 
 
 def tiled_grid(source: TokenSource, image: RGB, area: int) -> Floats:
-    """What `embedded.token_grid` gives, float32 [h, w, D], of an image, uint8 [H, W, 3], at about this area
-    in pixels. Where tiles overlap, a token is the mean of theirs, weighed by how far it lies inside them."""
+    """An image's tokens, as `embedded.token_grid` computes them, from tiles. Where these overlap, a token is
+    the mean of theirs, weighted by how far it lies inside them. What was computed of the last few images is
+    remembered: the segmenter reads the grid that the detector has read.
+
+    Args:
+        source: whose tokens.
+        image: uint8 [H, W, 3].
+        area: at about how many pixels it is looked at.
+
+    Returns:
+        float32 [h, w, D], not to be written to.
+    """
+    fitted, (width, height) = gridded(image, source.patch, area)
+    memory = _memory(source)
+    key = hashlib.blake2b(f"{fitted.shape}".encode() + fitted.tobytes(), digest_size=16).digest()
+    grid = memory.get(key)
+    if grid is None:
+        grid = _from_tiles(source, fitted, width, height)
+        memory.put(key, grid)
+    return grid
+
+
+def _memory(source: TokenSource) -> GridMemory:
+    try:
+        return _memories.setdefault(source, GridMemory())
+    except TypeError:  # a source that cannot be hashed, or referred to weakly: nothing is remembered
+        return GridMemory()
+
+
+def _from_tiles(source: TokenSource, fitted: RGB, width: int, height: int) -> Floats:
+    """fitted: uint8, the image in `height` x `width` whole cells."""
     cell = source.patch
-    fitted, (width, height) = gridded(image, cell, area)
     (tall, tops), (wide, lefts) = spans(height), spans(width)
     tiles = np.stack(
         [fitted[y * cell : (y + tall) * cell, x * cell : (x + wide) * cell] for y in tops for x in lefts]

@@ -12,9 +12,8 @@ from soir_qdrant.types import RGB, Detections
 from soir_qdrant.vision.boxes import Floats, finish, pick
 from soir_qdrant.vision.embedded import TokenSource
 from soir_qdrant.vision.head import PIXELS, TrainedHead, flat
-from soir_qdrant.vision.tiles import tiled_grid
+from soir_qdrant.vision.tiles import AREA, tiled_grid
 
-AREA = 518 * 690  # pixels at which an image is looked at
 THRESHOLD, IOU = 0.45, 0.7  # see docs/detector.md; boxes are suppressed again once they are fitted
 MAX_CELLS = 1000  # that may name a box
 
