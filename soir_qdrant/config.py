@@ -46,7 +46,8 @@ class DetectorSettings(_Frozen):
     head: of the embedded one: "shipped", a file made by `soir train detector`, or None for the one that is
     not trained, which also stands in where the head was trained for another encoder. threshold: least
     score; iou: of the non-maximum suppression; None takes what was measured for each. fitted_iou: of another
-    one, among boxes fitted to their masks. most: objects of an image."""
+    one, among boxes fitted to their masks. most: objects of an image; a calm one has
+    fewer, since none is below the threshold."""
 
     kind: Literal["embedded", "owlv2", "none"] = "embedded"
     weights: str = "google/owlv2-base-patch16-ensemble"
@@ -54,7 +55,7 @@ class DetectorSettings(_Frozen):
     threshold: float | None = Field(None, ge=0, le=1)
     iou: float | None = Field(None, ge=0, le=1)
     fitted_iou: float = Field(0.7, ge=0, le=1)
-    most: int = Field(25, ge=1)
+    most: int = Field(100, ge=1)
 
 
 class SegmenterSettings(_Frozen):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +58,11 @@ def generate(
         other = pictures.load(bench.gallery[int(rng.integers(len(bench.gallery)))].file).rgb
         objects = [{"instance": f"{entry.file.stem}#{j}", "box": list(entry.objects[j].box)} for j in chosen]
         gallery.append(_written(out, entry, image, objects, masks))
-        for item, mask in zip(objects, masks, strict=True):
+        for j, item, mask in zip(chosen, objects, masks, strict=True):
             for _ in range(VIEWS):
                 file = f"queries/{len(queries):05d}.png"
-                (out / file).write_bytes(encode_png(retaken(image, tuple(item["box"]), mask, other, rng)))
+                view = retaken(image, entry.objects[j].box, mask, other, rng)
+                (out / file).write_bytes(encode_png(view))
                 queries.append({"file": file, "instance": item["instance"]})
     (out / ANNOTATIONS).write_text(json.dumps({"gallery": gallery, "queries": queries}))
     return out
@@ -101,10 +102,13 @@ def retaken(
 def camera(rgb: RGB, rng: np.random.Generator) -> RGB:
     """Another exposure, white balance, contrast and saturation, glare, blur, size, noise and JPEG.
     [H, W, 3] -> [H, W, 3]."""
-    x = np.power(rgb.astype(np.float32) / 255, rng.uniform(0.65, 1.5)) * rng.uniform(0.7, 1.25)
+    x: NDArray[np.float32] = rgb.astype(np.float32) / 255
+    x = np.power(x, rng.uniform(0.65, 1.5)) * rng.uniform(0.7, 1.25)
     x = x * rng.uniform(0.82, 1.18, 3).astype(np.float32)
     grey = x.mean(2, keepdims=True)
-    x = (grey + (x - grey) * rng.uniform(0.5, 1.4) - 0.5) * rng.uniform(0.75, 1.25) + 0.5
+    x = np.asarray(
+        (grey + (x - grey) * rng.uniform(0.5, 1.4) - 0.5) * rng.uniform(0.75, 1.25) + 0.5, np.float32
+    )
     steps: list[tuple[float, Callable[[NDArray[np.float32]], NDArray[np.float32]]]] = [
         (0.25, lambda y: y + _glare(y.shape[:2], rng)),
         (0.3, lambda y: np.asarray(cv2.GaussianBlur(y, (0, 0), rng.uniform(0.4, 2.0)), np.float32)),
@@ -139,7 +143,7 @@ def _chosen(
         met[name] = met.get(name, 0) + 1
         turns.append((met[name], i))
     chosen = [i for _, i in sorted(turns)][:MAX_THINGS]
-    masks = (entry.masks() or [None] * len(entry.objects)) if chosen else []
+    masks: Sequence[Mask | None] = (entry.masks() if chosen else None) or [None] * len(entry.objects)
     return chosen, [masks[i] for i in chosen]
 
 
@@ -218,7 +222,7 @@ def _motion(rng: np.random.Generator) -> NDArray[np.float32]:
     middle = (length - 1) / 2
     for step in np.linspace(-middle, middle, 2 * length):
         kernel[round(middle + step * np.sin(angle)), round(middle + step * np.cos(angle))] = 1
-    return kernel / kernel.sum()
+    return np.asarray(kernel / kernel.sum(), np.float32)
 
 
 def _coarser(x: NDArray[np.float32], share: float) -> NDArray[np.float32]:

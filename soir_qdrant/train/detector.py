@@ -29,7 +29,8 @@ from soir_qdrant.vision.boxes import areas, intersection_over_union
 from soir_qdrant.vision.embedded import TokenSource
 from soir_qdrant.vision.fitted import trunk
 from soir_qdrant.vision.head import STRIDES, Head, flat
-from soir_qdrant.vision.token_detector import AREA, batched, chosen, inputs
+from soir_qdrant.vision.tiles import AREA
+from soir_qdrant.vision.token_detector import batched, chosen, inputs
 
 CORE, MIN_CORE = 0.5, 0.75  # a cell is near the middle: share of the box, and cells, at least
 RANGES = {1: (0.0, 7.0), 2: (5.0, 16.0), 4: (12.0, math.inf)}  # by stride: sides of its objects, in tokens

@@ -43,8 +43,7 @@ def on_tokens(
     head = fitting(settings.head, "detector.head", TrainedHead.load, trunk(fingerprint))
     if head is None:
         return EmbeddedDetector(source, **given(settings))
-    spare = {"most": 2 * settings.most}  # some are the same object; see `Pipeline.find`
-    return LearnedDetector(source, head, device=pick_device(device), **(given(settings) | spare))
+    return LearnedDetector(source, head, device=pick_device(device), **given(settings))
 
 
 def given(settings: DetectorSettings) -> dict[str, Any]:

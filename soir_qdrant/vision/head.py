@@ -43,9 +43,10 @@ class Head(nn.Module):
         self.merged = nn.ModuleList([_residual(b, 1), _residual(a, 1)])
         self.out = nn.ModuleList(nn.Conv2d(width, 5, 1) for width in widths)
         for out in self.out:
+            assert isinstance(out, nn.Conv2d)
+            assert out.bias is not None
             nn.init.zeros_(out.weight)
             with torch.no_grad():  # objects are rare, and about four cells wide
-                assert out.bias is not None
                 out.bias.copy_(torch.tensor([-3.0, 0.7, 0.7, 0.7, 0.7]))
 
     def forward(self, tokens: Tensor, pixels: Tensor) -> list[tuple[Tensor, Tensor]]:
