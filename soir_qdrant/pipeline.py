@@ -34,6 +34,7 @@ from soir_qdrant.types import (
 )
 from soir_qdrant.vision.boxes import pick
 from soir_qdrant.vision.crops import crop, full_mask, square, whole_box
+from soir_qdrant.vision.plain_background import plain_foreground
 
 if TYPE_CHECKING:
     from soir_qdrant.vision.text import TextEncoder
@@ -271,9 +272,12 @@ class Pipeline:
         """The query object's crop, uint8 [1, S, S, 3], and its mask, float32 [1, S, S].
 
         image: uint8 [H, W, 3]. box: the object in it (the whole image). mask: bool [H, W], its pixels,
-        such as a cut-out's opaque ones. Raises ObjectsError for a box that holds no pixel of the image.
+        such as a cut-out's opaque ones; without one, they are told by a plain background, else by the
+        segmenter. Raises ObjectsError for a box that holds no pixel of the image.
         """
         height, width = image.shape[:2]
+        if mask is None:
+            mask = plain_foreground(image, box)
         if box is None and mask is not None and mask.any():
             rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
             box = (float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1))
