@@ -34,6 +34,8 @@ from soir_qdrant.types import (
 )
 from soir_qdrant.vision.boxes import pick
 from soir_qdrant.vision.crops import crop, full_mask, square, whole_box
+from soir_qdrant.vision.embedded import SKIP, TokenSource, tokens_of
+from soir_qdrant.vision.patches import EncodesBoth, PatchProjection, described, shipped_for
 from soir_qdrant.vision.plain_background import plain_foreground
 
 if TYPE_CHECKING:
@@ -64,7 +66,8 @@ class Pipeline:
     """Images to scenes, query crops to vectors.
 
     settings: see `Settings`. detector, segmenter, encoder: used instead of those the settings name;
-    each is loaded when it is first needed.
+    each is loaded when it is first needed. tokens: whose patches `patches` reads; None is the encoder.
+    patch_projection: what makes them small; None is the one that ships.
     """
 
     def __init__(
@@ -74,8 +77,11 @@ class Pipeline:
         detector: Detector | None = None,
         segmenter: Segmenter | None = None,
         encoder: Encoder | None = None,
+        tokens: TokenSource | None = None,
+        patch_projection: PatchProjection | None = None,
     ) -> None:
         self.settings = settings or Settings.for_profile()
+        self._tokens, self._patch_projection = tokens, patch_projection
         self._detector, self._segmenter, self._encoder = detector, segmenter, encoder
 
     def scenes(
@@ -83,27 +89,82 @@ class Pipeline:
         images: list[LoadedImage],
         objects: list[list[SceneObject] | None] | None = None,
         seconds: dict[str, float] | None = None,
+        *,
+        patches: bool = False,
     ) -> list[Scene]:
         """One Scene per image, in order.
 
         objects: per image the objects where the user has them already, else None: then they are
         detected. An image without any is one object. seconds: stage -> seconds, added to in place.
+        patches: with those of the objects, for late interaction.
         Raises ObjectsError where a box or mask does not fit its image.
         """
         seconds = {} if seconds is None else seconds
         found = self.find(images, objects or [None] * len(images), seconds)
         with timed(seconds, "encode"):
             crops, masks = self.crops([image.rgb for image in images], found)
-            encoding = self.encoder.encode(crops, masks)
+            encoding, rows = self._encode(crops, masks, patches)
             vectors = self.describe(encoding)
         with timed(seconds, "refine"):
             scene_of = np.repeat(np.arange(len(images)), [len(items) for items in found])
             scores = np.array([item.score for items in found for item in items], np.float32)
             pooled = self.pool(vectors, scene_of, scores, encoding, masks)
         return [
-            Scene(image.width, image.height, tuple(items), pooled[i], vectors[scene_of == i])
+            Scene(
+                image.width,
+                image.height,
+                tuple(items),
+                pooled[i],
+                vectors[scene_of == i],
+                None if rows is None else tuple(rows[k] for k in np.flatnonzero(scene_of == i)),
+            )
             for i, (image, items) in enumerate(zip(images, found, strict=True))
         ]
+
+    def _encode(
+        self, crops: NDArray[np.uint8], masks: NDArray[np.float32], patches: bool
+    ) -> tuple[Encoding, list[Vector] | None]:
+        """The encoding of K crops and, where asked for, what `patches` returns, in one pass if possible."""
+        if not patches:
+            return self.encoder.encode(crops, masks), None
+        if self._tokens is None and isinstance(self.encoder, EncodesBoth):
+            projection = self.patch_projection
+            encoding, tokens = self.encoder.encode_both(crops, masks, skip=SKIP)
+            return encoding, described(np.asarray(tokens.cpu()), masks, projection)
+        return self.encoder.encode(crops, masks), self.patches(crops, masks)
+
+    def patches(self, crops: NDArray[np.uint8], masks: NDArray[np.float32]) -> list[Vector]:
+        """The patches of K objects for late interaction, float32 [n, d] each, unit rows.
+
+        Args:
+            crops: uint8 [K, S, S, 3], as `crops` cuts them.
+            masks: float32 [K, S, S], 0..1.
+
+        Raises:
+            ConfigError: where no tokens can be read, or no projection was fitted for them.
+        """
+        projection, source = self.patch_projection, self._tokens or self.encoder
+        if not isinstance(source, TokenSource):
+            raise ConfigError(
+                'rerank="patches" reads the tokens of crops, which this encoder does not give: take one that '
+                "runs here, or a runtime that serves the embedded detector's trunk"
+            )
+        rows: list[Vector] = []
+        for i in range(0, len(crops), self.settings.encoder.batch):
+            part = slice(i, i + self.settings.encoder.batch)
+            rows += described(tokens_of(source, crops[part]), masks[part], projection)
+        return rows
+
+    @cached_property
+    def patch_projection(self) -> PatchProjection:
+        """What makes patches small. Raises ConfigError where none was fitted for this encoder."""
+        projection = self._patch_projection or shipped_for(self.encoder.fingerprint)
+        if projection is None:
+            raise ConfigError(
+                f'rerank="patches": no projection of patches was fitted for {self.encoder.fingerprint}: give '
+                "the pipeline one (patch_projection=PatchProjection.fit(...), see docs/search.md)"
+            )
+        return projection
 
     def find(
         self,
