@@ -164,7 +164,7 @@ def unpack_patches(packed: str, dim: int) -> Vector:
     numbers = np.frombuffer(base64.b64decode(packed), np.int8).astype(np.float32)
     if not len(numbers) or len(numbers) % dim:
         raise ConfigError(
-            f"{len(numbers)} bytes of patches are no rows of {dim}: stored with another projection; ingest again"
+            f"{len(numbers)} bytes of patches, no rows of {dim}: another projection made them: ingest again"
         )
     rows = numbers.reshape(-1, dim)
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.float32(1e-12))

@@ -142,8 +142,8 @@ class SoirSearcher:
         "objects": the first 100 (or ten times limit and offset), by their most similar object, in the same
         request; the collection must keep the vectors of objects. "q-perturbation": the first 50 (or the
         limit), by opening their pictures again (docs/q-perturbation.md); one that cannot be opened keeps its
-        place and score. "patches": the first 100 (or the limit), by codes and by their objects' patches, which
-        are stored or, seconds a picture, computed again. score_threshold is for the image's score, but with
+        place and score. "patches": the first 100 (or the limit), by codes and by their objects' patches,
+        stored or, seconds a picture, computed again. score_threshold is for the image's score, but with
         "objects". docs/search.md compares them all. Pages of the last three fit together where one `prefetch`
         covers them.
 
