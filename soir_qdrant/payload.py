@@ -154,20 +154,18 @@ def decode(code: str) -> Vector:
 
 
 def pack_patches(rows: Vector) -> str:
-    """Unit rows, float32 [n, d], as base64 of int8, the largest number of each row scaled to 127."""
-    largest = np.maximum(np.abs(rows).max(1, keepdims=True), 1e-12)
-    return base64.b64encode((rows * (127 / largest)).round().astype(np.int8).tobytes()).decode()
+    """The signs of rows, float32 [n, d], as base64 of one bit a number, d a multiple of 8."""
+    return base64.b64encode(np.packbits(rows > 0, axis=1).tobytes()).decode()
 
 
 def unpack_patches(packed: str, dim: int) -> Vector:
-    """What `pack_patches` kept, float32 [n, dim], unit rows. ConfigError for rows of another length."""
-    numbers = np.frombuffer(base64.b64decode(packed), np.int8).astype(np.float32)
-    if not len(numbers) or len(numbers) % dim:
-        raise ConfigError(
-            f"{len(numbers)} bytes of patches, no rows of {dim}: another projection made them: ingest again"
-        )
-    rows = numbers.reshape(-1, dim)
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.float32(1e-12))
+    """What `pack_patches` kept, float32 [n, dim], unit rows of +-dim^-1/2. Raises ConfigError for rows of
+    another length."""
+    stored = np.frombuffer(base64.b64decode(packed), np.uint8)
+    if not len(stored) or 8 * len(stored) % dim:
+        raise ConfigError(f"{len(stored)} bytes of patches are no rows of {dim} bits: ingest again")
+    signs = np.unpackbits(stored.reshape(-1, dim // 8), axis=1).astype(np.float32)
+    return (2 * signs - 1) / np.float32(dim**0.5)
 
 
 def code_cosines(payload: Mapping[str, Any], query: Vector) -> Vector | None:

@@ -1,8 +1,8 @@
 """The patch tokens of an object, small enough to be stored: what late interaction compares.
 
-An object's crop is a grid of tokens. Those under its mask are centred, projected to a few dimensions and
-stored as one byte a number. The block is the one that detector and segmenter read, so a served trunk gives
-it as well.
+An object's crop is a grid of tokens. Those under its mask are centred and projected to a few numbers, whose
+signs are stored (`payload.pack_patches`). The block is the one that detector and segmenter read, so a served
+trunk gives it as well.
 """
 
 from __future__ import annotations
@@ -26,9 +26,8 @@ from soir_qdrant.vision.fitted import DATA, trunk
 
 Floats = NDArray[np.floating]
 SHIPPED = DATA / "patches.safetensors"
-MIN_SHARE = 0.5  # of a cell that must lie under the mask
-POOL = 2  # patches along a cell
-DIM = 64  # numbers of a cell
+MIN_SHARE = 0.5  # of a patch that must lie under the mask
+DIM = 64  # numbers of a patch
 
 
 @runtime_checkable
@@ -48,7 +47,7 @@ class PatchProjection:
 
     Attributes:
         mean: float32 [D], the mean token, which is taken off.
-        matrix: float32 [D, d], principal axes, scaled.
+        matrix: float32 [D, d], orthonormal columns that span the principal axes.
         fitted_for: the encoder whose tokens they are, as `vision.fitted.trunk` names it.
     """
 
@@ -73,15 +72,15 @@ class PatchProjection:
         return normalize((np.asarray(tokens, np.float32) - self.mean) @ self.matrix)
 
     @classmethod
-    def fit(
-        cls, tokens: Floats, dim: int = DIM, *, shrink: float = 1.0, fitted_for: str = ""
-    ) -> PatchProjection:
-        """Principal axes of tokens, each scaled to about the same variance.
+    def fit(cls, tokens: Floats, dim: int = DIM, *, seed: int = 0, fitted_for: str = "") -> PatchProjection:
+        """The principal axes of tokens, turned at random so that each number varies about as much.
+
+        Of the axes themselves the first would say most, and a sign each would say little of it.
 
         Args:
             tokens: float [n, D], of many objects, under their masks.
             dim: axes that are kept.
-            shrink: share of the mean variance that is added to each axis's own before it is divided out.
+            seed: of the turn.
             fitted_for: see the class.
 
         Raises:
@@ -92,9 +91,9 @@ class PatchProjection:
             raise ConfigError(
                 f"{dim} axes of tokens of shape {tokens.shape}: give more tokens, or fewer axes"
             )
-        values, axes = np.linalg.eigh(np.cov(tokens, rowvar=False))
-        values, axes = np.maximum(values[::-1], 0), axes[:, ::-1]
-        matrix = axes[:, :dim] / np.sqrt(values[:dim] + shrink * values.mean() + 1e-12)
+        axes = np.linalg.eigh(np.cov(tokens, rowvar=False))[1][:, ::-1]
+        turn = np.linalg.qr(np.random.default_rng(seed).normal(size=(dim, dim)))[0]
+        matrix = axes[:, :dim] @ turn
         return cls(tokens.mean(0).astype(np.float32), matrix.astype(np.float32), fitted_for)
 
     def save(self, file: Path) -> None:
@@ -115,28 +114,8 @@ def shipped_for(fingerprint: str) -> PatchProjection | None:
     return projection if projection.fitted_for == trunk(fingerprint) else None
 
 
-def pooled(tokens: Floats, shares: Floats, pool: int) -> tuple[Vector, Vector]:
-    """Means of `pool` x `pool` tokens, each weighing as much as it lies under the mask.
-
-    Args:
-        tokens: float [n, D], a square grid, row by row.
-        shares: float [n], 0..1, of each patch under the mask.
-        pool: side of a cell in patches; divides the side of the grid.
-
-    Returns:
-        float32 [n / pool^2, D] and the cells' shares, float32 [n / pool^2].
-    """
-    side = round(len(tokens) ** 0.5)
-    cells = side // pool
-    weights = np.asarray(shares, np.float32).reshape(cells, pool, cells, pool)
-    grid = np.asarray(tokens, np.float32).reshape(cells, pool, cells, pool, -1)
-    total = weights.sum((1, 3)).reshape(-1)
-    sums = (grid * weights[..., None]).sum((1, 3)).reshape(cells * cells, -1)
-    return sums / np.maximum(total, 1e-6)[:, None], total / pool**2
-
-
 def under_mask(shares: Floats) -> NDArray[np.bool_]:
-    """Which cells belong to the object, bool [n]: those mostly under its mask, else the one most under it."""
+    """Which patches belong to the object, bool [n]: those mostly under its mask, else the one most so."""
     chosen: NDArray[np.bool_] = shares >= min(MIN_SHARE, float(shares.max()))
     return chosen
 
@@ -153,8 +132,7 @@ def described(tokens: Floats, masks: NDArray[np.float32], projection: PatchProje
     rows = []
     for grid, mask in zip(tokens[:, -side * side :], masks, strict=True):
         share = cv2.resize(mask, (side, side), interpolation=cv2.INTER_AREA).reshape(-1)
-        cells, shares = pooled(grid, share, POOL if side % POOL == 0 else 1)
-        rows.append(projection(cells[under_mask(shares)]))
+        rows.append(projection(grid[under_mask(share)]))
     return rows
 
 
