@@ -35,7 +35,7 @@ from soir_qdrant.types import (
 from soir_qdrant.vision.boxes import pick
 from soir_qdrant.vision.crops import crop, full_mask, square, whole_box
 from soir_qdrant.vision.embedded import SKIP, TokenSource, tokens_of
-from soir_qdrant.vision.patches import EncodesBoth, PatchProjection, described, shipped_for
+from soir_qdrant.vision.patches import READ, EncodesBoth, PatchProjection, described, projection_of
 from soir_qdrant.vision.plain_background import plain_foreground
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class Pipeline:
 
     settings: see `Settings`. detector, segmenter, encoder: used instead of those the settings name;
     each is loaded when it is first needed. tokens: whose patches `patches` reads; None is the encoder.
-    patch_projection: what makes them small; None is the one that ships.
+    patch_projection: what makes them small; None is the whitening's part for them.
     """
 
     def __init__(
@@ -157,14 +157,15 @@ class Pipeline:
 
     @cached_property
     def patch_projection(self) -> PatchProjection:
-        """What makes patches small. Raises ConfigError where none was fitted for this encoder."""
-        projection = self._patch_projection or shipped_for(self.encoder.fingerprint)
-        if projection is None:
+        """What makes patches small. Raises ConfigError where the settings have no whitening of them."""
+        if self._patch_projection is not None:
+            return self._patch_projection
+        if self.whitening is None or READ not in self.settings.vector.features:
             raise ConfigError(
-                f'rerank="patches": no projection of patches was fitted for {self.encoder.fingerprint}: give '
-                "the pipeline one (patch_projection=PatchProjection.fit(...), see docs/search.md)"
+                f'rerank="patches" needs a whitening of the feature "{READ}", and these settings have none: '
+                "take the profile embedded, or set vector.features and fit one with `soir calibrate`"
             )
-        return projection
+        return projection_of(self.whitening, self.settings.vector.features, self.encoder.last_block)
 
     def find(
         self,

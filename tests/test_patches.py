@@ -49,7 +49,9 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     model.save_pretrained(folder)
     rng = np.random.default_rng(0)
     width = SHAPE["hidden_size"]
-    projection = PatchProjection.fit(rng.normal(size=(100, width)), DIM, fitted_for="these")
+    matrix = rng.normal(size=(width, DIM)).astype(np.float32)
+    mean, ones = np.zeros(width, np.float32), np.ones(width, np.float32)
+    projection = PatchProjection(mean, matrix, ones, mean)
     return Pipeline(
         Settings().but(
             encoder={"weights": str(folder), "input_size": 8 * SHAPE["patch_size"], "dtype": "float32"},
@@ -148,7 +150,8 @@ def test_only_what_lies_under_the_mask_counts() -> None:
     assert under_mask(np.array([0.2, 0.6, 0.5])).tolist() == [False, True, True]
     assert under_mask(np.array([0.2, 0.1, 0.0])).tolist() == [True, False, False]
     rng = np.random.default_rng(0)
-    projection = PatchProjection.fit(rng.normal(size=(50, 5)), 3)
+    zeros = np.zeros(5, np.float32)
+    projection = PatchProjection(zeros, rng.normal(size=(5, 8)).astype(np.float32), zeros + 1, zeros)
     tokens, masks = rng.normal(size=(2, 17, 5)), np.zeros((2, 32, 32), np.float32)
     masks[0, 8:24, 8:24] = 1  # the four patches in the middle
     masks[1, :, :16] = 1
@@ -162,20 +165,20 @@ def test_only_what_lies_under_the_mask_counts() -> None:
     assert all(np.allclose(np.linalg.norm(one, axis=1), 1, atol=1e-5) for one in found)
 
 
-def test_the_projection_spans_the_main_axes_and_comes_back_from_a_file(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    tokens = rng.normal(size=(5000, 4)) * [9, 8, 0.1, 0.1] + 5
-    projection = PatchProjection.fit(tokens, 2, fitted_for="these")
-    flat = (tokens - projection.mean) @ projection.matrix
-    np.testing.assert_allclose(
-        np.linalg.norm(flat, axis=1), np.linalg.norm(tokens[:, :2] - 5, axis=1), atol=0.5
-    )
-    projection.save(tmp_path / "p.safetensors")
-    back = PatchProjection.load(tmp_path / "p.safetensors")
-    assert (back.fitted_for, back.dim) == ("these", 2)
-    np.testing.assert_allclose(back(tokens), projection(tokens), atol=5e-3)
-    with pytest.raises(ConfigError, match="give more tokens"):
-        PatchProjection.fit(tokens[:2], 2)
+def test_one_token_is_whitened_as_the_mean_of_equal_ones_is() -> None:
+    """The whitening's row of an object whose patches are all alike, all other features left out."""
+    pipeline = Pipeline(Settings().but(detector={"kind": "none"}))
+    block, names = pipeline.encoder.last_block, pipeline.settings.vector.features
+    projection = pipeline.patch_projection
+    token = np.random.default_rng(0).normal(size=(1, block.dim)).astype(np.float32)
+    mean = block.norm(torch.from_numpy(token)).numpy()
+    place = names.index("patches-3")
+    part = slice(block.dim * place, block.dim * (place + 1))
+    whitening = pipeline.whitening
+    row = mean / np.linalg.norm(mean) / len(names) ** 0.5 - whitening.mean[part]
+    expected = row @ whitening.matrix[part, :64]
+    np.testing.assert_allclose(projection(token), expected / np.linalg.norm(expected), atol=1e-4)
+    assert projection.dim == 64
 
 
 # -- the search --------------------------------------------------------------------------------------------
@@ -270,7 +273,7 @@ def test_a_query_that_is_no_picture_is_refused(pipeline: Pipeline, files: list[P
 
 
 def test_an_encoder_without_projection_or_tokens_is_refused(pipeline: Pipeline) -> None:
-    with pytest.raises(ConfigError, match="no projection of patches was fitted for"):
+    with pytest.raises(ConfigError, match="needs a whitening of the feature"):
         PatchReranker(Pipeline(pipeline.settings, encoder=pipeline.encoder))
 
     class Bare:

@@ -22,7 +22,7 @@ from soir_qdrant.rerank.order import reordered
 from soir_qdrant.types import Failure, Hit, SceneObject, Vector
 from soir_qdrant.vision.patches import late_interaction
 
-WEIGHT = 0.5  # of the patches in the score; see docs/search.md
+WEIGHT = 0.7  # of the patches in the score; see docs/search.md
 
 
 class PatchReranker:
@@ -123,5 +123,5 @@ class PatchReranker:
 
     def _key(self, sha256: str, boxes: list[Any]) -> str:
         pipeline = self.pipeline
-        made_of = [sha256, boxes, pipeline.fingerprint, pipeline.segmenter.name, self.projection.digest]
+        made_of = [sha256, boxes, pipeline.fingerprint, pipeline.segmenter.name, "signs", self.projection.dim]
         return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()

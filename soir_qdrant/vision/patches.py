@@ -1,33 +1,32 @@
 """The patch tokens of an object, small enough to be stored: what late interaction compares.
 
-An object's crop is a grid of tokens. Those under its mask are centred and projected to a few numbers, whose
-signs are stored (`payload.pack_patches`). The block is the one that detector and segmenter read, so a served
-trunk gives it as well.
+An object's crop is a grid of tokens. Those under its mask go through the part of the pipeline's whitening
+that was fitted on their means, and the signs of its first numbers are stored (`payload.pack_patches`). The
+block is the one that detector and segmenter read, so a served trunk gives it as well.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isqrt
-from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from soir_qdrant import parts
-from soir_qdrant.errors import ConfigError
-from soir_qdrant.refine.pooling import normalize
+from soir_qdrant.refine.pooling import Whitening, normalize
 from soir_qdrant.types import Encoding, Vector
-from soir_qdrant.vision.fitted import DATA, trunk
+from soir_qdrant.vision.embedded import SKIP
+
+if TYPE_CHECKING:
+    from soir_qdrant.refine.block import LastBlock
 
 Floats = NDArray[np.floating]
-SHIPPED = DATA / "patches.safetensors"
+READ = f"patches-{SKIP + 1}"  # the feature whose tokens these are
 MIN_SHARE = 0.5  # of a patch that must lie under the mask
-DIM = 64  # numbers of a patch
+BITS = 64  # of a patch
 
 
 @runtime_checkable
@@ -43,75 +42,54 @@ class EncodesBoth(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PatchProjection:
-    """token -> unit row of a few numbers.
+    """token -> unit row of a few numbers: what the whitening makes of a mean of tokens, made of one.
 
     Attributes:
-        mean: float32 [D], the mean token, which is taken off.
-        matrix: float32 [D, d], orthonormal columns that span the principal axes.
-        fitted_for: the encoder whose tokens they are, as `vision.fitted.trunk` names it.
+        mean, matrix: of the whitening's part for these tokens, float32 [D] and [D, d], d a multiple of 8.
+        weight, bias, eps: of the encoder's final LayerNorm, float32 [D] each.
+        scale: length of that part in the row that is whitened.
     """
 
     mean: Vector
     matrix: Vector
-    fitted_for: str = ""
+    weight: Vector
+    bias: Vector
+    eps: float = 1e-6
+    scale: float = 1.0
 
     @property
     def dim(self) -> int:
         """Numbers of a row, d."""
         return int(self.matrix.shape[1])
 
-    @property
-    def digest(self) -> str:
-        """Eight hex digits that name its content."""
-        return hashlib.sha256(self.mean.tobytes() + np.ascontiguousarray(self.matrix).tobytes()).hexdigest()[
-            :8
-        ]
-
     def __call__(self, tokens: Floats) -> Vector:
         """Project tokens, float [..., D], to unit rows, float32 [..., d]."""
-        return normalize((np.asarray(tokens, np.float32) - self.mean) @ self.matrix)
-
-    @classmethod
-    def fit(cls, tokens: Floats, dim: int = DIM, *, seed: int = 0, fitted_for: str = "") -> PatchProjection:
-        """The principal axes of tokens, turned at random so that each number varies about as much.
-
-        Of the axes themselves the first would say most, and a sign each would say little of it.
-
-        Args:
-            tokens: float [n, D], of many objects, under their masks.
-            dim: axes that are kept.
-            seed: of the turn.
-            fitted_for: see the class.
-
-        Raises:
-            ConfigError: where there are fewer tokens than axes.
-        """
-        tokens = np.asarray(tokens, np.float64)
-        if tokens.ndim != 2 or len(tokens) <= dim or dim > tokens.shape[1]:
-            raise ConfigError(
-                f"{dim} axes of tokens of shape {tokens.shape}: give more tokens, or fewer axes"
-            )
-        axes = np.linalg.eigh(np.cov(tokens, rowvar=False))[1][:, ::-1]
-        turn = np.linalg.qr(np.random.default_rng(seed).normal(size=(dim, dim)))[0]
-        matrix = axes[:, :dim] @ turn
-        return cls(tokens.mean(0).astype(np.float32), matrix.astype(np.float32), fitted_for)
-
-    def save(self, file: Path) -> None:
-        """Write a safetensors file, whole or not at all."""
-        arrays = {"mean": self.mean, "matrix": self.matrix.astype(np.float16)}
-        parts.save(file, arrays, fitted_for=self.fitted_for)
-
-    @classmethod
-    def load(cls, file: Path = SHIPPED) -> PatchProjection:
-        """Read a file of `save`. Raises ConfigError where it is missing or something else."""
-        held, about = parts.load(file, "projection of patches", "PatchProjection.fit", "mean", "matrix")
-        return cls(held["mean"].astype(np.float32), held["matrix"].astype(np.float32), about["fitted_for"])
+        x = np.asarray(tokens, np.float32)
+        x = x - x.mean(-1, keepdims=True)
+        x = x / np.sqrt((x * x).mean(-1, keepdims=True) + self.eps) * self.weight + self.bias
+        return normalize((normalize(x) * np.float32(self.scale) - self.mean) @ self.matrix)
 
 
-def shipped_for(fingerprint: str) -> PatchProjection | None:
-    """The projection that ships, where it was fitted for the encoder of this fingerprint, else None."""
-    projection = PatchProjection.load()
-    return projection if projection.fitted_for == trunk(fingerprint) else None
+def projection_of(whitening: Whitening, features: Sequence[str], block: LastBlock) -> PatchProjection:
+    """The part of a whitening that concerns the patches of `READ`.
+
+    Args:
+        whitening: of all features side by side.
+        features: their names; `READ` is one of them.
+        block: the encoder's last, with the final LayerNorm.
+    """
+    sizes = [block.dim_out if name == "cls" else block.dim for name in features]
+    first = sum(sizes[: list(features).index(READ)])
+    part = slice(first, first + block.dim)
+    weight, bias = (block.weights[f"norm.{name}"].float().cpu().numpy() for name in ("weight", "bias"))
+    return PatchProjection(
+        whitening.mean[part],
+        whitening.matrix[part, : min(BITS, whitening.dim // 8 * 8)],
+        weight,
+        bias,
+        block.eps,
+        len(features) ** -0.5,
+    )
 
 
 def under_mask(shares: Floats) -> NDArray[np.bool_]:
