@@ -113,6 +113,7 @@ class Run:
     keep_objects: bool
     quantization: Quantization | None
     object_codes: int
+    object_patches: bool
     max_pixels: int
     seen: dict[PointId, str] = field(default_factory=dict)  # id -> sha256 of what this call has met
     copies: list[Item] = field(default_factory=list)  # of images that were met before
@@ -247,7 +248,8 @@ class Run:
         try:
             images = [_decoded(item) for item in items]
             objects = [item.objects for item in items]
-            found = self.pipeline().scenes(images, objects, self.report.seconds)
+            options = {"patches": True} if self.object_patches else {}
+            found = self.pipeline().scenes(images, objects, self.report.seconds, **options)
             return list(zip(items, found, strict=True))
         except _FATAL:
             raise

@@ -95,6 +95,9 @@ def ingest(
     keep_objects: Annotated[
         bool, typer.Option(help="also store every object's vector, for --rerank objects")
     ] = False,
+    object_patches: Annotated[
+        bool, typer.Option(help="also store every object's patches, for --rerank patches")
+    ] = False,
     quantization: Annotated[
         Literal["scalar", "binary"] | None, typer.Option(help="of a new collection, on a server")
     ] = None,
@@ -109,6 +112,7 @@ def ingest(
         collection,
         pipeline=_served(_settings(profile, whitening), triton, onnx),
         keep_objects=keep_objects,
+        object_patches=object_patches,
         quantization=quantization,
     )
     report = ingestor.add(folder, batch_size=batch_size, on_exists=on_exists)
@@ -151,8 +155,10 @@ def search(
     filter_: Annotated[str | None, typer.Option("--filter", help="a Qdrant filter, as JSON")] = None,
     limit: Annotated[int, typer.Option(min=1)] = 10,
     rerank: Annotated[
-        Literal["codes", "none", "objects", "q-perturbation"],
-        typer.Option(help="order by the objects' codes, not at all, by their vectors, by the pictures"),
+        Literal["codes", "none", "objects", "patches", "q-perturbation"],
+        typer.Option(
+            help="order by the objects' codes, not at all, by their vectors, patches, by the pictures"
+        ),
     ] = "codes",
     save_html: Annotated[
         Path | None, typer.Option(help="write a page: the pictures found, boxes and heat maps")

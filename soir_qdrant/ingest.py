@@ -48,7 +48,9 @@ class SoirIngestor:
     keep_objects: also store every object's own vector, in the multivector "objects", for
     `search(rerank="objects")`; an existing collection that has it gets them in any case. object_codes: how
     many numbers of each object's vector to keep in the payload, one byte each, so that a hit can name the
-    object that matched, and `search(rerank="codes")` finds more; 0 for none.
+    object that matched, and `search(rerank="codes")` finds more; 0 for none. object_patches: also keep each
+    object's patches there, so that `search(rerank="patches")` need not open pictures (docs/search.md has what
+    they take).
     quantization: of a new collection: "scalar" (a quarter of the memory), "binary" (1/32), or a configuration
     of Qdrant; searches then rescore twice as many candidates by the vectors on disk (docs/search.md).
     max_pixels: the largest image that is decoded. timeout: seconds for one write (where the client's
@@ -68,6 +70,7 @@ class SoirIngestor:
         keep_objects: bool = False,
         quantization: Quantization | None = None,
         object_codes: int = CODES,
+        object_patches: bool = False,
         max_pixels: int = MAX_PIXELS,
         timeout: int = 60,
         retry: Retry | None = None,
@@ -80,6 +83,7 @@ class SoirIngestor:
         self.keep_objects = keep_objects
         self.quantization = quantization
         self.object_codes = object_codes
+        self.object_patches = object_patches
         self.max_pixels = max_pixels
         self._pipeline = served_pipeline(pipeline, profile, runtime)
 
@@ -141,6 +145,7 @@ class SoirIngestor:
             keep_objects=self.keep_objects,
             quantization=self.quantization,
             object_codes=self.object_codes,
+            object_patches=self.object_patches,
             max_pixels=self.max_pixels,
         )
 

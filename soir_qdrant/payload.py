@@ -30,6 +30,7 @@ from soir_qdrant.types import Box, LoadedImage, Scene, SceneObject, Vector
 
 PointId: TypeAlias = int | str
 KEY = "soir"
+PATCHES = "patches"  # in payload["soir"]: of each object its patches, as `pack_patches` writes them
 NAMESPACE = uuid.uuid5(uuid.NAMESPACE_DNS, "soir-qdrant")
 
 
@@ -109,6 +110,7 @@ def build_payload(
             "objects": objects,
             "labels": sorted({item.label for item in scene.objects if item.label is not None}),
             "count": len(objects),
+            **({} if scene.patches is None else {PATCHES: [pack_patches(rows) for rows in scene.patches]}),
         },
         **user,
     }
@@ -151,6 +153,32 @@ def decode(code: str) -> Vector:
     return np.frombuffer(base64.b64decode(code), np.int8).astype(np.float32)
 
 
+def pack_patches(rows: Vector) -> str:
+    """The signs of rows, float32 [n, d], as base64 of one bit a number, d a multiple of 8."""
+    return base64.b64encode(np.packbits(rows > 0, axis=1).tobytes()).decode()
+
+
+def unpack_patches(packed: str, dim: int) -> Vector:
+    """What `pack_patches` kept, float32 [n, dim], unit rows of +-dim^-1/2. Raises ConfigError for rows of
+    another length."""
+    stored = np.frombuffer(base64.b64decode(packed), np.uint8)
+    if not len(stored) or 8 * len(stored) % dim:
+        raise ConfigError(f"{len(stored)} bytes of patches are no rows of {dim} bits: ingest again")
+    signs = np.unpackbits(stored.reshape(-1, dim // 8), axis=1).astype(np.float32)
+    return (2 * signs - 1) / np.float32(dim**0.5)
+
+
+def code_cosines(payload: Mapping[str, Any], query: Vector) -> Vector | None:
+    """The cosine of each object's code with the query's first numbers, float32 [k]; None without codes."""
+    objects = payload.get(KEY, {}).get("objects") or []
+    if not objects or not all("code" in item for item in objects):
+        return None
+    kept = np.stack([decode(item["code"]) for item in objects])
+    head = query[: kept.shape[1]]
+    cosines: Vector = kept @ head / np.maximum(np.linalg.norm(kept, axis=1) * np.linalg.norm(head), 1e-6)
+    return cosines
+
+
 @dataclass(frozen=True, slots=True)
 class Match:
     """The stored object that is most like a query. index: in `payload["soir"]["objects"]`. score: how
@@ -171,14 +199,12 @@ def best_object(
     the query's first numbers. A single object needs neither.
     """
     objects = payload.get(KEY, {}).get("objects") or []
-    scores: NDArray[np.float32] | None = None
+    scores: NDArray[np.float32] | None
     if rows is not None and len(rows) == len(objects) > 0:
         scores = np.asarray(rows, np.float32) @ query
-    elif objects and all("code" in item for item in objects):
-        kept = np.stack([decode(item["code"]) for item in objects])
-        head = query[: kept.shape[1]]
-        scores = kept @ head / np.maximum(np.linalg.norm(kept, axis=1) * np.linalg.norm(head), 1e-6)
-    elif len(objects) != 1:
+    else:
+        scores = code_cosines(payload, query)
+    if scores is None and len(objects) != 1:
         return None
     best = 0 if scores is None else int(np.argmax(scores))
     x0, y0, x1, y1 = (float(value) for value in objects[best]["box"])
@@ -186,9 +212,10 @@ def best_object(
 
 
 def shown(payload: Mapping[str, Any]) -> dict[str, Any]:
-    """The payload without the codes, which mean nothing to a reader."""
+    """The payload without codes and patches, which mean nothing to a reader."""
     soir = payload.get(KEY)
     if not isinstance(soir, Mapping) or "objects" not in soir:
         return dict(payload)
     objects = [{key: value for key, value in item.items() if key != "code"} for item in soir["objects"]]
-    return {**payload, KEY: {**soir, "objects": objects}}
+    readable = {key: value for key, value in soir.items() if key != PATCHES}
+    return {**payload, KEY: {**readable, "objects": objects}}

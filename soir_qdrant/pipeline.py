@@ -34,6 +34,9 @@ from soir_qdrant.types import (
 )
 from soir_qdrant.vision.boxes import pick
 from soir_qdrant.vision.crops import crop, full_mask, square, whole_box
+from soir_qdrant.vision.embedded import SKIP, TokenSource, tokens_of
+from soir_qdrant.vision.patches import READ, EncodesBoth, PatchProjection, described, projection_of
+from soir_qdrant.vision.plain_background import plain_foreground
 
 if TYPE_CHECKING:
     from soir_qdrant.vision.text import TextEncoder
@@ -63,7 +66,8 @@ class Pipeline:
     """Images to scenes, query crops to vectors.
 
     settings: see `Settings`. detector, segmenter, encoder: used instead of those the settings name;
-    each is loaded when it is first needed.
+    each is loaded when it is first needed. tokens: whose patches `patches` reads; None is the encoder.
+    patch_projection: what makes them small; None is the whitening's part for them.
     """
 
     def __init__(
@@ -73,8 +77,11 @@ class Pipeline:
         detector: Detector | None = None,
         segmenter: Segmenter | None = None,
         encoder: Encoder | None = None,
+        tokens: TokenSource | None = None,
+        patch_projection: PatchProjection | None = None,
     ) -> None:
         self.settings = settings or Settings.for_profile()
+        self._tokens, self._patch_projection = tokens, patch_projection
         self._detector, self._segmenter, self._encoder = detector, segmenter, encoder
 
     def scenes(
@@ -82,27 +89,83 @@ class Pipeline:
         images: list[LoadedImage],
         objects: list[list[SceneObject] | None] | None = None,
         seconds: dict[str, float] | None = None,
+        *,
+        patches: bool = False,
     ) -> list[Scene]:
         """One Scene per image, in order.
 
         objects: per image the objects where the user has them already, else None: then they are
         detected. An image without any is one object. seconds: stage -> seconds, added to in place.
+        patches: with those of the objects, for late interaction.
         Raises ObjectsError where a box or mask does not fit its image.
         """
         seconds = {} if seconds is None else seconds
         found = self.find(images, objects or [None] * len(images), seconds)
         with timed(seconds, "encode"):
             crops, masks = self.crops([image.rgb for image in images], found)
-            encoding = self.encoder.encode(crops, masks)
+            encoding, rows = self._encode(crops, masks, patches)
             vectors = self.describe(encoding)
         with timed(seconds, "refine"):
             scene_of = np.repeat(np.arange(len(images)), [len(items) for items in found])
             scores = np.array([item.score for items in found for item in items], np.float32)
             pooled = self.pool(vectors, scene_of, scores, encoding, masks)
         return [
-            Scene(image.width, image.height, tuple(items), pooled[i], vectors[scene_of == i])
+            Scene(
+                image.width,
+                image.height,
+                tuple(items),
+                pooled[i],
+                vectors[scene_of == i],
+                None if rows is None else tuple(rows[k] for k in np.flatnonzero(scene_of == i)),
+            )
             for i, (image, items) in enumerate(zip(images, found, strict=True))
         ]
+
+    def _encode(
+        self, crops: NDArray[np.uint8], masks: NDArray[np.float32], patches: bool
+    ) -> tuple[Encoding, list[Vector] | None]:
+        """The encoding of K crops and, where asked for, what `patches` returns, in one pass if possible."""
+        if not patches:
+            return self.encoder.encode(crops, masks), None
+        if self._tokens is None and isinstance(self.encoder, EncodesBoth):
+            projection = self.patch_projection
+            encoding, tokens = self.encoder.encode_both(crops, masks, skip=SKIP)
+            return encoding, described(np.asarray(tokens.cpu()), masks, projection)
+        return self.encoder.encode(crops, masks), self.patches(crops, masks)
+
+    def patches(self, crops: NDArray[np.uint8], masks: NDArray[np.float32]) -> list[Vector]:
+        """The patches of K objects for late interaction, float32 [n, d] each, unit rows.
+
+        Args:
+            crops: uint8 [K, S, S, 3], as `crops` cuts them.
+            masks: float32 [K, S, S], 0..1.
+
+        Raises:
+            ConfigError: where no tokens can be read, or no projection was fitted for them.
+        """
+        projection, source = self.patch_projection, self._tokens or self.encoder
+        if not isinstance(source, TokenSource):
+            raise ConfigError(
+                'rerank="patches" reads the tokens of crops, which this encoder does not give: take one that '
+                "runs here, or a runtime that serves the embedded detector's trunk"
+            )
+        rows: list[Vector] = []
+        for i in range(0, len(crops), self.settings.encoder.batch):
+            part = slice(i, i + self.settings.encoder.batch)
+            rows += described(tokens_of(source, crops[part]), masks[part], projection)
+        return rows
+
+    @cached_property
+    def patch_projection(self) -> PatchProjection:
+        """What makes patches small. Raises ConfigError where the settings have no whitening of them."""
+        if self._patch_projection is not None:
+            return self._patch_projection
+        if self.whitening is None or READ not in self.settings.vector.features:
+            raise ConfigError(
+                f'rerank="patches" needs a whitening of the feature "{READ}", and these settings have none: '
+                "take the profile embedded, or set vector.features and fit one with `soir calibrate`"
+            )
+        return projection_of(self.whitening, self.settings.vector.features, self.encoder.last_block)
 
     def find(
         self,
@@ -271,9 +334,12 @@ class Pipeline:
         """The query object's crop, uint8 [1, S, S, 3], and its mask, float32 [1, S, S].
 
         image: uint8 [H, W, 3]. box: the object in it (the whole image). mask: bool [H, W], its pixels,
-        such as a cut-out's opaque ones. Raises ObjectsError for a box that holds no pixel of the image.
+        such as a cut-out's opaque ones; without one, they are told by a plain background, else by the
+        segmenter. Raises ObjectsError for a box that holds no pixel of the image.
         """
         height, width = image.shape[:2]
+        if mask is None:
+            mask = plain_foreground(image, box)
         if box is None and mask is not None and mask.any():
             rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
             box = (float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1))

@@ -25,16 +25,17 @@ from soir_qdrant.types import Box, Hit, HitGroup, LoadedImage, Vector
 if TYPE_CHECKING:
     from soir_qdrant.pipeline import Pipeline
     from soir_qdrant.rerank.candidates import QPerturbation
+    from soir_qdrant.rerank.patches import PatchReranker
     from soir_qdrant.rerank.text_query import TextPerturbation
     from soir_qdrant.serving.runtime import Runtime
 
 log = logging.getLogger(__name__)
 
-Rerank: TypeAlias = Literal["objects", "codes", "q-perturbation"]
+Rerank: TypeAlias = Literal["objects", "codes", "patches", "q-perturbation"]
 GROUPS = 20, 5  # groups, and images of each, that are ordered by codes
 AWAY = 0.1  # of the negatives' mean that is taken off the query; see docs/search.md
 OFF_BANK = 0.2  # the same of the query bank's mean
-FIRST = {"objects": 100, "codes": 100, "q-perturbation": 50}  # candidates that each rescores
+FIRST = {"objects": 100, "codes": 100, "patches": 100, "q-perturbation": 50}  # candidates that each rescores
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,7 +61,8 @@ class SoirSearcher:
     vectors of objects, fetch those of the hits to tell which object matched (ten hits with 25 objects of 1024
     numbers are 5 MB); False leaves them there and takes the codes. timeout: seconds for one request. retry:
     for lost connections, timeouts, 429 and 5xx. perturbation: what rerank="q-perturbation" uses; None makes
-    one on this pipeline. text_perturbation: what it uses for words, on BLIP-2. bank: float [n, D], vectors of
+    one on this pipeline. text_perturbation: what it uses for words, on BLIP-2. patches: what
+    rerank="patches" uses; None makes one on this pipeline. bank: float [n, D], vectors of
     other queries: every image's mean similarity to them is taken off its score, in part, so that those that
     are like everything rank lower (docs/search.md: it made no difference here). May be shared by threads:
     queries are encoded one after the other.
@@ -81,6 +83,7 @@ class SoirSearcher:
         retry: Retry | None = None,
         perturbation: QPerturbation | None = None,
         text_perturbation: TextPerturbation | None = None,
+        patches: PatchReranker | None = None,
         bank: NDArray[np.floating] | None = None,
     ) -> None:
         retry = retry or Retry(attempts=3)
@@ -91,6 +94,7 @@ class SoirSearcher:
         self._pipeline = served_pipeline(pipeline, profile, runtime)
         self.perturbation = perturbation
         self.text_perturbation = text_perturbation
+        self.patches = patches
         self.bank = None if bank is None else np.asarray(bank, np.float32).mean(0)
         self._compared = ""  # the short hash of the pipeline's fingerprint, once the collection has it too
         self._encoding = RLock()
@@ -138,8 +142,10 @@ class SoirSearcher:
         "objects": the first 100 (or ten times limit and offset), by their most similar object, in the same
         request; the collection must keep the vectors of objects. "q-perturbation": the first 50 (or the
         limit), by opening their pictures again (docs/q-perturbation.md); one that cannot be opened keeps its
-        place and score. score_threshold is for the image's score, but with "objects". docs/search.md compares
-        them all. Pages of the last two fit together where one `prefetch` covers them.
+        place and score. "patches": the first 100 (or the limit), by codes and by their objects' patches,
+        stored or, seconds a picture, computed again. score_threshold is for the image's score, but with
+        "objects". docs/search.md compares them all. Pages of the last three fit together where one `prefetch`
+        covers them.
 
         with_vectors, with_masks: put the image's vector, and the matched object's pixels, into each hit; for
         the masks the pictures are opened again. search_params, consistency, shard_key, timeout: Qdrant's.
@@ -389,6 +395,7 @@ class SoirSearcher:
                 one,
                 window.limit,
                 with_objects=rerank in (None, "objects"),
+                with_patches=rerank == "patches",
                 offset=window.first,
                 filter=filter,
                 prefetch=self._candidates(prefetch, limit + offset) if rerank == "objects" else 0,
@@ -399,9 +406,9 @@ class SoirSearcher:
             )
             for one in asked
         ]
-        if rerank == "q-perturbation":
+        if rerank in ("patches", "q-perturbation"):
             for one in asked:
-                self._readable(one)
+                self._readable(one, rerank)
         found = self.store.query(requests, consistency=consistency, timeout=timeout) if requests else []
         listed = [
             self._reranked(one, points, rerank, window.block, with_vectors)[offset - window.first :][:limit]
@@ -420,10 +427,13 @@ class SoirSearcher:
         with_vectors: bool,
     ) -> list[Hit]:
         self._still(points)
-        hits = [self._hit(point, asked.vector, with_vectors, by_object=rerank == "codes") for point in points]
+        by_object = rerank in ("codes", "patches")
+        hits = [self._hit(point, asked.vector, with_vectors, by_object=by_object) for point in points]
         if rerank == "codes":
             blocks = (hits[i : i + block] for i in range(0, len(hits), block))
             return [hit for some in blocks for hit in sorted(some, key=lambda hit: -hit.score)]
+        if rerank == "patches":
+            return self._by_patches(asked, points, hits)
         if rerank != "q-perturbation":
             return hits
         with self._encoding:
@@ -440,8 +450,27 @@ class SoirSearcher:
                 image.rgb, hits, box=asked.box, mask=image.alpha, vector=asked.vector
             )
 
-    def _readable(self, asked: _Asked) -> None:
-        """Raises ConfigError for a query that no perturbation can read pictures with."""
+    def _by_patches(
+        self, asked: _Asked, points: Sequence[models.ScoredPoint], hits: Sequence[Hit]
+    ) -> list[Hit]:
+        """The hits, scored by codes, by `PatchReranker`, which reads payloads as they are stored."""
+        with self._encoding:
+            if self.patches is None:
+                from soir_qdrant.rerank.patches import PatchReranker
+
+                self.patches = PatchReranker(self.pipeline, max_pixels=self.max_pixels)
+            stored = [
+                replace(hit, payload=point.payload or {}) for hit, point in zip(hits, points, strict=True)
+            ]
+            listed = self.patches.rerank(asked, sorted(stored, key=lambda hit: -hit.score))
+        return [replace(hit, payload=shown(hit.payload)) for hit in listed]
+
+    def _readable(self, asked: _Asked, rerank: str) -> None:
+        """Raises ConfigError for a query that this kind of reranking cannot read pictures with."""
+        if rerank == "patches":
+            if asked.image is None:
+                raise ConfigError('rerank="patches" compares pictures: this query is none')
+            return
         if asked.text is not None and self.text_perturbation is None:
             raise ConfigError(
                 'rerank="q-perturbation" with words needs BLIP-2: give text_perturbation=TextPerturbation('
@@ -499,7 +528,7 @@ class _Window:
 def _window(rerank: str | None, prefetch: int | None, offset: int, limit: int) -> _Window:
     """Of codes, blocks lie at the same places for every page, so that none repeats or leaves out a hit; the
     others do so where `prefetch` covers all the pages."""
-    if rerank == "q-perturbation":
+    if rerank in ("patches", "q-perturbation"):
         return _Window(0, max(prefetch or FIRST[rerank], limit + offset), 0)
     if rerank != "codes":
         return _Window(offset, limit, 0)

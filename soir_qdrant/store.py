@@ -13,7 +13,7 @@ from qdrant_client.local.async_qdrant_local import AsyncQdrantLocal
 from qdrant_client.local.qdrant_local import QdrantLocal
 
 from soir_qdrant.errors import CollectionError, ConfigError, ObjectsError, SoirError
-from soir_qdrant.payload import PointId
+from soir_qdrant.payload import KEY, PATCHES, PointId
 from soir_qdrant.schema import (
     INDEXES,
     OBJECTS,
@@ -31,6 +31,7 @@ from soir_qdrant.types import Scene, Vector
 
 T = TypeVar("T")
 RESCORED = models.SearchParams(quantization=models.QuantizationSearchParams(rescore=True, oversampling=2.0))
+WITHOUT_PATCHES = models.PayloadSelectorExclude(exclude=[f"{KEY}.{PATCHES}"])
 _TOGETHER = 32  # searches in one request: a vector is 22 kB of JSON, a hundred payloads some 300 kB
 _MULTIVECTOR_NUMBERS = 1_048_576  # Qdrant's limit for one multivector
 
@@ -220,14 +221,15 @@ class Store:
         prefetch: int = 0,
         with_vectors: bool = False,
         with_objects: bool = False,
+        with_patches: bool = False,
         score_threshold: float | None = None,
         params: models.SearchParams | None = None,
         shard_key: models.ShardKeySelector | None = None,
     ) -> models.QueryRequest:
         """A search by one vector, float32 [D]. prefetch: above 0, so many candidates are taken by the image's
         vector and ordered by their best object's (MaxSim over the multivector). with_vectors,
-        with_objects: the image's vector, and those of its objects where there are any, come along. params:
-        None rescores, where vectors are quantized."""
+        with_objects: the image's vector, and those of its objects where there are any, come along.
+        with_patches: so do the patches in the payload. params: None rescores, where vectors are quantized."""
         if params is None and self.quantized:
             params = RESCORED
         names = [self.vector_name] * with_vectors + [OBJECTS] * (with_objects and self.has_objects)
@@ -241,7 +243,7 @@ class Store:
             limit=limit,
             offset=offset,
             score_threshold=score_threshold,
-            with_payload=True,
+            with_payload=True if with_patches else WITHOUT_PATCHES,
             with_vector=True if plain else names or False,
         )
         if prefetch:

@@ -86,6 +86,7 @@ class Scene:
     """What is stored of one image.
 
     vector: float32 [D], unit length. object_vectors: float32 [k, D], unit rows, in the order of objects.
+    patches: of each object, float32 [n, d], unit rows, for late interaction; None where not asked for.
     """
 
     width: int
@@ -93,6 +94,7 @@ class Scene:
     objects: tuple[SceneObject, ...]
     vector: Vector
     object_vectors: Vector
+    patches: tuple[Vector, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

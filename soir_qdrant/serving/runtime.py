@@ -40,7 +40,8 @@ class Runtime:
         held = settings or self.settings
         encoder = self.make_encoder(held, tokens=held.vector.pooling == "mao")
         detector, segmenter = self.make_detector(held), self.make_segmenter(held)
-        return Pipeline(held, detector=detector, segmenter=segmenter, encoder=encoder)
+        tokens = ServedTokens(self.session(spec.DETECTOR)) if held.detector.kind == "embedded" else None
+        return Pipeline(held, detector=detector, segmenter=segmenter, encoder=encoder, tokens=tokens)
 
     @cached_property
     def encoder(self) -> ServedEncoder:

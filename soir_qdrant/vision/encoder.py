@@ -136,6 +136,12 @@ class ViTEncoder:
 
     def encode(self, crops: NDArray[np.uint8], masks: NDArray[np.float32] | None = None) -> Encoding:
         """crops: uint8 [B, S, S, 3], RGB, S = input_size; masks: float32 [B, S, S], 0..1. See `Encoding`."""
+        return self.encode_both(crops, masks)[0]
+
+    def encode_both(
+        self, crops: NDArray[np.uint8], masks: NDArray[np.float32] | None = None, *, skip: int = 0
+    ) -> tuple[Encoding, Tensor]:
+        """`encode` and `tokens` in one pass, the tokens in half precision."""
         size = self.input_size
         if crops.ndim != 4 or crops.shape[1:] != (size, size, 3):
             raise ConfigError(f"crops of shape {crops.shape}: expected [B, {size}, {size}, 3]")
@@ -146,13 +152,13 @@ class ViTEncoder:
             count = (size // self.patch) ** 2 + self.last_block.has_cls
             nothing = torch.zeros(0, count, self.last_block.dim, device=self.device)
             empty = np.zeros((0, LAYERS, self.last_block.dim), np.float32)
-            return Encoding(np.zeros((0, self.dim), np.float32), empty, nothing)
+            return Encoding(np.zeros((0, self.dim), np.float32), empty, nothing), nothing.half()
         parts = [
-            self._encode(crops[i : i + self.batch], masks[i : i + self.batch])
+            self._encode(crops[i : i + self.batch], masks[i : i + self.batch], skip)
             for i in range(0, len(crops), self.batch)
         ]
-        descriptor, layers, tokens = (torch.cat(column) for column in zip(*parts, strict=True))
-        return Encoding(descriptor.cpu().numpy(), layers.cpu().numpy(), tokens)
+        descriptor, layers, tokens, earlier = (torch.cat(column) for column in zip(*parts, strict=True))
+        return Encoding(descriptor.cpu().numpy(), layers.cpu().numpy(), tokens), earlier
 
     def tokens(self, images: NDArray[np.uint8], *, skip: int = 0) -> Tensor:
         """images: uint8 [B, H, W, 3], H and W multiples of the patch size (they need not be square).
@@ -161,14 +167,17 @@ class ViTEncoder:
         """
         return self.trunk(images, skip=skip)[-1]
 
-    def _encode(self, crops: NDArray[np.uint8], masks: NDArray[np.float32]) -> tuple[Tensor, Tensor, Tensor]:
+    def _encode(
+        self, crops: NDArray[np.uint8], masks: NDArray[np.float32], skip: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         block = self.last_block
         with torch.inference_mode():
             trunk = self.trunk(crops)
             last = block.forward(trunk[-1])
             weights = patch_weights(torch.from_numpy(masks).to(self.device), last.shape[1] - block.has_cls)
             means = [block.masked_mean(x, weights) for x in [*trunk[1 - LAYERS :], last]]
-            return block.read(last), torch.stack(means, 1), trunk[-len(self.last_blocks)]
+            earlier = trunk[max(len(trunk) - 1 - skip, 0)].half()
+            return block.read(last), torch.stack(means, 1), trunk[-len(self.last_blocks)], earlier
 
     @torch.inference_mode()
     def trunk(self, images: NDArray[np.uint8], *, skip: int = 0) -> list[Tensor]:

@@ -1,0 +1,332 @@
+"""Late interaction: by hand, packed, in a search, and where patches are missing."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from conftest import ColourPipeline, painted
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from models import SHAPE
+from PIL import Image
+from qdrant_client import AsyncQdrantClient, QdrantClient
+
+from soir_qdrant.aio import AsyncSoirSearcher
+from soir_qdrant.config import Settings
+from soir_qdrant.errors import ConfigError
+from soir_qdrant.ingest import SoirIngestor
+from soir_qdrant.payload import code_cosines, pack_patches, shown, unpack_patches
+from soir_qdrant.pipeline import Pipeline
+from soir_qdrant.rerank.base import Reranker
+from soir_qdrant.rerank.cache import TokenCache
+from soir_qdrant.rerank.patches import PatchReranker
+from soir_qdrant.search import SoirSearcher
+from soir_qdrant.types import Box, Failure, LoadedImage, SceneObject, Vector
+from soir_qdrant.vision.patches import PatchProjection, described, late_interaction, under_mask
+
+RED, GREEN, BLUE = (250, 0, 0), (0, 250, 0), (0, 0, 250)
+A, B = (4.0, 4.0, 28.0, 28.0), (44.0, 30.0, 76.0, 56.0)
+SCENES = [[(A, RED)], [(A, GREEN), (B, RED)], [(B, BLUE)], [(A, BLUE), (B, GREEN)]]
+DIM = 16
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    torch.manual_seed(0)
+    model = transformers.Dinov2Model(
+        transformers.Dinov2Config(**SHAPE | {"num_hidden_layers": 5}, mlp_ratio=2)
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    folder = tmp_path_factory.mktemp("weights")
+    model.save_pretrained(folder)
+    rng = np.random.default_rng(0)
+    width = SHAPE["hidden_size"]
+    matrix = rng.normal(size=(width, DIM)).astype(np.float32)
+    mean, ones = np.zeros(width, np.float32), np.ones(width, np.float32)
+    projection = PatchProjection(mean, matrix, ones, mean)
+    return Pipeline(
+        Settings().but(
+            encoder={"weights": str(folder), "input_size": 8 * SHAPE["patch_size"], "dtype": "float32"},
+            detector={"kind": "none"},
+            segmenter={"kind": "box"},
+            vector={"whitening": None},
+        ),
+        patch_projection=projection,
+    )
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[Path]:
+    paths = [tmp_path / f"{i}.png" for i in range(len(SCENES))]
+    for file, scene in zip(paths, SCENES, strict=True):
+        Image.fromarray(painted(*scene)).save(file)
+    return paths
+
+
+def filled(pipeline: Pipeline, files: list[Path], *, stored: bool) -> QdrantClient:
+    client = QdrantClient(":memory:")
+    SoirIngestor(client, pipeline=pipeline, object_patches=stored).add(
+        files, ids=range(4), objects=[[SceneObject(box) for box, _ in scene] for scene in SCENES]
+    )
+    return client
+
+
+def searching(client: QdrantClient, pipeline: Pipeline, folder: Path) -> SoirSearcher:
+    return SoirSearcher(
+        client, pipeline=pipeline, patches=PatchReranker(pipeline, cache=TokenCache(folder / "cache"))
+    )
+
+
+def rows(rng: np.random.Generator, count: int, dim: int = DIM) -> Vector:
+    made = rng.normal(size=(count, dim)).astype(np.float32)
+    return made / np.linalg.norm(made, axis=1, keepdims=True)
+
+
+# -- the score ---------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 7), st.lists(st.integers(1, 5), max_size=4))
+def test_late_interaction_by_hand(seed: int, count: int, sizes: list[int]) -> None:
+    rng = np.random.default_rng(seed)
+    query, objects = rows(rng, count), [rows(rng, size) for size in sizes]
+    expected = []
+    for other in objects:
+        forth = [max(float(q @ o) for o in other) for q in query]
+        back = [max(float(q @ o) for q in query) for o in other]
+        expected.append((sum(forth) / len(forth) + sum(back) / len(back)) / 2)
+    found = late_interaction(query, objects)
+    assert found.shape == (len(sizes),)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_an_object_is_most_like_itself() -> None:
+    rng = np.random.default_rng(0)
+    query = rows(rng, 9)
+    scores = late_interaction(query, [rows(rng, 9), query[::-1], query[:4]])
+    assert scores[1] == pytest.approx(1, abs=1e-5)
+    assert scores[0] < scores[2] < 1
+
+
+@given(st.integers(0, 10**6), st.integers(1, 70), st.integers(1, 12))
+def test_packing_keeps_the_signs(seed: int, count: int, eights: int) -> None:
+    made = rows(np.random.default_rng(seed), count, 8 * eights)
+    packed = pack_patches(made)
+    assert len(packed) == -(-count * eights // 3) * 4
+    back = unpack_patches(packed, 8 * eights)
+    np.testing.assert_allclose(back, np.where(made > 0, 1, -1) / (8 * eights) ** 0.5, atol=1e-6)
+
+
+def test_signs_tell_the_cosine() -> None:
+    """Of rows that are spread evenly the expected cosine with a query is sqrt(2 / pi) of the true one."""
+    rng = np.random.default_rng(0)
+    made, query = rows(rng, 500, 64), rows(rng, 500, 64)
+    near = 0.8 * made + 0.6 * query
+    near /= np.linalg.norm(near, axis=1, keepdims=True)
+    true = (near * made).sum(1)
+    told = (near * unpack_patches(pack_patches(made), 64)).sum(1)
+    assert np.abs(told - (2 / np.pi) ** 0.5 * true).mean() < 0.07
+
+
+def test_patches_of_another_projection_are_refused() -> None:
+    with pytest.raises(ConfigError, match="no rows of 40"):
+        unpack_patches(pack_patches(rows(np.random.default_rng(0), 3, 16)), 40)
+    with pytest.raises(ConfigError, match="no rows of 8"):
+        unpack_patches("", 8)
+
+
+# -- tokens to rows ----------------------------------------------------------------------------------------
+
+
+def test_only_what_lies_under_the_mask_counts() -> None:
+    assert under_mask(np.array([0.2, 0.6, 0.5])).tolist() == [False, True, True]
+    assert under_mask(np.array([0.2, 0.1, 0.0])).tolist() == [True, False, False]
+    rng = np.random.default_rng(0)
+    zeros = np.zeros(5, np.float32)
+    projection = PatchProjection(zeros, rng.normal(size=(5, 8)).astype(np.float32), zeros + 1, zeros)
+    tokens, masks = rng.normal(size=(2, 17, 5)), np.zeros((2, 32, 32), np.float32)
+    masks[0, 8:24, 8:24] = 1  # the four patches in the middle
+    masks[1, :, :16] = 1
+    found = described(tokens, masks, projection)
+    again = tokens.copy()
+    again[1, [3, 4, 7, 8, 11, 12, 15, 16]] = 99  # the right half, and CLS stands first
+    again[:, 0] = again[0, 1] = again[0, 16] = 99
+    for one, other in zip(found, described(again, masks, projection), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+    assert [len(one) for one in found] == [4, 8]
+    assert all(np.allclose(np.linalg.norm(one, axis=1), 1, atol=1e-5) for one in found)
+
+
+def test_one_token_is_whitened_as_the_mean_of_equal_ones_is() -> None:
+    """The whitening's row of an object whose patches are all alike, all other features left out."""
+    pipeline = Pipeline(Settings().but(detector={"kind": "none"}))
+    block, names = pipeline.encoder.last_block, pipeline.settings.vector.features
+    projection = pipeline.patch_projection
+    token = np.random.default_rng(0).normal(size=(1, block.dim)).astype(np.float32)
+    mean = block.norm(torch.from_numpy(token)).numpy()
+    place = names.index("patches-3")
+    part = slice(block.dim * place, block.dim * (place + 1))
+    whitening = pipeline.whitening
+    row = mean / np.linalg.norm(mean) / len(names) ** 0.5 - whitening.mean[part]
+    expected = row @ whitening.matrix[part, :64]
+    np.testing.assert_allclose(projection(token), expected / np.linalg.norm(expected), atol=1e-4)
+    assert projection.dim == 64
+
+
+# -- the search --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_the_same_object_is_first_and_has_its_box(
+    pipeline: Pipeline, files: list[Path], tmp_path: Path, stored: bool
+) -> None:
+    searcher = searching(filled(pipeline, files, stored=stored), pipeline, tmp_path)
+    hits = searcher.search(files[1], box=B, rerank="patches")
+    assert (hits[0].id, hits[0].box, hits[0].object) == (1, B, 1)
+    assert sorted(hit.id for hit in hits) == [0, 1, 2, 3]
+    scores = [hit.score for hit in hits]
+    assert scores == sorted(scores, reverse=True)
+    assert "patches" not in hits[0].payload["soir"]
+    assert "code" not in hits[0].payload["soir"]["objects"][0]
+    page = searcher.search(files[1], box=B, rerank="patches", limit=2, offset=1)
+    assert [hit.id for hit in page] == [hit.id for hit in hits[1:3]]
+    assert len(list((tmp_path / "cache").glob("*"))) == (0 if stored else 4)
+
+
+def test_stored_and_computed_patches_are_the_same(
+    pipeline: Pipeline, files: list[Path], tmp_path: Path
+) -> None:
+    listed = [
+        searching(filled(pipeline, files, stored=stored), pipeline, tmp_path).search(
+            files[3], box=A, rerank="patches"
+        )
+        for stored in (True, False)
+    ]
+    assert [hit.id for hit in listed[0]] == [hit.id for hit in listed[1]]
+    np.testing.assert_allclose(*([hit.score for hit in hits] for hits in listed), atol=2e-3)
+
+
+def test_the_score_is_a_weighted_mean(pipeline: Pipeline, files: list[Path]) -> None:
+    client = filled(pipeline, files, stored=True)
+    by_codes = {hit.id: hit.score for hit in SoirSearcher(client, pipeline=pipeline).search(files[0], box=A)}
+
+    def scores(weight: float) -> dict:
+        reranker = PatchReranker(pipeline, weight=weight)
+        searcher = SoirSearcher(client, pipeline=pipeline, patches=reranker)
+        return {hit.id: hit.score for hit in searcher.search(files[0], box=A, rerank="patches")}
+
+    late = scores(1.0)
+    assert scores(0.0) == pytest.approx(by_codes)
+    assert scores(0.25) == pytest.approx({i: 0.75 * by_codes[i] + 0.25 * late[i] for i in late}, abs=1e-6)
+    assert max(late, key=lambda i: late[i]) == 0
+    with pytest.raises(ConfigError, match="weight 2"):
+        PatchReranker(pipeline, weight=2)
+
+
+def test_pictures_that_cannot_be_read_keep_their_place(
+    pipeline: Pipeline, files: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    searcher = searching(filled(pipeline, files, stored=False), pipeline, tmp_path)
+    query = np.asarray(Image.open(files[0]))
+    first = searcher.search(query, box=A)
+    gone, changed = first[1], first[2]
+    Path(str(gone.uri)).unlink()
+    Image.fromarray(painted((A, (9, 9, 9)))).save(str(changed.uri))
+    hits = searcher.search(query, box=A, rerank="patches")
+    assert [(h.id, h.score, h.box) for h in hits[1:3]] == [(h.id, h.score, h.box) for h in (gone, changed)]
+    assert f"hit {gone.id} keeps its place" in caplog.text
+    assert "another picture than was ingested" in caplog.text
+
+
+def test_failures_are_handed_out(pipeline: Pipeline, files: list[Path], tmp_path: Path) -> None:
+    searcher = searching(filled(pipeline, files, stored=False), pipeline, tmp_path)
+    hits = searcher.search(files[0], box=A)
+    files[2].unlink()
+    image = LoadedImage(np.asarray(Image.open(files[0])), "query", None, "0" * 64)
+
+    @dataclass
+    class Asked:
+        vector: Vector
+        image: LoadedImage | None = None
+        box: Box | None = None
+
+    failed: list[Failure] = []
+    reranker: Reranker = PatchReranker(pipeline, cache=TokenCache(tmp_path / "other"))
+    vector = searcher.vector(files[0], box=A)
+    reranker.rerank(Asked(vector, image, A), hits, failed=failed)
+    assert [failure.name for failure in failed] == [str(files[2].resolve())]
+    assert (reranker.name, "query picture" in reranker.needs) == ("patches", True)
+
+
+def test_a_query_that_is_no_picture_is_refused(pipeline: Pipeline, files: list[Path]) -> None:
+    searcher = SoirSearcher(filled(pipeline, files, stored=True), pipeline=pipeline)
+    with pytest.raises(ConfigError, match="compares pictures"):
+        searcher.search(searcher.vector(files[0]), rerank="patches")
+
+
+def test_an_encoder_without_projection_or_tokens_is_refused(pipeline: Pipeline) -> None:
+    with pytest.raises(ConfigError, match="needs a whitening of the feature"):
+        PatchReranker(Pipeline(pipeline.settings, encoder=pipeline.encoder))
+
+    class Bare:
+        fingerprint, input_size = "bare", 64
+
+    without = Pipeline(pipeline.settings, encoder=Bare(), patch_projection=pipeline.patch_projection)
+    with pytest.raises(ConfigError, match="this encoder does not give"):
+        without.patches(np.zeros((1, 64, 64, 3), np.uint8), np.ones((1, 64, 64), np.float32))
+
+
+def test_tokens_of_another_source_give_the_same_patches(pipeline: Pipeline) -> None:
+    """As a served trunk does, where the encoder itself gives none."""
+    crops = np.random.default_rng(0).integers(
+        0, 256, (3, *pipeline.query_crop(painted((A, RED)))[0].shape[1:])
+    )
+    crops, masks = crops.astype(np.uint8), np.ones(crops.shape[:3], np.float32)
+    other = Pipeline(
+        pipeline.settings, encoder=pipeline.encoder, tokens=pipeline.encoder,
+        patch_projection=pipeline.patch_projection,
+    )  # fmt: skip
+    _, own = pipeline._encode(crops, masks, True)
+    _, theirs = other._encode(crops, masks, True)
+    for one, two in zip(own, theirs, strict=True):
+        np.testing.assert_allclose(one, two, atol=5e-3)
+
+
+def test_patches_stay_in_qdrant_where_they_are_not_read(pipeline: Pipeline, files: list[Path]) -> None:
+    client = filled(pipeline, files, stored=True)
+    (record,) = client.retrieve("images", [1])
+    assert len(record.payload["soir"]["patches"]) == 2
+    searcher = SoirSearcher(client, pipeline=pipeline)
+    (points,) = searcher.store.query([searcher.store.request(searcher.vector(files[1]), limit=1)])
+    assert "patches" not in points[0].payload["soir"]
+    assert code_cosines(points[0].payload, searcher.vector(files[1])) is not None
+    assert shown(record.payload) == shown(points[0].payload)
+
+
+def test_awaited(pipeline: Pipeline, files: list[Path]) -> None:
+    async def asked() -> list:
+        client = AsyncQdrantClient(":memory:")
+        from soir_qdrant.aio import AsyncSoirIngestor
+
+        ingestor = AsyncSoirIngestor(client, pipeline=pipeline, object_patches=True)
+        await ingestor.add(files, ids=range(4), objects=[[SceneObject(b) for b, _ in s] for s in SCENES])
+        searcher = AsyncSoirSearcher(client, pipeline=pipeline)
+        return await searcher.search(files[1], box=B, rerank="patches")
+
+    assert asyncio.run(asked())[0].id == 1
+
+
+def test_groups_are_not_ordered_by_patches(client: QdrantClient) -> None:
+    SoirIngestor(client, pipeline=ColourPipeline()).add([painted((A, RED))], ids=[0])
+    with pytest.raises(ConfigError, match="groups can be reranked"):
+        SoirSearcher(client, pipeline=ColourPipeline()).search_groups(
+            painted((A, RED)), "n", rerank="patches"
+        )
