@@ -28,7 +28,16 @@ from soir_qdrant.evaluate.detection import CAPS, evaluate_detector, labelled_ima
 from soir_qdrant.evaluate.metrics import SHARES
 
 CHECKED = 150  # images of the folder that detection is measured on
-SHOWN = ("global-untuned", "global", "mean", "default", "rerank-codes", "rerank-objects", "chance")
+SHOWN = (
+    "global-untuned",
+    "global",
+    "mean",
+    "default",
+    "rerank-codes",
+    "rerank-objects",
+    "rerank-patches",
+    "chance",
+)
 RETRIEVAL = ("set", "objects", "profile", "row", "mAP", "R@1", "R@10", "localised")
 DETECTION = (
     *("set", "profile", "images", "objects", *(f"AR@{cap}" for cap in CAPS), "recall@100", "AP"),

@@ -25,6 +25,7 @@ from soir_qdrant.types import LoadedImage, Mask, Scene, SceneObject, Vector
 FORMAT = 1  # of the files
 PACKAGE = Path(str(resources.files("soir_qdrant")))
 UNRELATED = ("evaluate", "train", "cli.py", "console.py")  # code that does not change what is ingested
+PATCHES = "patches"  # of all objects, and how many each has
 PLAIN = "plain-"  # before the names of vectors that are not the pipeline's own
 
 Arrays = dict[str, NDArray[Any]]
@@ -80,10 +81,13 @@ class ArrayCache:
 class SceneCache(ArrayCache):
     """`Entry` of images."""
 
-    def entry(self, image: LoadedImage, objects: Sequence[SceneObject] | None) -> Entry | None:
-        """What was ingested of the image; None where nothing was. objects: labelled, None where detected."""
+    def entry(
+        self, image: LoadedImage, objects: Sequence[SceneObject] | None, *, patches: bool = False
+    ) -> Entry | None:
+        """What was ingested of the image; None where nothing was, or without the patches that are needed.
+        objects: labelled, None where detected."""
         arrays = self.load(key_of(image, objects))
-        return None if arrays is None else _entry(arrays)
+        return None if arrays is None or (patches and PATCHES not in arrays) else _entry(arrays)
 
     def add(self, image: LoadedImage, objects: Sequence[SceneObject] | None, entry: Entry) -> None:
         """Keep what was ingested of the image."""
@@ -150,7 +154,12 @@ def _arrays(entry: Entry) -> Arrays:
     masks = [item.mask for item in scene.objects]
     bits = [np.packbits(mask) for mask in masks if mask is not None]
     shapes = [(-1, -1) if mask is None else mask.shape for mask in masks]
+    patches: Arrays = {}
+    if scene.patches is not None:
+        counts = np.array([len(rows) for rows in scene.patches])
+        patches = {PATCHES: np.concatenate(scene.patches).astype(np.float16), f"{PATCHES}-counts": counts}
     return {
+        **patches,
         "size": np.array([scene.width, scene.height]),
         "boxes": np.array([item.box for item in scene.objects], np.float64).reshape(-1, 4),
         "scores": np.array([item.score for item in scene.objects], np.float64),
@@ -173,7 +182,11 @@ def _entry(arrays: Arrays) -> Entry:
             arrays["boxes"].tolist(), masks, arrays["scores"].tolist(), strict=True
         )
     )
-    scene = Scene(width, height, objects, arrays["vector"], arrays["object_vectors"])
+    patches = None
+    if PATCHES in arrays:
+        ends = np.cumsum(arrays[f"{PATCHES}-counts"])[:-1]
+        patches = tuple(np.split(arrays[PATCHES].astype(np.float32), ends))
+    scene = Scene(width, height, objects, arrays["vector"], arrays["object_vectors"], patches)
     plain = {name[len(PLAIN) :]: array for name, array in arrays.items() if name.startswith(PLAIN)}
     return Entry(scene, arrays["features"], float(arrays["seconds"]), plain)
 

@@ -85,11 +85,18 @@ class RecordingPipeline(Pipeline):
         images: list[LoadedImage],
         objects: list[list[SceneObject] | None] | None = None,
         seconds: dict[str, float] | None = None,
+        *,
+        patches: bool = False,
     ) -> list[Scene]:
         labels = objects or [None] * len(images)
-        stored = [self.cache.entry(image, items) for image, items in zip(images, labels, strict=True)]
+        stored = [
+            self.cache.entry(image, items, patches=patches)
+            for image, items in zip(images, labels, strict=True)
+        ]
         fresh = [i for i, entry in enumerate(stored) if entry is None]
-        computed = iter(self._computed([images[i] for i in fresh], [labels[i] for i in fresh], seconds))
+        computed = iter(
+            self._computed([images[i] for i in fresh], [labels[i] for i in fresh], seconds, patches=patches)
+        )
         scenes = []
         for image, items, old in zip(images, labels, stored, strict=True):
             entry = old or next(computed)
@@ -106,11 +113,13 @@ class RecordingPipeline(Pipeline):
         images: list[LoadedImage],
         objects: list[list[SceneObject] | None],
         seconds: dict[str, float] | None,
+        *,
+        patches: bool,
     ) -> list[Entry]:
         if not images:
             return []
         start = time.process_time()
-        scenes = super().scenes(images, objects, seconds)
+        scenes = super().scenes(images, objects, seconds, patches=patches)
         spent = (time.process_time() - start) / len(images)
         ends = np.cumsum([len(scene.objects) for scene in scenes])
         features = np.split(self._last, ends[:-1])
@@ -189,8 +198,13 @@ def collect(
     """
     pipeline = RecordingPipeline(settings, rows, cache=cache, advance=advance)
     client = QdrantClient(":memory:")
-    keep = "rerank-objects" in rows
-    report = SoirIngestor(client, COLLECTION, pipeline=pipeline, keep_objects=keep).add(
+    report = SoirIngestor(
+        client,
+        COLLECTION,
+        pipeline=pipeline,
+        keep_objects="rerank-objects" in rows,
+        object_patches="rerank-patches" in rows,
+    ).add(
         [str(entry.file) for entry in bench.gallery],
         ids=range(len(bench.gallery)),
         objects=(labelled(entry) for entry in bench.gallery) if given else None,

@@ -39,6 +39,7 @@ ROWS = {  # what a table calls them; in its order
     "calibrated": "one vector, calibrated",
     "rerank-codes": "search()",
     "rerank-objects": "search(rerank='objects')",
+    "rerank-patches": "search(rerank='patches')",
     "q-perturbation": "search(rerank='q-perturbation')",
     "objects": "every object's vector",
     "chance": "chance",

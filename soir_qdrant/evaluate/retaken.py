@@ -121,7 +121,7 @@ def camera(rgb: RGB, rng: np.random.Generator) -> RGB:
     pixels = np.asarray(np.round(np.clip(x, 0, 1) * 255), np.uint8)
     if rng.random() < 0.6:
         data = np.frombuffer(encode_jpeg(pixels, int(rng.integers(25, 92))), np.uint8)
-        pixels = np.ascontiguousarray(cv2.imdecode(data, cv2.IMREAD_COLOR)[..., ::-1])
+        pixels = np.ascontiguousarray(np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR), np.uint8)[..., ::-1])
     return pixels
 
 

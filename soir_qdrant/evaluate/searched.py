@@ -16,7 +16,12 @@ from soir_qdrant.evaluate.bench import BenchQuery
 from soir_qdrant.search import FIRST, SoirSearcher
 from soir_qdrant.types import Box, Hit, Vector
 
-RERANKED = {"rerank-objects": "objects", "rerank-codes": "codes", "q-perturbation": "q-perturbation"}
+RERANKED = {
+    "rerank-codes": "codes",
+    "rerank-objects": "objects",
+    "rerank-patches": "patches",
+    "q-perturbation": "q-perturbation",
+}
 SEARCHED = ("default", *RERANKED)
 TOP = 10  # hits whose boxes are looked at
 
@@ -73,7 +78,7 @@ class Asking:
         """The candidates that this kind of reranking takes by itself, in its order."""
         first = min(FIRST[rerank], self.total)
         asked: dict[str, Any] = {"query": vector, "limit": first, "prefetch": first}
-        if rerank == "q-perturbation":
+        if rerank in ("patches", "q-perturbation"):
             asked |= {"query": str(query.file), "box": query.box}
         self.searcher.exact_boxes = rerank == "objects"
         start = time.perf_counter()

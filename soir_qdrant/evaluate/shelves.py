@@ -168,7 +168,8 @@ def _tilted(canvas: Canvas, rng: np.random.Generator) -> Canvas:
 
 def _write(out: Path, index: int, canvas: Canvas, rng: np.random.Generator) -> dict[str, Any]:
     """The scene's files; things of which hardly anything is left are no longer labelled."""
-    objects, ids = [], np.zeros_like(canvas.ids)
+    ids = np.zeros_like(canvas.ids)
+    objects: list[dict[str, Any]] = []
     for i, instance in enumerate(canvas.instances):
         rows, columns = np.nonzero(canvas.ids == i + 1)
         if len(rows) < 100:

@@ -14,7 +14,7 @@ from soir_qdrant.vision.embedded import TokenSource
 from soir_qdrant.vision.head import PIXELS, TrainedHead, flat
 from soir_qdrant.vision.tiles import AREA, tiled_grid
 
-THRESHOLD, IOU = 0.45, 0.7  # see docs/detector.md; boxes are suppressed again once they are fitted
+THRESHOLD, IOU = 0.25, 0.7  # see docs/detector.md; boxes are suppressed again once they are fitted
 MAX_CELLS = 1000  # that may name a box
 
 
