@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Rerank: TypeAlias = Literal["objects", "codes", "patches", "q-perturbation"]
+BEST_OBJECT = 0.7  # share of the best object's similarity in a score by codes; the rest is the image's
 GROUPS = 20, 5  # groups, and images of each, that are ordered by codes
 AWAY = 0.1  # of the negatives' mean that is taken off the query; see docs/search.md
 OFF_BANK = 0.2  # the same of the query bank's mean
@@ -137,7 +138,7 @@ class SoirSearcher:
         worth). filter: Qdrant's; soir_qdrant.filters has some conditions ready.
 
         rerank: orders `prefetch` candidates anew. "codes": each hundred (or as many as the limit, if more) by
-        the mean of the image's score and of its best object's, as the codes in the payload tell it; images
+        the image's score (0.3) and its best object's (0.7), as the codes in the payload tell it; images
         without codes keep their score. None: by the image's score, the dot product of the vectors, alone.
         "objects": the first 100 (or ten times limit and offset), by their most similar object, in the same
         request; the collection must keep the vectors of objects. "q-perturbation": the first 50 (or the
@@ -482,15 +483,14 @@ class SoirSearcher:
     def _hit(
         self, point: models.ScoredPoint, query: Vector, with_vectors: bool, *, by_object: bool = False
     ) -> Hit:
-        """by_object: the score is the mean of the image's and its best object's, the image's alone where that
-        cannot be told."""
+        """by_object: the score is that of `search` by codes, the image's alone where no object's is known."""
         payload = point.payload or {}
         soir = payload.get(KEY)
         rows: Any = point.vector.get(OBJECTS) if isinstance(point.vector, Mapping) else None
         match = best_object(payload, query, rows)
         score = float(point.score)
         if by_object and match is not None and match.score is not None:
-            score = (score + match.score) / 2
+            score = (1 - BEST_OBJECT) * score + BEST_OBJECT * match.score
         return Hit(
             id=point.id if isinstance(point.id, int) else str(point.id),
             score=score,
