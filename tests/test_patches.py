@@ -123,6 +123,7 @@ def test_an_object_is_most_like_itself() -> None:
     assert scores[0] < scores[2] < 1
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 70), st.integers(1, 12))
 def test_packing_keeps_the_signs(seed: int, count: int, eights: int) -> None:
     made = rows(np.random.default_rng(seed), count, 8 * eights)
