@@ -10,6 +10,7 @@ hits = SoirSearcher(client, collection="scenes").search("mug.png", limit=10)
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from soir_qdrant.ingest import SoirIngestor
     from soir_qdrant.pipeline import Pipeline
     from soir_qdrant.search import SoirSearcher
+
+# Threads that wait give their core away: beside a busy process, spinning ones cost twice the time. OpenMP reads
+# this once, when torch is imported; who imported torch before, or set it, has decided.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.1.0"
 __all__ = [

@@ -154,7 +154,7 @@ def test_it_learns_to_find_and_is_used(tmp_path):
 
 
 def test_small_objects_count_like_large_ones():
-    boxes = torch.tensor([[0.0, 0.0, 3.0, 3.0], [6.0, 0.0, 12.0, 6.0]])
+    boxes = torch.tensor([[0.0, 0.0, 4.0, 4.0], [6.0, 0.0, 12.5, 6.5]])
     owner = assign(boxes, 12, 18)
     assert 1 < (owner == 0).sum() < (owner == 1).sum()
 
