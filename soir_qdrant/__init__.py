@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from soir_qdrant.pipeline import Pipeline
     from soir_qdrant.search import SoirSearcher
 
-# Threads that wait give their core away: beside a busy process, spinning ones cost twice the time. OpenMP reads
-# this once, when torch is imported; who imported torch before, or set it, has decided.
+# Threads that wait give their core away: beside a busy process, spinning ones cost twice the time. OpenMP
+# reads this once, when torch is imported; who imported torch before, or set it, has decided.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.1.0"

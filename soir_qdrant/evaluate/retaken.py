@@ -102,7 +102,7 @@ def retaken(
 def camera(rgb: RGB, rng: np.random.Generator) -> RGB:
     """Another exposure, white balance, contrast and saturation, glare, blur, size, noise and JPEG.
     [H, W, 3] -> [H, W, 3]."""
-    x: NDArray[np.float32] = rgb.astype(np.float32) / 255
+    x: NDArray[np.floating] = rgb.astype(np.float32) / 255
     x = np.power(x, rng.uniform(0.65, 1.5)) * rng.uniform(0.7, 1.25)
     x = x * rng.uniform(0.82, 1.18, 3).astype(np.float32)
     grey = x.mean(2, keepdims=True)

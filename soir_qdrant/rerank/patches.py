@@ -116,8 +116,9 @@ class PatchReranker:
         boxes = where.boxes(hit)
         late = late_interaction(own, self.candidate(hit))
         by_code = code_cosines(hit.payload, vector)
-        fits = by_code is not None and len(by_code) == len(late)
-        best = int(np.argmax(late + by_code if fits else late))
+        if by_code is None or len(by_code) != len(late):
+            by_code = np.zeros_like(late)
+        best = int(np.argmax(late + by_code))
         score = (1 - self.weight) * hit.score + self.weight * float(late.max())
         return replace(hit, score=score, box=boxes[best] if boxes else None, object=best if boxes else None)
 
