@@ -374,6 +374,10 @@ def needle(
     shelves: Annotated[
         bool, typer.Option(help="dense rows of invented products, and emblems on photographs, to train on")
     ] = False,
+    retaken: Annotated[
+        Path | None,
+        typer.Option(help="a COCO folder: its photographs, and each thing again as another camera takes it"),
+    ] = None,
     things: Annotated[
         Path | None, typer.Option(help="your own: a folder of cut-outs, one object each")
     ] = None,
@@ -385,6 +389,12 @@ def needle(
 
         made = rows.generate(folder, scenes=scenes, seed=seed)
         out.print(f"{made}: {scenes} scenes")
+        return
+    if retaken is not None:
+        from soir_qdrant.evaluate import retaken as photographs
+        from soir_qdrant.evaluate.datasets import load
+
+        out.print(f"{photographs.generate(folder, load(retaken, 'coco'), seed=seed)}: written")
         return
     from soir_qdrant.evaluate.invent import invented as invent
     from soir_qdrant.evaluate.needle import generate

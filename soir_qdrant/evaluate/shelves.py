@@ -59,17 +59,23 @@ class Canvas:
         self.ids[y0:y1, x0:x1][part[..., 3] > 127] = len(self.instances)
 
 
-def generate(out: Path, *, scenes: int = 200, seed: int = 0, progress: bool = True) -> Path:
+def generate(
+    out: Path,
+    *,
+    scenes: int = 200,
+    seed: int = 0,
+    inventor: Inventor | None = None,
+    progress: bool = True,
+) -> Path:
     """Write a labelled folder of shelves and signs in NeedleBench's format, with a query for each product
-    that is in more than one scene; one that is complete stays as it is."""
+    that is in more than one scene; one that is complete stays as it is. inventor: of what it is made; None
+    takes the full sources' drawings and photographs."""
     if (out / ANNOTATIONS).is_file():
         return out
     shutil.rmtree(out, ignore_errors=True)
     for part in ("gallery", "masks", "queries"):
         (out / part).mkdir(parents=True)
-    sources = Sources.full()
-    photos = [ground.read() for ground in sources.dev.grounds]
-    inventor = Inventor(unused(sources), photos, np.random.default_rng((seed, 1)))
+    inventor = inventor or _inventor(seed)
     printer = Printer(inventor, np.random.default_rng((seed, 2)))
     brands = [printer.design() for _ in range(BRANDS)]
     products = {
@@ -97,6 +103,12 @@ def generate(out: Path, *, scenes: int = 200, seed: int = 0, progress: bool = Tr
     queries = [_query(out, i, name, (products | emblems)[name], seed) for i, name in enumerate(again)]
     (out / ANNOTATIONS).write_text(json.dumps({"gallery": gallery, "queries": queries}))
     return out
+
+
+def _inventor(seed: int) -> Inventor:
+    sources = Sources.full()
+    photos = [ground.read() for ground in sources.dev.grounds]
+    return Inventor(unused(sources), photos, np.random.default_rng((seed, 1)))
 
 
 def _shelf(canvas: Canvas, products: dict[str, RGBA], rng: np.random.Generator) -> None:

@@ -1,0 +1,78 @@
+"""Shelves of invented products, and photographs taken again: what training sees beside single cut-outs."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from soir_qdrant.evaluate import retaken, shelves
+from soir_qdrant.evaluate.bench import Bench, BenchObject, GalleryImage, load
+from soir_qdrant.evaluate.invent import Inventor
+from soir_qdrant.evaluate.sources import Sources
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory) -> Bench:
+    pack = Sources.shipped()
+    drawings = [cutout.path for cutout in pack.dev.cutouts if cutout.kind != "photo"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shelves, "BRANDS", 5)
+        patch.setattr(shelves, "EMBLEMS", 3)
+        inventor = Inventor(drawings, [pack.dev.grounds[0].read()], np.random.default_rng(0))
+        out = tmp_path_factory.mktemp("shelves") / "0"
+        return load(shelves.generate(out, scenes=4, seed=2, inventor=inventor, progress=False))
+
+
+def test_a_shelf_holds_equal_things_side_by_side_each_in_its_own_box(rows):
+    dense = max(rows.gallery, key=lambda entry: len(entry.objects))
+    assert len(dense.objects) > len(set(dense.instances)) > 1
+    for mask, item in zip(dense.masks() or [], dense.objects, strict=True):
+        y, x = np.nonzero(mask)
+        assert item.box == (x.min(), y.min(), x.max() + 1, y.max() + 1)
+
+
+def test_what_is_in_two_scenes_is_asked_for(rows):
+    assert rows.queries
+    assert all(len(rows.relevant(query)) > 1 for query in rows.queries)
+    modes = {Image.open(query.file).mode for query in rows.queries}
+    assert modes <= {"RGB", "RGBA"}
+
+
+def photograph(folder, masked: bool) -> GalleryImage:
+    """A blue thing on noise, a person, and a thing that is too small."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(90, 160, (200, 300, 3), np.uint8)
+    pixels[40:120, 60:160] = (20, 40, 220)
+    Image.fromarray(pixels).save(folder / "room.png")
+    ids = np.zeros((200, 300), np.uint8)
+    ids[40:120, 60:160] = 1
+    Image.fromarray(ids).save(folder / "ids.png")
+    boxes = [(60, 40, 160, 120), (200, 20, 280, 180), (10, 150, 30, 170)]
+    objects = [BenchObject(None, b, name) for b, name in zip(boxes, ("crate", "person", "pin"), strict=True)]
+    return GalleryImage(folder / "room.png", folder / "ids.png" if masked else None, objects)
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_each_large_thing_is_asked_for_by_other_views_of_it(tmp_path, masked):
+    bench = Bench(tmp_path, [photograph(tmp_path, masked)], [])
+    made = load(retaken.generate(tmp_path / "out", bench, progress=False))
+    (entry,) = made.gallery
+    assert [item.box for item in entry.objects] == [(60, 40, 160, 120)]
+    assert (entry.mask is not None) == masked
+    assert len(made.queries) == retaken.VIEWS
+    for query in made.queries:
+        with Image.open(query.file) as image:
+            view = np.asarray(image.convert("RGB")).reshape(-1, 3).astype(int)
+        assert (view[:, 2] - view[:, 0] > 60).mean() > 0.2  # it still is a blue thing
+    views = [made.queries[i].file.read_bytes() for i in range(2)]
+    assert views[0] != views[1]
+
+
+def test_another_camera_changes_the_pixels_and_not_what_they_show():
+    rng = np.random.default_rng(1)
+    image = np.full((60, 80, 3), 40, np.uint8)
+    image[20:40, 20:60] = 220
+    for _ in range(20):
+        other = retaken.camera(image, rng)
+        assert other.shape == image.shape
+        assert other.dtype == np.uint8
+        assert other[25:35, 30:50].mean() > other[:10].mean() + 20
