@@ -112,7 +112,7 @@ class Inventor:
             apart = (yy - rng.uniform(0, h)) ** 2 + (xx - rng.uniform(0, w)) ** 2
             wide = rng.uniform(0.15, 0.6) * max(h, w)
             x = x + rng.uniform(0, 0.4) * np.exp(-apart / (2 * wide**2))[..., None]
-        return trim(np.dstack([_pixels(x), alpha]))
+        return trim(np.dstack([pixels(x), alpha]))
 
     def ground(self) -> RGB:
         """A piece of a photograph in other colours; a third of them run into another one."""
@@ -122,7 +122,7 @@ class Inventor:
             smooth = cv2.GaussianBlur(cv2.resize(cells, GROUND, interpolation=cv2.INTER_CUBIC), (0, 0), 3)
             share = 1 / (1 + np.exp((0.5 - smooth) * self.rng.uniform(4, 60)))[..., None]
             x = x * share + self._scenery() * (1 - share)
-        return _pixels(x)
+        return pixels(x)
 
     def _part(self, h: int, w: int) -> NDArray[np.float32]:
         """Where a smaller silhouette lies in an [h, w] picture, 0..1."""
@@ -173,5 +173,6 @@ class Inventor:
         return np.asarray(np.clip(changed, 0, 1), np.float32)
 
 
-def _pixels(x: NDArray[np.floating]) -> RGB:
+def pixels(x: NDArray[np.floating]) -> RGB:
+    """0..1 as uint8 0..255, what lies outside cut off. [..., 3]."""
     return np.asarray(np.round(np.clip(x, 0, 1) * 255), np.uint8)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from soir_qdrant.evaluate.compose import RGBA
-from soir_qdrant.evaluate.invent import Inventor, Picture
+from soir_qdrant.evaluate.invent import Inventor, Picture, pixels
 from soir_qdrant.types import RGB
 
 SIDE = 320  # pixels of a product's longer side
@@ -139,13 +139,9 @@ class Printer:
 
 def _lettered(art: Picture, word: str, design: Design) -> RGB:
     """With the word, as wide as the art allows. uint8 [h, w, 3]."""
-    pixels, (h, w) = _pixels(art), art.shape[:2]
+    printed, (h, w) = pixels(art), art.shape[:2]
     (wide, high), _ = cv2.getTextSize(word, design.font, 1.0, 2)
     scale = min(0.9 * w / wide, 0.3 * h / high)
     at = (int((w - wide * scale) / 2), int(design.place * h + high * scale / 2))
     ink, thick = (255 * design.ink).tolist(), max(1, round(scale * 2.2))
-    return np.asarray(cv2.putText(pixels, word, at, design.font, scale, ink, thick, cv2.LINE_AA), np.uint8)
-
-
-def _pixels(x: NDArray[np.floating]) -> RGB:
-    return np.asarray(np.round(np.clip(x, 0, 1) * 255), np.uint8)
+    return np.asarray(cv2.putText(printed, word, at, design.font, scale, ink, thick, cv2.LINE_AA), np.uint8)

@@ -94,7 +94,7 @@ def detector(
     from soir_qdrant.vision.head import Head
 
     plan = Plan(epochs=epochs, seed=seed)
-    looks = partial(examples, seed=0, unknown=unknown or ())
+    looks = partial(examples, unknown=unknown or ())
     _train_head(Head, looks, train, plan, _benches(folders, format_), file, profile, cache, str(unknown))
 
 

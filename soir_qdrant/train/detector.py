@@ -24,13 +24,12 @@ from soir_qdrant import images as pictures
 from soir_qdrant.errors import DatasetError
 from soir_qdrant.evaluate.bench import Bench, GalleryImage
 from soir_qdrant.train.progress import HeadPlan, Progress, place_of, split, train_epochs, write_once
-from soir_qdrant.types import Detections
 from soir_qdrant.vision.boxes import areas, intersection_over_union
 from soir_qdrant.vision.embedded import TokenSource
 from soir_qdrant.vision.fitted import trunk
 from soir_qdrant.vision.head import STRIDES, Head, flat
 from soir_qdrant.vision.tiles import AREA
-from soir_qdrant.vision.token_detector import batched, chosen, inputs
+from soir_qdrant.vision.token_detector import batched, chosen, inputs, named
 
 CORE, MIN_CORE = 0.5, 0.75  # a cell is near the middle: share of the box, and cells, at least
 RANGES = {1: (0.0, 7.0), 2: (5.0, 16.0), 4: (12.0, math.inf)}  # by stride: sides of its objects, in tokens
@@ -174,10 +173,11 @@ def measure(head: Head, scenes: Sequence[Example], most: int = 100) -> dict[str,
     hits: list[tuple[float, bool]] = []
     total = labelled = found = early = 0
     for one in scenes:
-        seen = _detected(head, one, most)
+        scores, boxes = named(head, _read(one), one.size)
+        seen = chosen(scores, boxes, one.size, threshold=0.0, iou=0.5, most=most)
         matched = _matched(seen.boxes, one.boxes)
         total, found = total + len(one.boxes), found + int(matched.sum())
-        early += int(_matched(seen.boxes[:25], one.boxes).sum())
+        early += int(matched[:25].sum())
         if one.exhaustive:
             labelled += len(one.boxes)
             hits += zip(seen.scores.tolist(), matched.tolist(), strict=True)
@@ -188,15 +188,6 @@ def measure(head: Head, scenes: Sequence[Example], most: int = 100) -> dict[str,
         f"recall at {most}": round(found / max(total, 1), 4),
         "precision": round(float((precision * right).sum() / max(labelled, 1)), 4),
     }
-
-
-@torch.inference_mode()
-def _detected(head: Head, one: Example, most: int) -> Detections:
-    grid, small = _read(one)
-    logits, boxes = flat(head(*batched([(grid, small)])))
-    scale = np.array([one.size[0] / grid.shape[1], one.size[1] / grid.shape[0]] * 2, np.float32)
-    scores = logits[0].sigmoid().numpy()
-    return chosen(scores, boxes[0].numpy() * scale, one.size, threshold=0.0, iou=0.5, most=most)
 
 
 def _matched(boxes: NDArray[np.float32], true: NDArray[np.float32]) -> NDArray[np.bool_]:
@@ -237,7 +228,7 @@ def loss(
 
     Where not all is labelled, a cell that is surely an object's by its own word is hardly taught otherwise.
     """
-    logits, named = (x[0] for x in flat(levels))
+    logits, corners = (x[0] for x in flat(levels))
     owner = torch.cat([_owners(boxes, logit.shape[1:], stride) for (logit, _), stride in _strided(levels)])
     masked = torch.cat([_inside(unknown, logit.shape[1:], stride) for (logit, _), stride in _strided(levels)])
     near = owner >= 0
@@ -251,7 +242,7 @@ def loss(
         owners = owner[near]
         share = 1 / owners.bincount()[owners]  # of its object's cells: small objects count like large ones
         share = share / share.mean()
-        overlap, generalised = _overlaps(named[near], boxes[owners])
+        overlap, generalised = _overlaps(corners[near], boxes[owners])
         goal[near] = overlap.detach().clamp(min=0)
         regression = (share * (1 - generalised)).mean()
         weight[near] = share * goal[near].clamp(min=0.1)

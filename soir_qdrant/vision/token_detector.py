@@ -11,7 +11,7 @@ from torch import Tensor
 from soir_qdrant.types import RGB, Detections
 from soir_qdrant.vision.boxes import Floats, finish, pick
 from soir_qdrant.vision.embedded import TokenSource
-from soir_qdrant.vision.head import PIXELS, TrainedHead, flat
+from soir_qdrant.vision.head import PIXELS, Head, TrainedHead, flat
 from soir_qdrant.vision.tiles import AREA, tiled_grid
 
 THRESHOLD, IOU = 0.25, 0.7  # see docs/detector.md; boxes are suppressed again once they are fitted
@@ -75,20 +75,34 @@ class LearnedDetector:
         """images: list of uint8 [H, W, 3]. See `Detector`."""
         return [self._detect(image) for image in images]
 
-    @torch.inference_mode()
     def _detect(self, image: RGB) -> Detections:
-        grid, small = inputs(self.source, image, self.area)
-        tokens, pixels = (x.to(self.device) for x in batched([(grid, small)]))
-        logits, boxes = flat(self.network(tokens, pixels))
-        scale = image.shape[1] / grid.shape[1], image.shape[0] / grid.shape[0]
-        return chosen(
-            logits[0].sigmoid().cpu().numpy(),
-            boxes[0].cpu().numpy() * np.array(scale * 2, np.float32),
-            (image.shape[1], image.shape[0]),
-            threshold=self.threshold,
-            iou=self.iou,
-            most=self.most,
+        scores, boxes = named(
+            self.network, inputs(self.source, image, self.area), image.shape[1::-1], self.device
         )
+        size = (image.shape[1], image.shape[0])
+        return chosen(scores, boxes, size, threshold=self.threshold, iou=self.iou, most=self.most)
+
+
+@torch.inference_mode()
+def named(
+    network: Head,
+    looked_at: tuple[NDArray[np.floating], NDArray[np.uint8]],
+    size: tuple[int, ...],
+    device: str | torch.device = "cpu",
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """What the cells of all levels say of an image: scores [n], 0..1, and boxes [n, 4] in pixels.
+
+    Args:
+        network: where it runs is `device`.
+        looked_at: of `inputs`.
+        size: width and height of the image.
+        device: of the network.
+    """
+    tokens, pixels = (x.to(device) for x in batched([looked_at]))
+    logits, boxes = flat(network(tokens, pixels))
+    h, w = looked_at[0].shape[:2]
+    scale = np.array([size[0] / w, size[1] / h] * 2, np.float32)
+    return logits[0].sigmoid().cpu().numpy(), boxes[0].cpu().numpy() * scale
 
 
 def chosen(
