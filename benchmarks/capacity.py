@@ -17,13 +17,13 @@ from pathlib import Path
 import numpy as np
 
 from soir_qdrant.config import Settings
-from soir_qdrant.evaluate.collect import collect
-from soir_qdrant.evaluate.datasets import load
-from soir_qdrant.evaluate.metrics import average_precision, ranking
-from soir_qdrant.ingest import CODES
+from soir_qdrant.ingest.ingestor import CODES
+from soir_qdrant.lab.evaluate.collect import collect
+from soir_qdrant.lab.evaluate.datasets import load
+from soir_qdrant.lab.evaluate.metrics import average_precision, ranking
 from soir_qdrant.pipeline import Pipeline
-from soir_qdrant.refine.pooling import generalized_max_pool, normalize
-from soir_qdrant.search import FIRST
+from soir_qdrant.pooling.pool import generalized_max_pool, normalize
+from soir_qdrant.search.searcher import FIRST
 
 PICTURES, DEALS = 200, 3
 

@@ -20,14 +20,14 @@ import numpy as np
 
 from soir_qdrant import images as pictures
 from soir_qdrant.config import Settings
-from soir_qdrant.evaluate.collect import labelled
-from soir_qdrant.evaluate.datasets import load
-from soir_qdrant.evaluate.metrics import average_precision, ranking
+from soir_qdrant.geometry.boxes import intersection_over_union, pick
+from soir_qdrant.lab.evaluate.collect import labelled
+from soir_qdrant.lab.evaluate.datasets import load
+from soir_qdrant.lab.evaluate.metrics import average_precision, ranking
+from soir_qdrant.models.heads.boxes import THRESHOLD
 from soir_qdrant.pipeline import Pipeline
-from soir_qdrant.refine.pooling import generalized_max_pool
+from soir_qdrant.pooling.pool import generalized_max_pool
 from soir_qdrant.types import Vector
-from soir_qdrant.vision.boxes import intersection_over_union, pick
-from soir_qdrant.vision.head import THRESHOLD
 
 FOUND = 0.5  # IoU
 STEPS = (

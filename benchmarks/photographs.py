@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from soir_qdrant.evaluate.decode import has_alpha, read_rgba
-from soir_qdrant.evaluate.needle import generate
-from soir_qdrant.evaluate.sources import Sources, locate
+from soir_qdrant.lab.needlebench.decode import has_alpha, read_rgba
+from soir_qdrant.lab.needlebench.needle import generate
+from soir_qdrant.lab.needlebench.sources import Sources, locate
 
 DRAWN = {"cartoon", "clothes", "easter", "flags", "military", "naturalforces", "roadsigns", "symbols"}
 LEAST_SIDE, LEAST_COLOURS = 60, 300  # of a photograph: pixels, and colours told apart in steps of 8

@@ -22,10 +22,10 @@ import numpy as np
 from qdrant_client import QdrantClient
 
 from soir_qdrant import SceneObject, SoirIngestor, SoirSearcher
-from soir_qdrant.evaluate.bench import Bench, BenchQuery
-from soir_qdrant.evaluate.datasets import load
-from soir_qdrant.evaluate.metrics import average_precision, placed, recall_at
 from soir_qdrant.images import load as load_image
+from soir_qdrant.lab.evaluate.bench import Bench, BenchQuery
+from soir_qdrant.lab.evaluate.datasets import load
+from soir_qdrant.lab.evaluate.metrics import average_precision, placed, recall_at
 from soir_qdrant.pipeline import Pipeline
 from soir_qdrant.rerank.cache import TokenCache
 from soir_qdrant.rerank.candidates import QPerturbation

@@ -21,11 +21,11 @@ import numpy as np
 import qdrant_edge as edge
 
 from soir_qdrant.config import Settings
-from soir_qdrant.evaluate.collect import collect
-from soir_qdrant.evaluate.datasets import load
-from soir_qdrant.evaluate.metrics import average_precision
+from soir_qdrant.lab.evaluate.collect import collect
+from soir_qdrant.lab.evaluate.datasets import load
+from soir_qdrant.lab.evaluate.metrics import average_precision
 from soir_qdrant.pipeline import Pipeline
-from soir_qdrant.refine.pooling import generalized_max_pool
+from soir_qdrant.pooling.pool import generalized_max_pool
 
 OBJECTS, LISTED = 8, 1000  # objects of a further picture; hits that count for AP
 

@@ -5,7 +5,7 @@
 
 Retrieval on every PHOTOS/dev-* (the layout of `soir evaluate`; docs/needlebench.md), with objects detected
 and given, and on the composed folders, which stand below. Detection on PHOTOS/check (COCO's layout), on
-CHECKED of its images, always the same ones (see evaluate/detection.py). The photographs are not in the
+CHECKED of its images, always the same ones (see lab/evaluate/detection.py). The photographs are not in the
 repository: the folder's own LICENSES.md names the repository, the commit and the licence of each source.
 
 What was ingested is kept in the cache folder: a killed run goes on, and a second one only searches.
@@ -19,13 +19,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from soir_qdrant.cli.console import bar
 from soir_qdrant.config import Settings
-from soir_qdrant.console import bar
-from soir_qdrant.evaluate import report
-from soir_qdrant.evaluate.compare import ROWS, evaluate
-from soir_qdrant.evaluate.datasets import load
-from soir_qdrant.evaluate.detection import CAPS, evaluate_detector, labelled_images
-from soir_qdrant.evaluate.metrics import SHARES
+from soir_qdrant.lab.evaluate import report
+from soir_qdrant.lab.evaluate.compare import ROWS, evaluate
+from soir_qdrant.lab.evaluate.datasets import load
+from soir_qdrant.lab.evaluate.detection import CAPS, evaluate_detector, labelled_images
+from soir_qdrant.lab.evaluate.metrics import SHARES
 
 CHECKED = 150  # images of the folder that detection is measured on
 SHOWN = (

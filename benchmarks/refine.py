@@ -24,13 +24,13 @@ from torch import Tensor
 from twin import Twin
 
 from soir_qdrant.config import VectorSettings
-from soir_qdrant.evaluate.sources import Sources
-from soir_qdrant.refine.legrad import Workspace
-from soir_qdrant.refine.mao import MaoSettings, averaging, loss, optimize, precompute_all
-from soir_qdrant.refine.objective import target
+from soir_qdrant.geometry.crops import crop, full_mask
+from soir_qdrant.lab.needlebench.sources import Sources
+from soir_qdrant.mao.legrad import Workspace
+from soir_qdrant.mao.objective import target
+from soir_qdrant.mao.refine import MaoSettings, averaging, loss, optimize, precompute_all
+from soir_qdrant.models.encoders.vit import ViTEncoder, pick_dtype
 from soir_qdrant.types import SceneObject
-from soir_qdrant.vision.crops import crop, full_mask
-from soir_qdrant.vision.encoder import ViTEncoder, pick_dtype
 
 CROPS, ROUNDS, SIDE = 8, 12, 224
 PAPER = MaoSettings()

@@ -18,9 +18,9 @@ from clock import clock
 from qdrant_client import QdrantClient, models
 
 from soir_qdrant import SoirSearcher
-from soir_qdrant.ingest import CODES
-from soir_qdrant.payload import build_payload
-from soir_qdrant.store import Store
+from soir_qdrant.ingest.ingestor import CODES
+from soir_qdrant.qdrant.collection import Store
+from soir_qdrant.qdrant.payload import build_payload
 from soir_qdrant.types import LoadedImage, Scene, SceneObject
 
 DIM, OBJECTS, LIMIT = 1024, 8, 10

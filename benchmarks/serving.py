@@ -28,11 +28,11 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from tritonserver import NoTriton, Triton
 
 from soir_qdrant.config import Settings
+from soir_qdrant.models.encoders.vit import ViTEncoder
 from soir_qdrant.serving.export import export, real_crops
 from soir_qdrant.serving.onnx import OnnxEncoder
 from soir_qdrant.serving.triton import TritonConnection, TritonEncoder
 from soir_qdrant.types import Encoding
-from soir_qdrant.vision.encoder import ViTEncoder
 
 Encode = Callable[[Any, Any], Encoding]
 

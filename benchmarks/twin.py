@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from soir_qdrant.refine.block import LastBlock
+from soir_qdrant.models.last_block import LastBlock
 
 EPS = 1e-6
 

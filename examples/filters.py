@@ -9,7 +9,7 @@ from pathlib import Path
 from qdrant_client import QdrantClient, models
 
 from soir_qdrant import SoirIngestor, SoirSearcher
-from soir_qdrant.filters import min_count, object_larger_than
+from soir_qdrant.qdrant.filters import min_count, object_larger_than
 
 folder, query = sys.argv[1:3]
 files = sorted(Path(folder).glob("*.jpg"))

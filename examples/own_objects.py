@@ -9,7 +9,7 @@ from pathlib import Path
 from qdrant_client import QdrantClient
 
 from soir_qdrant import SceneObject, SoirIngestor, SoirSearcher
-from soir_qdrant.evaluate.bench import load
+from soir_qdrant.lab.evaluate.bench import load
 
 bench = load(Path(sys.argv[1]))
 client = QdrantClient(":memory:")

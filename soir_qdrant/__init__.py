@@ -20,9 +20,9 @@ from soir_qdrant.types import Crop, Hit, HitGroup, IngestReport, Scene, SceneObj
 if TYPE_CHECKING:
     from soir_qdrant.aio import AsyncSoirIngestor, AsyncSoirSearcher
     from soir_qdrant.config import Settings
-    from soir_qdrant.ingest import SoirIngestor
+    from soir_qdrant.ingest.ingestor import SoirIngestor
     from soir_qdrant.pipeline import Pipeline
-    from soir_qdrant.search import SoirSearcher
+    from soir_qdrant.search.searcher import SoirSearcher
 
 # Threads that wait give their core away: beside a busy process, spinning ones cost twice the time. OpenMP
 # reads this once, when torch is imported; who imported torch before, or set it, has decided.
@@ -51,8 +51,8 @@ _LAZY = {
     "AsyncSoirSearcher": "aio",
     "Pipeline": "pipeline",
     "Settings": "config",
-    "SoirIngestor": "ingest",
-    "SoirSearcher": "search",
+    "SoirIngestor": "ingest.ingestor",
+    "SoirSearcher": "search.searcher",
 }
 
 

@@ -1,5 +1,5 @@
 """python -m soir_qdrant: the command `soir`."""
 
-from soir_qdrant.cli import main
+from soir_qdrant.cli.main import main
 
 main()

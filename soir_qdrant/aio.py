@@ -15,8 +15,8 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from qdrant_client import AsyncQdrantClient
 
-from soir_qdrant.ingest import SoirIngestor
-from soir_qdrant.search import SoirSearcher
+from soir_qdrant.ingest.ingestor import SoirIngestor
+from soir_qdrant.search.searcher import SoirSearcher
 
 P = ParamSpec("P")
 S = TypeVar("S")

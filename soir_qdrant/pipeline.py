@@ -16,7 +16,13 @@ from numpy.typing import NDArray
 
 from soir_qdrant.config import SCHEMA, Settings
 from soir_qdrant.errors import ConfigError
-from soir_qdrant.refine.pooling import Whitening, generalized_max_pool, mean_pool, normalize
+from soir_qdrant.geometry.boxes import pick
+from soir_qdrant.geometry.crops import crop, full_mask, square, whole_box
+from soir_qdrant.geometry.plain_background import plain_foreground
+from soir_qdrant.models.tokens import SKIP, TokenSource, tokens_of
+from soir_qdrant.pooling.patches import READ, EncodesBoth, PatchProjection, described, projection_of
+from soir_qdrant.pooling.pool import generalized_max_pool, mean_pool, normalize
+from soir_qdrant.pooling.whitening import Whitening
 from soir_qdrant.types import (
     RGB,
     Box,
@@ -32,14 +38,9 @@ from soir_qdrant.types import (
     Segmenter,
     Vector,
 )
-from soir_qdrant.vision.boxes import pick
-from soir_qdrant.vision.crops import crop, full_mask, square, whole_box
-from soir_qdrant.vision.embedded import SKIP, TokenSource, tokens_of
-from soir_qdrant.vision.patches import READ, EncodesBoth, PatchProjection, described, projection_of
-from soir_qdrant.vision.plain_background import plain_foreground
 
 if TYPE_CHECKING:
-    from soir_qdrant.vision.text import TextEncoder
+    from soir_qdrant.models.encoders.text import TextEncoder
 
 SHIPPED = Path(str(resources.files("soir_qdrant") / "data" / "whitening.safetensors"))
 QUERY_FRAME = 0.05  # of each side of a query crop that is taken for ground
@@ -355,7 +356,7 @@ class Pipeline:
     def encoder(self) -> Encoder:
         if self._encoder is not None:
             return self._encoder
-        from soir_qdrant.vision.encoder import ViTEncoder
+        from soir_qdrant.models.encoders.vit import ViTEncoder
 
         held = self.settings.encoder
         return ViTEncoder(
@@ -374,7 +375,7 @@ class Pipeline:
         descriptor that texts are compared with."""
         if self.settings.vector.features != ("cls",):
             return None
-        from soir_qdrant.vision.text import text_encoder
+        from soir_qdrant.models.encoders.text import text_encoder
 
         held = self.settings.encoder
         return text_encoder(held.weights, device=held.device)
@@ -383,7 +384,7 @@ class Pipeline:
     def detector(self) -> Detector | None:
         if self._detector is not None:
             return self._detector
-        from soir_qdrant.vision.detector import make_detector
+        from soir_qdrant.models.detectors.factory import make_detector
 
         held = self.settings
         return make_detector(held.detector, self.encoder, held.encoder.device)
@@ -392,7 +393,7 @@ class Pipeline:
     def segmenter(self) -> Segmenter:
         if self._segmenter is not None:
             return self._segmenter
-        from soir_qdrant.vision.segmenter import make_segmenter
+        from soir_qdrant.models.segmenters.factory import make_segmenter
 
         held, encoder = self.settings, self.encoder
         return make_segmenter(held.segmenter, encoder, encoder.fingerprint, held.encoder.device)
@@ -400,7 +401,7 @@ class Pipeline:
     @cached_property
     def query_segmenter(self) -> Segmenter:
         """A finer cut for queries: they are few, and all depends on each."""
-        from soir_qdrant.vision.segmenter import GrabCutSegmenter
+        from soir_qdrant.models.segmenters.grabcut import GrabCutSegmenter
 
         if isinstance(self.segmenter, GrabCutSegmenter):
             return GrabCutSegmenter(side=160, iterations=5)
@@ -462,11 +463,11 @@ class Pipeline:
         }
 
     def _refined(self, scene_of: NDArray[np.int64], encoding: Encoding, masks: NDArray[np.float32]) -> Vector:
-        """The joint token of each scene, in the space of the descriptor. See `refine.mao`."""
+        """The joint token of each scene, in the space of the descriptor. See `mao.refine`."""
         import torch
 
-        from soir_qdrant.refine.mao import MaoSettings, refine
-        from soir_qdrant.vision.encoder import pick_dtype
+        from soir_qdrant.mao.refine import MaoSettings, refine
+        from soir_qdrant.models.encoders.vit import pick_dtype
 
         held, block = self.settings.vector, self.encoder.last_block
         if encoding.tokens is None:

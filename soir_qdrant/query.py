@@ -9,8 +9,8 @@ from typing import TypeAlias
 import numpy as np
 
 from soir_qdrant.errors import ConfigError, ImageError, ObjectsError
+from soir_qdrant.geometry.user_objects import clip_box
 from soir_qdrant.images import SUFFIXES, Source, load
-from soir_qdrant.objects import clip_box
 from soir_qdrant.types import Box, Crop, LoadedImage, Vector
 
 Query: TypeAlias = Source | Crop | Sequence[float]

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from soir_qdrant.refine.block import LastBlock
+    from soir_qdrant.models.last_block import LastBlock
 
 RGB: TypeAlias = NDArray[np.uint8]  # [H, W, 3], 0..255, after EXIF rotation
 Mask: TypeAlias = NDArray[np.bool_]

@@ -21,9 +21,9 @@ from tritonserver import NoTriton, Triton
 
 from soir_qdrant.config import Settings
 from soir_qdrant.errors import ConfigError
-from soir_qdrant.ingest import SoirIngestor
-from soir_qdrant.store import Store
-from soir_qdrant.transport import Retry
+from soir_qdrant.ingest.ingestor import SoirIngestor
+from soir_qdrant.qdrant.collection import Store
+from soir_qdrant.qdrant.transport import Retry
 from soir_qdrant.types import RGB, Box, IngestReport, LoadedImage, Mask, Scene, SceneObject, Vector
 
 

@@ -8,7 +8,7 @@ import pytest
 from qdrant_client import QdrantClient
 from typer.testing import CliRunner
 
-from soir_qdrant.cli import app
+from soir_qdrant.cli.main import app
 
 COMMANDS = ["ingest", "search", "info", "calibrate", "evaluate", "explain", "needle", "export", "demo"]
 
@@ -26,7 +26,9 @@ def test_help_shows_an_example(command):
 
 
 def test_the_package_and_its_help_load_no_torch():
-    code = "import sys, soir_qdrant, soir_qdrant.cli; print('torch' in sys.modules, 'cv2' in sys.modules)"
+    code = (
+        "import sys, soir_qdrant, soir_qdrant.cli.main; print('torch' in sys.modules, 'cv2' in sys.modules)"
+    )
     assert subprocess.check_output([sys.executable, "-c", code], text=True).split() == ["False", "False"]
 
 

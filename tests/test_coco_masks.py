@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from soir_qdrant.errors import DatasetError
-from soir_qdrant.evaluate.coco_masks import Outline
-from soir_qdrant.evaluate.datasets import load
+from soir_qdrant.lab.evaluate.coco_masks import Outline
+from soir_qdrant.lab.evaluate.datasets import load
 
 
 def drawn(*rows):

@@ -14,16 +14,16 @@ from models import tiny_owlv2
 
 from soir_qdrant.config import DetectorSettings
 from soir_qdrant.errors import WeightsError
+from soir_qdrant.geometry.boxes import finish, intersection_over_union, pick
+from soir_qdrant.lab.train.proposals import Example, fit, logistic, measure
+from soir_qdrant.models.detectors import saliency
+from soir_qdrant.models.detectors.factory import make_detector
+from soir_qdrant.models.detectors.proposals import GRID_AREA, EmbeddedDetector, token_grid
+from soir_qdrant.models.detectors.regions import gradient, grow, superpixels
+from soir_qdrant.models.detectors.token_head import LearnedDetector
+from soir_qdrant.models.heads.boxes import Head, TrainedHead
+from soir_qdrant.models.token_grid import LARGEST, SHARED, spans, tiled_grid
 from soir_qdrant.types import Detector
-from soir_qdrant.vision import saliency
-from soir_qdrant.vision.boxes import finish, intersection_over_union, pick
-from soir_qdrant.vision.detector import make_detector
-from soir_qdrant.vision.embedded import GRID_AREA, EmbeddedDetector, token_grid
-from soir_qdrant.vision.fitting import Example, fit, logistic, measure
-from soir_qdrant.vision.head import Head, TrainedHead
-from soir_qdrant.vision.regions import gradient, grow, superpixels
-from soir_qdrant.vision.tiles import LARGEST, SHARED, spans, tiled_grid
-from soir_qdrant.vision.token_detector import LearnedDetector
 
 
 class ColourTokens:
@@ -274,7 +274,7 @@ class TestOwlv2:
 
     def test_boxes_map_back_by_the_longer_side(self, owlv2_folder):
         """Against the whole model, prompted with text, and the processor's own rescaling."""
-        from soir_qdrant.vision.owlv2 import Owlv2Detector, preprocess
+        from soir_qdrant.models.detectors.owlv2 import Owlv2Detector, preprocess
 
         image = np.random.default_rng(0).integers(0, 255, (120, 200, 3), np.uint8)
         detector = Owlv2Detector(str(owlv2_folder), threshold=0, iou=1, most=99, dtype="float32")
@@ -296,7 +296,7 @@ class TestOwlv2:
     def test_preprocessing_matches_the_processor(self, shape):
         pytest.importorskip("scipy")
         processors = pytest.importorskip("transformers.models.owlv2.image_processing_pil_owlv2")
-        from soir_qdrant.vision.owlv2 import preprocess
+        from soir_qdrant.models.detectors.owlv2 import preprocess
 
         rng = np.random.default_rng(0)
         image = cv2.GaussianBlur(rng.integers(0, 255, (*shape, 3), np.uint8), (0, 0), 3)

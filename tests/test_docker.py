@@ -68,7 +68,7 @@ def test_triton_reads_a_configuration_that_every_model_has():
 def test_the_worker_speaks_the_options_of_the_command():
     from typer.testing import CliRunner
 
-    from soir_qdrant.cli import app
+    from soir_qdrant.cli.main import app
 
     help_text = CliRunner().invoke(app, ["ingest", "--help"], env={"COLUMNS": "200"}).output
     command, *_ = BASE["services"]["worker"]["command"]

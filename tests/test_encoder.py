@@ -7,8 +7,8 @@ import transformers
 from models import tiny_encoder
 
 from soir_qdrant.errors import ConfigError, WeightsError
+from soir_qdrant.models.encoders.vit import ViTEncoder
 from soir_qdrant.types import Encoder
-from soir_qdrant.vision.encoder import ViTEncoder
 
 CROPS = np.random.default_rng(0).integers(0, 256, (5, 224, 224, 3), np.uint8)
 

@@ -10,7 +10,7 @@ from PIL import Image
 from qdrant_client import QdrantClient, models
 
 from soir_qdrant import SceneObject, SoirIngestor, SoirSearcher
-from soir_qdrant.filters import has_label
+from soir_qdrant.qdrant.filters import has_label
 
 PICTURES = Path(str(resources.files("soir_qdrant") / "data" / "pictures"))
 SCENES = {

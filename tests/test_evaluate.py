@@ -10,13 +10,13 @@ from PIL import Image
 from qdrant_client import QdrantClient, models
 from typer.testing import CliRunner
 
-from soir_qdrant.calibrate import Moments
-from soir_qdrant.cli import app
+from soir_qdrant.cli.main import app
 from soir_qdrant.errors import DatasetError, ImageError
-from soir_qdrant.evaluate.compare import ROWS, evaluate
-from soir_qdrant.evaluate.datasets import load
-from soir_qdrant.evaluate.needle import generate
-from soir_qdrant.evaluate.sources import Sources
+from soir_qdrant.lab.calibrate import Moments
+from soir_qdrant.lab.evaluate.compare import ROWS, evaluate
+from soir_qdrant.lab.evaluate.datasets import load
+from soir_qdrant.lab.needlebench.needle import generate
+from soir_qdrant.lab.needlebench.sources import Sources
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def test_detected_objects_a_refitted_whitening_and_a_search_by_the_command(bench
 def test_the_heat_is_on_the_thing(bench):
     """Given its objects, the heat map of a right hit is hottest on the object that was searched for."""
     from soir_qdrant import Pipeline, SoirIngestor, SoirSearcher
-    from soir_qdrant.evaluate.collect import labelled
+    from soir_qdrant.lab.evaluate.collect import labelled
 
     client, pipeline, labels = QdrantClient(":memory:"), Pipeline(), load(bench)
     SoirIngestor(client, pipeline=pipeline).add(

@@ -8,18 +8,18 @@ from conftest import painted
 from PIL import Image
 from typer.testing import CliRunner
 
-from soir_qdrant import cli
+from soir_qdrant.cli import main as cli
 from soir_qdrant.errors import ConfigError, DatasetError
-from soir_qdrant.evaluate.detection import (
+from soir_qdrant.lab.evaluate.detection import (
     UNMATCHED,
     evaluate_detector,
     labelled_images,
     matches,
     precision_over_recall,
 )
-from soir_qdrant.evaluate.metrics import box_shares, recall_by_size
+from soir_qdrant.lab.evaluate.metrics import box_shares, recall_by_size
+from soir_qdrant.models.detectors.owlv2 import Owlv2Detector
 from soir_qdrant.types import Detections
-from soir_qdrant.vision.owlv2 import Owlv2Detector
 
 
 def rows(*boxes):

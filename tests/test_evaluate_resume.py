@@ -10,15 +10,15 @@ from conftest import painted
 from PIL import Image
 from typer.testing import CliRunner
 
-from soir_qdrant import cli
-from soir_qdrant.console import LineProgress
+from soir_qdrant.cli import main as cli
+from soir_qdrant.cli.console import LineProgress
+from soir_qdrant.cli.evaluate import evaluate as command
 from soir_qdrant.errors import ConfigError
-from soir_qdrant.evaluate.cache import ArrayCache, code_digest
-from soir_qdrant.evaluate.commands import evaluate as command
-from soir_qdrant.evaluate.compare import DEFAULT_ROWS, ROWS, evaluate
-from soir_qdrant.evaluate.datasets import load
-from soir_qdrant.evaluate.report import cache_folder
-from soir_qdrant.vision.owlv2 import Owlv2Detector
+from soir_qdrant.lab.evaluate.cache import ArrayCache, code_digest
+from soir_qdrant.lab.evaluate.compare import DEFAULT_ROWS, ROWS, evaluate
+from soir_qdrant.lab.evaluate.datasets import load
+from soir_qdrant.lab.evaluate.report import cache_folder
+from soir_qdrant.models.detectors.owlv2 import Owlv2Detector
 
 COLOURS = [(200, 30, 30), (30, 200, 30), (30, 30, 200), (200, 200, 30), (30, 200, 200), (200, 30, 200)]
 CHEAP = ("global", "global-untuned", "mean", "default", "rerank-codes", "rerank-objects", "chance")

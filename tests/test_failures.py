@@ -7,10 +7,10 @@ from PIL import Image
 
 from soir_qdrant.config import Settings
 from soir_qdrant.errors import ConfigError
-from soir_qdrant.evaluate.bench import Bench, BenchObject, BenchQuery, GalleryImage
-from soir_qdrant.evaluate.collect import Seen
-from soir_qdrant.evaluate.compare import Evaluation
-from soir_qdrant.evaluate.failures import box_reason, cases, counts, write
+from soir_qdrant.lab.evaluate.bench import Bench, BenchObject, BenchQuery, GalleryImage
+from soir_qdrant.lab.evaluate.collect import Seen
+from soir_qdrant.lab.evaluate.compare import Evaluation
+from soir_qdrant.lab.evaluate.failures import box_reason, cases, counts, write
 from soir_qdrant.types import SceneObject
 
 THING = (10.0, 10.0, 30.0, 30.0)  # 20 x 20

@@ -16,13 +16,13 @@ from qdrant_client import QdrantClient
 
 from soir_qdrant.config import Settings
 from soir_qdrant.errors import ConfigError
-from soir_qdrant.ingest import SoirIngestor
+from soir_qdrant.ingest.ingestor import SoirIngestor
 from soir_qdrant.pipeline import Pipeline
 from soir_qdrant.rerank.cache import TokenCache
 from soir_qdrant.rerank.candidates import QPerturbation
 from soir_qdrant.rerank.image_query import WINNER, ImagePerturbation
 from soir_qdrant.rerank.perturb import PerturbSettings
-from soir_qdrant.search import SoirSearcher
+from soir_qdrant.search.searcher import SoirSearcher
 from soir_qdrant.types import Failure, SceneObject
 
 SHAPE = {

@@ -9,9 +9,9 @@ from conftest import counts, ingestor, picture, stored
 from PIL import Image
 from qdrant_client import QdrantClient
 
-from soir_qdrant import batches
 from soir_qdrant.errors import ConfigError
-from soir_qdrant.payload import point_id
+from soir_qdrant.ingest import run as batches
+from soir_qdrant.qdrant.payload import point_id
 from soir_qdrant.types import SceneObject
 
 
@@ -162,6 +162,8 @@ def test_quiet_unless_on_a_terminal(capfd, monkeypatch, pipeline):
 
 
 def test_importing_loads_no_torch():
-    imports = "import sys, soir_qdrant.ingest, soir_qdrant.search, soir_qdrant.filters"
+    imports = (
+        "import sys, soir_qdrant.ingest.ingestor, soir_qdrant.search.searcher, soir_qdrant.qdrant.filters"
+    )
     code = f"{imports}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -10,7 +10,7 @@ from qdrant_client.http.exceptions import ResponseHandlingException
 from test_images import BAD
 
 from soir_qdrant.errors import CollectionError, ConfigError, ImageError, ServerError, WeightsError
-from soir_qdrant.ingest import IngestStopped, summary
+from soir_qdrant.ingest.ingestor import IngestStopped, summary
 from soir_qdrant.types import SceneObject
 
 

@@ -12,14 +12,14 @@ from conftest import picture, stored
 from PIL import Image
 from qdrant_client import QdrantClient
 
-from soir_qdrant.payload import point_id
+from soir_qdrant.qdrant.payload import point_id
 
 KILLED = """
 import sys
 from pathlib import Path
 from qdrant_client import QdrantClient
 from conftest import ColourPipeline
-from soir_qdrant.ingest import SoirIngestor
+from soir_qdrant.ingest.ingestor import SoirIngestor
 
 where, pictures = sys.argv[1:]
 print("ready", flush=True)

@@ -4,14 +4,14 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from soir_qdrant.evaluate.metrics import (
+from soir_qdrant.geometry.boxes import intersection_over_union
+from soir_qdrant.lab.evaluate.metrics import (
     average_precision,
     chance_precision,
     chance_recall,
     ranking,
     recall_at,
 )
-from soir_qdrant.vision.boxes import intersection_over_union
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=30))

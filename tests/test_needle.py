@@ -13,12 +13,12 @@ import pytest
 from PIL import Image
 
 from soir_qdrant.errors import DatasetError
-from soir_qdrant.evaluate import cast, decode, needle, render, sources
-from soir_qdrant.evaluate.bench import Bench, load, read_mask
-from soir_qdrant.evaluate.compose import FLAT, LARGEST, LEAST_VISIBLE, SMALLEST, Scene, resize_area
-from soir_qdrant.evaluate.invent import Inventor
-from soir_qdrant.evaluate.needle import generate
-from soir_qdrant.evaluate.sources import DATA, Sources
+from soir_qdrant.lab.evaluate.bench import Bench, load, read_mask
+from soir_qdrant.lab.needlebench import cast, decode, needle, render, sources
+from soir_qdrant.lab.needlebench.compose import FLAT, LARGEST, LEAST_VISIBLE, SMALLEST, Scene, resize_area
+from soir_qdrant.lab.needlebench.invent import Inventor
+from soir_qdrant.lab.needlebench.needle import generate
+from soir_qdrant.lab.needlebench.sources import DATA, Sources
 
 SCENES, TARGETS = 12, 6
 

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from soir_qdrant.errors import ObjectsError
-from soir_qdrant.objects import clip_box, fit_objects
+from soir_qdrant.geometry.user_objects import clip_box, fit_objects
 from soir_qdrant.types import SceneObject
 
 

@@ -20,16 +20,16 @@ from qdrant_client import AsyncQdrantClient, QdrantClient
 from soir_qdrant.aio import AsyncSoirSearcher
 from soir_qdrant.config import Settings
 from soir_qdrant.errors import ConfigError
-from soir_qdrant.ingest import SoirIngestor
-from soir_qdrant.payload import code_cosines, pack_patches, shown, unpack_patches
+from soir_qdrant.ingest.ingestor import SoirIngestor
+from soir_qdrant.models.tokens import SKIP
 from soir_qdrant.pipeline import Pipeline
+from soir_qdrant.pooling.patches import PatchProjection, described, late_interaction, under_mask
+from soir_qdrant.qdrant.payload import code_cosines, pack_patches, shown, unpack_patches
 from soir_qdrant.rerank.base import Reranker
 from soir_qdrant.rerank.cache import TokenCache
 from soir_qdrant.rerank.patches import PatchReranker
-from soir_qdrant.search import SoirSearcher
+from soir_qdrant.search.searcher import SoirSearcher
 from soir_qdrant.types import Box, Failure, LoadedImage, SceneObject, Vector
-from soir_qdrant.vision.embedded import SKIP
-from soir_qdrant.vision.patches import PatchProjection, described, late_interaction, under_mask
 
 RED, GREEN, BLUE = (250, 0, 0), (0, 250, 0), (0, 0, 250)
 A, B = (4.0, 4.0, 28.0, 28.0), (44.0, 30.0, 76.0, 56.0)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from soir_qdrant.errors import ConfigError
-from soir_qdrant.payload import (
+from soir_qdrant.qdrant.payload import (
     PayloadError,
     best_object,
     build_payload,

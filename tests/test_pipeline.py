@@ -5,11 +5,11 @@ import pytest
 
 from soir_qdrant.config import SegmenterSettings, Settings
 from soir_qdrant.errors import ConfigError, ObjectsError
-from soir_qdrant.explain import explain, save
+from soir_qdrant.geometry.crops import crop, full_mask, square
+from soir_qdrant.models.segmenters.factory import make_segmenter
 from soir_qdrant.pipeline import Pipeline
+from soir_qdrant.report.explain import explain, save
 from soir_qdrant.types import Detections, LoadedImage, SceneObject
-from soir_qdrant.vision.crops import crop, full_mask, square
-from soir_qdrant.vision.segmenter import make_segmenter
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from soir_qdrant.config import Settings
+from soir_qdrant.geometry.plain_background import plain_foreground
 from soir_qdrant.pipeline import Pipeline
 from soir_qdrant.types import RGB, Mask
-from soir_qdrant.vision.plain_background import plain_foreground
 
 WHITE, GREY, BLACK = (255, 255, 255), (128, 130, 127), (0, 0, 0)
 RED, YELLOW, BEIGE = (190, 40, 30), (230, 200, 40), (250, 247, 242)

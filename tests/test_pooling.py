@@ -6,15 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from soir_qdrant.errors import ConfigError
-from soir_qdrant.refine.pooling import (
-    Whitening,
-    fit_discriminative,
-    fit_whitening,
-    generalized_max_pool,
-    mean_pool,
-    normalize,
-    refit,
-)
+from soir_qdrant.pooling.pool import generalized_max_pool, mean_pool, normalize
+from soir_qdrant.pooling.whitening import Whitening, fit_discriminative, fit_whitening, refit
 
 
 def rows(seed, k=8, dim=32, common=0.0):

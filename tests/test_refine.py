@@ -15,11 +15,11 @@ from transformers import (
 )
 
 from soir_qdrant.errors import ObjectsError
-from soir_qdrant.refine import mao
-from soir_qdrant.refine.block import LastBlock
-from soir_qdrant.refine.legrad import normalized, precompute, raw_maps, upsampled
-from soir_qdrant.refine.mao import MaoSettings, refine
-from soir_qdrant.refine.objective import dice, target
+from soir_qdrant.mao import refine as mao
+from soir_qdrant.mao.legrad import normalized, precompute, raw_maps, upsampled
+from soir_qdrant.mao.objective import dice, target
+from soir_qdrant.mao.refine import MaoSettings, refine
+from soir_qdrant.models.last_block import LastBlock
 
 SHAPE = {
     "hidden_size": 24,

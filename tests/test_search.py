@@ -9,16 +9,16 @@ from qdrant_client import QdrantClient, models
 from qdrant_client.http.exceptions import UnexpectedResponse
 
 from soir_qdrant.errors import CollectionError, ConfigError, ImageError, ObjectsError, ServerError
-from soir_qdrant.filters import (
+from soir_qdrant.ingest.ingestor import SoirIngestor
+from soir_qdrant.qdrant.filters import (
     has_label,
     min_count,
     object_in_region,
     object_larger_than,
     object_smaller_than,
 )
-from soir_qdrant.ingest import SoirIngestor
-from soir_qdrant.search import SoirSearcher
-from soir_qdrant.transport import Retry
+from soir_qdrant.qdrant.transport import Retry
+from soir_qdrant.search.searcher import SoirSearcher
 from soir_qdrant.types import Crop, SceneObject
 
 RED, GREEN, BLUE, WHITE = (250, 0, 0), (0, 250, 0), (0, 0, 250), (250, 250, 250)
@@ -268,7 +268,7 @@ def test_threads_that_begin_together_share_one_pipeline(monkeypatch):
         made.append(ColourPipeline())
         return made[-1]
 
-    monkeypatch.setattr("soir_qdrant.search.make_pipeline", make)
+    monkeypatch.setattr("soir_qdrant.search.searcher.make_pipeline", make)
     shared = SoirSearcher(client)
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(shared.search, [swatch(RED)] * 8))

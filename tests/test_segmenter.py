@@ -12,11 +12,13 @@ from models import tiny_sam
 
 from soir_qdrant.config import SegmenterSettings
 from soir_qdrant.errors import ConfigError, ObjectsError, WeightsError
+from soir_qdrant.geometry.boxes import intersection_over_union
+from soir_qdrant.geometry.crops import whole_box
+from soir_qdrant.geometry.masks import ellipse
+from soir_qdrant.models.encoders.vit import ViTEncoder
+from soir_qdrant.models.segmenters.factory import BoxSegmenter, make_segmenter
+from soir_qdrant.models.segmenters.grabcut import GrabCutSegmenter
 from soir_qdrant.types import Segmenter
-from soir_qdrant.vision.boxes import intersection_over_union
-from soir_qdrant.vision.crops import whole_box
-from soir_qdrant.vision.encoder import ViTEncoder
-from soir_qdrant.vision.segmenter import BoxSegmenter, GrabCutSegmenter, ellipse, make_segmenter
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +149,7 @@ class TestSam:
     def test_matches_the_processor(self, sam_folder, shape):
         """Preprocessing, prompts and the way back, against the slow processor of `transformers`."""
         processors = pytest.importorskip("transformers.models.sam.image_processing_pil_sam")
-        from soir_qdrant.vision.sam import fitted, in_frame, preprocess
+        from soir_qdrant.models.segmenters.sam import fitted, in_frame, preprocess
 
         image = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 255, (*shape, 3), np.uint8), (0, 0), 2)
         sides = {"height": 64, "width": 64}
@@ -161,7 +163,7 @@ class TestSam:
         np.testing.assert_array_equal(mask, expected[0][0, 0].numpy())
 
     def test_takes_the_mask_of_best_predicted_quality(self, sam_folder):
-        from soir_qdrant.vision.sam import SamSegmenter, fitted, in_frame, preprocess
+        from soir_qdrant.models.segmenters.sam import SamSegmenter, fitted, in_frame, preprocess
 
         image = np.random.default_rng(0).integers(0, 255, (60, 100, 3), np.uint8)
         box = np.array([[10, 5, 80, 50]], np.float32)
@@ -187,7 +189,7 @@ class TestSegmentAnything:
             make_segmenter(SegmenterSettings(kind="segment-anything", weights="sam_vit_b_01ec64.pth"))
 
     def test_file_name_says_the_architecture(self, monkeypatch):
-        from soir_qdrant.vision import sam
+        from soir_qdrant.models.segmenters import sam
 
         monkeypatch.setattr(sam, "_segment_anything", lambda: ({}, None))
         with pytest.raises(WeightsError, match="vit_h, vit_l, vit_b"):

@@ -16,7 +16,7 @@ from qdrant_client import QdrantClient
 
 from soir_qdrant.config import DetectorSettings
 from soir_qdrant.errors import ConfigError, WeightsError
-from soir_qdrant.ingest import SoirIngestor
+from soir_qdrant.ingest.ingestor import SoirIngestor
 from soir_qdrant.serving import last_block, repository, spec
 from soir_qdrant.types import Detector, Encoder, Segmenter
 
@@ -81,7 +81,7 @@ class TestExport:
             assert "--maxShapes=" in script
 
     def test_the_file_says_which_weights_and_which_spec(self, tiny_models, tiny_settings):
-        from soir_qdrant.vision.encoder import ViTEncoder
+        from soir_qdrant.models.encoders.vit import ViTEncoder
 
         file = tiny_models / "soir_encoder" / "1" / "model.onnx"
         told = onnxruntime.InferenceSession(str(file)).get_modelmeta().custom_metadata_map
@@ -101,9 +101,9 @@ class TestExport:
 
     @pytest.mark.parametrize("kind", ["clip", "siglip"])
     def test_half_precision_keeps_its_inputs_and_outputs(self, kind, tmp_path, tiny_settings):
+        from soir_qdrant.models.encoders.vit import ViTEncoder
         from soir_qdrant.serving.export import export
         from soir_qdrant.serving.onnx import OnnxEncoder
-        from soir_qdrant.vision.encoder import ViTEncoder
 
         weights = str(tiny_encoder(tmp_path / "weights", kind))
         settings = tiny_settings.but(
@@ -213,7 +213,7 @@ def picture(seed):
 class TestOnnxRuntime:
     def test_fills_a_collection_that_torch_reads(self, tiny_settings, tiny_models):
         from soir_qdrant.pipeline import Pipeline
-        from soir_qdrant.search import SoirSearcher
+        from soir_qdrant.search.searcher import SoirSearcher
         from soir_qdrant.serving.onnx import OnnxRuntime
 
         client = QdrantClient(":memory:")
@@ -241,7 +241,7 @@ class TestOnnxRuntime:
     def test_what_reads_tokens_is_sent_them(self, tiny_settings, tiny_models, tmp_path):
         """Heat maps and Q-Perturbation, through a pipeline that fetches none by itself."""
         from soir_qdrant.pipeline import Pipeline
-        from soir_qdrant.search import SoirSearcher
+        from soir_qdrant.search.searcher import SoirSearcher
         from soir_qdrant.serving.onnx import OnnxRuntime
 
         for i in range(2):

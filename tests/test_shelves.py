@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from soir_qdrant.evaluate import retaken, shelves
-from soir_qdrant.evaluate.bench import Bench, BenchObject, GalleryImage, load
-from soir_qdrant.evaluate.invent import Inventor
-from soir_qdrant.evaluate.sources import Sources
+from soir_qdrant.lab.evaluate.bench import Bench, BenchObject, GalleryImage, load
+from soir_qdrant.lab.needlebench import retaken, shelves
+from soir_qdrant.lab.needlebench.invent import Inventor
+from soir_qdrant.lab.needlebench.sources import Sources
 
 
 @pytest.fixture(scope="module")

@@ -6,13 +6,13 @@ import pytest
 from conftest import FINGERPRINT, QUICK, scene, store, unit
 from qdrant_client import QdrantClient, models
 
-from soir_qdrant import schema
 from soir_qdrant.errors import CollectionError, ConfigError, ObjectsError, SoirError
-from soir_qdrant.payload import (
+from soir_qdrant.qdrant import schema
+from soir_qdrant.qdrant.collection import Store
+from soir_qdrant.qdrant.payload import (
     short_hash,
 )
-from soir_qdrant.store import Store
-from soir_qdrant.transport import connect
+from soir_qdrant.qdrant.transport import connect
 from soir_qdrant.types import Scene
 
 

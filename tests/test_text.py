@@ -11,9 +11,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from soir_qdrant import Settings, SoirIngestor, SoirSearcher
 from soir_qdrant.errors import ConfigError, WeightsError
+from soir_qdrant.models.encoders.text import text_encoder
 from soir_qdrant.pipeline import Pipeline
 from soir_qdrant.types import SceneObject
-from soir_qdrant.vision.text import text_encoder
 
 WORDS = {word: i for i, word in enumerate(["<pad>", "<unk>", "<end>", "a", "red", "mug", "of", "blue"])}
 

@@ -10,18 +10,19 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from soir_qdrant.cli import app
+from soir_qdrant.cli.main import app
 from soir_qdrant.config import Settings
 from soir_qdrant.errors import ConfigError
-from soir_qdrant.evaluate.bench import load
-from soir_qdrant.evaluate.collect import labelled
-from soir_qdrant.evaluate.needle import generate
-from soir_qdrant.evaluate.sources import Sources
 from soir_qdrant.images import load as read
+from soir_qdrant.lab.evaluate.bench import load
+from soir_qdrant.lab.evaluate.collect import labelled
+from soir_qdrant.lab.needlebench.needle import generate
+from soir_qdrant.lab.needlebench.sources import Sources
+from soir_qdrant.lab.train.projection import Scatter
+from soir_qdrant.models.heads.boxes import TrainedHead
 from soir_qdrant.pipeline import Pipeline
-from soir_qdrant.refine.pooling import Whitening, normalize
-from soir_qdrant.train.projection import Scatter
-from soir_qdrant.vision.head import TrainedHead
+from soir_qdrant.pooling.pool import normalize
+from soir_qdrant.pooling.whitening import Whitening
 
 
 def test_the_scatter_is_that_of_rows_about_the_mean_of_their_thing():
@@ -113,7 +114,7 @@ def test_a_training_keeps_the_memory_that_a_step_frees_for_the_next():
         "step(); before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt; step(); step()\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)"
     )
-    keep = "from soir_qdrant.train.memory import keep_freed; keep_freed()"
+    keep = "from soir_qdrant.lab.train.memory import keep_freed; keep_freed()"
     asked, kept = (
         int(subprocess.check_output([sys.executable, "-c", steps.format(how)], text=True))
         for how in ("", keep)

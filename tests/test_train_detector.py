@@ -7,14 +7,14 @@ import pytest
 import torch
 from test_detector import ColourTokens, scene
 
-from soir_qdrant import parts
 from soir_qdrant.config import DetectorSettings
 from soir_qdrant.errors import ConfigError
-from soir_qdrant.evaluate.bench import BenchObject, GalleryImage
-from soir_qdrant.train.detector import Example, Plan, _example, _owners, assign, loss, measure, train
-from soir_qdrant.vision.detector import make_detector
-from soir_qdrant.vision.head import STRIDES, Head, TrainedHead, flat
-from soir_qdrant.vision.token_detector import LearnedDetector, batched, inputs
+from soir_qdrant.lab.evaluate.bench import BenchObject, GalleryImage
+from soir_qdrant.lab.train.detector import Example, Plan, _example, _owners, assign, loss, measure, train
+from soir_qdrant.models import artifacts
+from soir_qdrant.models.detectors.factory import make_detector
+from soir_qdrant.models.detectors.token_head import LearnedDetector, batched, inputs
+from soir_qdrant.models.heads.boxes import STRIDES, Head, TrainedHead, flat
 
 
 class Source(ColourTokens):
@@ -61,7 +61,7 @@ def test_a_saved_head_says_the_same(tmp_path):
 
 
 def test_a_head_of_version_1_is_refused_with_what_to_do(tmp_path):
-    parts.save(tmp_path / "old", {"pixels.weight": np.zeros(1)}, fitted_for="colours@1", depth="4")
+    artifacts.save(tmp_path / "old", {"pixels.weight": np.zeros(1)}, fitted_for="colours@1", depth="4")
     with pytest.raises(ConfigError, match="make one anew with `soir train detector`"):
         TrainedHead.load(tmp_path / "old")
 

@@ -11,17 +11,18 @@ from PIL import Image
 
 from soir_qdrant.config import Settings
 from soir_qdrant.errors import ConfigError, DatasetError
-from soir_qdrant.evaluate.bench import load
-from soir_qdrant.evaluate.datasets import load as load_layout
+from soir_qdrant.lab.evaluate.bench import load
+from soir_qdrant.lab.evaluate.datasets import load as load_layout
+from soir_qdrant.lab.train.encoder import Plan, Things, pool, train
+from soir_qdrant.lab.train.tail import Tail
+from soir_qdrant.lab.train.views import views
+from soir_qdrant.models.compatibility import trunk
+from soir_qdrant.models.encoders.lora import Adapter
+from soir_qdrant.models.encoders.vit import ViTEncoder
+from soir_qdrant.models.weights import resolve
 from soir_qdrant.pipeline import Pipeline
-from soir_qdrant.refine.pooling import Whitening, generalized_max_pool, normalize
-from soir_qdrant.train.encoder import Plan, Things, pool, train
-from soir_qdrant.train.tail import Tail
-from soir_qdrant.train.views import views
-from soir_qdrant.vision.adapter import Adapter
-from soir_qdrant.vision.encoder import ViTEncoder
-from soir_qdrant.vision.fitted import trunk
-from soir_qdrant.vision.weights import resolve
+from soir_qdrant.pooling.pool import generalized_max_pool, normalize
+from soir_qdrant.pooling.whitening import Whitening
 
 THINGS = 40
 PLAN = Plan(steps=60, scenes=4, objects=4, near=2, blocks=2, rank=4, lr=3e-2, every=10, held=5)
@@ -86,7 +87,7 @@ def test_the_tail_says_what_the_encoder_says_before_and_after_its_additions(tmp_
     seen = views([bench], pipeline, blocks, tmp_path / "cache")[0]
     entry = bench.gallery[0]
     image = np.asarray(Image.open(entry.file))
-    from soir_qdrant.evaluate.collect import labelled
+    from soir_qdrant.lab.evaluate.collect import labelled
 
     crops = pipeline.crops([image], [labelled(entry)])
     rows = slice(0, len(entry.objects))  # a scene's true masks come first

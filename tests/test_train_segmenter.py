@@ -9,19 +9,19 @@ import torch
 from PIL import Image
 from test_detector import ColourTokens, GpuTokens
 
-from soir_qdrant import parts
 from soir_qdrant.config import SegmenterSettings
 from soir_qdrant.errors import ConfigError, DatasetError
-from soir_qdrant.evaluate.bench import load
-from soir_qdrant.evaluate.datasets import load as load_any
-from soir_qdrant.train.segmenter import MAX_OBJECTS, Plan, Views, examples, measure, train, untrained
-from soir_qdrant.vision.encoder import ViTEncoder
-from soir_qdrant.vision.fitted import DATA, trunk
-from soir_qdrant.vision.mask_head import CELL, SIDE, MaskHead
-from soir_qdrant.vision.segmenter import BoxSegmenter, GrabCutSegmenter, make_segmenter
-from soir_qdrant.vision.tiles import AREA, MAX_GRIDS, tiled_grid
-from soir_qdrant.vision.token_segmenter import LearnedSegmenter
-from soir_qdrant.vision.windows import (
+from soir_qdrant.lab.evaluate.bench import load
+from soir_qdrant.lab.evaluate.datasets import load as load_any
+from soir_qdrant.lab.train.segmenter import MAX_OBJECTS, Plan, Views, examples, measure, train, untrained
+from soir_qdrant.models import artifacts
+from soir_qdrant.models.compatibility import DATA, trunk
+from soir_qdrant.models.encoders.vit import ViTEncoder
+from soir_qdrant.models.heads.masks import CELL, SIDE, MaskHead
+from soir_qdrant.models.segmenters.factory import BoxSegmenter, make_segmenter
+from soir_qdrant.models.segmenters.grabcut import GrabCutSegmenter
+from soir_qdrant.models.segmenters.token_unet import LearnedSegmenter
+from soir_qdrant.models.segmenters.windows import (
     MAX_BATCH,
     box_planes,
     enlarged,
@@ -32,6 +32,7 @@ from soir_qdrant.vision.windows import (
     window_image,
     window_tokens,
 )
+from soir_qdrant.models.token_grid import AREA, MAX_GRIDS, tiled_grid
 
 
 class Source(ColourTokens):
@@ -231,7 +232,7 @@ def test_it_learns_to_cut_out_discs_and_goes_on_after_an_interruption(tmp_path):
 def test_a_head_of_another_resolution_is_run_at_its_own(tmp_path):
     """Files that name no resolution are of 64 pixels, and of windows alone; the encoder may be on a GPU."""
     weights = {name: x.numpy() for name, x in fresh().state_dict().items()}
-    parts.save(tmp_path / "old.safetensors", weights, fitted_for="colours@1")
+    artifacts.save(tmp_path / "old.safetensors", weights, fitted_for="colours@1")
     head = MaskHead.load(tmp_path / "old.safetensors")
     assert (head.side, head.cells, head.reads) == (64, 8, "window")
     for source in (ColourTokens(), GpuTokens()):
@@ -243,11 +244,11 @@ def test_a_head_of_another_resolution_is_run_at_its_own(tmp_path):
 
 def test_what_is_no_head_is_refused(tmp_path):
     weights = {name: x.numpy() for name, x in fresh().state_dict().items()}
-    parts.save(tmp_path / "new.safetensors", weights, fitted_for="colours@1", tokens="thoughts")
+    artifacts.save(tmp_path / "new.safetensors", weights, fitted_for="colours@1", tokens="thoughts")
     with pytest.raises(ConfigError, match="thoughts"):
         MaskHead.load(tmp_path / "new.safetensors")
     del weights["middle.0.0.weight"]
-    parts.save(tmp_path / "part.safetensors", weights, fitted_for="colours@1")
+    artifacts.save(tmp_path / "part.safetensors", weights, fitted_for="colours@1")
     with pytest.raises(ConfigError, match="not the file of a segmenter"):
         MaskHead.load(tmp_path / "part.safetensors")
 

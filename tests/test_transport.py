@@ -10,9 +10,9 @@ from qdrant_client import QdrantClient, models
 from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
-from soir_qdrant import schema, transport
 from soir_qdrant.errors import CollectionError, ServerError
-from soir_qdrant.transport import MAX_BYTES, MAX_POINTS, Refused, Retry, json_size, split
+from soir_qdrant.qdrant import schema, transport
+from soir_qdrant.qdrant.transport import MAX_BYTES, MAX_POINTS, Refused, Retry, json_size, split
 
 
 def answer(status: int, content: bytes = b"{}") -> UnexpectedResponse:

@@ -17,8 +17,8 @@ from test_serving import CROPS, MASKS, picture, same
 from tritonserver import NoTriton, Triton
 
 from soir_qdrant.errors import ConfigError, ServerError
-from soir_qdrant.ingest import IngestStopped, SoirIngestor
-from soir_qdrant.transport import Retry
+from soir_qdrant.ingest.ingestor import IngestStopped, SoirIngestor
+from soir_qdrant.qdrant.transport import Retry
 
 pytest.importorskip("tritonclient", reason="tritonclient is not installed: the extra triton has it")
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: the extra onnx has it")
@@ -222,7 +222,7 @@ def test_the_embedded_profile_makes_the_same_points(tmp_path):
     from test_end_to_end import PICTURES, draw
     from typer.testing import CliRunner
 
-    from soir_qdrant.cli import app
+    from soir_qdrant.cli.main import app
     from soir_qdrant.config import Settings
     from soir_qdrant.pipeline import Pipeline
     from soir_qdrant.serving.export import export

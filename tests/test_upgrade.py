@@ -5,7 +5,7 @@ from conftest import ColourPipeline, ingestor, picture
 from qdrant_client import QdrantClient, models
 
 from soir_qdrant.errors import CollectionError
-from soir_qdrant.search import SoirSearcher
+from soir_qdrant.search.searcher import SoirSearcher
 
 
 def point_alias(client, collection, *, replace):

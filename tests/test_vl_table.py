@@ -15,7 +15,7 @@ from PIL import Image
 from test_vl import model  # noqa: F401
 from typer.testing import CliRunner
 
-from soir_qdrant.cli import app
+from soir_qdrant.cli.main import app
 from soir_qdrant.errors import DatasetError
 from soir_qdrant.images import load as load_image
 from soir_qdrant.rerank import vl_table

@@ -6,7 +6,7 @@ import subprocess
 import pytest
 
 from soir_qdrant.errors import WeightsError
-from soir_qdrant.vision import weights
+from soir_qdrant.models import weights
 
 
 def test_the_embedded_weights_are_converted_once_and_checked():

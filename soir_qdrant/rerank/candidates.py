@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from soir_qdrant import where
 from soir_qdrant.errors import ConfigError
 from soir_qdrant.images import MAX_PIXELS
 from soir_qdrant.pipeline import Pipeline
-from soir_qdrant.refine.pooling import Whitening, normalize
+from soir_qdrant.pooling.pool import normalize
+from soir_qdrant.pooling.whitening import Whitening
+from soir_qdrant.rerank import hit_image
 from soir_qdrant.rerank.cache import TokenCache
 from soir_qdrant.rerank.image_query import WINNER, ImagePerturbation
 from soir_qdrant.rerank.order import reordered
@@ -95,11 +96,11 @@ class QPerturbation:
 
         Raises ImageError where the picture is needed, but missing or another than was ingested.
         """
-        boxes = where.boxes(hit)
-        key = self._key(where.sha256(hit), boxes)
+        boxes = hit_image.boxes(hit)
+        key = self._key(hit_image.sha256(hit), boxes)
         found = self.cache.get(key)
         if found is None:
-            found = self._encode(where.picture(hit, self.max_pixels).rgb, boxes)
+            found = self._encode(hit_image.picture(hit, self.max_pixels).rgb, boxes)
             self.cache.put(key, found)
         return Candidate(**found)
 

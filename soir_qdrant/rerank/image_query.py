@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from soir_qdrant.errors import ConfigError
-from soir_qdrant.refine.block import LastBlock
+from soir_qdrant.models.last_block import LastBlock
 from soir_qdrant.rerank.perturb import PerturbSettings, alphas, perturb
 from soir_qdrant.rerank.subspace import basis, gram
 

@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from soir_qdrant import where
 from soir_qdrant.errors import ConfigError
 from soir_qdrant.images import MAX_PIXELS
-from soir_qdrant.payload import KEY, PATCHES, code_cosines, pack_patches, unpack_patches
 from soir_qdrant.pipeline import Pipeline
+from soir_qdrant.pooling.patches import late_interaction
+from soir_qdrant.qdrant.payload import KEY, PATCHES, code_cosines, pack_patches, unpack_patches
+from soir_qdrant.rerank import hit_image
 from soir_qdrant.rerank.base import Need, SearchQuery
 from soir_qdrant.rerank.cache import TokenCache
 from soir_qdrant.rerank.order import reordered
 from soir_qdrant.types import Failure, Hit, SceneObject, Vector
-from soir_qdrant.vision.patches import late_interaction
 
 WEIGHT = 0.7  # of the patches in the score; see docs/search.md
 
@@ -96,12 +96,12 @@ class PatchReranker:
         return [unpack_patches(one, self.projection.dim) for one in packed]
 
     def _computed(self, hit: Hit) -> list[str]:
-        boxes = where.boxes(hit)
-        key = self._key(where.sha256(hit), boxes)
+        boxes = hit_image.boxes(hit)
+        key = self._key(hit_image.sha256(hit), boxes)
         cached = self.cache.get(key)
         if cached is not None:
             return bytes(cached["patches"].numpy()).decode().split()
-        image = where.picture(hit, self.max_pixels).rgb
+        image = hit_image.picture(hit, self.max_pixels).rgb
         height, width = image.shape[:2]
         boxes = boxes or [(0.0, 0.0, float(width), float(height))]
         objects = self.pipeline.segment(image, [SceneObject(box) for box in boxes])
@@ -113,7 +113,7 @@ class PatchReranker:
         return packed
 
     def _scored(self, hit: Hit, own: Vector, vector: Vector) -> Hit:
-        boxes = where.boxes(hit)
+        boxes = hit_image.boxes(hit)
         late = late_interaction(own, self.candidate(hit))
         by_code = code_cosines(hit.payload, vector)
         if by_code is None or len(by_code) != len(late):

@@ -9,8 +9,8 @@ from dataclasses import replace
 import torch
 from PIL import Image
 
-from soir_qdrant import where
 from soir_qdrant.images import MAX_PIXELS
+from soir_qdrant.rerank import hit_image
 from soir_qdrant.rerank.order import reordered
 from soir_qdrant.rerank.perturb import PerturbSettings
 from soir_qdrant.rerank.vl import blip2, perturbed
@@ -46,8 +46,8 @@ class TextPerturbation:
             return reordered(hits, lambda hit: replace(hit, score=self._score(hit, words, read)), failed)
 
     def _score(self, hit: Hit, words: Words, read: torch.Tensor) -> float:
-        image = where.picture(hit, self.max_pixels)
-        boxes = torch.tensor(where.boxes(hit)).reshape(-1, 4)
+        image = hit_image.picture(hit, self.max_pixels)
+        boxes = torch.tensor(hit_image.boxes(hit)).reshape(-1, 4)
         tokens = self.matcher.look([Image.fromarray(image.rgb)])
         size = (image.width, image.height)
         moved = (

@@ -20,16 +20,16 @@ from torch import nn
 
 from soir_qdrant.config import Settings
 from soir_qdrant.errors import ConfigError
+from soir_qdrant.models.detectors.owlv2 import Owlv2Detector
+from soir_qdrant.models.encoders.vit import IMAGENET, OPENAI, ViTEncoder
+from soir_qdrant.models.segmenters.sam import SamSegmenter
+from soir_qdrant.models.tokens import SKIP
+from soir_qdrant.models.weights import Weights, resolve
 from soir_qdrant.serving import graphs, last_block, spec
 from soir_qdrant.serving.repository import VERSION, profile, write
 from soir_qdrant.serving.served import fitted, padded, shrunk
 from soir_qdrant.serving.spec import ModelSpec, Precision, Tolerance
 from soir_qdrant.types import RGB
-from soir_qdrant.vision.embedded import SKIP
-from soir_qdrant.vision.encoder import IMAGENET, OPENAI, ViTEncoder
-from soir_qdrant.vision.owlv2 import Owlv2Detector
-from soir_qdrant.vision.sam import SamSegmenter
-from soir_qdrant.vision.weights import Weights, resolve
 
 Backend = Literal["onnxruntime", "tensorrt", "python"]
 OPSET = 20  # written without the fallback converter, and read by every onnxruntime since 1.17

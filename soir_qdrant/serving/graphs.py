@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from soir_qdrant.refine.block import LastBlock
-from soir_qdrant.vision.encoder import IMAGENET, LAYERS, OPENAI, ViTEncoder
+from soir_qdrant.models.encoders.vit import IMAGENET, LAYERS, OPENAI, ViTEncoder
+from soir_qdrant.models.last_block import LastBlock
 
 
 class Pixels(nn.Module):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from soir_qdrant.errors import WeightsError
 
 if TYPE_CHECKING:
-    from soir_qdrant.refine.block import LastBlock
+    from soir_qdrant.models.last_block import LastBlock
 
 FILE = "last_block.safetensors"
 HEAD = "head."
@@ -54,7 +54,7 @@ def load(file: Path, fingerprint: str) -> LastBlock:
     """
     from safetensors import SafetensorError, safe_open
 
-    from soir_qdrant.refine.block import LastBlock
+    from soir_qdrant.models.last_block import LastBlock
 
     try:
         with safe_open(str(file), framework="pt") as held:

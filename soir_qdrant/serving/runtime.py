@@ -13,8 +13,8 @@ from soir_qdrant.serving.served import ServedDetector, ServedEncoder, ServedSegm
 from soir_qdrant.types import Detector, Segmenter
 
 if TYPE_CHECKING:
+    from soir_qdrant.models.last_block import LastBlock
     from soir_qdrant.pipeline import Pipeline
-    from soir_qdrant.refine.block import LastBlock
 
 
 class Runtime:
@@ -77,7 +77,7 @@ class Runtime:
     def make_segmenter(self, settings: Settings) -> Segmenter:
         if settings.segmenter.kind == "sam":
             return ServedSegmenter(self.session(spec.SEGMENTER_ENCODER), self.session(spec.SEGMENTER_DECODER))
-        from soir_qdrant.vision.segmenter import make_segmenter
+        from soir_qdrant.models.segmenters.factory import make_segmenter
 
         if (settings.segmenter.kind, settings.detector.kind) != ("embedded", "embedded"):
             return make_segmenter(settings.segmenter)  # no trunk is served that it could look through
@@ -93,7 +93,7 @@ class Runtime:
 
         if self._last_block_file is not None:
             return last_block.load(self._last_block_file, fingerprint)
-        from soir_qdrant.vision.encoder import ViTEncoder
+        from soir_qdrant.models.encoders.vit import ViTEncoder
 
         held = settings.encoder
         local = ViTEncoder(

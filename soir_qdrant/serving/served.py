@@ -17,15 +17,15 @@ from PIL import Image
 
 from soir_qdrant.config import DetectorSettings
 from soir_qdrant.errors import ConfigError
+from soir_qdrant.geometry.boxes import from_square
+from soir_qdrant.geometry.crops import cut_mask
+from soir_qdrant.models.detectors.factory import given, on_tokens
+from soir_qdrant.models.tokens import SKIP
 from soir_qdrant.serving.spec import ModelSpec
 from soir_qdrant.types import RGB, Detections, Encoding, Mask
-from soir_qdrant.vision.boxes import from_square
-from soir_qdrant.vision.crops import cut_mask
-from soir_qdrant.vision.detector import given, on_tokens
-from soir_qdrant.vision.embedded import SKIP
 
 if TYPE_CHECKING:
-    from soir_qdrant.refine.block import LastBlock
+    from soir_qdrant.models.last_block import LastBlock
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -116,7 +116,7 @@ class ServedTokens:
         self.most = spec.fact("most") // self.patch
 
     def __eq__(self, other: object) -> bool:
-        """Of the same session: what was computed for one (see `tiles.tiled_grid`) serves the other."""
+        """Of the same session: what was computed for one (see `token_grid.tiled_grid`) serves the other."""
         return isinstance(other, ServedTokens) and other._session is self._session
 
     def __hash__(self) -> int:

@@ -25,12 +25,12 @@ from numpy.typing import NDArray
 
 from soir_qdrant.config import DetectorSettings, Settings
 from soir_qdrant.errors import ConfigError, ServerError
+from soir_qdrant.qdrant.transport import Retry
 from soir_qdrant.serving import last_block as last_blocks
 from soir_qdrant.serving import spec
 from soir_qdrant.serving.runtime import Runtime
 from soir_qdrant.serving.served import Arrays, ServedDetector, ServedEncoder, ServedSegmenter, T, U
 from soir_qdrant.serving.shared_memory import Regions
-from soir_qdrant.transport import Retry
 
 log = logging.getLogger(__name__)
 

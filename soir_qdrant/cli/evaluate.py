@@ -1,0 +1,93 @@
+"""`soir evaluate` and `soir evaluate-detector`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from soir_qdrant.cli.console import ProfileOption, WhiteningOption, bar, out, settings_of
+
+FileOption = Annotated[Path | None, typer.Option("--json", help="also write the figures to a file")]
+ResumeOption = Annotated[
+    Path | None,
+    typer.Option(help="folder that keeps what was computed; else beside --json until it is done"),
+]
+
+
+def evaluate(
+    folder: Annotated[Path, typer.Argument(help="a folder with annotations.json (see docs/needlebench.md)")],
+    objects: Annotated[
+        Literal["given", "detected"], typer.Option(help="labelled boxes, or the detector")
+    ] = "given",
+    file: FileOption = None,
+    rows: Annotated[
+        str | None,
+        typer.Option(help="comma-separated: see docs/evaluation.md; all but q-perturbation if not given"),
+    ] = None,
+    methods: Annotated[str | None, typer.Option(hidden=True, help="the old name of --rows")] = None,
+    resume: ResumeOption = None,
+    failures: Annotated[
+        Path | None, typer.Option(help="folder for a page of the worst queries, and why they fail")
+    ] = None,
+    profile: ProfileOption = "embedded",
+    whitening: WhiteningOption = None,
+    format_: Annotated[
+        str, typer.Option("--format", help="needle, voxdet, owid, instre or permir: see docs/evaluation.md")
+    ] = "needle",
+) -> None:
+    """Compare ways to search on a labelled folder: mAP, R@1, R@10 in percent. A killed run goes on."""
+    from soir_qdrant.lab.evaluate import report
+    from soir_qdrant.lab.evaluate.compare import DEFAULT_ROWS, run
+    from soir_qdrant.lab.evaluate.datasets import load
+
+    bench, settings = load(folder, format_), settings_of(profile, whitening)
+    named = rows or methods
+    chosen = tuple(named.split(",")) if named else DEFAULT_ROWS
+    with (
+        report.cache_folder(resume, file) as cache,
+        bar(f"evaluate {folder.name}", len(bench.gallery) + len(bench.queries)) as advance,
+    ):
+        done = run(bench, objects=objects, rows=chosen, settings=settings, advance=advance, cache=cache)
+        if file:
+            report.write_json(file, done.results)
+    title = f"{folder.name}: {len(bench.queries)} queries, {len(bench.gallery)} images, objects {objects}"
+    out.print(report.table(done.results, title))
+    for line in report.notes(done.results):
+        out.print(line, highlight=False)
+    if failures:
+        from soir_qdrant.lab.evaluate.failures import write
+
+        page = write(failures, bench, done, settings)
+        out.print(f"{page} written", highlight=False, soft_wrap=True)
+
+
+def evaluate_detector(
+    folders: Annotated[list[Path], typer.Argument(help="folders of labelled images, or their JSON files")],
+    format_: Annotated[Literal["coco", "needle"], typer.Option("--format")] = "coco",
+    profile: ProfileOption = "embedded",
+    max_images: Annotated[
+        int | None, typer.Option(min=1, help="so many of each folder, the same ones each time")
+    ] = None,
+    file: FileOption = None,
+    resume: ResumeOption = None,
+) -> None:
+    """Measure a detector: average recall at 10, 25 and 100 boxes, recall by size, boxes an image."""
+    from soir_qdrant.lab.evaluate import report
+    from soir_qdrant.lab.evaluate.detection import evaluate_detector as measure
+    from soir_qdrant.lab.evaluate.detection import labelled_images
+
+    sets = {str(folder): labelled_images(folder, format_, max_images) for folder in folders}
+    settings, results = settings_of(profile, None), {}
+    with (
+        report.cache_folder(resume, file) as cache,
+        bar("evaluate-detector", sum(map(len, sets.values()))) as advance,
+    ):
+        for name, images in sets.items():
+            results[name] = measure(images, settings, advance=advance, cache=cache)
+        if file:
+            report.write_json(file, results)
+    out.print(report.detection_table(results))
+    for name, row in results.items():
+        out.print(f"{name}: recall by size: {report.by_size(row['by_size'])}", highlight=False)

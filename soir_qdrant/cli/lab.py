@@ -1,0 +1,123 @@
+"""`soir demo`, `soir needle`, `soir evaluate-vl`: pictures to measure with, and tables of others."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.table import Table
+
+from soir_qdrant.cli.console import bar, out
+from soir_qdrant.cli.options import (
+    JsonOption,
+)
+
+
+def demo(
+    folder: Annotated[Path, typer.Option("--out", help="where to write index.html")] = Path("build/demo"),
+    scenes: Annotated[int, typer.Option(min=10, max=60)] = 32,
+) -> None:
+    """Generate scenes, ingest them into embedded Qdrant, search, and write a page of what was found."""
+    from soir_qdrant.lab.demo import run
+
+    run(folder, scenes=scenes)
+
+
+def needle(
+    folder: Annotated[Path, typer.Argument(help="where to write it")],
+    split: Annotated[Literal["dev", "test"], typer.Option()] = "dev",
+    track: Annotated[Literal["2d", "3d"], typer.Option(help="cut-outs, or rendered meshes")] = "2d",
+    scenes: Annotated[int, typer.Option(min=1)] = 200,
+    targets: Annotated[int, typer.Option(min=1)] = 60,
+    seed: Annotated[int, typer.Option()] = 0,
+    shipped: Annotated[
+        bool, typer.Option(help="only the pictures that ship; else fetched by npm and apt")
+    ] = False,
+    invented: Annotated[
+        bool, typer.Option(help="things and grounds that nobody has seen, to train on; others for each seed")
+    ] = False,
+    shelves: Annotated[
+        bool, typer.Option(help="dense rows of invented products, and emblems on photographs, to train on")
+    ] = False,
+    retaken: Annotated[
+        Path | None,
+        typer.Option(help="a COCO folder: its photographs, and each thing again as another camera takes it"),
+    ] = None,
+    things: Annotated[
+        Path | None, typer.Option(help="your own: a folder of cut-outs, one object each")
+    ] = None,
+    grounds: Annotated[Path | None, typer.Option(help="your own: photographs to lay them on")] = None,
+) -> None:
+    """Generate a NeedleBench: labelled scenes with small objects in photographs."""
+    if shelves:
+        from soir_qdrant.lab.needlebench import shelves as rows
+
+        made = rows.generate(folder, scenes=scenes, seed=seed)
+        out.print(f"{made}: {scenes} scenes")
+        return
+    if retaken is not None:
+        from soir_qdrant.lab.evaluate.datasets import load
+        from soir_qdrant.lab.needlebench import retaken as photographs
+
+        out.print(f"{photographs.generate(folder, load(retaken, 'coco'), seed=seed)}: written")
+        return
+    from soir_qdrant.lab.needlebench.invent import invented as invent
+    from soir_qdrant.lab.needlebench.needle import generate
+    from soir_qdrant.lab.needlebench.sources import Sources
+
+    if (things is None) != (grounds is None):
+        raise typer.BadParameter("--things and --grounds go together")
+    if invented and (shipped or things is not None or (split, track) != ("dev", "2d")):
+        raise typer.BadParameter("--invented is cut-outs to train on: --split dev --track 2d, and no others")
+    if things is not None and grounds is not None:
+        sources = Sources.folders(things, grounds)
+    elif invented:
+        sources = invent(seed, fetch=True)
+    else:
+        sources = Sources.shipped() if shipped else Sources.full(fetch=True)
+    made = generate(
+        folder, split=split, track=track, scenes=scenes, targets=targets, seed=seed, sources=sources
+    )
+    out.print(f"{made}: {scenes} scenes, {targets} queries")
+
+
+def evaluate_vl(
+    folder: Annotated[
+        Path, typer.Argument(help="the pictures, sentences and boxes: see docs/q-perturbation.md")
+    ],
+    weights: Annotated[str, typer.Option(help="BLIP-2 for retrieval: a folder or hub name")],
+    captions: Annotated[str, typer.Option(help="JSON below FOLDER, as LAVIS publishes it")] = "test.json",
+    boxes: Annotated[str, typer.Option(help="XML files below FOLDER")] = "flickr30k_entities/Annotations",
+    scale: Annotated[float, typer.Option(help="alpha")] = 8.0,
+    contribution: Annotated[float, typer.Option(help="share of the energy a subspace holds")] = 0.99,
+    itm: Annotated[bool, typer.Option(help="rescore the best by image-text matching, as the paper")] = True,
+    top: Annotated[int, typer.Option(min=1, help="pictures rescored for each sentence")] = 64,
+    batch: Annotated[int, typer.Option(min=1)] = 16,
+    device: Annotated[str, typer.Option()] = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Q-Perturbation's table: text-to-image R@1/5/10 of BLIP-2, without and with it."""
+    from dataclasses import replace
+
+    from soir_qdrant.rerank.vl_table import PAPER, Matcher, load
+    from soir_qdrant.rerank.vl_table import evaluate as measure
+
+    pictures = load(folder, captions, boxes)
+    matcher = Matcher.load(weights, device)
+    settings = replace(PAPER, scale=scale, contribution=contribution)
+    rows = {"blip2": None, "q-perturbation": settings}
+    with bar("evaluate-vl", len(pictures) * len(rows) * (1 + itm)) as advance:
+        results = {
+            name: measure(matcher, pictures, held, itm=itm, top=top, batch=batch, advance=advance)
+            for name, held in rows.items()
+        }
+    if as_json:
+        out.print_json(json.dumps(results))
+        return
+    columns = list(results["blip2"])
+    table = Table("", *columns, title=f"{folder.name}: text to image, percent")
+    for name, found in results.items():
+        table.add_row(name, *(f"{found[column]:g}" for column in columns))
+    out.print(table)

@@ -1,0 +1,112 @@
+"""`soir explain`, `soir calibrate`, `soir export`: the pipeline itself."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from soir_qdrant.cli.console import ProfileOption, WhiteningOption, bar, err, out, settings_of
+from soir_qdrant.cli.options import (
+    JsonOption,
+    box_of,
+    pipeline_of,
+)
+
+
+def explain(
+    image: Annotated[Path, typer.Argument(help="a picture")],
+    file: Annotated[Path, typer.Option("--out", help="page to write")] = Path("explained.html"),
+    box: Annotated[
+        list[str] | None, typer.Option("--box", help="x0,y0,x1,y1 of an object, once for each; else detected")
+    ] = None,
+    profile: ProfileOption = "embedded",
+    whitening: WhiteningOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what a picture's vector is made of: objects, masks, attention before and after refinement."""
+    from soir_qdrant.images import load
+    from soir_qdrant.report.explain import explain as look
+    from soir_qdrant.report.explain import save
+    from soir_qdrant.types import SceneObject
+
+    picture, pipeline = load(image), pipeline_of(profile, whitening)
+    given = [box_of(text) for text in box] if box else None
+    found = look(pipeline, picture, [SceneObject(b) for b in given if b] if given else None)
+    save(file, image.name, picture.rgb, found)
+    named = [
+        {
+            "box": [round(v, 1) for v in one.item.box],
+            "similarity": round(one.similarity, 3),
+            "to_mean": round(one.to_mean, 3),
+            "to_refined": round(one.to_refined, 3),
+        }
+        for one in found
+    ]
+    if as_json:
+        out.print_json(json.dumps({"page": str(file), "objects": named}))
+        return
+    table = Table("object", "box", "stored vector", "mean descriptor", "joint token", title="similarity to")
+    for i, row in enumerate(named, 1):
+        table.add_row(
+            str(i), str(row["box"]), *(f"{row[k]:.2f}" for k in ("similarity", "to_mean", "to_refined"))
+        )
+    out.print(table)
+    out.print(f"{file} written", highlight=False)
+
+
+def calibrate(
+    folders: Annotated[list[Path], typer.Argument(help="folders of pictures; labelled objects are used")],
+    file: Annotated[Path, typer.Option("--out", help="file to write")],
+    profile: ProfileOption = "embedded",
+    dim: Annotated[int | None, typer.Option(min=8, help="components kept; all if not given")] = None,
+    alone: Annotated[
+        bool, typer.Option("--alone", help="start from nothing, not from the profile's whitening")
+    ] = False,
+) -> None:
+    """Refit the whitening on pictures of your own: no labels needed, a few hundred objects or more."""
+    from soir_qdrant.lab.calibrate import calibrate as fit
+    from soir_qdrant.lab.calibrate import count_pictures, pictures_of
+
+    pipeline = pipeline_of(profile, None)
+    total = sum(count_pictures(folder) for folder in folders)
+    found = (item for folder in folders for item in pictures_of(folder))
+    with bar("calibrate", total) as advance:
+        whitening, count, bad = fit(found, pipeline, dim=dim, alone=alone, advance=advance)
+    whitening.save(file)
+    for line in bad:
+        err.print(Text.assemble(("skipped: ", "yellow"), line))
+    out.print(f"{file}: {whitening.dim} components from {count} objects of {total} pictures")
+    if pipeline.prior is None and not alone:
+        err.print("this encoder has no whitening to start from: it wants many thousand objects")
+    raise typer.Exit(1 if bad else 0)
+
+
+def export(
+    folder: Annotated[Path, typer.Option("--out", help="the model repository to write")],
+    profile: ProfileOption = "embedded",
+    backend: Annotated[
+        Literal["onnxruntime", "tensorrt", "python"], typer.Option(help="what Triton is to run them with")
+    ] = "onnxruntime",
+    precision: Annotated[Literal["fp32", "fp16"], typer.Option(help="inside the models")] = "fp32",
+    encoder: Annotated[str | None, typer.Option(help="its weights: a folder or a hub name")] = None,
+    detector: Annotated[str | None, typer.Option(help="weights of OWLv2")] = None,
+    segmenter: Annotated[str | None, typer.Option(help="weights of SAM")] = None,
+) -> None:
+    """Write the models for NVIDIA Triton and onnxruntime, each compared with torch on real pictures."""
+    from soir_qdrant.serving.export import export as write
+
+    given = {"encoder": encoder, "detector": detector, "segmenter": segmenter}
+    changes = {part: {"weights": weights} for part, weights in given.items() if weights}
+    settings = settings_of(profile, None).but(**changes)
+    write(
+        settings,
+        folder,
+        backend=backend,
+        precision=precision,
+        told=lambda line: out.print(line, highlight=False, soft_wrap=True),
+    )

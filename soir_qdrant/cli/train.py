@@ -1,0 +1,239 @@
+"""`soir train`: everything that is learnt from labelled folders. Loads no model for --help."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from soir_qdrant.cli.console import ProfileOption, bar, err, out
+
+if TYPE_CHECKING:
+    from soir_qdrant.lab.evaluate.bench import Bench
+    from soir_qdrant.lab.train.views import Views
+    from soir_qdrant.pipeline import Pipeline
+
+training = typer.Typer(no_args_is_help=True, help="Learn from labelled folders.")
+
+FoldersArgument = Annotated[
+    list[Path], typer.Argument(help="labelled folders, for a segmenter with masks (see docs/needlebench.md)")
+]
+MadeOption = Annotated[Path, typer.Option("--out", help="file to write; beside it a state, a log, a cache")]
+FormatOption = Annotated[
+    str,
+    typer.Option(
+        "--format",
+        help="auto (needle or coco, by what is there), needle, coco, voxdet, owid, instre or permir; see "
+        "docs/evaluation.md",
+    ),
+]
+BlocksOption = Annotated[int, typer.Option(min=1, max=4, help="how many of the last ones are tuned")]
+CacheOption = Annotated[
+    Path | None,
+    typer.Option(help="keeps the views, for encoder and projection  [default: beside --out]"),
+]
+SeedOption = Annotated[int, typer.Option(help="of everything that is random")]
+
+
+@training.callback()
+def _begin() -> None:
+    from soir_qdrant.lab.train.memory import keep_freed
+
+    keep_freed()
+
+
+@training.command(
+    epilog="Example:  soir train projection bench/dev-2d bench/dev-3d --out projection.safetensors"
+)
+def projection(
+    folders: FoldersArgument,
+    file: MadeOption,
+    profile: ProfileOption = "embedded",
+    format_: FormatOption = "auto",
+    dim: Annotated[int, typer.Option(help="components kept")] = 1024,
+    blocks: BlocksOption = 2,
+    cache: CacheOption = None,
+) -> None:
+    """Learn what the same thing looks like twice: the projection that whitens. Use it with --whitening."""
+    from soir_qdrant.lab.train.projection import fit
+    from soir_qdrant.lab.train.tail import Tail
+    from soir_qdrant.lab.train.views import local
+
+    pipeline = _pipeline(profile)
+    seen = _views(_benches(folders, format_), pipeline, blocks, cache or file.with_suffix(".cache"))
+    tail = Tail(local(pipeline), pipeline.settings.vector.features, blocks=blocks, rank=0)
+    with bar("projection", len(seen)) as advance:
+        made, rows = fit(seen, tail, dim=dim, fitted_for=pipeline.whitened, advance=advance)
+    made.save(file)
+    out.print(f"{file}: {made.dim} components from {rows.all.count} views of {rows.things} things")
+
+
+@training.command(
+    epilog="Example:  soir train detector bench/fit-2d-* bench/fit-3d-* --out detector.safetensors"
+)
+def detector(
+    folders: FoldersArgument,
+    file: MadeOption,
+    profile: ProfileOption = "embedded",
+    format_: FormatOption = "auto",
+    epochs: Annotated[int, typer.Option(min=1)] = 24,
+    unknown: Annotated[
+        list[str] | None,
+        typer.Option(help="a kind, such as person, whose boxes are neither objects nor background"),
+    ] = None,
+    cache: Annotated[Path | None, typer.Option(help="keeps the tokens  [default: beside --out]")] = None,
+    seed: SeedOption = 0,
+) -> None:
+    """Learn what an object looks like to this encoder: the head of the embedded detector. Run again after an
+    interruption: it goes on, to the same result. Use it with `Settings...but(detector={"head": FILE})`."""
+    from soir_qdrant.lab.train.detector import Plan, examples, train
+    from soir_qdrant.models.heads.boxes import Head
+
+    plan = Plan(epochs=epochs, seed=seed)
+    looks = partial(examples, unknown=unknown or ())
+    _train_head(Head, looks, train, plan, _benches(folders, format_), file, profile, cache, str(unknown))
+
+
+@training.command(
+    epilog="Example:  soir train segmenter bench/fit-2d-* bench/fit-3d-* --out segmenter.safetensors"
+)
+def segmenter(
+    folders: FoldersArgument,
+    file: MadeOption,
+    profile: ProfileOption = "embedded",
+    format_: FormatOption = "auto",
+    epochs: Annotated[int, typer.Option(min=1)] = 6,
+    start: Annotated[
+        Path | None, typer.Option(help="file of a head to go on from  [default: one without training]")
+    ] = None,
+    lr: Annotated[float, typer.Option(min=0, help="of AdamW, at its highest")] = 2e-3,
+    seed: SeedOption = 0,
+) -> None:
+    """Learn which pixels of a box are the object: the head of the embedded segmenter. Goes on where it was
+    interrupted, to the same result. Use it with `Settings...but(segmenter={"head": FILE})`."""
+    from soir_qdrant.lab.train.segmenter import Plan, examples, train, untrained
+
+    kind, digest = untrained(start)
+    plan = Plan(epochs=epochs, seed=seed, lr=lr, start=digest)
+    _train_head(kind, examples, train, plan, _benches(folders, format_), file, profile)
+
+
+@training.command(
+    epilog="Example:  soir train encoder bench/fit-2d-* bench/fit-3d-* --out adapter.safetensors"
+)
+def encoder(
+    folders: FoldersArgument,
+    file: MadeOption,
+    profile: ProfileOption = "embedded",
+    format_: FormatOption = "auto",
+    blocks: BlocksOption = 2,
+    rank: Annotated[int, typer.Option(min=1, help="of what is added to their layers")] = 128,
+    steps: Annotated[int, typer.Option(min=1, help="of eight scenes of eight objects each")] = 600,
+    lr: Annotated[float, typer.Option(min=0, help="of AdamW, at its highest")] = 1e-3,
+    seed: SeedOption = 0,
+    cache: CacheOption = None,
+) -> None:
+    """Tune the profile's encoder further, to tell instances apart, for the pooling that is shipped. Goes on
+    where it was interrupted, to the same result. Use it by a profile of your own, a JSON file with
+    `{"encoder": {"adapter": FILE}, ...}`, and train the projection for it; with more than two blocks also
+    detector and segmenter."""
+    import torch
+
+    from soir_qdrant.config import Settings
+    from soir_qdrant.errors import ConfigError
+    from soir_qdrant.lab.train.encoder import Plan, train
+    from soir_qdrant.lab.train.progress import contents
+    from soir_qdrant.lab.train.tail import Tail
+    from soir_qdrant.lab.train.views import local, seen_by
+    from soir_qdrant.models.weights import resolve
+    from soir_qdrant.pipeline import Pipeline
+
+    settings = Settings.for_profile(profile)
+    pipeline = Pipeline(settings)
+    projected, tuned = pipeline.whitening, local(pipeline)
+    if projected is None:
+        raise ConfigError("the encoder is tuned for the projection of the profile, and this one has none")
+    benches = _benches(folders, format_)
+    seen = _views(benches, pipeline, blocks, cache or file.with_suffix(".cache"))
+    torch.manual_seed(seed)
+    tail = Tail(tuned, settings.vector.features, blocks=blocks, rank=rank)
+    plan = Plan(steps=steps, blocks=blocks, rank=rank, lr=lr, seed=seed, ridge=settings.vector.ridge)
+    with bar("steps", -(-steps // plan.every)) as advance:
+        data = contents(benches, tuned.fingerprint, seen_by(pipeline, blocks), projected.digest)
+        train(tail, seen, projected, plan, **_beside(file), data=data, told=_telling(advance))
+    learnt = tail.adapter(resolve(settings.encoder.weights).sha256)
+    before = tuned.adapter  # what is learnt is learnt on top of it
+    (before.then(learnt) if before else learnt).save(file)
+    _done(file, f"trained on {sum(map(len, seen))} views")
+
+
+def _train_head(
+    kind: Any,
+    examples: Any,
+    train: Any,
+    plan: Any,
+    benches: list[Bench],
+    file: Path,
+    profile: str,
+    cache: Path | None = None,
+    also: str = "",
+) -> None:
+    """A head on the tokens of the profile's encoder: `examples` and `train` of its module, with its plan."""
+    import torch
+
+    from soir_qdrant.lab.train.progress import contents
+    from soir_qdrant.models.compatibility import trunk
+
+    encoder = _pipeline(profile).encoder
+    fitted_for = trunk(encoder.fingerprint)
+    with bar("tokens", sum(len(bench.gallery) for bench in benches)) as advance:
+        scenes = examples(benches, encoder, cache or file.with_suffix(".cache"), advance)
+    torch.manual_seed(plan.seed)
+    head = kind(encoder.last_block.dim)
+    with bar("epochs", plan.epochs) as advance:
+        data = contents(benches, fitted_for, also)
+        train(head, scenes, plan, **_beside(file), data=data, told=_telling(advance))
+    head.save(file, fitted_for)
+    _done(file, f"trained on {len(scenes)} scenes")
+
+
+def _views(benches: list[Bench], pipeline: Pipeline, blocks: int, cache: Path) -> list[Views]:
+    from soir_qdrant.lab.train.views import views
+
+    with bar("views", sum(len(bench.gallery) + len(bench.queries) for bench in benches)) as advance:
+        return views(benches, pipeline, blocks, cache, advance)
+
+
+def _benches(folders: list[Path], layout: str) -> list[Bench]:
+    from soir_qdrant.lab.evaluate.datasets import load
+
+    return [load(folder, layout) for folder in folders]
+
+
+def _pipeline(profile: str) -> Pipeline:
+    """Of a profile, without its projection: that may be what is to be learnt."""
+    from soir_qdrant.config import Settings
+    from soir_qdrant.pipeline import Pipeline
+
+    return Pipeline(Settings.for_profile(profile).but(vector={"whitening": None}))
+
+
+def _beside(file: Path) -> dict[str, Path]:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return {"state": file.with_suffix(".state"), "log": file.with_suffix(".jsonl")}
+
+
+def _telling(advance: Callable[[], None]) -> Callable[[dict[str, float]], None]:
+    def told(line: dict[str, float]) -> None:
+        advance()
+        err.print(json.dumps(line), highlight=False)
+
+    return told
+
+
+def _done(file: Path, what: str) -> None:
+    out.print(f"{file}: {what}; {file.with_suffix('.jsonl')} has the curve", highlight=False)

@@ -1,0 +1,259 @@
+"""One pass over a labelled folder: what every row of `soir evaluate` needs, and nothing larger.
+
+The ingestor itself makes the pass, with a pipeline that also keeps each object's rows. So `default` is
+what the ingestor stores, and the other rows see the same objects.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from qdrant_client import QdrantClient
+
+from soir_qdrant import images as pictures
+from soir_qdrant.config import Settings
+from soir_qdrant.errors import DatasetError
+from soir_qdrant.geometry.crops import whole_box
+from soir_qdrant.geometry.user_objects import clip_box
+from soir_qdrant.ingest.ingestor import SoirIngestor
+from soir_qdrant.lab.evaluate.bench import Bench, GalleryImage
+from soir_qdrant.lab.evaluate.cache import Entry, SceneCache, recipe_of
+from soir_qdrant.lab.evaluate.searched import Found, asking
+from soir_qdrant.pipeline import Pipeline
+from soir_qdrant.search.searcher import SoirSearcher
+from soir_qdrant.types import RGB, Box, Encoder, Encoding, LoadedImage, Mask, Scene, SceneObject, Vector
+
+PLAIN = ("global", "global-untuned", "mean", "paper")  # rows of plain crops: no masks, no whitening
+COLLECTION = "evaluate"
+BATCH = 4  # images ingested at once: what a kill loses at most
+
+
+@dataclass(slots=True)
+class Seen:
+    """Of the gallery, in order: rows float32 [K, F] before whitening, objects and core-seconds of each image;
+    vectors [D] of the plain rows. Of the queries: vectors, rows and, by plain row, descriptors. found: what
+    was searched through Qdrant, by row."""
+
+    rows: list[Vector] = field(default_factory=list)
+    objects: list[tuple[SceneObject, ...]] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    plain: dict[str, list[Vector]] = field(default_factory=dict)
+    query_vectors: list[Vector] = field(default_factory=list)
+    query_rows: list[Vector] = field(default_factory=list)
+    query_plain: dict[str, list[Vector]] = field(default_factory=dict)
+    found: dict[str, Found] = field(default_factory=dict)
+
+
+class RecordingPipeline(Pipeline):
+    """The pipeline of `settings`, which also records into `seen`.
+
+    rows: of `soir evaluate`. cache: a folder that keeps each image's part; what is there already is not
+    computed again. advance: called once per image.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        rows: Sequence[str],
+        *,
+        cache: Path | None = None,
+        advance: Callable[[], None] = lambda: None,
+    ) -> None:
+        super().__init__(settings)
+        self.seen = Seen()
+        self.plain_rows = [name for name in PLAIN if name in rows]
+        self.advance = advance
+        self._cache = cache
+        self._last: Vector = np.zeros((0, 0), np.float32)
+
+    def features(self, encoding: Encoding) -> Vector:
+        self._last = super().features(encoding)
+        return self._last
+
+    @cached_property
+    def cache(self) -> SceneCache:
+        return SceneCache(self._cache, recipe_of(self) if self._cache else None)
+
+    def scenes(
+        self,
+        images: list[LoadedImage],
+        objects: list[list[SceneObject] | None] | None = None,
+        seconds: dict[str, float] | None = None,
+        *,
+        patches: bool = False,
+    ) -> list[Scene]:
+        labels = objects or [None] * len(images)
+        stored = [
+            self.cache.entry(image, items, patches=patches)
+            for image, items in zip(images, labels, strict=True)
+        ]
+        fresh = [i for i, entry in enumerate(stored) if entry is None]
+        computed = iter(
+            self._computed([images[i] for i in fresh], [labels[i] for i in fresh], seconds, patches=patches)
+        )
+        scenes = []
+        for image, items, old in zip(images, labels, stored, strict=True):
+            entry = old or next(computed)
+            missing = [name for name in self.plain_rows if name not in entry.plain]
+            entry.plain |= self._plain(image.rgb, entry.scene.objects, missing)
+            if old is None or missing:
+                self.cache.add(image, items, entry)
+            self._record(entry)
+            scenes.append(entry.scene)
+        return scenes
+
+    def _computed(
+        self,
+        images: list[LoadedImage],
+        objects: list[list[SceneObject] | None],
+        seconds: dict[str, float] | None,
+        *,
+        patches: bool,
+    ) -> list[Entry]:
+        if not images:
+            return []
+        start = time.process_time()
+        scenes = super().scenes(images, objects, seconds, patches=patches)
+        spent = (time.process_time() - start) / len(images)
+        ends = np.cumsum([len(scene.objects) for scene in scenes])
+        features = np.split(self._last, ends[:-1])
+        return [Entry(scene, rows, spent) for scene, rows in zip(scenes, features, strict=True)]
+
+    def _record(self, entry: Entry) -> None:
+        self.seen.rows.append(entry.features)
+        self.seen.objects.append(tuple(replace(item, mask=None) for item in entry.scene.objects))
+        self.seen.seconds.append(entry.seconds)
+        for name in self.plain_rows:
+            self.seen.plain.setdefault(name, []).append(entry.plain[name])
+        self.advance()
+
+    def _plain(self, image: RGB, objects: tuple[SceneObject, ...], rows: Sequence[str]) -> dict[str, Vector]:
+        """The vectors of an image for some of the plain rows."""
+        out = {name: self.whole(image, name) for name in ("global", "global-untuned") if name in rows}
+        if {"mean", "paper"} & set(rows):
+            crops, masks = self.as_paper.crops([image], [list(objects)])
+            encoding = self.encoder.encode(crops)
+            scene_of, ones = np.zeros(len(crops), np.int64), np.ones(len(crops), np.float32)
+            if "mean" in rows:
+                described = self.as_paper.describe(encoding)
+                out["mean"] = self.as_mean.pool(described, scene_of, ones, encoding, masks)[0]
+            if "paper" in rows:
+                out["paper"] = self.as_paper.pool(encoding.descriptor, scene_of, ones, encoding, masks)[0]
+        return out
+
+    def whole(self, image: RGB, row: str) -> Vector:
+        """The descriptor of a whole image, unit length, by the encoder of a plain row."""
+        encoder = self.untuned if row == "global-untuned" else self.encoder
+        descriptor: Vector = self.as_paper.describe(encoder.encode(whole_crop(self, image)))[0]
+        return descriptor
+
+    @cached_property
+    def untuned(self) -> Encoder:
+        """The encoder without its adapter."""
+        if self.settings.encoder.adapter is None:
+            return self.encoder
+        return Pipeline(self.settings.but(encoder={"adapter": None})).encoder
+
+    @property
+    def as_paper(self) -> Pipeline:
+        """The paper's crops and refinement on this encoder."""
+        paper = Settings.for_profile("paper")
+        return Pipeline(
+            self.settings.but(crop=paper.crop.model_dump(), vector=paper.vector.model_dump()),
+            encoder=self.encoder,
+        )
+
+    @property
+    def as_mean(self) -> Pipeline:
+        return Pipeline(self.as_paper.settings.but(vector={"pooling": "mean"}), encoder=self.encoder)
+
+
+def collect(
+    bench: Bench,
+    settings: Settings,
+    rows: Sequence[str],
+    given: bool,
+    advance: Callable[[], None] = lambda: None,
+    *,
+    cache: Path | None = None,
+) -> Seen:
+    """Ingest the gallery into embedded Qdrant in memory, search every query, and return what was seen.
+
+    Args:
+        bench: the labelled folder.
+        settings: of the pipeline.
+        rows: names of `soir evaluate`'s rows.
+        given: use the labelled boxes and masks instead of the detector.
+        advance: called once per image.
+        cache: folder that keeps what was ingested of each image.
+
+    Raises:
+        DatasetError: an image of the gallery could not be ingested.
+    """
+    pipeline = RecordingPipeline(settings, rows, cache=cache, advance=advance)
+    client = QdrantClient(":memory:")
+    report = SoirIngestor(
+        client,
+        COLLECTION,
+        pipeline=pipeline,
+        keep_objects="rerank-objects" in rows,
+        object_patches="rerank-patches" in rows,
+    ).add(
+        [str(entry.file) for entry in bench.gallery],
+        ids=range(len(bench.gallery)),
+        objects=(labelled(entry) for entry in bench.gallery) if given else None,
+        batch_size=BATCH,
+        progress=False,
+    )
+    if report.failed or report.skipped:
+        first = report.failed[0] if report.failed else None
+        reason = f"{first.name}: {first.reason}" if first else "the same picture stands in the gallery twice"
+        raise DatasetError(f"{bench.root}: the gallery could not be ingested whole ({reason})")
+    searcher = SoirSearcher(client, COLLECTION, pipeline=pipeline)
+    with asking(searcher, rows, len(bench.gallery)) as asked:
+        for query in bench.queries:
+            image = pictures.load(query.file)
+            vector = pipeline.query(image.rgb, box=query.box, mask=image.alpha)
+            pipeline.seen.query_rows.append(pipeline._last[0])
+            pipeline.seen.query_vectors.append(vector)
+            _plain_query(pipeline, image.rgb if query.box is None else cut(image.rgb, query.box))
+            asked.ask(query, vector)
+            advance()
+    pipeline.seen.found = asked.found
+    return pipeline.seen
+
+
+def _plain_query(pipeline: RecordingPipeline, image: RGB) -> None:
+    """Record the query's descriptor for each plain row; those of one encoder are the same."""
+    for untuned in (False, True):
+        names = [name for name in pipeline.plain_rows if (name == "global-untuned") is untuned]
+        if names:
+            descriptor = pipeline.whole(image, names[0])
+            for name in names:
+                pipeline.seen.query_plain.setdefault(name, []).append(descriptor)
+
+
+def labelled(entry: GalleryImage) -> list[SceneObject]:
+    """The labelled objects of a scene, with their masks, of the whole picture."""
+    masks: Sequence[Mask | None] = entry.masks() or [None] * len(entry.objects)
+    return [SceneObject(item.box, mask) for item, mask in zip(entry.objects, masks, strict=True)]
+
+
+def cut(image: RGB, box: Box) -> RGB:
+    """The pixels of the box, rounded outwards."""
+    x0, y0, x1, y1 = whole_box(clip_box(box, image.shape[1], image.shape[0]), image.shape[1], image.shape[0])
+    return image[y0:y1, x0:x1]
+
+
+def whole_crop(pipeline: Pipeline, image: RGB) -> NDArray[np.uint8]:
+    """The whole picture, squeezed into one crop, uint8 [1, S, S, 3]."""
+    import cv2
+
+    size = pipeline.encoder.input_size
+    return np.asarray(cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA))[None]

@@ -1,0 +1,165 @@
+"""What every training here does besides learning: a falling rate, a log, and going on where it was killed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from soir_qdrant.errors import ConfigError
+from soir_qdrant.lab.evaluate.bench import Bench
+
+Scene = TypeVar("Scene")
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """plan: the settings, a dataclass. state: file that holds the training as it stands. log: JSON lines.
+    data: names what is learnt from; see `contents`."""
+
+    plan: Any
+    state: Path
+    log: Path
+    data: str = ""
+
+    def resume(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+        """How much was done before; `module` and `optimizer` are as they were then. Only what is trained of
+        the module is kept. Raises ConfigError where `state` is of another plan, or other data."""
+        if not self.state.is_file():
+            return 0
+        held = torch.load(self.state, map_location="cpu", weights_only=True)
+        if held["plan"] != asdict(self.plan):
+            raise ConfigError(
+                f"{self.state}: of another plan ({held['plan']}); delete it, or give the same settings"
+            )
+        if held.get("data") != self.data:
+            raise ConfigError(
+                f"{self.state}: of other pictures or labels, or another encoder; delete it to start anew"
+            )
+        module.load_state_dict(held["module"], strict=False)
+        optimizer.load_state_dict(held["optimizer"])
+        return int(held["done"])
+
+    def note(self, line: Mapping[str, float]) -> None:
+        """Write a line of the log."""
+        with self.log.open("a") as out:
+            out.write(json.dumps(dict(line)) + "\n")
+
+    def keep(
+        self, done: int, module: nn.Module, optimizer: torch.optim.Optimizer, line: Mapping[str, float]
+    ) -> None:
+        """Write the log's line, then the state, whole or not at all."""
+        self.note(line)
+        trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+        held = {name: x for name, x in module.state_dict().items() if name in trained}
+        part = self.state.with_name(f".{self.state.name}.part")
+        torch.save(
+            {
+                "plan": asdict(self.plan),
+                "data": self.data,
+                "done": done,
+                "module": held,
+                "optimizer": optimizer.state_dict(),
+            },
+            part,
+        )
+        part.replace(self.state)
+
+
+@dataclass(frozen=True, slots=True)
+class HeadPlan:
+    """epochs, batch, lr (AdamW, cosine to a hundredth), decay, seed; held: every so many-th scene is not
+    trained on, but measured."""
+
+    epochs: int
+    batch: int
+    lr: float = 2e-3
+    decay: float = 0.02
+    seed: int = 0
+    held: int = 10
+
+
+def split(scenes: Sequence[Scene], plan: HeadPlan) -> tuple[list[Scene], list[Scene]]:
+    """The scenes to train on, and those to measure on."""
+    last = plan.held - 1
+    kept = [one for i, one in enumerate(scenes) if i % plan.held != last]
+    return kept, [one for i, one in enumerate(scenes) if i % plan.held == last]
+
+
+def train_epochs(
+    head: nn.Module,
+    progress: Progress,
+    count: int,
+    steps: int,
+    loss: Callable[[NDArray[np.int64], np.random.Generator], Tensor],
+    measure: Callable[[], Mapping[str, float]],
+    told: Callable[[dict[str, float]], None],
+    warm: float = 0.0,
+) -> None:
+    """Train a head in place, by the `HeadPlan` of `progress`. count: examples; steps: of an epoch. loss: of
+    some of them; measure: what is held out, after every epoch. warm: see `set_rate`."""
+    plan = progress.plan
+    head.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as inputs lie: 1.6 times as fast
+    adam = torch.optim.AdamW(head.parameters(), lr=plan.lr, weight_decay=plan.decay)
+    for epoch in range(progress.resume(head, adam), plan.epochs):
+        rng = np.random.default_rng((plan.seed, epoch))
+        order, total = rng.permutation(count), 0.0
+        head.train()
+        for step in range(steps):
+            set_rate(adam, plan.lr, (epoch * steps + step) / (plan.epochs * steps), warm)
+            value = loss(order[step * plan.batch : (step + 1) * plan.batch], rng)
+            adam.zero_grad()
+            value.backward()
+            torch.nn.utils.clip_grad_norm_(head.parameters(), 5.0)
+            adam.step()
+            total += float(value.detach())
+        line = {"epoch": epoch + 1, "loss": round(total / steps, 4)} | dict(measure())
+        progress.keep(epoch + 1, head, adam, line)
+        told(line)
+    head.eval()
+
+
+def contents(benches: Sequence[Bench], *also: str) -> str:
+    """Eight hex digits that name pictures, their labels, and what else was there."""
+    made = hashlib.sha256(repr(also).encode())
+    for bench in benches:
+        for file, told in [
+            *((entry.file, entry.objects) for entry in bench.gallery),
+            *((query.file, query) for query in bench.queries),
+        ]:
+            made.update(f"{file.resolve()} {file.stat().st_size} {told!r}".encode())
+    return made.hexdigest()[:8]
+
+
+def place_of(cache: Path, bench: Bench, *seen_by: str, labels: bool = True) -> Path:
+    """Where a cache keeps what was computed of a folder: of its images and labels (`labels`) as they are now,
+    by an encoder and whatever else decided."""
+    if not labels:
+        bench = Bench(bench.root, [replace(entry, objects=[]) for entry in bench.gallery], [])
+    return cache / f"{bench.root.name}-{contents([bench], *seen_by)}"
+
+
+def write_once(file: Path, write: Callable[[BinaryIO], None]) -> None:
+    """A file, whole or not at all; nothing where it is there."""
+    if not file.is_file():
+        part = file.with_suffix(".part")
+        with part.open("wb") as out:
+            write(out)
+        part.replace(file)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, lr: float, share: float, warm: float = 0.0) -> None:
+    """Falls by a cosine from `lr` to a hundredth of it, after rising over the share `warm`. share: 0..1."""
+    factor = 0.01 + 0.99 * (1 + math.cos(math.pi * share)) / 2
+    rising = min(1.0, (share + 1e-3) / warm) if warm else 1.0
+    for group in optimizer.param_groups:
+        group["lr"] = lr * factor * rising

@@ -1,0 +1,176 @@
+"""Views of labelled things, as the tokens that enter the tuned blocks: computed once, kept on disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from soir_qdrant import images as pictures
+from soir_qdrant.errors import ConfigError, DatasetError
+from soir_qdrant.lab.evaluate.bench import Bench
+from soir_qdrant.lab.evaluate.collect import labelled
+from soir_qdrant.lab.train.progress import place_of
+from soir_qdrant.models.compatibility import untouched
+from soir_qdrant.models.encoders.vit import LAYERS, ViTEncoder, patch_weights
+from soir_qdrant.pipeline import Pipeline
+from soir_qdrant.types import Box, Detections, LoadedImage
+
+TOLD = "views.json"  # written last: views that have it are whole
+JITTER = 0.07  # standard deviation of a box's sides, as a share of its width or height
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Views:
+    """n views of a folder. tokens: int16 [n, N, D], the bits of bfloat16, entering the first tuned block;
+    before: float16 [n, L, D], masked patch means after the blocks before it; weights: float16 [n, M], of the
+    patches. things, scenes: [n], what is seen, and where. query: bool [n]."""
+
+    tokens: NDArray[np.int16]
+    before: NDArray[np.float16]
+    weights: NDArray[np.float16]
+    things: NDArray[np.str_]
+    scenes: NDArray[np.str_]
+    query: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.things)
+
+    def take(self, rows: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens in bfloat16, before and weights in float32, of some of the views."""
+        tokens = torch.from_numpy(self.tokens[rows]).view(torch.bfloat16)
+        return (
+            tokens,
+            torch.from_numpy(self.before[rows]).float(),
+            torch.from_numpy(self.weights[rows]).float(),
+        )
+
+
+def views(
+    benches: Sequence[Bench],
+    pipeline: Pipeline,
+    blocks: int,
+    cache: Path,
+    advance: Callable[[], None] = lambda: None,
+) -> list[Views]:
+    """Every labelled instance under its true mask, and as the ingestor would see it that detected it: from a
+    box that sits as badly as a detector's, fitted to the segmenter's mask; and the queries. A file set per
+    folder in `cache`, 200 kB a view for ViT-S at 224 px.
+
+    blocks: how many of the last ones are tuned, at most LAYERS; what an adapter did to those is not in the
+    views. Raises ConfigError for an encoder that does not run here.
+    """
+    found = []
+    for bench in benches:
+        place = place_of(cache, bench, f"last {blocks}", seen_by(pipeline, blocks))
+        if not (place / TOLD).is_file():
+            _write(bench, pipeline, blocks, place, advance)
+        else:
+            for _ in range(len(bench.gallery) + len(bench.queries)):
+                advance()
+        found.append(_read(place))
+    return found
+
+
+def _write(bench: Bench, pipeline: Pipeline, blocks: int, place: Path, advance: Callable[[], None]) -> None:
+    place.mkdir(parents=True, exist_ok=True)
+    encoder = local(pipeline)
+    told: list[tuple[str, str, bool]] = []
+    rng = np.random.default_rng(0)
+    with (
+        (place / "tokens").open("wb") as tokens,
+        (place / "before").open("wb") as before,
+        (place / "weights").open("wb") as weights,
+    ):
+
+        def put(crops: NDArray[np.uint8], masks: NDArray[np.float32]) -> None:
+            for x, means, share in _entering(encoder, crops, masks, blocks):
+                tokens.write(x.to(torch.bfloat16).view(torch.int16).cpu().numpy().tobytes())
+                before.write(means.half().cpu().numpy().tobytes())
+                weights.write(share.half().cpu().numpy().tobytes())
+
+        for entry in bench.gallery:
+            kept = [i for i, item in enumerate(entry.objects) if item.instance]
+            if kept:
+                image, objects = pictures.load(entry.file), labelled(entry)
+                boxes = np.array([jittered(objects[i].box, image, rng) for i in kept], np.float32)
+                noisy = pipeline.fitted(image.rgb, Detections(boxes, np.ones(len(kept), np.float32)))
+                for items in ([objects[i] for i in kept], noisy):
+                    put(*pipeline.crops([image.rgb], [pipeline.segment(image.rgb, items)]))
+                    told += [(str(entry.objects[i].instance), entry.file.name, False) for i in kept]
+            advance()
+        for query in bench.queries:
+            image = pictures.load(query.file)
+            put(*pipeline.query_crop(image.rgb, box=query.box, mask=image.alpha))
+            told.append((query.instance, f"?{query.file.name}", True))
+            advance()
+    if not told:
+        raise DatasetError(
+            f"{bench.root}: no object has an instance (docs/evaluation.md): there is nothing to tell apart"
+        )
+    shape = {"patches": (encoder.input_size // encoder.patch) ** 2, "cls": int(encoder.last_block.has_cls)}
+    part = place / ".views.part"
+    part.write_text(
+        json.dumps(shape | {"dim": encoder.last_block.dim, "layers": LAYERS - blocks, "views": told})
+    )
+    part.replace(place / TOLD)
+
+
+def _entering(
+    encoder: ViTEncoder, crops: NDArray[np.uint8], masks: NDArray[np.float32], blocks: int
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Per batch: tokens, means and weights; see `Views`."""
+    last, found = encoder.last_block, []
+    for i in range(0, len(crops), encoder.batch):
+        trunk = encoder.trunk(crops[i : i + encoder.batch], skip=blocks - 1)
+        share = patch_weights(
+            torch.from_numpy(masks[i : i + encoder.batch]).to(encoder.device),
+            trunk[-1].shape[1] - last.has_cls,
+        )
+        means = [last.masked_mean(x, share) for x in trunk[len(trunk) - (LAYERS - blocks) :]]
+        empty = trunk[-1].new_zeros(len(share), 0, last.dim)
+        found.append((trunk[-1], torch.stack(means, 1) if means else empty, share))
+    return found
+
+
+def local(pipeline: Pipeline) -> ViTEncoder:
+    """Its encoder. Raises ConfigError where that is served."""
+    if not isinstance(pipeline.encoder, ViTEncoder):
+        raise ConfigError(
+            "what is learnt is learnt from the encoder's own blocks: give a profile that runs here"
+        )
+    return pipeline.encoder
+
+
+def seen_by(pipeline: Pipeline, blocks: int) -> str:
+    """What the views depend on, but for the pictures and their labels."""
+    settings = pipeline.settings
+    encoder = untouched(local(pipeline).fingerprint, blocks)
+    masks = getattr(pipeline.segmenter, "fingerprint", settings.segmenter.model_dump_json())
+    return f"{encoder} {settings.crop.model_dump_json()} {masks} boxes off by {JITTER}, fitted"
+
+
+def _read(place: Path) -> Views:
+    told = json.loads((place / TOLD).read_text())
+    things, scenes, query = (np.array(column) for column in zip(*told["views"], strict=True))
+    n, dim, patches = len(things), told["dim"], told["patches"]
+    shapes = (n, patches + told["cls"], dim), (n, told["layers"], dim), (n, patches)
+    tokens = np.memmap(place / "tokens", np.int16, "r", shape=shapes[0])
+    before = np.fromfile(place / "before", np.float16).reshape(shapes[1])
+    weights = np.fromfile(place / "weights", np.float16).reshape(shapes[2])
+    return Views(tokens, before, weights, things, np.char.add(f"{place.name}/", scenes), query.astype(bool))
+
+
+def jittered(box: Box, image: LoadedImage, rng: np.random.Generator, by: float = JITTER) -> Box:
+    """A box whose sides are off by `by` of its width or height (a standard deviation), inside the image."""
+    x0, y0, x1, y1 = box
+    w, h = x1 - x0, y1 - y0
+    a, b, c, d = rng.normal(0, by, 4) * (w, h, w, h)
+    x0, y0 = max(0.0, x0 + a), max(0.0, y0 + b)
+    return x0, y0, min(float(image.width), max(x1 + c, x0 + 8)), min(float(image.height), max(y1 + d, y0 + 8))

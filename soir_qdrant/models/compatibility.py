@@ -1,0 +1,60 @@
+"""Small learnt parts that belong to one encoder: which of them the settings mean, and whether it fits."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from soir_qdrant.errors import ConfigError
+from soir_qdrant.models.tokens import SKIP
+
+DATA = Path(str(resources.files("soir_qdrant") / "data"))
+
+
+class Fitted(Protocol):
+    """fitted_for: the encoder that it was learnt on; see `trunk`."""
+
+    @property
+    def fitted_for(self) -> str: ...
+
+
+Part = TypeVar("Part", bound=Fitted)
+
+
+def fitting(named: str | None, setting: str, load: Callable[[Path], Part], wanted: str) -> Part | None:
+    """The part that the settings name; None where they want none, or the shipped one is of another encoder.
+
+    named: "shipped", a file, or None. setting: its name, such as "detector.head"; the shipped file and the
+    command that makes one have the name before the dot. wanted: what it must be fitted for. Raises
+    ConfigError where the user's file is of another encoder.
+    """
+    if named is None:
+        return None
+    part = setting.partition(".")[0]
+    found = load(DATA / f"{part}.safetensors" if named == "shipped" else Path(named).expanduser())
+    if found.fitted_for == wanted:
+        return found
+    if named == "shipped":
+        return None
+    raise ConfigError(
+        f"{setting} {named!r} was trained for {found.fitted_for!r}, and the encoder is {wanted!r}: train one "
+        f"with `soir train {part}`, or set {setting} to None"
+    )
+
+
+def trunk(fingerprint: str) -> str:
+    """An encoder's fingerprint without what detector and segmenter do not see: the size of its crops, and an
+    adapter of blocks that come after the tokens which they read."""
+    return untouched(fingerprint.rpartition("/")[0], SKIP)
+
+
+def untouched(fingerprint: str, blocks: int) -> str:
+    """An encoder's fingerprint without an adapter that changes none but its last `blocks` blocks (see
+    `Adapter.name`)."""
+    added = re.search(r"\+[0-9a-f]{8}\.(\d+)(?=/|$)", fingerprint)
+    if added is None or int(added[1]) > blocks:
+        return fingerprint
+    return fingerprint[: added.start()] + fingerprint[added.end() :]

@@ -1,0 +1,104 @@
+"""OWLv2 in objectness mode: boxes around anything, no text prompt. Its vision tower and two heads run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from soir_qdrant.errors import WeightsError
+from soir_qdrant.geometry.boxes import from_square
+from soir_qdrant.models.encoders.vit import OPENAI, pick_device, pick_dtype
+from soir_qdrant.models.weights import resolve
+from soir_qdrant.types import RGB, Detections
+
+GREY = 0.5
+
+
+class Owlv2Detector:
+    """weights: a folder saved by `save_pretrained`, or a hub name. threshold: least objectness; iou: of the
+    suppression; most: boxes per image. device, dtype: as of `ViTEncoder`.
+
+    Raises WeightsError where the weights cannot be loaded or are of another model.
+    """
+
+    name = "owlv2"
+
+    def __init__(
+        self,
+        weights: str = "google/owlv2-base-patch16-ensemble",
+        *,
+        threshold: float = 0.2,
+        iou: float = 0.4,
+        most: int = 25,
+        device: str = "auto",
+        dtype: str = "auto",
+    ) -> None:
+        self.threshold = threshold
+        self.iou = iou
+        self.most = most
+        self.device = pick_device(device)
+        self.dtype = pick_dtype(dtype, self.device)
+        self.model = load("Owlv2ForObjectDetection", weights, "owlv2").to(self.device, self.dtype)
+        self.size = int(self.model.config.vision_config.image_size)
+
+    def detect(self, images: list[RGB]) -> list[Detections]:
+        """images: list of uint8 [H, W, 3]. See `Detector`. One at a time: the model's input is large."""
+        return [self._detect(image) for image in images]
+
+    def _detect(self, image: RGB) -> Detections:
+        with torch.inference_mode():
+            boxes, scores = self.forward(preprocess(image, self.size).to(self.device, self.dtype))
+        return from_square(boxes, scores, image.shape, threshold=self.threshold, iou=self.iou, most=self.most)
+
+    def forward(self, pixels: Tensor) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        """Boxes as x0 y0 x1 y1 in shares of the padded square, [n, 4], and their objectness, [n]."""
+        grid = self.model.image_embedder(pixel_values=pixels)[0]
+        features = grid.flatten(1, 2)
+        logits = self.model.objectness_predictor(features)[0].float()
+        centre, sides = self.model.box_predictor(features, grid)[0].float().chunk(2, dim=-1)
+        boxes = torch.cat([centre - sides / 2, centre + sides / 2], dim=-1)
+        return boxes.cpu().double().numpy(), logits.sigmoid().cpu().double().numpy()
+
+
+def preprocess(image: RGB, size: int) -> Tensor:
+    """Pad to a square with grey (right, bottom), resize smoothly, normalise. Float32 [1, 3, size, size].
+
+    image: uint8 [H, W, 3]. The resize is torch's antialiased bilinear one, where the processor of
+    `transformers` blurs and interpolates with SciPy: the same picture but for the last few grey levels.
+    The grey is what OWLv2 was trained with; transformers 5 pads with black.
+    """
+    height, width = image.shape[:2]
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
+    side = max(height, width)
+    pixels = F.pad(pixels, (0, side - width, 0, side - height), value=GREY)
+    pixels = F.interpolate(pixels, (size, size), mode="bilinear", antialias=True, align_corners=False)
+    mean, deviation = (torch.tensor(v).view(1, 3, 1, 1) for v in OPENAI)
+    return (pixels.clamp(0, 1) - mean) / deviation
+
+
+def load(loader: str, weights: str, kind: str) -> Any:
+    """A `transformers` model by the name of its class. kind: the `model_type` its config must have."""
+    import transformers
+
+    found = resolve(weights)
+    quiet = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        config = transformers.AutoConfig.from_pretrained(found.path, local_files_only=found.local)
+        if config.model_type != kind:
+            raise WeightsError(f"{weights}: a {config.model_type} model where a {kind} one belongs")
+        model = getattr(transformers, loader).from_pretrained(found.path, local_files_only=found.local)
+    except (OSError, ValueError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise WeightsError(
+            f"{weights}: the {kind} weights could not be loaded ({reason}). Offline, give a folder "
+            "that holds them, saved by `save_pretrained`, or choose the embedded kind, which needs none"
+        ) from error
+    finally:
+        transformers.logging.set_verbosity(quiet)
+    return model.eval().requires_grad_(False)

@@ -1,0 +1,123 @@
+"""The trained detector: the head of `heads/boxes.py` on an encoder's tokens, local or served."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from soir_qdrant.geometry.boxes import Floats, finish, pick
+from soir_qdrant.models.heads.boxes import PIXELS, Head, TrainedHead, flat
+from soir_qdrant.models.token_grid import AREA, tiled_grid
+from soir_qdrant.models.tokens import TokenSource
+from soir_qdrant.types import RGB, Detections
+
+THRESHOLD, IOU = 0.25, 0.7  # see docs/detector.md; boxes are suppressed again once they are fitted
+MAX_CELLS = 1000  # that may name a box
+
+
+def inputs(
+    source: TokenSource, image: RGB, area: int = AREA
+) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    """What a head sees of an image at about this area: tokens, float32 [h, w, D], and a small image, uint8
+    [8 h, 8 w, 3]."""
+    grid = tiled_grid(source, image, area)
+    h, w = grid.shape[:2]
+    small = cv2.resize(image, (w * PIXELS, h * PIXELS), interpolation=cv2.INTER_AREA)
+    return np.asarray(grid, np.float32), np.asarray(small, np.uint8)
+
+
+def batched(seen: list[tuple[NDArray[np.floating], NDArray[np.uint8]]]) -> tuple[Tensor, Tensor]:
+    """`inputs` of images of one size, as the head takes them."""
+    tokens = torch.stack([torch.from_numpy(grid).float() for grid, _ in seen]).movedim(-1, 1)
+    pixels = torch.stack([torch.from_numpy(small).float() / 255 for _, small in seen]).movedim(-1, 1)
+    return tokens, pixels
+
+
+class LearnedDetector:
+    """Class-agnostic.
+
+    Args:
+        source: its tokens are read.
+        head: trained on the same ones.
+        device: where the head runs.
+        threshold: least score, an expected IoU, 0..1.
+        iou: of the non-maximum suppression.
+        most: boxes of an image.
+        area: pixels at which an image is looked at.
+    """
+
+    name = "learned"
+
+    def __init__(
+        self,
+        source: TokenSource,
+        head: TrainedHead,
+        *,
+        device: str | torch.device = "cpu",
+        threshold: float = THRESHOLD,
+        iou: float = IOU,
+        most: int = 25,
+        area: int = AREA,
+    ) -> None:
+        self.source = source
+        self.head = head
+        self.network = head.network.to(device)
+        self.device = device
+        self.threshold = threshold
+        self.iou = iou
+        self.most = most
+        self.area = area
+
+    def detect(self, images: list[RGB]) -> list[Detections]:
+        """images: list of uint8 [H, W, 3]. See `Detector`."""
+        return [self._detect(image) for image in images]
+
+    def _detect(self, image: RGB) -> Detections:
+        scores, boxes = named(
+            self.network, inputs(self.source, image, self.area), image.shape[1::-1], self.device
+        )
+        size = (image.shape[1], image.shape[0])
+        return chosen(scores, boxes, size, threshold=self.threshold, iou=self.iou, most=self.most)
+
+
+@torch.inference_mode()
+def named(
+    network: Head,
+    looked_at: tuple[NDArray[np.floating], NDArray[np.uint8]],
+    size: tuple[int, ...],
+    device: str | torch.device = "cpu",
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """What the cells of all levels say of an image: scores [n], 0..1, and boxes [n, 4] in pixels.
+
+    Args:
+        network: where it runs is `device`.
+        looked_at: of `inputs`.
+        size: width and height of the image.
+        device: of the network.
+    """
+    tokens, pixels = (x.to(device) for x in batched([looked_at]))
+    logits, boxes = flat(network(tokens, pixels))
+    h, w = looked_at[0].shape[:2]
+    scale = np.array([size[0] / w, size[1] / h] * 2, np.float32)
+    return logits[0].sigmoid().cpu().numpy(), boxes[0].cpu().numpy() * scale
+
+
+def chosen(
+    scores: Floats,
+    boxes: Floats,
+    size: tuple[int, int],
+    *,
+    threshold: float,
+    iou: float,
+    most: int = 25,
+) -> Detections:
+    """The best of what the cells say. scores: [n], 0..1; boxes: [n, 4] in pixels of an image of `size`
+    (width, height)."""
+    best = np.argsort(-scores, kind="stable")[:MAX_CELLS]
+    best = best[scores[best] >= threshold]
+    corners = np.clip(boxes[best].astype(np.float64), 0, [*size, *size])
+    kept, values = pick(corners, scores[best].astype(np.float64), iou=iou, most=most)
+    return finish(corners[kept], values, (size[1], size[0]), threshold=threshold)

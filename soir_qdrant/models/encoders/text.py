@@ -1,0 +1,81 @@
+"""The text tower that belongs to a CLIP or SigLIP encoder: words to descriptors in the crops' own space."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from soir_qdrant.errors import ConfigError, WeightsError
+from soir_qdrant.models.encoders.vit import pick_device
+from soir_qdrant.models.weights import quiet, resolve
+from soir_qdrant.types import Vector
+
+
+@dataclass(frozen=True, slots=True)
+class Tower:
+    """How a text tower is asked. loader: its class in `transformers`; output: what of its answer is the
+    descriptor; padding: of its tokenizer; inputs: what it is given."""
+
+    loader: str
+    output: str
+    padding: bool | str
+    inputs: tuple[str, ...]
+
+
+TOWERS = {
+    "clip": Tower("CLIPTextModelWithProjection", "text_embeds", True, ("input_ids", "attention_mask")),
+    # trained on texts padded to one length, the padding not masked
+    "siglip": Tower("SiglipTextModel", "pooler_output", "max_length", ("input_ids",)),
+}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TextEncoder:
+    """model, tokenizer: of `transformers`."""
+
+    model: Any
+    tokenizer: Any
+    tower: Tower
+
+    def encode(self, texts: list[str]) -> Vector:
+        """Unit rows, float32 [T, D]. What is longer than the model reads is cut off. Raises ConfigError for a
+        text without words."""
+        if not all(text.strip() for text in texts):
+            raise ConfigError("the query text is empty: say what to look for")
+        longest = self.model.config.max_position_embeddings
+        made = self.tokenizer(
+            texts, padding=self.tower.padding, max_length=longest, truncation=True, return_tensors="pt"
+        )
+        inputs = {name: made[name].to(self.model.device) for name in self.tower.inputs}
+        with torch.inference_mode():
+            rows = getattr(self.model(**inputs), self.tower.output)
+        found: Vector = F.normalize(rows.float(), dim=-1).cpu().numpy()
+        return found
+
+
+def text_encoder(weights: str, device: str = "auto") -> TextEncoder | None:
+    """The text tower of the encoder's weights, a folder or a hub name; None for a model without one.
+
+    Raises WeightsError where tower or tokenizer cannot be loaded.
+    """
+    found = resolve(weights)
+    try:
+        with quiet() as transformers:
+            config = transformers.AutoConfig.from_pretrained(found.path, local_files_only=found.local)
+            tower = TOWERS.get(config.model_type)
+            if tower is None:
+                return None
+            loader = getattr(transformers, tower.loader)
+            model = loader.from_pretrained(found.path, local_files_only=found.local)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(found.path, local_files_only=found.local)
+        if len(tokenizer) < model.config.vocab_size // 2:  # of a folder without one, an empty one is made
+            raise OSError("its tokenizer is missing")
+    except (OSError, ValueError) as error:
+        raise WeightsError(
+            f"{found.path}: its text tower could not be loaded ({str(error).splitlines()[0]}). Give a folder "
+            "with the whole model and its tokenizer, or a hub name"
+        ) from error
+    return TextEncoder(model.to(pick_device(device)).eval(), tokenizer, tower)

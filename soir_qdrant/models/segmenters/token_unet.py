@@ -1,0 +1,119 @@
+"""The trained segmenter: the network of `heads/masks.py` on an encoder's tokens, local or served."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from soir_qdrant.models.heads.masks import MaskHead
+from soir_qdrant.models.segmenters.windows import (
+    FEW_CELLS,
+    MAX_BATCH,
+    Array,
+    Window,
+    around,
+    box_planes,
+    enlarged,
+    in_box,
+    resized_tokens,
+    sampled_tokens,
+    window,
+    window_image,
+    window_tokens,
+)
+from soir_qdrant.models.token_grid import AREA, tiled_grid
+from soir_qdrant.models.tokens import TokenSource
+from soir_qdrant.types import RGB, Box, Mask
+
+
+class LearnedSegmenter:
+    """A mask for each box, by a head that was trained on the tokens of `source`.
+
+    Detected boxes (`fit`) take their tokens from those of the whole image, which the detector has computed;
+    other boxes (`segment`), such as a query's, are looked at alone, smaller. A head that was trained on the
+    tokens of windows alone gets those for both.
+
+    Args:
+        source: its tokens are read.
+        head: trained on the same ones.
+        device: where the head runs; on a GPU in bfloat16, else in float32.
+    """
+
+    name = "learned"
+
+    def __init__(self, source: TokenSource, head: MaskHead, *, device: str | torch.device = "cpu") -> None:
+        self.source = source
+        self.device = torch.device(device)
+        self.fingerprint = f"{self.name} {_digest(head)}"  # what its masks depend on, but for the encoder
+        self.dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        self.head = head.to(self.device, self.dtype)
+
+    def segment(self, image: RGB, boxes: NDArray[np.floating]) -> list[Mask]:
+        """image: uint8 [H, W, 3]; boxes: [k, 4]. See `Segmenter`."""
+        return [
+            in_box(whole, box, at, image.shape) for box, at, whole in self._windows(image, boxes, alone=True)
+        ]
+
+    def fit(self, image: RGB, boxes: NDArray[np.floating]) -> list[tuple[Box, Mask]]:
+        """image: uint8 [H, W, 3]; boxes: [k, 4]. See `Fitting`."""
+        fitted = []
+        for box, at, whole in self._windows(image, boxes, alone=self.head.reads == "window"):
+            moved = around(whole, box, at, image.shape)
+            fitted.append((moved, in_box(whole, moved, at, image.shape)))
+        return fitted
+
+    def chances(self, image: RGB, boxes: list[Box], windows: list[Window], tokens: Array) -> Array:
+        """The chance of each pixel of k windows to be the object's, float32 [k, side, side].
+
+        Args:
+            image: uint8 [H, W, 3].
+            boxes: k of them, x0, y0, x1, y1 in pixels.
+            windows: theirs; see `windows.window`.
+            tokens: float32 [k, cells^2, D], of the windows.
+        """
+        return np.concatenate(
+            [
+                self._batch(image, boxes[part], windows[part], tokens[part])
+                for part in (slice(i, i + MAX_BATCH) for i in range(0, len(boxes), MAX_BATCH))
+            ]
+        )
+
+    def _windows(
+        self, image: RGB, boxes: NDArray[np.floating], *, alone: bool
+    ) -> Iterator[tuple[Box, Window, Mask]]:
+        """Of each box: itself, its window, and what of that is its object's, bool [side, side]."""
+        if not len(boxes):
+            return
+        corners = [(float(x0), float(y0), float(x1), float(y1)) for x0, y0, x1, y1 in boxes]
+        windows = [window(box, image.shape) for box in corners]
+        chances = self.chances(image, corners, windows, self._tokens(image, windows, alone=alone))
+        for box, at, chance in zip(corners, windows, chances, strict=True):
+            yield box, at, enlarged(chance, at[2])
+
+    def _tokens(self, image: RGB, windows: list[Window], *, alone: bool) -> Array:
+        cells = self.head.cells
+        if not alone:
+            return sampled_tokens(tiled_grid(self.source, image, AREA), image.shape, windows, cells)
+        own = cells if self.head.reads == "window" else FEW_CELLS
+        return resized_tokens(window_tokens(self.source, [image] * len(windows), windows, own), cells)
+
+    @torch.inference_mode()
+    def _batch(self, image: RGB, boxes: list[Box], windows: list[Window], tokens: Array) -> Array:
+        side = self.head.side
+        small = np.stack([window_image(image, at, side) for at in windows])
+        planes = np.stack([box_planes(box, at, side) for box, at in zip(boxes, windows, strict=True)])
+        arrays = (torch.from_numpy(x).to(self.device, self.dtype) for x in (small, planes, tokens))
+        logits: torch.Tensor = self.head(*arrays)
+        return np.asarray(logits.float().sigmoid().cpu().numpy(), np.float32)
+
+
+def _digest(head: MaskHead) -> str:
+    """Eight hex digits of the weights, as they are in float32."""
+    digest = hashlib.sha256(head.reads.encode())
+    for name, weights in sorted(head.state_dict().items()):
+        digest.update(name.encode() + weights.float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:8]

@@ -1,0 +1,106 @@
+"""A picture's tokens from overlapping tiles.
+
+Attention costs the square of the tokens that see one another, and a ViT knows best the grid that it learnt
+its positions on: tiles no larger than that are faster than the whole picture, and tell more
+(docs/detector.md).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from threading import Lock
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from soir_qdrant.geometry.boxes import Floats
+from soir_qdrant.models.tokens import TokenSource, gridded, tokens_of
+from soir_qdrant.types import RGB
+
+AREA = 518 * 690  # pixels at which detector and segmenter look at an image
+LARGEST = 37  # tokens along a side of a tile: DINOv2's own grid
+SHARED = 6  # tokens that neighbours have in common, at least
+MAX_GRIDS = 16  # that are remembered of a source, 3 MB each: an image's, from its detection to its masks
+
+
+class GridMemory:
+    """The last grids of a source, by the pixels that they were computed of. Threads may share it."""
+
+    def __init__(self) -> None:
+        self._grids: OrderedDict[bytes, Floats] = OrderedDict()
+        self._lock = Lock()
+
+    def get(self, key: bytes) -> Floats | None:
+        with self._lock:
+            return self._grids.get(key)
+
+    def put(self, key: bytes, grid: Floats) -> None:
+        with self._lock:
+            self._grids[key] = grid
+            while len(self._grids) > MAX_GRIDS:
+                self._grids.popitem(last=False)
+
+
+_memories: WeakKeyDictionary[TokenSource, GridMemory] = WeakKeyDictionary()
+
+
+def tiled_grid(source: TokenSource, image: RGB, area: int) -> Floats:
+    """An image's tokens, as `proposals.token_grid` computes them, from tiles. Where these overlap, a token is
+    the mean of theirs, weighted by how far it lies inside them. What was computed of the last few images is
+    remembered: the segmenter reads the grid that the detector has read.
+
+    Args:
+        source: whose tokens.
+        image: uint8 [H, W, 3].
+        area: at about how many pixels it is looked at.
+
+    Returns:
+        float32 [h, w, D], not to be written to.
+    """
+    fitted, (width, height) = gridded(image, source.patch, area)
+    memory = _memory(source)
+    key = hashlib.blake2b(f"{fitted.shape}".encode() + fitted.tobytes(), digest_size=16).digest()
+    grid = memory.get(key)
+    if grid is None:
+        grid = _from_tiles(source, fitted, width, height)
+        memory.put(key, grid)
+    return grid
+
+
+def _memory(source: TokenSource) -> GridMemory:
+    try:
+        return _memories.setdefault(source, GridMemory())
+    except TypeError:  # a source that cannot be hashed, or referred to weakly: nothing is remembered
+        return GridMemory()
+
+
+def _from_tiles(source: TokenSource, fitted: RGB, width: int, height: int) -> Floats:
+    """fitted: uint8, the image in `height` x `width` whole cells."""
+    cell = source.patch
+    (tall, tops), (wide, lefts) = spans(height), spans(width)
+    tiles = np.stack(
+        [fitted[y * cell : (y + tall) * cell, x * cell : (x + wide) * cell] for y in tops for x in lefts]
+    )
+    seen = tokens_of(source, tiles)[:, -tall * wide :].reshape(len(tops), len(lefts), tall, wide, -1)
+    share = (_inside(tall)[:, None] * _inside(wide))[..., None]
+    total = np.zeros((height, width, seen.shape[-1]), np.float32)
+    weight = np.zeros((height, width, 1), np.float32)
+    for i, y in enumerate(tops):
+        for j, x in enumerate(lefts):
+            total[y : y + tall, x : x + wide] += seen[i, j] * share
+            weight[y : y + tall, x : x + wide] += share
+    return np.asarray(total / weight, np.float32)
+
+
+def spans(length: int) -> tuple[int, list[int]]:
+    """Of `length` tokens in a row: how many a tile has, at most LARGEST, and where tiles start."""
+    count = max(-(-(length - SHARED) // (LARGEST - SHARED)), 1)
+    side = -(-(length + (count - 1) * SHARED) // count)
+    return side, [round(i * (length - side) / max(count - 1, 1)) for i in range(count)]
+
+
+def _inside(length: int) -> Floats:
+    """How far each token lies inside its tile, from 1 at the ends up to SHARED."""
+    places = np.arange(1, length + 1, dtype=np.float32)
+    return np.minimum(np.minimum(places, places[::-1]), SHARED)

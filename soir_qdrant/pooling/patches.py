@@ -1,0 +1,136 @@
+"""The patch tokens of an object, small enough to be stored: what late interaction compares.
+
+An object's crop is a grid of tokens. Those under its mask go through the part of the pipeline's whitening
+that was fitted on their means, and the signs of its first numbers are stored (`payload.pack_patches`). The
+block is the one that detector and segmenter read, so a served trunk gives it as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isqrt
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from soir_qdrant.models.tokens import SKIP
+from soir_qdrant.pooling.pool import normalize
+from soir_qdrant.pooling.whitening import Whitening
+from soir_qdrant.types import Encoding, Vector
+
+if TYPE_CHECKING:
+    from soir_qdrant.models.last_block import LastBlock
+
+Floats = NDArray[np.floating]
+READ = f"patches-{SKIP + 1}"  # the feature whose tokens these are
+MIN_SHARE = 0.5  # of a patch that must lie under the mask
+BITS = 64  # of a patch
+
+
+@runtime_checkable
+class EncodesBoth(Protocol):
+    """An encoder that gives tokens of an earlier block in the same pass."""
+
+    def encode_both(
+        self, crops: NDArray[np.uint8], masks: NDArray[np.float32], *, skip: int
+    ) -> tuple[Encoding, Any]:
+        """`Encoder.encode`, and the tokens `skip` blocks before the last, a tensor [B, N, D]."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PatchProjection:
+    """token -> unit row of a few numbers: what the whitening makes of a mean of tokens, made of one.
+
+    Attributes:
+        mean, matrix: of the whitening's part for these tokens, float32 [D] and [D, d], d a multiple of 8.
+        weight, bias, eps: of the encoder's final LayerNorm, float32 [D] each.
+        scale: length of that part in the row that is whitened.
+    """
+
+    mean: Vector
+    matrix: Vector
+    weight: Vector
+    bias: Vector
+    eps: float = 1e-6
+    scale: float = 1.0
+
+    @property
+    def dim(self) -> int:
+        """Numbers of a row, d."""
+        return int(self.matrix.shape[1])
+
+    def __call__(self, tokens: Floats) -> Vector:
+        """Project tokens, float [..., D], to unit rows, float32 [..., d]."""
+        x = np.asarray(tokens, np.float32)
+        x = x - x.mean(-1, keepdims=True)
+        x = x / np.sqrt((x * x).mean(-1, keepdims=True) + self.eps) * self.weight + self.bias
+        return normalize((normalize(x) * np.float32(self.scale) - self.mean) @ self.matrix)
+
+
+def projection_of(whitening: Whitening, features: Sequence[str], block: LastBlock) -> PatchProjection:
+    """The part of a whitening that concerns the patches of `READ`.
+
+    Args:
+        whitening: of all features side by side.
+        features: their names; `READ` is one of them.
+        block: the encoder's last, with the final LayerNorm.
+    """
+    sizes = [block.dim_out if name == "cls" else block.dim for name in features]
+    first = sum(sizes[: list(features).index(READ)])
+    part = slice(first, first + block.dim)
+    weight, bias = (block.weights[f"norm.{name}"].float().cpu().numpy() for name in ("weight", "bias"))
+    return PatchProjection(
+        whitening.mean[part],
+        whitening.matrix[part, : min(BITS, whitening.dim // 8 * 8)],
+        weight,
+        bias,
+        block.eps,
+        len(features) ** -0.5,
+    )
+
+
+def under_mask(shares: Floats) -> NDArray[np.bool_]:
+    """Which patches belong to the object, bool [n]: those mostly under its mask, else the one most so."""
+    chosen: NDArray[np.bool_] = shares >= min(MIN_SHARE, float(shares.max()))
+    return chosen
+
+
+def described(tokens: Floats, masks: NDArray[np.float32], projection: PatchProjection) -> list[Vector]:
+    """Tokens of K crops as small rows: of each crop those under its mask, float32 [n, d], unit length.
+
+    Args:
+        tokens: float [K, N, D], a square grid of patches at the end of N.
+        masks: float32 [K, S, S], 0..1.
+        projection: of the encoder that the tokens are of.
+    """
+    side = isqrt(tokens.shape[1])
+    rows = []
+    for grid, mask in zip(tokens[:, -side * side :], masks, strict=True):
+        share = cv2.resize(mask, (side, side), interpolation=cv2.INTER_AREA).reshape(-1)
+        rows.append(projection(grid[under_mask(share)]))
+    return rows
+
+
+def late_interaction(query: Floats, objects: Sequence[Floats]) -> Vector:
+    """How like each object is to the query, float32 [K], -1..1.
+
+    The mean over the query's patches of the best cosine with one of the object's, and the same from the
+    object to the query, averaged (the first alone is ColBERT's MaxSim, Khattab & Zaharia 2020).
+
+    Args:
+        query: float [n, d], unit rows, n >= 1.
+        objects: K arrays, float [m, d], unit rows, m >= 1.
+    """
+    if not len(objects):
+        return np.zeros(0, np.float32)
+    counts = np.array([len(rows) for rows in objects])
+    starts = np.cumsum(counts) - counts
+    cosines = query @ np.concatenate(objects).T
+    forth = np.maximum.reduceat(cosines, starts, axis=1).mean(0)
+    back = np.add.reduceat(cosines.max(0), starts) / counts
+    scores: Vector = ((forth + back) / 2).astype(np.float32)
+    return scores

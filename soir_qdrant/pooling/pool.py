@@ -1,0 +1,39 @@
+"""k object vectors into one, in closed form: mean and generalized max pooling. NumPy only."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from soir_qdrant.errors import ConfigError
+from soir_qdrant.types import Vector
+
+Floats = NDArray[np.floating]
+
+
+def normalize(x: Floats) -> Vector:
+    """Rows of unit length; a zero row stays zero. x: float [..., D]."""
+    x = np.asarray(x, np.float32)
+    unit: Vector = x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+    return unit
+
+
+def mean_pool(vectors: Floats, weights: Floats | None = None) -> Vector:
+    """The (weighted) mean of unit rows, at unit length. vectors: float [k, D], k >= 1; weights: float [k]."""
+    rows = normalize(vectors)
+    weights = np.ones(len(rows), np.float32) if weights is None else np.asarray(weights, np.float32)
+    return normalize(weights @ rows)
+
+
+def generalized_max_pool(vectors: Floats, ridge: float = 1.0, weights: Floats | None = None) -> Vector:
+    """One vector that is about equally similar to every row, so that frequent ones drown no rare one.
+
+    v = V^T (V V^T + ridge I)^-1 w at unit length (Murray & Perronnin 2014). vectors: float [k, D], k >= 1;
+    weights w: float [k], the similarity each row is to get (1). A large ridge tends to the mean.
+    """
+    if ridge <= 0:
+        raise ConfigError(f"ridge {ridge}: must be positive")
+    rows = normalize(vectors).astype(np.float64)
+    target = np.ones(len(rows)) if weights is None else np.asarray(weights, np.float64)
+    dual = np.linalg.solve(rows @ rows.T + ridge * np.eye(len(rows)), target)
+    return normalize(rows.T @ dual)

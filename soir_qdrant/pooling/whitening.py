@@ -1,0 +1,153 @@
+"""The projection that whitens object vectors: PCA, or fitted to tell things apart. NumPy only."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from soir_qdrant.errors import ConfigError
+from soir_qdrant.models import artifacts
+from soir_qdrant.pooling.pool import Floats, normalize
+from soir_qdrant.types import Vector
+
+PRIOR = 5000.0  # rows that a whitening counts for when it is refitted; see docs/decisions.md
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Whitening:
+    """x -> normalize((x - mean) @ matrix). mean: float32 [D]; matrix: float32 [D, D_out], D_out <= D.
+
+    Columns stand in falling order of variance, so that the first c of them are a whitening to c.
+    variance: float32 [D_out], of each column over the rows it was fitted on, before normalising.
+    fitted_for: names those rows, so that it is not applied to others.
+    """
+
+    mean: Vector
+    matrix: Vector
+    variance: Vector
+    fitted_for: str = ""
+
+    @property
+    def dim(self) -> int:
+        return int(self.matrix.shape[1])
+
+    def __call__(self, x: Floats) -> Vector:
+        """x: float [..., D] -> float32 [..., D_out], unit rows."""
+        return normalize((np.asarray(x, np.float32) - self.mean) @ self.matrix)
+
+    def truncated(self, dim: int | None) -> Whitening:
+        """The whitening to the first `dim` components; None keeps all."""
+        if dim is not None and dim > self.dim:
+            raise ConfigError(f"vector.dim {dim}: the whitening has {self.dim} components")
+        return Whitening(self.mean, self.matrix[:, :dim], self.variance[:dim], self.fitted_for)
+
+    @property
+    def digest(self) -> str:
+        """Twelve hex digits that name its content."""
+        return hashlib.sha256(self.mean.tobytes() + np.ascontiguousarray(self.matrix).tobytes()).hexdigest()[
+            :12
+        ]
+
+    def save(self, path: Path) -> None:
+        """Write a safetensors file, whole or not at all."""
+        artifacts.save(
+            path,
+            {"mean": self.mean, "matrix": self.matrix.astype(np.float16), "variance": self.variance},
+            fitted_for=self.fitted_for,
+        )
+
+    @classmethod
+    def load(cls, path: Path) -> Whitening:
+        """Raises ConfigError where the file is missing or no whitening."""
+        held, about = artifacts.load(path, "whitening", "soir calibrate", "mean", "matrix", "variance")
+        mean, matrix = held["mean"].astype(np.float32), held["matrix"].astype(np.float32)
+        return cls(mean, matrix, held["variance"], about["fitted_for"])
+
+
+def fit_whitening(x: Floats, dim: int | None = None, shrink: float = 0.1, fitted_for: str = "") -> Whitening:
+    """PCA whitening of rows, float [n, D], n >= 2, not all equal. See `whitening_of`."""
+    x = np.asarray(x, np.float64)
+    if x.ndim != 2 or len(x) < 2 or not np.isfinite(x).all():
+        raise ConfigError(f"whitening needs a finite [n, D] array with n >= 2, got shape {x.shape}")
+    return whitening_of(x.mean(0), np.cov(x, rowvar=False), dim, shrink, fitted_for)
+
+
+def whitening_of(
+    mean: Floats, covariance: Floats, dim: int | None = None, shrink: float = 0.1, fitted_for: str = ""
+) -> Whitening:
+    """W = U (S + shrink * mean(S))^-1/2 of a covariance U S U^T.
+
+    mean: float [D]; covariance: float [D, D]; dim: columns kept (all); shrink: share of the mean
+    eigenvalue added to each, so that directions of little data are not blown up.
+    Raises ConfigError where nothing varies.
+    """
+    values, axes = _falling(np.asarray(covariance, np.float64))
+    if values[0] <= 1e-12:
+        raise ConfigError("whitening: all rows are equal; give more varied pictures")
+    scale = 1 / np.sqrt(values + shrink * values.mean())
+    return _made(mean, axes * scale, values * scale**2, dim, fitted_for)
+
+
+def fit_discriminative(
+    within: Floats,
+    covariance: Floats,
+    mean: Floats,
+    dim: int | None = None,
+    noise: float = 0.1,
+    shrink: float = 1.0,
+    fitted_for: str = "",
+) -> Whitening:
+    """Divides out what differs between views of one thing, then whitens what is left, partly.
+
+    within: float [D, D], covariance of rows about the mean of their thing; covariance, mean: of all rows.
+    noise, shrink: share of the mean eigenvalue added to each of the first and of the second. Fisher's
+    discriminant, shrunk: W = A B (E + shrink * mean(E))^-1/2, A = within^-1/2, A^T covariance A = B E B^T.
+    """
+    spread, axes = np.linalg.eigh(np.asarray(within, np.float64))
+    first = axes / np.sqrt(np.maximum(spread, 0) + noise * spread.mean())
+    values, axes = _falling(first.T @ np.asarray(covariance, np.float64) @ first)
+    scale = 1 / np.sqrt(values + shrink * values.mean())
+    return _made(mean, first @ (axes * scale), values * scale**2, dim, fitted_for)
+
+
+def refit(
+    prior: Whitening,
+    mean: Floats,
+    covariance: Floats,
+    count: int,
+    dim: int | None = None,
+    weight: float = PRIOR,
+) -> Whitening:
+    """The prior bent towards rows of one's own, as if it had been fitted on `weight` rows beside these.
+
+    mean: float [D]; covariance: float [D, D]; count: rows they were measured on; dim: columns kept (those
+    of the prior). It stays within the prior's columns: thousands of dimensions want more rows than a small
+    collection has. Each column was scaled by (e + s)^-1/2, so that its variance v = e / (e + s) tells e / s;
+    that scale is undone, the covariances are mixed, and the mixture is scaled in the same way.
+    """
+    share = count / (count + weight)
+    kept = np.maximum(1 - prior.variance.astype(np.float64), 1e-6)  # s / (e + s)
+    matrix = prior.matrix.astype(np.float64) / np.sqrt(kept)
+    own = matrix.T @ np.asarray(covariance, np.float64) @ matrix
+    values, axes = _falling(share * own + (1 - share) * np.diag((1 - kept) / kept))
+    scale = 1 / np.sqrt(values + 1)
+    centre = share * np.asarray(mean, np.float64) + (1 - share) * prior.mean
+    return _made(centre, matrix @ (axes * scale), values * scale**2, dim, prior.fitted_for)
+
+
+def _falling(symmetric: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Eigenvalues, none below zero, in falling order, and their axes as columns."""
+    values, axes = np.linalg.eigh(symmetric)
+    return np.maximum(values[::-1], 0), axes[:, ::-1]
+
+
+def _made(mean: Floats, matrix: Floats, variance: Floats, dim: int | None, fitted_for: str) -> Whitening:
+    """Rounded as it is saved: half the file, and no mAP lost."""
+    rounded = np.asarray(matrix[:, :dim], np.float16).astype(np.float32)
+    return Whitening(
+        np.asarray(mean, np.float32), rounded, np.asarray(variance[:dim], np.float32), fitted_for
+    )

@@ -1,0 +1,302 @@
+"""One collection: opening, writing, asking. All knowledge of Qdrant is here and in schema.py (what a
+collection looks like), payload.py (what lies beside a vector), filters.py and transport.py."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+from qdrant_client import QdrantClient, models
+from qdrant_client.local.async_qdrant_local import AsyncQdrantLocal
+from qdrant_client.local.qdrant_local import QdrantLocal
+
+from soir_qdrant.errors import CollectionError, ConfigError, ObjectsError, SoirError
+from soir_qdrant.qdrant.payload import KEY, PATCHES, PointId
+from soir_qdrant.qdrant.schema import (
+    INDEXES,
+    OBJECTS,
+    Quantization,
+    check_fingerprint,
+    check_point,
+    check_vectors,
+    is_quantized,
+    metadata_of,
+    stored_fingerprint,
+    vectors_config,
+)
+from soir_qdrant.qdrant.transport import Refused, Retry, split
+from soir_qdrant.types import Scene, Vector
+
+T = TypeVar("T")
+RESCORED = models.SearchParams(quantization=models.QuantizationSearchParams(rescore=True, oversampling=2.0))
+WITHOUT_PATCHES = models.PayloadSelectorExclude(exclude=[f"{KEY}.{PATCHES}"])
+_TOGETHER = 32  # searches in one request: a vector is 22 kB of JSON, a hundred payloads some 300 kB
+_MULTIVECTOR_NUMBERS = 1_048_576  # Qdrant's limit for one multivector
+
+
+class Store:
+    """One collection of one client.
+
+    vector_name: of the dense vector; None is Qdrant's unnamed one. timeout: seconds for one request (of
+    writes only where the client has such an argument; else the client's own applies).
+    Made by `create` or `open`; nothing is asked of the server before.
+    """
+
+    def __init__(
+        self,
+        client: QdrantClient,
+        collection: str,
+        *,
+        vector_name: str | None = None,
+        timeout: int = 60,
+        retry: Retry | None = None,
+    ) -> None:
+        if vector_name == OBJECTS:
+            raise ConfigError(f'vector_name "{OBJECTS}" is kept for single objects: choose another')
+        self.client = client
+        self.collection = collection
+        self.vector_name = vector_name or ""
+        self.timeout = timeout
+        self.retry = retry or Retry()
+        self.dim = 0
+        self.has_objects = False
+        self.quantized = False
+
+    def call(self, what: str, method: Callable[..., T], **arguments: Any) -> T:
+        """method(collection, **arguments), with this store's timeout and retries. what: see Retry."""
+        if "timeout" in inspect.signature(method).parameters:
+            arguments.setdefault("timeout", self.timeout)
+        return self.retry(
+            lambda: method(self.collection, **arguments), f"{what} collection {self.collection!r}"
+        )
+
+    # -- the collection ------------------------------------------------------------------------------------
+
+    def create(
+        self,
+        dim: int,
+        fingerprint: Mapping[str, Any],
+        *,
+        keep_objects: bool = False,
+        quantization: Quantization | None = None,
+    ) -> None:
+        """Make the collection if there is none, then `open` it. keep_objects: with the multivector.
+        quantization: see `schema.vectors_config`; an existing collection has its own.
+
+        An existing collection decides for itself whether it keeps object vectors. Raises CollectionError
+        as `open` does, and where keep_objects is asked of a collection made without.
+        """
+        if not self.exists():
+            self._create(fingerprint, vectors_config(dim, self.vector_name, keep_objects, quantization))
+        self.open(dim, fingerprint)
+        if keep_objects and not self.has_objects:
+            raise CollectionError(
+                f"collection {self.collection!r} was made without vectors of objects: leave keep_objects "
+                "out, or ingest into a new collection"
+            )
+        self._index()
+
+    def exists(self) -> bool:
+        return self.call("look for", self.client.collection_exists)
+
+    def _create(self, fingerprint: Mapping[str, Any], vectors: Any) -> None:
+        extra = {}
+        if "metadata" in inspect.signature(self.client.create_collection).parameters:
+            extra["metadata"] = metadata_of(fingerprint)
+        try:
+            self.call("create", self.client.create_collection, vectors_config=vectors, **extra)
+        except Refused:
+            if not self.exists():  # else another process was faster, and `open` will judge what it made
+                raise
+
+    def _index(self) -> None:
+        """Payload indexes, those that are missing. Embedded Qdrant has none."""
+        if isinstance(getattr(self.client, "_client", None), (QdrantLocal, AsyncQdrantLocal)):
+            return
+        there = self.call("look into", self.client.get_collection).payload_schema
+        for field, kind in INDEXES.items():
+            if field not in there:
+                self.call("index", self.client.create_payload_index, field_name=field, field_schema=kind)
+
+    def open(self, dim: int | None = None, fingerprint: Mapping[str, Any] | None = None) -> None:
+        """Check the collection: vector, length, distance, and who filled it.
+
+        dim: None takes that of the collection. fingerprint: of the pipeline, None where no image is
+        encoded. Raises CollectionError with what differs and what to do.
+        """
+        if not self.exists():
+            raise CollectionError(
+                f"there is no collection {self.collection!r}: ingest pictures into it first"
+            )
+        info = self.call("look into", self.client.get_collection)
+        self.dim, self.has_objects = check_vectors(info, self.collection, self.vector_name, dim)
+        self.quantized = is_quantized(info, self.vector_name)
+        if fingerprint is None:
+            return
+        theirs = stored_fingerprint(info)
+        if theirs is not None:
+            check_fingerprint(theirs, fingerprint, self.collection)
+            return
+        points, _ = self.call("look into", self.client.scroll, limit=1, with_payload=["soir.encoder"])
+        if points:
+            check_point(points[0].payload, fingerprint, self.collection)
+
+    # -- writing -------------------------------------------------------------------------------------------
+
+    def existing(self, ids: Sequence[PointId]) -> set[PointId]:
+        """Those of the ids that are in the collection."""
+        if not ids:
+            return set()
+        records = self.call(
+            "look into", self.client.retrieve, ids=list(ids), with_payload=False, with_vectors=False
+        )
+        return {record.id if isinstance(record.id, int) else str(record.id) for record in records}
+
+    def point(self, id_: PointId, scene: Scene, payload: dict[str, Any]) -> models.PointStruct:
+        """A point as the collection wants it. Raises SoirError for vectors that it cannot hold."""
+        rows = scene.object_vectors
+        if scene.vector.shape != (self.dim,) or not (
+            np.isfinite(scene.vector).all() and np.isfinite(rows).all()
+        ):
+            raise SoirError(
+                f"the pipeline made a vector of shape {scene.vector.shape}, or one that is not finite; "
+                f"{self.dim} finite numbers are wanted"
+            )
+        vector: Any = scene.vector.tolist()
+        if self.has_objects and len(rows):
+            if rows.size >= _MULTIVECTOR_NUMBERS:
+                raise ObjectsError(
+                    f"{len(rows)} objects are more than one multivector holds: give fewer than "
+                    f"{_MULTIVECTOR_NUMBERS // self.dim}, or leave keep_objects out"
+                )
+            vector = {self.vector_name: vector, OBJECTS: rows.tolist()}
+        elif self.vector_name:
+            vector = {self.vector_name: vector}
+        return models.PointStruct(id=id_, vector=vector, payload=payload)
+
+    def upsert(self, points: Sequence[models.PointStruct]) -> Iterator[tuple[models.PointStruct, str | None]]:
+        """Write points, in requests of bounded size (see `split`); each is written through
+        (`wait`) before its points come out, with None, or with the reason why that one was refused.
+
+        Raises ServerError when the server is lost: what has come out by then is in.
+        """
+        for batch in split(points):
+            try:
+                self._write(batch)
+            except Refused as error:
+                if error.status == 404:  # the collection is gone
+                    raise
+                yield from self._one_by_one(batch, error)
+            else:
+                yield from ((point, None) for point in batch)
+
+    def _write(self, points: Sequence[models.PointStruct]) -> None:
+        self.call("write to", self.client.upsert, points=list(points), wait=True)
+
+    def _one_by_one(
+        self, points: Sequence[models.PointStruct], error: Refused
+    ) -> Iterator[tuple[models.PointStruct, str | None]]:
+        if len(points) == 1:
+            yield points[0], str(error)
+            return
+        for point in points:
+            try:
+                self._write([point])
+            except Refused as own:
+                yield point, str(own)
+            else:
+                yield point, None
+
+    # -- asking --------------------------------------------------------------------------------------------
+
+    def request(
+        self,
+        vector: Vector,
+        *,
+        limit: int,
+        offset: int = 0,
+        filter: models.Filter | None = None,
+        prefetch: int = 0,
+        with_vectors: bool = False,
+        with_objects: bool = False,
+        with_patches: bool = False,
+        score_threshold: float | None = None,
+        params: models.SearchParams | None = None,
+        shard_key: models.ShardKeySelector | None = None,
+    ) -> models.QueryRequest:
+        """A search by one vector, float32 [D]. prefetch: above 0, so many candidates are taken by the image's
+        vector and ordered by their best object's (MaxSim over the multivector). with_vectors,
+        with_objects: the image's vector, and those of its objects where there are any, come along.
+        with_patches: so do the patches in the payload. params: None rescores, where vectors are quantized."""
+        if params is None and self.quantized:
+            params = RESCORED
+        names = [self.vector_name] * with_vectors + [OBJECTS] * (with_objects and self.has_objects)
+        plain = with_vectors and names == [""]
+        request = models.QueryRequest(
+            query=vector.tolist(),
+            using=self.vector_name or None,
+            shard_key=shard_key,
+            filter=filter,
+            params=params,
+            limit=limit,
+            offset=offset,
+            score_threshold=score_threshold,
+            with_payload=True if with_patches else WITHOUT_PATCHES,
+            with_vector=True if plain else names or False,
+        )
+        if prefetch:
+            request.prefetch = models.Prefetch(
+                query=request.query, using=request.using, filter=filter, params=params, limit=prefetch
+            )
+            request.query, request.using, request.params = [vector.tolist()], OBJECTS, None
+        return request
+
+    def query(
+        self, requests: Sequence[models.QueryRequest], **options: Any
+    ) -> list[list[models.ScoredPoint]]:
+        """The points found, per request. options: consistency, timeout; None is the client's own."""
+        options = _given(options)
+        if len(requests) == 1:
+            held = _arguments(requests[0])
+            return [self.call("search", self.client.query_points, **held, **options).points]
+        found: list[list[models.ScoredPoint]] = []
+        for i in range(0, len(requests), _TOGETHER):
+            some = list(requests[i : i + _TOGETHER])
+            answers = self.call("search", self.client.query_batch_points, requests=some, **options)
+            found += [answer.points for answer in answers]
+        return found
+
+    def groups(
+        self, request: models.QueryRequest, group_by: str, size: int, **options: Any
+    ) -> list[models.PointGroup]:
+        """The points found, by the value of a payload key, up to `size` for each. options: as in `query`."""
+        held = {name: value for name, value in _arguments(request).items() if name != "offset"}
+        method = self.client.query_points_groups
+        options = _given(options) | {"group_by": group_by, "group_size": size}
+        return self.call("search", method, **held, **options).groups
+
+    def dense(self, vector: Any) -> Vector | None:
+        """The image's vector, float32 [D], out of what a search returned with the points."""
+        if isinstance(vector, Mapping):
+            vector = vector.get(self.vector_name)
+        return None if vector is None else np.asarray(vector, np.float32)
+
+
+def _arguments(request: models.QueryRequest) -> dict[str, Any]:
+    """A request as the client's methods for one take it."""
+    held = {field: getattr(request, field) for field in models.QueryRequest.model_fields}
+    return _given({_ARGUMENTS.get(field, field): value for field, value in held.items()})
+
+
+def _given(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+_ARGUMENTS = {
+    "filter": "query_filter",
+    "params": "search_params",
+    "with_vector": "with_vectors",
+    "shard_key": "shard_key_selector",
+}

@@ -1,0 +1,78 @@
+"""Where in a found picture the thing is: the picture opened again, the matched object's mask, a heat map."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from soir_qdrant.geometry.crops import full_mask
+from soir_qdrant.types import Box, LoadedImage, Mask, SceneObject, Vector
+
+if TYPE_CHECKING:
+    from soir_qdrant.pipeline import Pipeline
+
+
+def mask(pipeline: Pipeline, image: LoadedImage, box: Box) -> Mask:
+    """The pixels of the object in a box, as the pipeline's segmenter sees them, bool [H, W]."""
+    (item,) = pipeline.segment(image.rgb, [SceneObject(box)])
+    return full_mask(item, image.width, image.height)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Look:
+    """A query as `heat` needs it. descriptor: float32 [D_out], the encoder's own; vector: float32 [dim]."""
+
+    descriptor: Vector
+    vector: Vector
+
+
+def look(pipeline: Pipeline, query: LoadedImage, box: Box | None) -> Look:
+    """query, box: as in `Pipeline.query`."""
+    seen = pipeline.encoder.encode(*pipeline.query_crop(query.rgb, box=box, mask=query.alpha))
+    return Look(seen.descriptor[0], pipeline.describe(seen)[0])
+
+
+def heat(pipeline: Pipeline, query: Look, image: LoadedImage, objects: list[Box]) -> NDArray[np.float32]:
+    """Where the query's object seems to be in an image, float32 [H, W], 0..1.
+
+    query: of `look`. objects: the boxes to look into. In each, the LeGrad map of the query's descriptor
+    (mao/legrad.py), times the object's similarity to the query, where that is above 0.
+    Raises ConfigError for an encoder without tokens.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    from soir_qdrant.mao.refine import explain_maps, precompute_all
+
+    encoder, block = pipeline.encoder, pipeline.encoder.last_block
+    items = pipeline.segment(image.rgb, [SceneObject(b) for b in objects])
+    canvas = np.zeros((image.height, image.width), np.float32)
+    if not items:
+        return canvas
+    encoding = pipeline.encode_whole(*pipeline.crops([image.rgb], [items]))
+    similar = pipeline.describe(encoding) @ query.vector
+    descriptor = F.normalize(torch.as_tensor(query.descriptor[None], device=block.device), dim=-1)
+    held = precompute_all([block], torch.as_tensor(encoding.tokens, device=block.device))
+    maps = explain_maps(held, descriptor.expand(len(items), -1), encoder.input_size).cpu().numpy()
+    for item, weight, inner in zip(items, similar, maps, strict=True):
+        if weight > 0:
+            _lay(
+                canvas,
+                np.clip(inner, 0, 1) * min(float(weight), 1.0),
+                pipeline.window(item.box, canvas.shape),
+            )
+    return canvas
+
+
+def _lay(canvas: NDArray[np.float32], inner: NDArray[np.float32], window: tuple[int, int, int]) -> None:
+    """Put a crop's map [S, S] back where the crop was cut; the larger value stays."""
+    x, y, side = window
+    height, width = canvas.shape
+    full = cv2.resize(inner, (side, side), interpolation=cv2.INTER_LINEAR)
+    x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + side, width), min(y + side, height)
+    part = canvas[y0:y1, x0:x1]
+    np.maximum(part, full[y0 - y : y1 - y, x0 - x : x1 - x], out=part)

@@ -1,0 +1,109 @@
+"""The house: which room may import which. docs/concepts/architecture.md draws it."""
+
+import ast
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import soir_qdrant
+
+PACKAGE = Path(soir_qdrant.__file__).parent
+FILES = sorted(PACKAGE.rglob("*.py"))
+MAX_LINES = 300
+TOO_LONG = {  # to be split, not to grow
+    "pipeline.py": 500,
+    "search/searcher.py": 545,
+    "serving/export.py": 380,
+    "serving/triton.py": 365,
+    "qdrant/collection.py": 305,
+}
+
+# Each room may import those before it, and itself. Rooms on one line do not know one another.
+FLOORS = [
+    {"errors"},
+    {"types", "config"},
+    {"images", "geometry"},
+    {"models", "qdrant"},
+    {"pooling", "mao"},
+    {"pipeline", "query"},
+    {"rerank", "serving"},
+    {"assembly"},
+    {"ingest", "search"},
+    {"aio", "report"},
+    {"lab"},
+    {"cli"},
+]
+ROOF = {"__init__", "__main__"}  # they only hand on what is below
+
+
+def room(file: Path) -> str:
+    return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(file: Path, *, types_too: bool = True) -> set[str]:
+    """The modules of the package that a file imports, anywhere in it. types_too: for annotations too."""
+    tree = ast.parse(file.read_text())
+    if not types_too:
+        tree = _WithoutTypeChecking().visit(tree)
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("soir_qdrant"):
+            for name in node.names:
+                deeper = PACKAGE.joinpath(*node.module.split(".")[1:], name.name)
+                there = deeper.is_dir() or deeper.with_suffix(".py").is_file()
+                found.add(f"{node.module}.{name.name}" if there else node.module)
+        elif isinstance(node, ast.Import):
+            found |= {name.name for name in node.names if name.name.startswith("soir_qdrant.")}
+    return found - {"soir_qdrant"}
+
+
+class _WithoutTypeChecking(ast.NodeTransformer):
+    def visit_If(self, node: ast.If) -> ast.AST | None:
+        return None if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING" else node
+
+
+def test_every_room_has_its_floor():
+    rooms = {room(file) for file in FILES} - ROOF
+    assert rooms == set().union(*FLOORS)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(PACKAGE).as_posix())
+def test_imports_point_down(file):
+    own = room(file)
+    if own in ROOF:
+        return
+    floor = next(i for i, rooms in enumerate(FLOORS) if own in rooms)
+    below = set().union(*FLOORS[:floor])
+    wrong = {name for name in imports(file, types_too=False) if name.split(".")[1] not in below | {own}}
+    assert not wrong
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    graph = {}
+    for file in FILES:
+        parts = file.relative_to(PACKAGE.parent).with_suffix("").parts
+        graph[".".join(parts)] = imports(file, types_too=False)
+    TopologicalSorter(graph).prepare()  # raises CycleError, with the circle in its message
+
+
+def test_the_qdrant_room_and_light_imports_know_no_torch():
+    for file in FILES:
+        if room(file) in {"qdrant", "types", "errors", "config", "images"}:
+            assert "torch" not in {name.split(".")[0] for name in _modules(file)}, file
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(PACKAGE).as_posix())
+def test_files_stay_small(file):
+    most = TOO_LONG.get(file.relative_to(PACKAGE).as_posix(), MAX_LINES)
+    assert len(file.read_text().splitlines()) <= most
+
+
+def _modules(file: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module or "")
+    return found
