@@ -51,7 +51,7 @@ class Registry(Generic[T]):
                     self._known.setdefault(name, point.load())
                 except Exception as error:
                     raise ConfigError(
-                        f"{self.what} {name!r}, of the package that offers {point.value}, cannot be loaded: {error}"
+                        f"{self.what} {name!r}, offered as {point.value}, cannot be loaded: {error}"
                     ) from error
                 return
         raise ConfigError(f"{self.what} {name!r}: choose one of {', '.join(self)}")

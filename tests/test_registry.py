@@ -45,5 +45,5 @@ def test_an_unknown_name_names_the_known_ones(shapes):
 
 
 def test_a_package_that_cannot_be_loaded_is_named(shapes):
-    with pytest.raises(ConfigError, match="another_package:broken, cannot be loaded"):
+    with pytest.raises(ConfigError, match="offered as another_package:broken, cannot be loaded"):
         shapes.get("broken")
