@@ -10,7 +10,8 @@ from test_detector import ColourTokens, scene
 from soir_qdrant.config import DetectorSettings
 from soir_qdrant.errors import ConfigError
 from soir_qdrant.lab.evaluate.bench import BenchObject, GalleryImage
-from soir_qdrant.lab.train.detector import Example, Plan, _example, _owners, assign, loss, measure, train
+from soir_qdrant.lab.train.detector import Plan, _owners, assign, loss, measure, train, untrained
+from soir_qdrant.lab.train.looks import Example, _example
 from soir_qdrant.models import artifacts
 from soir_qdrant.models.detectors.factory import make_detector
 from soir_qdrant.models.detectors.token_head import LearnedDetector, batched, inputs
@@ -151,6 +152,21 @@ def test_it_learns_to_find_and_is_used(tmp_path):
     other.fingerprint = "another@2/224px"
     with pytest.raises(ConfigError, match="was trained for 'colours@1', and the encoder is 'another@2'"):
         make_detector(chosen, other)
+
+
+def test_training_goes_on_from_a_head_that_is_there(tmp_path):
+    held = scenes(tmp_path, 20)
+    fresh().save(tmp_path / "untrained.safetensors", "colours@1")
+    make, digest = untrained(tmp_path / "untrained.safetensors")
+    head = train(make(9), held, Plan(epochs=8, lr=1e-2, start=digest), **files(tmp_path))
+    head.save(tmp_path / "trained.safetensors", "colours@1")
+    again, other = untrained(tmp_path / "trained.safetensors")
+    assert other != digest
+    assert measure(again(9), held[9::10])["recall"] == pytest.approx(
+        measure(head, held[9::10])["recall"], abs=0.05
+    )
+    with pytest.raises(ConfigError, match="of another plan"):  # the state is of a training with another start
+        train(again(9), held, Plan(epochs=8, lr=1e-2, start=other), **files(tmp_path))
 
 
 def test_small_objects_count_like_large_ones():

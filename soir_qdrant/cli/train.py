@@ -36,6 +36,9 @@ CacheOption = Annotated[
     Path | None,
     typer.Option(help="keeps the views, for encoder and projection  [default: beside --out]"),
 ]
+StartOption = Annotated[
+    Path | None, typer.Option(help="file of a head to go on from  [default: one without training]")
+]
 SeedOption = Annotated[int, typer.Option(help="of everything that is random")]
 
 
@@ -81,6 +84,8 @@ def detector(
     profile: ProfileOption = "embedded",
     format_: FormatOption = "auto",
     epochs: Annotated[int, typer.Option(min=1)] = 24,
+    start: StartOption = None,
+    lr: Annotated[float, typer.Option(min=0, help="of AdamW, at its highest")] = 2e-3,
     unknown: Annotated[
         list[str] | None,
         typer.Option(help="a kind, such as person, whose boxes are neither objects nor background"),
@@ -90,12 +95,13 @@ def detector(
 ) -> None:
     """Learn what an object looks like to this encoder: the head of the embedded detector. Run again after an
     interruption: it goes on, to the same result. Use it with `Settings...but(detector={"head": FILE})`."""
-    from soir_qdrant.lab.train.detector import Plan, examples, train
-    from soir_qdrant.models.heads.boxes import Head
+    from soir_qdrant.lab.train.detector import Plan, train, untrained
+    from soir_qdrant.lab.train.looks import examples
 
-    plan = Plan(epochs=epochs, seed=seed)
+    kind, digest = untrained(start)
+    plan = Plan(epochs=epochs, seed=seed, lr=lr, start=digest)
     looks = partial(examples, unknown=unknown or ())
-    _train_head(Head, looks, train, plan, _benches(folders, format_), file, profile, cache, str(unknown))
+    _train_head(kind, looks, train, plan, _benches(folders, format_), file, profile, cache, str(unknown))
 
 
 @training.command(
@@ -107,9 +113,7 @@ def segmenter(
     profile: ProfileOption = "embedded",
     format_: FormatOption = "auto",
     epochs: Annotated[int, typer.Option(min=1)] = 6,
-    start: Annotated[
-        Path | None, typer.Option(help="file of a head to go on from  [default: one without training]")
-    ] = None,
+    start: StartOption = None,
     lr: Annotated[float, typer.Option(min=0, help="of AdamW, at its highest")] = 2e-3,
     seed: SeedOption = 0,
 ) -> None:

@@ -7,12 +7,11 @@ names; generalised IoU (1902.09630) for the box itself. What is not labelled is 
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -20,123 +19,39 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from soir_qdrant import images as pictures
-from soir_qdrant.errors import DatasetError
-from soir_qdrant.geometry.boxes import areas, intersection_over_union
-from soir_qdrant.lab.evaluate.bench import Bench, GalleryImage
-from soir_qdrant.lab.train.progress import HeadPlan, Progress, place_of, split, train_epochs, write_once
-from soir_qdrant.models.compatibility import trunk
-from soir_qdrant.models.detectors.token_head import batched, chosen, inputs, named
-from soir_qdrant.models.heads.boxes import STRIDES, Head, flat
-from soir_qdrant.models.token_grid import AREA
-from soir_qdrant.models.tokens import TokenSource
+from soir_qdrant.geometry.boxes import intersection_over_union
+from soir_qdrant.lab.train.looks import Example
+from soir_qdrant.lab.train.progress import HeadPlan, Progress, split, train_epochs
+from soir_qdrant.models.detectors.token_head import batched, chosen, named
+from soir_qdrant.models.heads.boxes import STRIDES, Head, TrainedHead, flat
 
 CORE, MIN_CORE = 0.5, 0.75  # a cell is near the middle: share of the box, and cells, at least
 RANGES = {1: (0.0, 7.0), 2: (5.0, 16.0), 4: (12.0, math.inf)}  # by stride: sides of its objects, in tokens
 UNSURE = 0.3  # chance above which no cell is taught more strongly that it is background, if that is not known
-ZOOMS = (0.6, 0.8, 1.1)  # areas that are looked at, as shares of the usual one
-WHOLE = 0.7  # share of images that are looked at whole
-MIN_SHARE = 0.67  # of an object that a crop must show
 
 
 @dataclass(frozen=True, slots=True)
 class Plan(HeadPlan):
-    """batch: scenes."""
+    """batch: scenes. start: digest of the head that training starts from; see `untrained`."""
 
     epochs: int = 24
     batch: int = 4
+    start: str = ""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Example:
-    """A look at an image, on disk.
+def untrained(start: Path | None) -> tuple[Callable[[int], Head], str]:
+    """What makes the head to train, by the length of a token, and eight hex digits that name where it starts.
 
-    Attributes:
-        file: what the head sees of it.
-        size: width and height of what is looked at, in pixels.
-        boxes: float32 [k, 4], the objects, in those pixels.
-        unknown: float32 [u, 4], where the loss does not look: neither object nor background.
-        exhaustive: False where what is not boxed may be an object all the same.
+    Args:
+        start: the file of a head to go on from, None for a new one.
+
+    Raises:
+        ConfigError: where the file is no head.
     """
-
-    file: Path
-    size: tuple[int, int]
-    boxes: NDArray[np.float32]
-    unknown: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 4), np.float32))
-    exhaustive: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Look:
-    """What of an image is looked at, x0, y0, x1, y1 as shares of its sides, and at how many pixels."""
-
-    window: tuple[float, float, float, float]
-    area: int
-
-    @classmethod
-    def of(cls, number: int, seed: int) -> Look:
-        """The look at an image by its number in a folder: most whole, some cropped, at different sizes."""
-        rng = np.random.default_rng((seed, number))
-        area = round(AREA * float(rng.choice(ZOOMS)))
-        if rng.random() < WHOLE:
-            return cls((0.0, 0.0, 1.0, 1.0), area)
-        side = rng.uniform(0.5, 0.9)
-        x, y = rng.uniform(0, 1 - side, 2)
-        return cls((x, y, x + side, y + side), area)
-
-    def pixels(self, width: int, height: int) -> tuple[int, int, int, int]:
-        """The window in whole pixels of an image."""
-        x0, y0, x1, y1 = np.round(np.array(self.window) * [width, height, width, height]).astype(int).tolist()
-        return x0, y0, max(x1, x0 + 1), max(y1, y0 + 1)
-
-
-def examples(
-    benches: Sequence[Bench],
-    source: TokenSource,
-    cache: Path,
-    advance: Callable[[], None] = lambda: None,
-    *,
-    seed: int = 0,
-    unknown: Sequence[str] = (),
-) -> list[Example]:
-    """What the head sees of each image, computed once and kept in `cache` (1.5 MB an image). unknown: names
-    of kinds whose boxes are neither objects nor background."""
-    seen = []
-    for bench in benches:
-        seen_by = f"detector's looks {seed}", trunk(getattr(source, "fingerprint", ""))
-        place = place_of(cache, bench, *seen_by, labels=False)
-        place.mkdir(parents=True, exist_ok=True)
-        for i, entry in enumerate(bench.gallery):
-            file, look = place / f"{i:05d}.npz", Look.of(i, seed)
-            write_once(file, partial(_write, source, entry, look))
-            with np.load(file) as arrays:
-                width, height = arrays["size"].tolist()
-            seen.append(_example(file, entry, look.pixels(width, height), unknown))
-            advance()
-    if not any(len(one.boxes) for one in seen):
-        raise DatasetError("no labelled object in these folders: there is nothing to learn from")
-    return seen
-
-
-def _write(source: TokenSource, entry: GalleryImage, look: Look, out: BinaryIO) -> None:
-    image = pictures.load(entry.file).rgb
-    x0, y0, x1, y1 = look.pixels(image.shape[1], image.shape[0])
-    grid, small = inputs(source, np.ascontiguousarray(image[y0:y1, x0:x1]), look.area)
-    np.savez(out, grid=grid.astype(np.float16), small=small, size=image.shape[1::-1])
-
-
-def _example(
-    file: Path, entry: GalleryImage, window: tuple[int, int, int, int], unknown: Sequence[str]
-) -> Example:
-    """The labels as the window shows them: what it cuts off by a third or more is unknown."""
-    x0, y0, x1, y1 = window
-    size = (x1 - x0, y1 - y0)
-    whole = entry.boxes - np.array([x0, y0, x0, y0], np.float32)
-    cut = np.clip(whole, 0, np.array([*size, *size], np.float32))
-    share = areas(cut) / np.maximum(areas(whole), 1e-6)
-    named = np.array([item.name in unknown for item in entry.objects], bool)
-    objects = (share >= MIN_SHARE) & ~named
-    return Example(file, size, cut[objects], cut[(share > 0) & ~objects], entry.exhaustive)
+    if start is None:
+        return Head, ""
+    head = TrainedHead.load(start).network.requires_grad_(True)
+    return lambda _: head, hashlib.sha256(start.read_bytes()).hexdigest()[:8]
 
 
 def train(
@@ -173,7 +88,7 @@ def measure(head: Head, scenes: Sequence[Example], most: int = 100) -> dict[str,
     hits: list[tuple[float, bool]] = []
     total = labelled = found = early = 0
     for one in scenes:
-        scores, boxes = named(head, _read(one), one.size)
+        scores, boxes = named(head, one.read(), one.size)
         seen = chosen(scores, boxes, one.size, threshold=0.0, iou=0.5, most=most)
         matched = _matched(seen.boxes, one.boxes)
         total, found = total + len(one.boxes), found + int(matched.sum())
@@ -206,7 +121,7 @@ def _matched(boxes: NDArray[np.float32], true: NDArray[np.float32]) -> NDArray[n
 def _losses(head: Head, picked: Sequence[Example], rng: np.random.Generator) -> Iterator[Tensor]:
     """One loss per image; half of the images are mirrored."""
     for one in picked:
-        grid, small = _read(one)
+        grid, small = one.read()
         h, w = grid.shape[:2]
         scale = np.array([w / one.size[0], h / one.size[1]] * 2, np.float32)
         boxes, unknown = one.boxes * scale, one.unknown * scale
@@ -293,8 +208,3 @@ def _overlaps(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     whole = hull.prod(1)
     overlap = common / union
     return overlap, overlap - (whole - union) / whole
-
-
-def _read(one: Example) -> tuple[NDArray[np.float16], NDArray[np.uint8]]:
-    with np.load(one.file) as held:
-        return held["grid"], held["small"]
