@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help install demo test fast lint bench bench-real bench-serving clean
+.PHONY: help install demo test fast lint docs bench bench-real bench-serving clean
 
 help:  ## show this
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -14,7 +14,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or newer is needed: make PYTHON=python3.12 install"; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[embedded,onnx,export,triton,bench,dev]'
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[embedded,onnx,export,triton,bench,docs,dev]'
 	@touch $(READY)
 
 demo: $(READY)  ## small NeedleBench, ingest, search: prints a table and writes build/demo/index.html
@@ -31,11 +31,14 @@ lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(READY)  ## the site, in build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 bench: $(READY)  ## ratios of the refinement, written to build/bench.json
 	$(BIN)/python benchmarks/refine.py --out build/bench.json
 
 bench-real: $(READY)  ## PHOTOS=DIR: search and detection on photographs, written to build/real.md; COMPOSED="DIR DIR", PROFILES="NAME FILE"
-	@test -n "$(PHOTOS)" || { echo "say where the photographs are: make bench-real PHOTOS=DIR (see docs/evaluation.md)"; exit 2; }
+	@test -n "$(PHOTOS)" || { echo "say where the photographs are: make bench-real PHOTOS=DIR (see docs/how-to/evaluation.md)"; exit 2; }
 	$(BIN)/python benchmarks/real.py $(PHOTOS) $(if $(COMPOSED),--composed $(COMPOSED)) $(foreach p,$(PROFILES),--profile $(p)) --out build/real.json
 
 bench-serving: $(READY)  ## onnxruntime and Triton against torch, written to build/bench-serving.json

@@ -3,7 +3,7 @@
     make bench-real PHOTOS=photos
     python benchmarks/real.py photos --profile embedded --profile mine.json --composed bench/test-2d
 
-Retrieval on every PHOTOS/dev-* (the layout of `soir evaluate`; docs/needlebench.md), with objects detected
+Retrieval on every PHOTOS/dev-* (the layout of `soir evaluate`; docs/reference/needlebench.md), with objects detected
 and given, and on the composed folders, which stand below. Detection on PHOTOS/check (COCO's layout), on
 CHECKED of its images, always the same ones (see lab/evaluate/detection.py). The photographs are not in the
 repository: the folder's own LICENSES.md names the repository, the commit and the licence of each source.
@@ -108,7 +108,7 @@ class Work:
         ]
         return (
             f"{report.markdown(RETRIEVAL, retrieval)}\n{report.markdown(DETECTION, detection)}\n"
-            "Columns: docs/evaluation.md. Of sets that are searched, recall and boxes are of what is stored "
+            "Columns: docs/how-to/evaluation.md. Of sets that are searched, recall and boxes are of what is stored "
             "(boxes moved to their masks), core-s is of the whole ingesting.\n"
         )
 

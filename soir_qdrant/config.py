@@ -21,7 +21,7 @@ class _Frozen(BaseModel):
 class EncoderSettings(_Frozen):
     """weights: "embedded", a folder or a hub name. adapter: what `soir train encoder` made to be added to
     them: "shipped" (added to the embedded weights alone), a file, or None. input_size: side of a crop in
-    pixels. dtype, device: "auto" takes what the machine does fastest (see docs/decisions.md)."""
+    pixels. dtype, device: "auto" takes what the machine does fastest (see docs/lab/decisions.md)."""
 
     weights: str = "embedded"
     adapter: str | None = "shipped"
@@ -79,7 +79,7 @@ class VectorSettings(_Frozen):
     whitening: "shipped", a file made by `soir calibrate`, or None.
     pooling: "mean", "gmp" (generalized max pooling, with `ridge`), or "mao" (the refined joint token).
     by_score: power of an object's score that it weighs with in "mean" and "gmp"; 0: all weigh the same.
-    iterations, lr, alpha: of MaO; the paper's 80 steps are too many (see docs/refinement.md). blocks: how
+    iterations, lr, alpha: of MaO; the paper's 80 steps are too many (see docs/concepts/refinement.md). blocks: how
     many of the last blocks' maps it adds up.
     """
 

@@ -1,4 +1,4 @@
-"""Another model without downtime: what docs/production.md says of aliases."""
+"""Another model without downtime: what docs/how-to/production.md says of aliases."""
 
 import pytest
 from conftest import ColourPipeline, ingestor, picture

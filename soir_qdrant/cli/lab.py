@@ -85,7 +85,7 @@ def needle(
 
 def evaluate_vl(
     folder: Annotated[
-        Path, typer.Argument(help="the pictures, sentences and boxes: see docs/q-perturbation.md")
+        Path, typer.Argument(help="the pictures, sentences and boxes: see docs/concepts/q-perturbation.md")
     ],
     weights: Annotated[str, typer.Option(help="BLIP-2 for retrieval: a folder or hub name")],
     captions: Annotated[str, typer.Option(help="JSON below FOLDER, as LAVIS publishes it")] = "test.json",

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 training = typer.Typer(no_args_is_help=True, help="Learn from labelled folders.")
 
 FoldersArgument = Annotated[
-    list[Path], typer.Argument(help="labelled folders, for a segmenter with masks (see docs/needlebench.md)")
+    list[Path], typer.Argument(help="labelled folders, for a segmenter with masks (see docs/reference/needlebench.md)")
 ]
 MadeOption = Annotated[Path, typer.Option("--out", help="file to write; beside it a state, a log, a cache")]
 FormatOption = Annotated[
@@ -28,7 +28,7 @@ FormatOption = Annotated[
     typer.Option(
         "--format",
         help="auto (needle or coco, by what is there), needle, coco, voxdet, owid, instre or permir; see "
-        "docs/evaluation.md",
+        "docs/how-to/evaluation.md",
     ),
 ]
 BlocksOption = Annotated[int, typer.Option(min=1, max=4, help="how many of the last ones are tuned")]

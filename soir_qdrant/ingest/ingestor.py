@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from soir_qdrant.serving.runtime import Runtime
 
 T = TypeVar("T")
-CODES = 256  # numbers of each object's vector in the payload; see docs/search.md
+CODES = 256  # numbers of each object's vector in the payload; see docs/concepts/search.md
 PerImage: TypeAlias = Iterable[T] | Mapping[str, T]
 
 
@@ -50,10 +50,10 @@ class SoirIngestor:
     `search(rerank="objects")`; an existing collection that has it gets them in any case. object_codes: how
     many numbers of each object's vector to keep in the payload, one byte each, so that a hit can name the
     object that matched, and `search(rerank="codes")` finds more; 0 for none. object_patches: also keep each
-    object's patches there, so that `search(rerank="patches")` need not open pictures (docs/search.md has what
+    object's patches there, so that `search(rerank="patches")` need not open pictures (docs/concepts/search.md has what
     they take).
     quantization: of a new collection: "scalar" (a quarter of the memory), "binary" (1/32), or a configuration
-    of Qdrant; searches then rescore twice as many candidates by the vectors on disk (docs/search.md).
+    of Qdrant; searches then rescore twice as many candidates by the vectors on disk (docs/concepts/search.md).
     max_pixels: the largest image that is decoded. timeout: seconds for one write (where the client's
     `upsert` has no such argument, give QdrantClient itself one). retry: for lost connections,
     timeouts, 429 and 5xx.

@@ -2,7 +2,7 @@
 
 Attention costs the square of the tokens that see one another, and a ViT knows best the grid that it learnt
 its positions on: tiles no larger than that are faster than the whole picture, and tell more
-(docs/detector.md).
+(docs/concepts/detector.md).
 """
 
 from __future__ import annotations

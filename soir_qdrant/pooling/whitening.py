@@ -14,7 +14,7 @@ from soir_qdrant.models import artifacts
 from soir_qdrant.pooling.pool import Floats, normalize
 from soir_qdrant.types import Vector
 
-PRIOR = 5000.0  # rows that a whitening counts for when it is refitted; see docs/decisions.md
+PRIOR = 5000.0  # rows that a whitening counts for when it is refitted; see docs/lab/decisions.md
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -48,7 +48,7 @@ class QPerturbation:
 
     pipeline: that the collection was filled with. settings: of the perturbation. cache: of the candidates'
     tokens; None makes one in the usual place. weight: 0..1, of the reading in the score; 0 leaves it out
-    (and saves a fifth of the time, or nearly all where tokens are cached; see docs/q-perturbation.md).
+    (and saves a fifth of the time, or nearly all where tokens are cached; see docs/concepts/q-perturbation.md).
     Raises ConfigError for an encoder without CLS token or a weight out of range.
     """
 

@@ -23,7 +23,7 @@ from soir_qdrant.models.last_block import LastBlock
 from soir_qdrant.rerank.perturb import PerturbSettings, alphas, perturb
 from soir_qdrant.rerank.subspace import basis, gram
 
-WINNER = PerturbSettings(scale=2.0, rank=1, contribution=None)  # see docs/q-perturbation.md
+WINNER = PerturbSettings(scale=2.0, rank=1, contribution=None)  # see docs/concepts/q-perturbation.md
 
 
 @dataclass(frozen=True, slots=True)

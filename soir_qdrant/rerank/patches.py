@@ -22,7 +22,7 @@ from soir_qdrant.rerank.cache import TokenCache
 from soir_qdrant.rerank.order import reordered
 from soir_qdrant.types import Failure, Hit, SceneObject, Vector
 
-WEIGHT = 0.7  # of the patches in the score; see docs/search.md
+WEIGHT = 0.7  # of the patches in the score; see docs/concepts/search.md
 
 
 class PatchReranker:

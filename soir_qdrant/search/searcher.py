@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 Rerank: TypeAlias = Literal["objects", "codes", "patches", "q-perturbation"]
 BEST_OBJECT = 0.7  # share of the best object's similarity in a score by codes; the rest is the image's
 GROUPS = 20, 5  # groups, and images of each, that are ordered by codes
-AWAY = 0.1  # of the negatives' mean that is taken off the query; see docs/search.md
+AWAY = 0.1  # of the negatives' mean that is taken off the query; see docs/concepts/search.md
 OFF_BANK = 0.2  # the same of the query bank's mean
 FIRST = {"objects": 100, "codes": 100, "patches": 100, "q-perturbation": 50}  # candidates that each rescores
 
@@ -66,7 +66,7 @@ class SoirSearcher:
     one on this pipeline. text_perturbation: what it uses for words, on BLIP-2. patches: what
     rerank="patches" uses; None makes one on this pipeline. bank: float [n, D], vectors of
     other queries: every image's mean similarity to them is taken off its score, in part, so that those that
-    are like everything rank lower (docs/search.md: it made no difference here). May be shared by threads:
+    are like everything rank lower (docs/concepts/search.md: it made no difference here). May be shared by threads:
     queries are encoded one after the other.
     """
 
@@ -135,7 +135,7 @@ class SoirSearcher:
         are the object), a `Crop`, or a vector of the encoder, [D]; words, where the encoder reads text.
         box: x0, y0, x1, y1 in pixels, the object in the query image; what reaches out of the image is cut
         off. examples: more pictures of the same thing; the vectors of all are averaged. negatives: of what
-        is not meant; the vector is moved away from theirs, a little (docs/search.md has what both are
+        is not meant; the vector is moved away from theirs, a little (docs/concepts/search.md has what both are
         worth). filter: Qdrant's; soir_qdrant.qdrant.filters has some conditions ready.
 
         rerank: orders `prefetch` candidates anew. "codes": each hundred (or as many as the limit, if more) by
@@ -143,10 +143,10 @@ class SoirSearcher:
         without codes keep their score. None: by the image's score, the dot product of the vectors, alone.
         "objects": the first 100 (or ten times limit and offset), by their most similar object, in the same
         request; the collection must keep the vectors of objects. "q-perturbation": the first 50 (or the
-        limit), by opening their pictures again (docs/q-perturbation.md); one that cannot be opened keeps its
+        limit), by opening their pictures again (docs/concepts/q-perturbation.md); one that cannot be opened keeps its
         place and score. "patches": the first 100 (or the limit), by codes and by their objects' patches,
         stored or, seconds a picture, computed again. score_threshold is for the image's score, but with
-        "objects". docs/search.md compares them all. Pages of the last three fit together where one `prefetch`
+        "objects". docs/concepts/search.md compares them all. Pages of the last three fit together where one `prefetch`
         covers them.
 
         with_vectors, with_masks: put the image's vector, and the matched object's pixels, into each hit; for

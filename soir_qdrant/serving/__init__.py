@@ -1,1 +1,1 @@
-"""Serving the models elsewhere: ONNX files, NVIDIA Triton. See docs/production.md."""
+"""Serving the models elsewhere: ONNX files, NVIDIA Triton. See docs/how-to/production.md."""

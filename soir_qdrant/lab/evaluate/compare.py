@@ -70,7 +70,7 @@ def evaluate(
     advance: Callable[[], None] = lambda: None,
     cache: Path | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Compare ways to search on a labelled folder. docs/evaluation.md has every definition.
+    """Compare ways to search on a labelled folder. docs/how-to/evaluation.md has every definition.
 
     Args:
         bench: the labelled folder.

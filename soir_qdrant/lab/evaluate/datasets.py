@@ -1,7 +1,7 @@
 """Other layouts as a `Bench`: COCO with instances, and published small-object sets.
 
 Those are all in the one layout that the authors of MaO use: a torch file holds `{picture: {"is_query",
-"bbox", "ins", "set"?, "mask"?}}`; see docs/evaluation.md. Nothing is downloaded. Masks are read
+"bbox", "ins", "set"?, "mask"?}}`; see docs/how-to/evaluation.md. Nothing is downloaded. Masks are read
 of COCO alone.
 """
 
@@ -137,7 +137,7 @@ def _published(path: Path, chosen: Published) -> Bench:
                 gallery.append(GalleryImage(picture, None, _objects(entry, picture)))
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise DatasetError(
-                f"{file}: entry {name!r} is not as docs/evaluation.md says ({error!r})"
+                f"{file}: entry {name!r} is not as docs/how-to/evaluation.md says ({error!r})"
             ) from error
     if not gallery or not queries:
         raise DatasetError(

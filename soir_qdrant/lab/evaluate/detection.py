@@ -84,7 +84,7 @@ def evaluate_detector(
     advance: Callable[[], None] = lambda: None,
     cache: Path | None = None,
 ) -> dict[str, Any]:
-    """Measure the detector of some settings; docs/evaluation.md has every definition.
+    """Measure the detector of some settings; docs/how-to/evaluation.md has every definition.
 
     Args:
         images: see `labelled_images`.

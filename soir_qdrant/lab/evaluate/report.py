@@ -18,7 +18,7 @@ Results = Mapping[str, Mapping[str, Any]]
 
 
 def table(results: Results, title: str) -> Table:
-    """One line a row. See docs/evaluation.md for the columns."""
+    """One line a row. See docs/how-to/evaluation.md for the columns."""
     sizes = next((list(row["by_size"]) for row in results.values() if row.get("by_size")), [])
     shown = Table("row", "mAP", "R@1", "R@10", *sizes, "box", "ms", title=title, box=SIMPLE)
     for name, row in results.items():

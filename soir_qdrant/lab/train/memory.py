@@ -11,7 +11,7 @@ def keep_freed() -> None:
     """Let this process keep the memory that it frees.
 
     glibc gives large blocks back to the kernel, which hands them out anew page by page, zeroed: a third of
-    a step on a CPU (docs/training.md). Other C libraries have no such switch; there this does nothing.
+    a step on a CPU (docs/how-to/training.md). Other C libraries have no such switch; there this does nothing.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

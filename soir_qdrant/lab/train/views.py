@@ -112,7 +112,7 @@ def _write(bench: Bench, pipeline: Pipeline, blocks: int, place: Path, advance: 
             advance()
     if not told:
         raise DatasetError(
-            f"{bench.root}: no object has an instance (docs/evaluation.md): there is nothing to tell apart"
+            f"{bench.root}: no object has an instance (docs/how-to/evaluation.md): there is nothing to tell apart"
         )
     shape = {"patches": (encoder.input_size // encoder.patch) ** 2, "cls": int(encoder.last_block.has_cls)}
     part = place / ".views.part"

@@ -1,4 +1,4 @@
-"""The embedded detector: regions that the encoder's tokens say are objects. See docs/detector.md."""
+"""The embedded detector: regions that the encoder's tokens say are objects. See docs/concepts/detector.md."""
 
 from __future__ import annotations
 
