@@ -27,9 +27,10 @@ from soir_qdrant.lab.evaluate.bench import Bench, BenchQuery
 from soir_qdrant.lab.evaluate.datasets import load
 from soir_qdrant.lab.evaluate.metrics import average_precision, placed, recall_at
 from soir_qdrant.pipeline import Pipeline
+from soir_qdrant.rerank.base import SearchQuery
 from soir_qdrant.rerank.cache import TokenCache
-from soir_qdrant.rerank.candidates import QPerturbation
-from soir_qdrant.rerank.image_query import WINNER
+from soir_qdrant.rerank.q_perturbation.image_reranker import QPerturbation
+from soir_qdrant.rerank.q_perturbation.reading import WINNER
 from soir_qdrant.types import Hit
 
 UNMOVED = replace(WINNER, scale=0.0)
@@ -64,16 +65,17 @@ def main() -> None:
         }
         for query in bench.queries[: chosen.queries]:
             image = load_image(query.file)
+            vector = searcher.vector(str(query.file), box=query.box)
             hits = searcher.search(str(query.file), box=query.box, limit=len(bench.gallery), rerank=None)
             rows.setdefault("single vector", []).append((*judged(bench, query, hits), 0.0))
             head = hits[: chosen.top]
             start = time.perf_counter()
             for hit in head:
-                ways["objects"].candidate(hit)  # into the cache
+                ways["objects"].tokens(hit)  # into the cache
             cold.append(1000 * (time.perf_counter() - start) / len(head))
             for name, way in ways.items():
                 start = time.perf_counter()
-                new = way.rerank(image.rgb, head, box=query.box, mask=image.alpha)
+                new = way.rerank(SearchQuery(vector, image, query.box), head)
                 ms = 1000 * (time.perf_counter() - start) / len(head)
                 rows.setdefault(name, []).append((*judged(bench, query, new + hits[chosen.top :]), ms))
     print(f"{'':18} {'mAP':>6} {'R@1':>6} {'localised':>9} {'ms':>6}")

@@ -15,13 +15,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from soir_qdrant.errors import SoirError
-from soir_qdrant.types import Crop, Hit, HitGroup, IngestReport, Scene, SceneObject
+from soir_qdrant.types import Crop, Hit, HitGroup, IngestReport, Scene, SceneObject, Text
 
 if TYPE_CHECKING:
     from soir_qdrant.aio import AsyncSoirIngestor, AsyncSoirSearcher
     from soir_qdrant.config import Settings
     from soir_qdrant.ingest.ingestor import SoirIngestor
     from soir_qdrant.pipeline import Pipeline
+    from soir_qdrant.rerank.kinds import register_reranker
+    from soir_qdrant.search.options import SearchOptions
     from soir_qdrant.search.searcher import SoirSearcher
 
 # Threads that wait give their core away: beside a busy process, spinning ones cost twice the time. OpenMP
@@ -39,10 +41,13 @@ __all__ = [
     "Pipeline",
     "Scene",
     "SceneObject",
+    "SearchOptions",
     "Settings",
     "SoirError",
     "SoirIngestor",
     "SoirSearcher",
+    "Text",
+    "register_reranker",
 ]
 
 # Loaded on first use, so that importing the package stays light.
@@ -50,9 +55,11 @@ _LAZY = {
     "AsyncSoirIngestor": "aio",
     "AsyncSoirSearcher": "aio",
     "Pipeline": "pipeline",
+    "SearchOptions": "search.options",
     "Settings": "config",
     "SoirIngestor": "ingest.ingestor",
     "SoirSearcher": "search.searcher",
+    "register_reranker": "rerank.kinds",
 }
 
 

@@ -318,8 +318,8 @@ class Pipeline:
         """The vector of words, float32 [dim], unit length. Raises ConfigError for an encoder without text."""
         if self.text_encoder is None:
             raise ConfigError(
-                f"query {words!r} is no file, and this encoder reads no text: give a picture of the thing, "
-                "or take a profile that does (clip, siglip)"
+                f"text {words!r}: this encoder reads no text: give an image of the thing, or take a profile "
+                "that does (clip, siglip)"
             )
         row: Vector = (self.whitening or normalize)(self.text_encoder.encode([words]))[0]
         return row

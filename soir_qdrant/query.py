@@ -1,4 +1,4 @@
-"""What a user searches with: an image, a crop of one, a vector, or words; told apart and checked here."""
+"""What a user searches with: an image, a crop of one, a vector, or text; checked here."""
 
 from __future__ import annotations
 
@@ -10,14 +10,29 @@ import numpy as np
 
 from soir_qdrant.errors import ConfigError, ImageError, ObjectsError
 from soir_qdrant.geometry.user_objects import clip_box
-from soir_qdrant.images import SUFFIXES, Source, load
-from soir_qdrant.types import Box, Crop, LoadedImage, Vector
+from soir_qdrant.images import Source, load
+from soir_qdrant.types import Box, Crop, LoadedImage, Text, Vector
 
-Query: TypeAlias = Source | Crop | Sequence[float]
+Query: TypeAlias = Source | Crop | Text | Sequence[float]
+
+
+def one_query(query: Query | None, text: str | None) -> Query:
+    """The one of the two that is there. Raises ConfigError for both or none."""
+    if text is not None:
+        if query is not None:
+            raise ConfigError("a query and text=: give one of them; the other may be one of the examples")
+        return Text(text)
+    if query is None:
+        raise ConfigError("nothing to search for: give an image, a vector, or words as text=")
+    return query
 
 
 def as_vector(query: Query) -> Vector | None:
-    """float32 [D] where the query is a list of numbers or a one-dimensional array, else None."""
+    """float32 [D] where the query is a list of numbers or a one-dimensional array, else None.
+
+    Raises:
+        ConfigError: for a list of anything else.
+    """
     if isinstance(query, np.ndarray):
         if query.ndim != 1:
             return None
@@ -32,26 +47,32 @@ def as_vector(query: Query) -> Vector | None:
     return vector
 
 
-def as_text(query: Query) -> str | None:
-    """The query where it reads like words rather than like a file's name, else None."""
-    if not isinstance(query, str) or query.lower().endswith(SUFFIXES):
-        return None
-    try:
-        there = Path(query).exists()
-    except (OSError, ValueError):
-        there = False
-    return None if there else query
-
-
 def open_query(query: Query, box: Box | None, max_pixels: int) -> tuple[LoadedImage, Box | None]:
-    """The query image, and the box in it, clipped. Raises ImageError, ObjectsError, and ConfigError for two
-    boxes."""
+    """Open an image that is searched with.
+
+    Args:
+        query: an image or a Crop.
+        box: the object in it, x0, y0, x1, y1 in pixels; None for all of it, and for a Crop.
+        max_pixels: of the largest image that is decoded.
+
+    Returns:
+        The image, and the box in it, clipped to the image.
+
+    Raises:
+        ImageError: for anything that cannot be read as an image, a string that is no file among them.
+        ObjectsError: for a box outside the image, or none at all.
+        ConfigError: for two boxes.
+    """
     if isinstance(query, Crop):
         if box is not None:
             raise ConfigError("the query is a Crop, which has a box: leave `box` out")
         return open_query(query.image, query.box, max_pixels)
     if isinstance(query, Sequence) and not isinstance(query, (str, bytes, bytearray, memoryview)):
         raise ImageError("the query is a list: give one image or vector, or use search_many")
+    if isinstance(query, Text):
+        raise ImageError(f"the query is text, {query.words!r}, where an image is needed")
+    if isinstance(query, str) and not _exists(query):
+        raise ImageError(f"{query}: no such file; to search with words, give them as text={query!r}")
     image = load(query, max_pixels=max_pixels)
     if box is not None:
         try:
@@ -62,8 +83,11 @@ def open_query(query: Query, box: Box | None, max_pixels: int) -> tuple[LoadedIm
 
 
 def checked(vector: Vector, dim: int, collection: str) -> Vector:
-    """Of unit length. Raises ConfigError for a vector of another length than the collection's, of zeros, or
-    not finite."""
+    """The vector, of unit length.
+
+    Raises:
+        ConfigError: for a vector of another length than the collection's, of zeros, or not finite.
+    """
     if vector.shape != (dim,):
         raise ConfigError(
             f"the query vector has {len(vector)} numbers, those of collection {collection!r} have {dim}: "
@@ -73,3 +97,10 @@ def checked(vector: Vector, dim: int, collection: str) -> Vector:
     if not np.isfinite(norm) or norm == 0:
         raise ConfigError("the query vector is all zeros, or not finite: nothing can be compared with it")
     return vector / np.float32(norm)
+
+
+def _exists(path: str) -> bool:
+    try:
+        return Path(path).exists()
+    except (OSError, ValueError):  # too long for a path, or with a NUL in it
+        return False

@@ -99,11 +99,20 @@ class Scene:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Hit:
-    """One found image.
+    """An image that a search returns.
 
-    box: the stored object that matched best, or None where that cannot be known; object: its number in
-    `payload["soir"]["objects"]`. vector: float32 [D], the image's; mask: bool [H, W], the matched
-    object's pixels, in the picture after EXIF rotation; both where they were asked for.
+    Attributes:
+        id: of its point.
+        score: what the hits are ordered by, larger first; `search` says of what.
+        uri: where its file was when it was ingested; None for arrays.
+        box: the stored object that matched best, x0, y0, x1, y1 in pixels of the image after EXIF rotation;
+            None where that cannot be known.
+        payload: what was stored beside the vector.
+        vector: float32 [D], the image's, where it was asked for.
+        object: number of the matched object in `payload["soir"]["objects"]`.
+        mask: bool [H, W], the matched object's pixels, where they were asked for.
+        object_vectors: float32 [k, D], of the image's objects, for rerankers that need them; None in what a
+            search returns.
     """
 
     id: str | int
@@ -114,11 +123,17 @@ class Hit:
     vector: Vector | None = None
     object: int | None = None
     mask: Mask | None = None
+    object_vectors: Vector | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class HitGroup:
-    """The best images of those that share a payload value. key: that value; hits: best first."""
+    """The best images of those that share a payload value.
+
+    Attributes:
+        key: that value.
+        hits: best first.
+    """
 
     key: str | int
     hits: list[Hit]
@@ -126,10 +141,26 @@ class HitGroup:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Crop:
-    """A picture and the place of one thing in it, to search with. box: x0, y0, x1, y1 in pixels."""
+    """An image and the place of one thing in it, to search with.
+
+    Attributes:
+        image: in any form that the ingestor takes.
+        box: x0, y0, x1, y1 in pixels.
+    """
 
     image: Any
     box: Box
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Words to search with, where the encoder reads text; a bare string is a path.
+
+    Attributes:
+        words: such as "a red mug".
+    """
+
+    words: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,7 +64,7 @@ class ColourPipeline:
         return [replace(item, mask=(image != 100).any(-1)) for item in objects]
 
     def text(self, words: str) -> Vector:
-        raise ConfigError(f"query {words!r} is no file, and this encoder reads no text")
+        raise ConfigError(f"text {words!r}: this encoder reads no text")
 
     def query(self, image: RGB, *, box: Box | None = None, mask: Mask | None = None) -> Vector:
         if box is not None:

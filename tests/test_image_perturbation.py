@@ -16,14 +16,16 @@ from qdrant_client import QdrantClient
 
 from soir_qdrant.config import Settings
 from soir_qdrant.errors import ConfigError
+from soir_qdrant.images import load
 from soir_qdrant.ingest.ingestor import SoirIngestor
 from soir_qdrant.pipeline import Pipeline
+from soir_qdrant.rerank.base import SearchQuery
 from soir_qdrant.rerank.cache import TokenCache
-from soir_qdrant.rerank.candidates import QPerturbation
-from soir_qdrant.rerank.image_query import WINNER, ImagePerturbation
-from soir_qdrant.rerank.perturb import PerturbSettings
+from soir_qdrant.rerank.q_perturbation.image_reranker import QPerturbation
+from soir_qdrant.rerank.q_perturbation.perturb import PerturbSettings
+from soir_qdrant.rerank.q_perturbation.reading import WINNER, ImagePerturbation
 from soir_qdrant.search.searcher import SoirSearcher
-from soir_qdrant.types import Failure, SceneObject
+from soir_qdrant.types import RGB, Failure, SceneObject
 
 SHAPE = {
     "hidden_size": 24,
@@ -70,8 +72,17 @@ def searcher(pipeline: Pipeline, files: list[Path], tmp_path: Path) -> SoirSearc
     SoirIngestor(client, pipeline=pipeline).add(
         files, ids=range(4), objects=[[SceneObject(box) for box, _ in scene] for scene in SCENES]
     )
-    perturbation = QPerturbation(pipeline, cache=TokenCache(tmp_path / "cache"))
-    return SoirSearcher(client, pipeline=pipeline, perturbation=perturbation)
+    return SoirSearcher(client, pipeline=pipeline)
+
+
+@pytest.fixture
+def perturbation(pipeline: Pipeline, tmp_path: Path) -> QPerturbation:
+    return QPerturbation(pipeline, cache=TokenCache(tmp_path / "cache"))
+
+
+def asked(searcher: SoirSearcher, image: RGB) -> SearchQuery:
+    """The object in A of an image, as the searcher hands it to rerankers."""
+    return SearchQuery(searcher.vector(image, box=A), load(image), A)
 
 
 def crops(pipeline: Pipeline, count: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -140,72 +151,80 @@ def test_an_encoder_without_cls_is_refused(pipeline: Pipeline) -> None:
 # -- the search --------------------------------------------------------------------------------------------
 
 
-def test_the_same_object_scores_one_and_has_its_box(searcher: SoirSearcher, files: list[Path]) -> None:
+def test_the_same_object_scores_one_and_has_its_box(
+    searcher: SoirSearcher, perturbation: QPerturbation, files: list[Path]
+) -> None:
     """The query is cut as the candidates are, so its object's score is 1, in both pictures that hold it."""
-    hits = searcher.search(files[1], box=B, rerank="q-perturbation")
+    hits = searcher.search(files[1], box=B, rerank=perturbation)
     assert (hits[0].id, hits[0].box) == (1, B)
     assert hits[0].score == pytest.approx(1, abs=1e-2)
     assert sorted(hit.id for hit in hits) == [0, 1, 2, 3]
     scores = [hit.score for hit in hits]
     assert scores == sorted(scores, reverse=True)
-    page = searcher.search(files[1], box=B, rerank="q-perturbation", limit=2, offset=1)
+    page = searcher.search(files[1], box=B, rerank=perturbation, limit=2, offset=1)
     assert [hit.id for hit in page] == [hit.id for hit in hits[1:3]]
 
 
-def test_prefetch_bounds_what_is_opened(searcher: SoirSearcher, files: list[Path], tmp_path: Path) -> None:
-    searcher.search(files[0], box=A, rerank="q-perturbation", prefetch=2, limit=1)
+def test_prefetch_bounds_what_is_opened(
+    searcher: SoirSearcher, perturbation: QPerturbation, files: list[Path], tmp_path: Path
+) -> None:
+    searcher.search(files[0], box=A, rerank=perturbation, prefetch=2, limit=1)
     assert len(list((tmp_path / "cache").iterdir())) == 2
 
 
 def test_pictures_that_cannot_be_read_keep_their_place(
-    searcher: SoirSearcher, files: list[Path], caplog: pytest.LogCaptureFixture
+    searcher: SoirSearcher,
+    perturbation: QPerturbation,
+    files: list[Path],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     query = np.asarray(Image.open(files[0]))
     first = searcher.search(query, box=A, rerank=None)
     gone, changed = first[1], first[2]
     Path(str(gone.uri)).unlink()
     Image.fromarray(painted((A, (9, 9, 9)))).save(str(changed.uri))
-    hits = searcher.search(query, box=A, rerank="q-perturbation")
+    hits = searcher.search(query, box=A, rerank=perturbation)
     assert [(h.id, h.box) for h in hits[1:3]] == [(h.id, h.box) for h in (gone, changed)]
     scores = [gone.score, changed.score]  # the query is encoded again: equal but for the last bits
     assert [hit.score for hit in hits[1:3]] == pytest.approx(scores, abs=1e-6)
     failed: list[Failure] = []
-    assert searcher.perturbation is not None
-    searcher.perturbation.rerank(query, first, box=A, failed=failed)
+    perturbation.rerank(asked(searcher, query), first, failed=failed)
     assert [f.name for f in failed] == [gone.uri, changed.uri]
-    assert "another picture than was ingested" in failed[1].reason
+    assert "another image than was ingested" in failed[1].reason
     assert f"hit {gone.id} keeps its place" in caplog.text
 
 
 def test_pictures_without_a_file_keep_their_place(pipeline: Pipeline, tmp_path: Path) -> None:
     client = QdrantClient(":memory:")
     SoirIngestor(client, pipeline=pipeline).add([painted((A, RED)), painted((A, BLUE))], ids=[0, 1])
-    found = SoirSearcher(
-        client, pipeline=pipeline, perturbation=QPerturbation(pipeline, cache=TokenCache(tmp_path))
+    found, perturbation = (
+        SoirSearcher(client, pipeline=pipeline),
+        QPerturbation(pipeline, cache=TokenCache(tmp_path)),
     )
     first = found.search(painted((A, RED)), rerank=None)
-    assert [h.score for h in found.search(painted((A, RED)), rerank="q-perturbation")] == [
-        h.score for h in first
-    ]
+    assert [h.score for h in found.search(painted((A, RED)), rerank=perturbation)] == [h.score for h in first]
 
 
-def test_a_cached_candidate_needs_no_picture(searcher: SoirSearcher, files: list[Path]) -> None:
+def test_a_cached_candidate_needs_no_picture(
+    searcher: SoirSearcher, perturbation: QPerturbation, files: list[Path]
+) -> None:
     query = np.asarray(Image.open(files[0]))
-    before = searcher.search(query, box=A, rerank="q-perturbation")
+    before = searcher.search(query, box=A, rerank=perturbation)
     for file in files:
         file.unlink()
-    after = searcher.search(query, box=A, rerank="q-perturbation")
+    after = searcher.search(query, box=A, rerank=perturbation)
     assert [(hit.id, hit.score) for hit in after] == [(hit.id, hit.score) for hit in before]
 
 
-def test_weight_and_settings_change_the_score(searcher: SoirSearcher, files: list[Path]) -> None:
+def test_weight_and_settings_change_the_score(
+    searcher: SoirSearcher, perturbation: QPerturbation, files: list[Path]
+) -> None:
     hits = searcher.search(files[0], box=A, rerank=None)
-    image = np.asarray(Image.open(files[0]))
-    cache = searcher.perturbation.cache if searcher.perturbation else None
+    query = asked(searcher, np.asarray(Image.open(files[0])))
 
     def scores(**options: Any) -> dict[Any, float]:
-        made = QPerturbation(searcher.pipeline, cache=cache, **options)
-        return {hit.id: hit.score for hit in made.rerank(image, hits, box=A)}
+        reranker = QPerturbation(searcher.pipeline, cache=perturbation.cache, **options)
+        return {hit.id: hit.score for hit in reranker.rerank(query, hits)}
 
     vectors, read = scores(weight=0.0), scores(weight=1.0)
     assert vectors == pytest.approx(scores(weight=0.0, settings=PerturbSettings(0.0)))

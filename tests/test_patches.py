@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,11 +24,11 @@ from soir_qdrant.models.tokens import SKIP
 from soir_qdrant.pipeline import Pipeline
 from soir_qdrant.pooling.patches import PatchProjection, described, late_interaction, under_mask
 from soir_qdrant.qdrant.payload import code_cosines, pack_patches, shown, unpack_patches
-from soir_qdrant.rerank.base import Reranker
+from soir_qdrant.rerank.base import Reranker, SearchQuery
 from soir_qdrant.rerank.cache import TokenCache
 from soir_qdrant.rerank.patches import PatchReranker
 from soir_qdrant.search.searcher import SoirSearcher
-from soir_qdrant.types import Box, Failure, LoadedImage, SceneObject, Vector
+from soir_qdrant.types import Failure, LoadedImage, SceneObject, Vector
 
 RED, GREEN, BLUE = (250, 0, 0), (0, 250, 0), (0, 0, 250)
 A, B = (4.0, 4.0, 28.0, 28.0), (44.0, 30.0, 76.0, 56.0)
@@ -86,10 +85,8 @@ def filled(pipeline: Pipeline, files: list[Path], *, stored: bool) -> QdrantClie
     return client
 
 
-def searching(client: QdrantClient, pipeline: Pipeline, folder: Path) -> SoirSearcher:
-    return SoirSearcher(
-        client, pipeline=pipeline, patches=PatchReranker(pipeline, cache=TokenCache(folder / "cache"))
-    )
+def reranker(pipeline: Pipeline, folder: Path) -> PatchReranker:
+    return PatchReranker(pipeline, cache=TokenCache(folder / "cache"))
 
 
 def rows(rng: np.random.Generator, count: int, dim: int = DIM) -> Vector:
@@ -196,8 +193,9 @@ def test_one_token_is_whitened_as_the_mean_of_equal_ones_is() -> None:
 def test_the_same_object_scores_high_and_has_its_box(
     pipeline: Pipeline, files: list[Path], tmp_path: Path, stored: bool
 ) -> None:
-    searcher = searching(filled(pipeline, files, stored=stored), pipeline, tmp_path)
-    hits = searcher.search(files[1], box=B, rerank="patches")
+    searcher = SoirSearcher(filled(pipeline, files, stored=stored), pipeline=pipeline)
+    patches = reranker(pipeline, tmp_path)
+    hits = searcher.search(files[1], box=B, rerank=patches)
     own = next(hit for hit in hits if hit.id == 1)
     assert (own.box, own.object) == (B, 1)
     assert own.score > 0.75  # 0.3 by codes, and signs tell some 0.8 of a cosine
@@ -206,7 +204,7 @@ def test_the_same_object_scores_high_and_has_its_box(
     assert scores == sorted(scores, reverse=True)
     assert "patches" not in hits[0].payload["soir"]
     assert "code" not in hits[0].payload["soir"]["objects"][0]
-    page = searcher.search(files[1], box=B, rerank="patches", limit=2, offset=1)
+    page = searcher.search(files[1], box=B, rerank=patches, limit=2, offset=1)
     assert [hit.id for hit in page] == [hit.id for hit in hits[1:3]]
     assert len(list((tmp_path / "cache").glob("*"))) == (0 if stored else 4)
 
@@ -215,8 +213,8 @@ def test_stored_and_computed_patches_are_the_same(
     pipeline: Pipeline, files: list[Path], tmp_path: Path
 ) -> None:
     listed = [
-        searching(filled(pipeline, files, stored=stored), pipeline, tmp_path).search(
-            files[3], box=A, rerank="patches"
+        SoirSearcher(filled(pipeline, files, stored=stored), pipeline=pipeline).search(
+            files[3], box=A, rerank=reranker(pipeline, tmp_path)
         )
         for stored in (True, False)
     ]
@@ -226,12 +224,12 @@ def test_stored_and_computed_patches_are_the_same(
 
 def test_the_score_is_a_weighted_mean(pipeline: Pipeline, files: list[Path]) -> None:
     client = filled(pipeline, files, stored=True)
-    by_codes = {hit.id: hit.score for hit in SoirSearcher(client, pipeline=pipeline).search(files[0], box=A)}
+    searcher = SoirSearcher(client, pipeline=pipeline)
+    by_codes = {hit.id: hit.score for hit in searcher.search(files[0], box=A)}
 
     def scores(weight: float) -> dict:
-        reranker = PatchReranker(pipeline, weight=weight)
-        searcher = SoirSearcher(client, pipeline=pipeline, patches=reranker)
-        return {hit.id: hit.score for hit in searcher.search(files[0], box=A, rerank="patches")}
+        patches = PatchReranker(pipeline, weight=weight)
+        return {hit.id: hit.score for hit in searcher.search(files[0], box=A, rerank=patches)}
 
     late = scores(1.0)
     assert scores(0.0) == pytest.approx(by_codes)
@@ -244,47 +242,40 @@ def test_the_score_is_a_weighted_mean(pipeline: Pipeline, files: list[Path]) -> 
 def test_pictures_that_cannot_be_read_keep_their_place(
     pipeline: Pipeline, files: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    searcher = searching(filled(pipeline, files, stored=False), pipeline, tmp_path)
+    searcher = SoirSearcher(filled(pipeline, files, stored=False), pipeline=pipeline)
     query = np.asarray(Image.open(files[0]))
     first = searcher.search(query, box=A)
     gone, changed = first[1], first[2]
     Path(str(gone.uri)).unlink()
     Image.fromarray(painted((A, (9, 9, 9)))).save(str(changed.uri))
-    hits = searcher.search(query, box=A, rerank="patches")
+    hits = searcher.search(query, box=A, rerank=reranker(pipeline, tmp_path))
     assert [(h.id, h.score, h.box) for h in hits[1:3]] == [(h.id, h.score, h.box) for h in (gone, changed)]
     assert f"hit {gone.id} keeps its place" in caplog.text
-    assert "another picture than was ingested" in caplog.text
+    assert "another image than was ingested" in caplog.text
 
 
 def test_failures_are_handed_out(pipeline: Pipeline, files: list[Path], tmp_path: Path) -> None:
-    searcher = searching(filled(pipeline, files, stored=False), pipeline, tmp_path)
+    searcher = SoirSearcher(filled(pipeline, files, stored=False), pipeline=pipeline)
     hits = searcher.search(files[0], box=A)
     files[2].unlink()
     image = LoadedImage(np.asarray(Image.open(files[0])), "query", None, "0" * 64)
-
-    @dataclass
-    class Asked:
-        vector: Vector
-        image: LoadedImage | None = None
-        box: Box | None = None
-
+    patches: Reranker = reranker(pipeline, tmp_path)
     failed: list[Failure] = []
-    reranker: Reranker = PatchReranker(pipeline, cache=TokenCache(tmp_path / "other"))
-    vector = searcher.vector(files[0], box=A)
-    reranker.rerank(Asked(vector, image, A), hits, failed=failed)
+    patches.rerank(SearchQuery(searcher.vector(files[0], box=A), image, A), hits, failed=failed)
     assert [failure.name for failure in failed] == [str(files[2].resolve())]
-    assert (reranker.name, "query picture" in reranker.needs) == ("patches", True)
 
 
 def test_a_query_that_is_no_picture_is_refused(pipeline: Pipeline, files: list[Path]) -> None:
     searcher = SoirSearcher(filled(pipeline, files, stored=True), pipeline=pipeline)
-    with pytest.raises(ConfigError, match="compares pictures"):
+    with pytest.raises(ConfigError, match="needs a query image, and this query is a vector"):
         searcher.search(searcher.vector(files[0]), rerank="patches")
 
 
 def test_an_encoder_without_projection_or_tokens_is_refused(pipeline: Pipeline) -> None:
+    without_projection = Pipeline(pipeline.settings, encoder=pipeline.encoder)
+    query = SearchQuery(np.ones(4, np.float32), LoadedImage(painted((A, RED)), "query", None, "0" * 64), A)
     with pytest.raises(ConfigError, match="needs a whitening of the feature"):
-        PatchReranker(Pipeline(pipeline.settings, encoder=pipeline.encoder))
+        PatchReranker(without_projection).rerank(query, [])
 
     class Bare:
         fingerprint, input_size = "bare", 64

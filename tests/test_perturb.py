@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from soir_qdrant.errors import ConfigError, ObjectsError, SoirError
-from soir_qdrant.rerank.perturb import PerturbSettings, alphas, perturb, regions
-from soir_qdrant.rerank.subspace import basis, coverage, gram
+from soir_qdrant.rerank.q_perturbation.perturb import PerturbSettings, alphas, perturb, regions
+from soir_qdrant.rerank.q_perturbation.subspace import basis, coverage, gram
 
 few = settings(max_examples=30, deadline=None)
 

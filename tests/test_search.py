@@ -1,5 +1,6 @@
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import get_type_hints
 
 import numpy as np
 import pytest
@@ -18,8 +19,9 @@ from soir_qdrant.qdrant.filters import (
     object_smaller_than,
 )
 from soir_qdrant.qdrant.transport import Retry
+from soir_qdrant.search.options import SearchKeywords, SearchOptions
 from soir_qdrant.search.searcher import SoirSearcher
-from soir_qdrant.types import Crop, SceneObject
+from soir_qdrant.types import Crop, SceneObject, Text
 
 RED, GREEN, BLUE, WHITE = (250, 0, 0), (0, 250, 0), (0, 0, 250), (250, 250, 250)
 A, B, C = (5, 5, 15, 15), (40, 30, 50, 45), (30, 10, 70, 50)
@@ -148,16 +150,32 @@ def test_rescoring_by_codes_needs_no_object_vectors():
 
 @pytest.mark.parametrize("rerank", ["codes", None])
 def test_pages_fit_together(rerank):
-    """Every picture once, whatever the pages: also where the pages cross the blocks that are reranked."""
+    """Every image once, in one order, whatever the pages: also where they cross the blocks that are reranked.
+
+    The images hold three objects each, so that their order by codes is another than by their vectors."""
     client, pipeline = QdrantClient(":memory:"), ColourPipeline()
-    SoirIngestor(client, pipeline=pipeline).add([picture(i) for i in range(30)], ids=range(30))
+    boxes = [(0, 0, 20, 60), (25, 0, 50, 60), (55, 0, 80, 60)]
+    rng = np.random.default_rng(0)
+    images = [painted(*((box, tuple(rng.integers(0, 255, 3).tolist())) for box in boxes)) for _ in range(30)]
+    SoirIngestor(client, pipeline=pipeline).add(
+        images, ids=range(30), objects=[[SceneObject(box) for box in boxes]] * 30
+    )
     found = searcher(client)
-    pages = [
-        found.search(picture(99), rerank=rerank, limit=4, offset=o, prefetch=10) for o in range(0, 30, 4)
-    ]
-    ids = [hit.id for page in pages for hit in page]
-    assert sorted(ids) == list(range(30))
-    assert set(ids[:10]) == {hit.id for hit in found.search(picture(99), rerank=None, limit=10)}
+    query = Crop(images[3], boxes[1])
+
+    def listed(size):
+        """The ids of all pages of a size."""
+        pages = [
+            found.search(query, rerank=rerank, limit=size, offset=o, prefetch=10) for o in range(0, 30, size)
+        ]
+        return [hit.id for page in pages for hit in page]
+
+    by_vectors = [hit.id for hit in found.search(query, rerank=None, limit=30)]
+    score = {hit.id: hit.score for hit in found.search(query, rerank=rerank, limit=30)}
+    blocks = [by_vectors[i : i + 10] for i in (0, 10, 20)]
+    expected = [id_ for block in blocks for id_ in sorted(block, key=lambda id_: -score[id_])]
+    assert listed(4) == listed(7) == listed(10) == expected
+    assert (expected == by_vectors) is (rerank is None)
 
 
 def test_groups(client):
@@ -268,7 +286,7 @@ def test_threads_that_begin_together_share_one_pipeline(monkeypatch):
         made.append(ColourPipeline())
         return made[-1]
 
-    monkeypatch.setattr("soir_qdrant.search.searcher.make_pipeline", make)
+    monkeypatch.setattr("soir_qdrant.search.encoding.make_pipeline", make)
     shared = SoirSearcher(client)
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(shared.search, [swatch(RED)] * 8))
@@ -338,8 +356,10 @@ def test_wrong_queries(client):
     fill(client)
     found = searcher(client)
     for query, kind, message in [
-        ("a red mug", ConfigError, "reads no text"),
-        ("mug.png", ImageError, "no such file"),
+        (Text("a red mug"), ConfigError, "reads no text"),
+        ("a red mug", ImageError, r"a red mug: no such file.*text='a red mug'"),
+        ("mug.png", ImageError, r"mug\.png: no such file"),
+        ("mug" * 2000, ImageError, "no such file"),
         (b"no picture", ImageError, "not an image"),
         (np.full((10, 10, 3), np.nan), ImageError, "NaN"),
         ([1.0, 2.0], ConfigError, "has 2 numbers, those of collection 'images' have 12"),
@@ -347,7 +367,8 @@ def test_wrong_queries(client):
         ([float("nan")] * 12, ConfigError, "not finite"),
         ([], ConfigError, "shape"),
         (["a.png", "b.png"], ConfigError, "not one of numbers"),
-        (None, ImageError, "NoneType"),
+        (3, ImageError, "int"),
+        (None, ConfigError, "nothing to search for"),
     ]:
         with pytest.raises(kind, match=message):
             found.search(query)
@@ -355,12 +376,18 @@ def test_wrong_queries(client):
         with pytest.raises(ObjectsError, match=f"array: box.*{message}"):
             found.search(swatch(RED), box=box)
     for words in ({"examples": "mug.png"}, {"negatives": "mug.png"}):
-        with pytest.raises(ConfigError, match="give a list of pictures, such as"):
+        with pytest.raises(ConfigError, match="give a list of images, such as"):
             found.search(swatch(RED), **words)
-    with pytest.raises(ConfigError, match="box is for a query image"):
+    with pytest.raises(ConfigError, match="box is for a query image; this query is a vector"):
         found.search([1.0] * 12, box=A)
-    with pytest.raises(ConfigError, match="reads pictures with a picture: this query is none"):
-        found.search([1.0] * 12, rerank="q-perturbation")
+    with pytest.raises(ConfigError, match="box is for a query image; this query is text"):
+        found.search(text="a red mug", box=A)
+    with pytest.raises(ConfigError, match="a query and text=: give one of them"):
+        found.search("mug.png", text="a red mug")
+    with pytest.raises(ConfigError, match="a heat map is made with an image"):
+        found.heat(Text("a red mug"), found.search(swatch(RED))[0])
+    with pytest.raises(ConfigError, match=r"such as \['mug\.png'\]"):
+        found.search_many("mug.png")
 
 
 def test_wrong_settings(client):
@@ -368,12 +395,19 @@ def test_wrong_settings(client):
     found = searcher(client)
     for wrong, kind, message in [
         ({"limit": 0}, ConfigError, "limit 0"),
+        ({"limit": 2.5}, ConfigError, "limit 2.5"),
         ({"offset": -1}, ConfigError, "offset -1"),
-        ({"rerank": "magic"}, ConfigError, "unknown"),
+        ({"prefetch": 0}, ConfigError, "prefetch 0"),
+        ({"timeout": 0}, ConfigError, "timeout 0"),
+        ({"rerank": "magic"}, ConfigError, "magic.*codes.*q-perturbation"),
         ({"rerank": "objects"}, CollectionError, "keep_objects=True"),
     ]:
         with pytest.raises(kind, match=message):
             found.search(swatch(RED), **wrong)
+    with pytest.raises(ConfigError, match="offset 1: groups have no pages"):
+        found.search_groups(swatch(RED), "n", offset=1)
+    with pytest.raises(TypeError, match="limmit"):
+        found.search(swatch(RED), limmit=3)
 
 
 def test_wrong_collections(client):
@@ -418,6 +452,22 @@ def test_errors_of_the_server(monkeypatch):
     with pytest.raises(CollectionError, match="400 reason: why"):
         found.search(swatch(RED))
     assert len(calls) == 3
+
+
+def test_options_are_keywords_and_keywords_options():
+    assert get_type_hints(SearchKeywords) == get_type_hints(SearchOptions)
+    client = QdrantClient(":memory:")
+    fill(client)
+    found, options = searcher(client), SearchOptions(limit=2, rerank=None, with_vectors=True)
+    own = found.search(swatch(BLUE), limit=2, rerank=None, with_vectors=True)
+    (many,), groups = (
+        found.search_many([swatch(BLUE)], options=options),
+        found.search_groups(swatch(BLUE), "n", options=options),
+    )
+    for hits in (found.search(swatch(BLUE), options=options), many, [g.hits[0] for g in groups]):
+        assert [(hit.id, hit.score) for hit in hits] == [(hit.id, hit.score) for hit in own]
+        assert hits[0].vector is not None
+    assert len(found.search(swatch(BLUE), options=options, limit=3)) == 3  # a keyword comes before
 
 
 @pytest.mark.filterwarnings("ignore:Local mode performs exact")

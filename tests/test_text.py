@@ -1,16 +1,22 @@
 """Search by words: text towers of CLIP and SigLIP, small and random, against the models' own words."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 import transformers
 from conftest import painted
 from models import SHAPE
+from PIL import Image
 from qdrant_client import QdrantClient
 from tokenizers import Tokenizer, models, pre_tokenizers
+from typer.testing import CliRunner
 
-from soir_qdrant import Settings, SoirIngestor, SoirSearcher
-from soir_qdrant.errors import ConfigError, WeightsError
+from soir_qdrant import Settings, SoirIngestor, SoirSearcher, Text
+from soir_qdrant.cli.main import app
+from soir_qdrant.errors import ConfigError, ImageError, WeightsError
 from soir_qdrant.models.encoders.text import text_encoder
 from soir_qdrant.pipeline import Pipeline
 from soir_qdrant.types import SceneObject
@@ -75,19 +81,50 @@ def test_pictures_are_found_by_words(weights):
         images, objects=[[SceneObject(box) for box in boxes]] * 8, progress=False
     )
     searcher = SoirSearcher(client, pipeline=pipeline)
-    hits = searcher.search("a red mug", limit=3, rerank="codes")
+    hits = searcher.search(text="a red mug", limit=3, rerank="codes")
     assert len(hits) == 3
     assert hits[0].box in boxes
-    vector = searcher.vector("a red mug")
+    vector = searcher.vector(Text("a red mug"))
     assert np.allclose(np.linalg.norm(vector), 1, atol=1e-5)
-    plain = searcher.search("a red mug", limit=8, rerank=None, with_vectors=True)
+    plain = searcher.search(text="a red mug", limit=8, rerank=None, with_vectors=True)
     assert np.allclose([hit.score for hit in plain], [hit.vector @ vector for hit in plain], atol=1e-5)
-    both = searcher.search("a red mug", rerank=None, examples=[images[0]])  # words and a picture together
+    both = searcher.search(text="a red mug", rerank=None, examples=[images[0]])  # and an image
     assert both[0].score > plain[0].score
-    with pytest.raises(ConfigError, match="needs BLIP-2"):
-        searcher.search("a red mug", rerank="q-perturbation")
+    with pytest.raises(ConfigError, match=r"needs a query image, and this query is text.*blip2"):
+        searcher.search(text="a red mug", rerank="q-perturbation")
     with pytest.raises(ConfigError, match="box is for a query image"):
-        searcher.search("a red mug", box=boxes[0])
+        searcher.search(text="a red mug", box=boxes[0])
+
+
+def test_text_is_said_and_a_string_is_a_path(weights):
+    folder, _ = weights
+    client, pipeline = QdrantClient(":memory:"), Pipeline(settings(folder))
+    SoirIngestor(client, pipeline=pipeline).add([painted(), painted(((5, 5, 15, 15), (250, 0, 0)))])
+    searcher = SoirSearcher(client, pipeline=pipeline)
+    hits = searcher.search(text="a red mug")
+    (many,) = searcher.search_many([Text("a red mug")])
+    assert [hit.score for hit in searcher.search(Text("a red mug"))] == [hit.score for hit in hits]
+    assert [hit.score for hit in many] == [hit.score for hit in hits]
+    with pytest.raises(ImageError, match=r"no such file.*text='a red mug'"):
+        searcher.search("a red mug")
+    with pytest.raises(ConfigError, match="a heat map is made with an image"):
+        searcher.heat(Text("a red mug"), hits[0])
+
+
+def test_the_command_takes_words(weights, tmp_path):
+    folder, _ = weights
+    profile, db, page = tmp_path / "mine.json", tmp_path / "db", tmp_path / "page.html"
+    profile.write_text(settings(folder).model_dump_json())
+    Image.fromarray(painted(((5, 5, 15, 15), (250, 0, 0)))).save(tmp_path / "mug.png")
+    run = CliRunner()
+    common = ["--path", str(db), "--profile", str(profile), "--json"]
+    assert run.invoke(app, ["ingest", str(tmp_path / "mug.png"), *common]).exit_code == 0
+    done = run.invoke(app, ["search", "--text", "a red mug", "--save-html", str(page), *common])
+    assert [Path(hit["uri"]).name for hit in json.loads(done.stdout)] == ["mug.png"]
+    assert "Searched: a red mug" in page.read_text()
+    for wrong, said in ((["mug.png", "--text", "a mug"], "give one of them"), ([], "nothing to search for")):
+        refused = run.invoke(app, ["search", *wrong, *common])
+        assert said in str(refused.exception)
 
 
 def test_an_encoder_without_text_says_so(tmp_path):

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 from rich.table import Table
-from rich.text import Text
+from rich.text import Text as RichText
 
 import soir_qdrant
 from soir_qdrant.cli.console import ProfileOption, WhiteningOption, out, settings_of
@@ -27,6 +27,7 @@ from soir_qdrant.cli.options import (
     open_client,
     served_pipeline,
 )
+from soir_qdrant.types import Hit
 
 
 def ingest(
@@ -74,23 +75,37 @@ def ingest(
     raise typer.Exit(1 if report.failed else 0)
 
 
+QueryArgument = Annotated[
+    str | None,
+    typer.Argument(help="a crop of one thing; a cut-out PNG; an image with --box; leave it out for --text"),
+]
+TextOption = Annotated[str | None, typer.Option(help="words to search with, if the profile reads text")]
+BoxOption = Annotated[str | None, typer.Option(help="x0,y0,x1,y1 in pixels: where the thing is in QUERY")]
+ExampleOption = Annotated[
+    list[Path] | None, typer.Option("--example", help="another image of the same thing; repeatable")
+]
+NegativeOption = Annotated[
+    list[Path] | None, typer.Option("--negative", help="an image of what is not meant; repeatable")
+]
+FilterOption = Annotated[str | None, typer.Option("--filter", help="a Qdrant filter, as JSON")]
+RerankOption = Annotated[
+    str,
+    typer.Option(
+        help="order by the objects' codes; by their vectors (objects) or patches; by the images opened again "
+        "(q-perturbation, with words blip2); by another package's name; not at all (none)"
+    ),
+]
+HtmlOption = Annotated[Path | None, typer.Option(help="write a page: the hits, boxes and heat maps")]
+PngOption = Annotated[Path | None, typer.Option(help="write the hits as one image")]
+
+
 def search(
     context: typer.Context,
-    query: Annotated[
-        str,
-        typer.Argument(
-            help="a crop of one thing; a cut-out PNG; any picture with --box; words, if the profile reads"
-        ),
-    ],
-    box: Annotated[
-        str | None, typer.Option(help="x0,y0,x1,y1 in pixels: where the thing is in QUERY")
-    ] = None,
-    example: Annotated[
-        list[Path] | None, typer.Option("--example", help="another picture of the same thing; repeatable")
-    ] = None,
-    negative: Annotated[
-        list[Path] | None, typer.Option("--negative", help="a picture of what is not meant; repeatable")
-    ] = None,
+    query: QueryArgument = None,
+    text: TextOption = None,
+    box: BoxOption = None,
+    example: ExampleOption = None,
+    negative: NegativeOption = None,
     path: FolderOption = None,
     url: UrlOption = None,
     api_key: KeyOption = None,
@@ -99,53 +114,48 @@ def search(
     whitening: WhiteningOption = None,
     triton: TritonOption = None,
     onnx: OnnxOption = None,
-    filter_: Annotated[str | None, typer.Option("--filter", help="a Qdrant filter, as JSON")] = None,
+    filter_: FilterOption = None,
     limit: Annotated[int, typer.Option(min=1)] = 10,
-    rerank: Annotated[
-        Literal["codes", "none", "objects", "patches", "q-perturbation"],
-        typer.Option(
-            help="order by the objects' codes, not at all, by their vectors, patches, by the pictures"
-        ),
-    ] = "codes",
-    save_html: Annotated[
-        Path | None, typer.Option(help="write a page: the pictures found, boxes and heat maps")
-    ] = None,
-    save_png: Annotated[Path | None, typer.Option(help="write one picture of what was found")] = None,
+    rerank: RerankOption = "codes",
+    save_html: HtmlOption = None,
+    save_png: PngOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Find the pictures that hold the thing in QUERY."""
+    """Find the images that hold the thing in QUERY, or what --text says."""
+    from soir_qdrant.query import one_query
+    from soir_qdrant.search.options import SearchOptions
     from soir_qdrant.search.searcher import SoirSearcher
 
-    where, condition = box_of(box), filter_of(filter_)
+    place = box_of(box)
+    options = SearchOptions(limit=limit, filter=filter_of(filter_), rerank=rerank)
+    chosen = one_query(query, text)
     pipeline = served_pipeline(settings_of(profile, whitening), triton, onnx)
     searcher = SoirSearcher(open_client(context, path, url, api_key), collection, pipeline=pipeline)
     hits = searcher.search(
-        query,
-        box=where,
-        examples=example or (),
-        negatives=negative or (),
-        limit=limit,
-        filter=condition,
-        rerank=None if rerank == "none" else rerank,
+        chosen, box=place, examples=example or (), negatives=negative or (), options=options
     )
+    _print_hits(hits, as_json)
+    if save_html or save_png:
+        from soir_qdrant.report.hit_report import save
+
+        save(searcher, chosen, place, hits, html=save_html, png=save_png)
+        for file in (save_html, save_png):
+            if file and not as_json:
+                out.print(f"{file} written", highlight=False)
+
+
+def _print_hits(hits: list[Hit], as_json: bool) -> None:
     if as_json:
         rows = [
             {"id": h.id, "score": h.score, "uri": h.uri, "box": h.box, "payload": h.payload} for h in hits
         ]
         out.print_json(json.dumps(rows))
-    else:
-        table = Table("", "score", "picture", "box x0,y0,x1,y1")
-        for rank, hit in enumerate(hits, 1):
-            place = ",".join(f"{v:.0f}" for v in hit.box) if hit.box else "-"
-            table.add_row(str(rank), f"{hit.score:.3f}", str(hit.uri or hit.id), place)
-        out.print(table if hits else "nothing found", highlight=False)
-    if save_html or save_png:
-        from soir_qdrant.report.hit_report import save
-
-        save(searcher, query, where, hits, html=save_html, png=save_png)
-        for file in (save_html, save_png):
-            if file and not as_json:
-                out.print(f"{file} written", highlight=False)
+        return
+    table = Table("", "score", "image", "box x0,y0,x1,y1")
+    for rank, hit in enumerate(hits, 1):
+        place = ",".join(f"{v:.0f}" for v in hit.box) if hit.box else "-"
+        table.add_row(str(rank), f"{hit.score:.3f}", str(hit.uri or hit.id), place)
+    out.print(table if hits else "nothing found", highlight=False)
 
 
 def info(
@@ -178,4 +188,4 @@ def info(
         return
     for key, value in told.items():
         text = json.dumps(value, indent=2, default=str) if isinstance(value, dict) else value
-        out.print(Text.assemble((key, "bold"), f" {text}"))
+        out.print(RichText.assemble((key, "bold"), f" {text}"))

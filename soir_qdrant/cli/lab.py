@@ -101,8 +101,9 @@ def evaluate_vl(
     """Q-Perturbation's table: text-to-image R@1/5/10 of BLIP-2, without and with it."""
     from dataclasses import replace
 
-    from soir_qdrant.rerank.vl_table import PAPER, Matcher, load
-    from soir_qdrant.rerank.vl_table import evaluate as measure
+    from soir_qdrant.lab.evaluate.text_recall import evaluate as measure
+    from soir_qdrant.lab.evaluate.text_recall import load
+    from soir_qdrant.rerank.q_perturbation.matcher import PAPER, Matcher
 
     pictures = load(folder, captions, boxes)
     matcher = Matcher.load(weights, device)

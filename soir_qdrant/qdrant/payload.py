@@ -190,7 +190,7 @@ class Match:
 
 
 def best_object(
-    payload: Mapping[str, Any], query: Vector, rows: Sequence[Sequence[float]] | None = None
+    payload: Mapping[str, Any], query: Vector, rows: Sequence[Sequence[float]] | Vector | None = None
 ) -> Match | None:
     """The stored object that is most like the query, or None where that cannot be known.
 

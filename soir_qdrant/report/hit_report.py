@@ -10,12 +10,12 @@ from PIL import Image
 
 from soir_qdrant.errors import ImageError
 from soir_qdrant.images import GREY
-from soir_qdrant.query import Query, as_text, as_vector, open_query
+from soir_qdrant.query import Query, as_vector, open_query
 from soir_qdrant.report.html import Search, Shown, heat, sheet, write
 from soir_qdrant.rerank import hit_image
 from soir_qdrant.search import localization
 from soir_qdrant.search.searcher import SoirSearcher
-from soir_qdrant.types import RGB, Box, Hit, LoadedImage
+from soir_qdrant.types import RGB, Box, Hit, LoadedImage, Text
 
 log = logging.getLogger(__name__)
 SIDE, MAPPED = 224, 8  # pixels of the heat maps' cut-outs; hits that get one
@@ -41,7 +41,7 @@ def save(
     maps: list[tuple[str, RGB]] = []
     for rank, hit in enumerate(hits, 1):
         try:
-            picture, stored = hit_image.picture(hit, searcher.max_pixels), hit_image.boxes(hit)
+            picture, stored = hit_image.open_image(hit, searcher.max_pixels), hit_image.boxes(hit)
             if look and hit.box and len(maps) < MAPPED:
                 weights = localization.heat(searcher.pipeline, look, picture, stored)
                 maps.append((f"#{rank}", _around(picture.rgb, weights, hit.box)))
@@ -72,9 +72,8 @@ def _query(
     """What to call the query; its picture, None for words or a vector; and the box in that."""
     if as_vector(query) is not None:
         return "a vector", None, None
-    text = as_text(query)
-    if text is not None:
-        return text, None, None
+    if isinstance(query, Text):
+        return query.words, None, None
     image, box = open_query(query, box, searcher.max_pixels)
     return Path(image.name).name, image, box
 

@@ -17,8 +17,9 @@ from soir_qdrant.pipeline import Pipeline
 from soir_qdrant.pooling.patches import late_interaction
 from soir_qdrant.qdrant.payload import KEY, PATCHES, code_cosines, pack_patches, unpack_patches
 from soir_qdrant.rerank import hit_image
-from soir_qdrant.rerank.base import Need, SearchQuery
+from soir_qdrant.rerank.base import Need, Page, SearchQuery, Window, first_candidates, query_image
 from soir_qdrant.rerank.cache import TokenCache
+from soir_qdrant.rerank.codes import CodeReranker
 from soir_qdrant.rerank.order import reordered
 from soir_qdrant.types import Failure, Hit, SceneObject, Vector
 
@@ -26,74 +27,83 @@ WEIGHT = 0.7  # of the patches in the score; see docs/concepts/search.md
 
 
 class PatchReranker:
-    """Orders hits by their best object's patches and code.
+    """`rerank="patches"`: hits by their best object's patches and code.
 
     The score of an image, -1..1, is the weighted mean of the score that it has by codes and of its best
-    object's late interaction with the query (`vision.patches.late_interaction`). The box is that of the
+    object's late interaction with the query (`pooling.patches.late_interaction`). The box is that of the
     object for which late interaction and the code's cosine are largest together.
 
     Patches are read out of the payload, where they were stored (`SoirIngestor(object_patches=True)`), else
-    computed from the picture at the hit's uri and cached: seconds a picture on a CPU.
+    computed from the image at the hit's uri and cached: seconds an image on a CPU.
 
     Args:
         pipeline: that the collection was filled with.
         weight: of late interaction in the score, 0..1.
+        candidates: hits to order where `prefetch` does not say.
         cache: of patches that were computed; None makes one in the usual place.
-        max_pixels: of the largest picture that is opened.
+        max_pixels: of the largest image that is opened.
 
     Raises:
-        ConfigError: for a weight out of range, or an encoder without patch tokens.
+        ConfigError: for a weight out of range.
     """
 
     name = "patches"
-    needs: frozenset[Need] = frozenset({"payload", "picture", "query picture"})
+    needs: frozenset[Need] = frozenset({"payload", "patches", "image", "query image"})
 
     def __init__(
         self,
         pipeline: Pipeline,
         *,
         weight: float = WEIGHT,
+        candidates: int = 100,
         cache: TokenCache | None = None,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
         if not 0 <= weight <= 1:
             raise ConfigError(f"weight {weight}: give the share of late interaction in the score, 0 to 1")
         self.pipeline = pipeline
-        self.projection = pipeline.patch_projection
         self.weight = weight
+        self.candidates = candidates
         self.cache = TokenCache() if cache is None else cache
         self.max_pixels = max_pixels
+
+    def window(self, page: Page) -> Window:
+        """See `first_candidates`."""
+        return first_candidates(self.candidates, page, self.name)
 
     def rerank(
         self, query: SearchQuery, hits: Sequence[Hit], *, failed: list[Failure] | None = None
     ) -> list[Hit]:
-        """The same hits, each with the new score and the box of its best object.
+        """Order hits by patches.
 
         Args:
-            query: its picture is needed.
-            hits: with the payload as it is stored, and the score that they have by codes.
-            failed: gets those that keep their place and score, since their patches are neither stored nor
-                to be computed: a picture that is missing, or not what was ingested. They are logged too.
+            query: its image is needed.
+            hits: with the payload as it is stored.
+            failed: gets those whose patches are neither stored nor can be computed, since the image is
+                missing, or not what was ingested. They keep the place and score that they have by codes.
+
+        Returns:
+            The same hits, each with the new score and the box of its best object.
 
         Raises:
-            ConfigError: for a query that is no picture.
+            ConfigError: for a query without image, or an encoder without patch tokens or their whitening.
         """
-        if query.image is None:
-            raise ConfigError('rerank="patches" compares pictures: this query is none')
-        image = query.image
+        image = query_image(self, query)
         crops, masks = self.pipeline.query_crop(image.rgb, box=query.box, mask=image.alpha)
-        (own,) = self.pipeline.patches(crops, masks)
-        return reordered(hits, lambda hit: self._scored(hit, own, query.vector), failed)
+        (rows,) = self.pipeline.patches(crops, masks)
+        by_codes = CodeReranker().rerank(query, hits)
+        return reordered(by_codes, lambda hit: self._scored(hit, rows, query.vector), failed)
 
-    def candidate(self, hit: Hit) -> list[Vector]:
+    def patches(self, hit: Hit) -> list[Vector]:
         """The patches of each stored object of a hit, float32 [n, d], unit rows.
 
-        Raises ImageError where they are not stored, and the picture is missing or not what was ingested.
+        Raises:
+            ImageError: where they are not stored, and the image is missing or not what was ingested.
         """
         packed = hit.payload.get(KEY, {}).get(PATCHES)
         if packed is None:
             packed = self._computed(hit)
-        return [unpack_patches(one, self.projection.dim) for one in packed]
+        return [unpack_patches(one, self.pipeline.patch_projection.dim) for one in packed]
 
     def _computed(self, hit: Hit) -> list[str]:
         boxes = hit_image.boxes(hit)
@@ -101,7 +111,7 @@ class PatchReranker:
         cached = self.cache.get(key)
         if cached is not None:
             return bytes(cached["patches"].numpy()).decode().split()
-        image = hit_image.picture(hit, self.max_pixels).rgb
+        image = hit_image.open_image(hit, self.max_pixels).rgb
         height, width = image.shape[:2]
         boxes = boxes or [(0.0, 0.0, float(width), float(height))]
         objects = self.pipeline.segment(image, [SceneObject(box) for box in boxes])
@@ -112,10 +122,10 @@ class PatchReranker:
         self.cache.put(key, {"patches": torch.from_numpy(text.copy())})
         return packed
 
-    def _scored(self, hit: Hit, own: Vector, vector: Vector) -> Hit:
+    def _scored(self, hit: Hit, query_rows: Vector, query_vector: Vector) -> Hit:
         boxes = hit_image.boxes(hit)
-        late = late_interaction(own, self.candidate(hit))
-        by_code = code_cosines(hit.payload, vector)
+        late = late_interaction(query_rows, self.patches(hit))
+        by_code = code_cosines(hit.payload, query_vector)
         if by_code is None or len(by_code) != len(late):
             by_code = np.zeros_like(late)
         best = int(np.argmax(late + by_code))
@@ -123,6 +133,6 @@ class PatchReranker:
         return replace(hit, score=score, box=boxes[best] if boxes else None, object=best if boxes else None)
 
     def _key(self, sha256: str, boxes: list[Any]) -> str:
-        pipeline = self.pipeline
-        made_of = [sha256, boxes, pipeline.fingerprint, pipeline.segmenter.name, "signs", self.projection.dim]
-        return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
+        pipeline, dim = self.pipeline, self.pipeline.patch_projection.dim
+        contents = [sha256, boxes, pipeline.fingerprint, pipeline.segmenter.name, "signs", dim]
+        return hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()

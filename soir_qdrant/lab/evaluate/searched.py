@@ -7,13 +7,17 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from soir_qdrant.lab.evaluate.bench import BenchQuery
-from soir_qdrant.search.searcher import FIRST, SoirSearcher
+from soir_qdrant.rerank.base import Reranker
+from soir_qdrant.rerank.cache import TokenCache
+from soir_qdrant.rerank.q_perturbation.image_reranker import QPerturbation
+from soir_qdrant.search.searcher import SoirSearcher
 from soir_qdrant.types import Box, Hit, Vector
 
 RERANKED = {
@@ -40,24 +44,22 @@ class Found:
 def asking(searcher: SoirSearcher, rows: Sequence[str], total: int) -> Iterator[Asking]:
     """What asks for the chosen rows. Candidates that are opened again are kept on disk meanwhile."""
     with tempfile.TemporaryDirectory() as folder:
-        if "q-perturbation" in rows:
-            from soir_qdrant.rerank.cache import TokenCache
-            from soir_qdrant.rerank.candidates import QPerturbation
-
-            searcher.perturbation = QPerturbation(searcher.pipeline, cache=TokenCache(folder, limit=10**11))
-        yield Asking(searcher, [name for name in SEARCHED if name in rows], total)
+        yield Asking(searcher, [name for name in SEARCHED if name in rows], total, Path(folder))
 
 
 class Asking:
-    """found: by row. total: images of the gallery, whose ids are 0..total-1.
+    """found: by row. total: images of the gallery, whose ids are 0..total-1. cache: a folder.
 
     Boxes are told by the codes, as where no object vectors are kept, but those of "rerank-objects".
     """
 
-    def __init__(self, searcher: SoirSearcher, rows: list[str], total: int) -> None:
+    def __init__(self, searcher: SoirSearcher, rows: list[str], total: int, cache: Path) -> None:
         self.searcher = searcher
         self.total = total
         self.found = {name: Found() for name in rows}
+        self.rerankers = {
+            name: _reranker(searcher, RERANKED[name], cache) for name in rows if name in RERANKED
+        }
 
     def ask(self, query: BenchQuery, vector: Vector) -> None:
         """vector: the query's, float32 [D]."""
@@ -67,24 +69,31 @@ class Asking:
         plain = self.searcher.search(vector, limit=self.total, rerank=None)
         for name, found in self.found.items():
             hits = plain
-            if name in RERANKED:
-                hits = self._reranked(query, vector, RERANKED[name], found)
+            if name in self.rerankers:
+                hits = self._reranked(query, vector, self.rerankers[name], found)
             first = [int(hit.id) for hit in hits]
             rest = [int(hit.id) for hit in plain if int(hit.id) not in set(first)]
             found.ranks.append(np.array(first + rest))
             found.boxes.append({int(hit.id): hit.box for hit in hits[:TOP]})
 
-    def _reranked(self, query: BenchQuery, vector: Vector, rerank: Any, found: Found) -> list[Hit]:
+    def _reranked(self, query: BenchQuery, vector: Vector, reranker: Reranker, found: Found) -> list[Hit]:
         """The candidates that this kind of reranking takes by itself, in its order."""
-        first = min(FIRST[rerank], self.total)
+        first = min(reranker.candidates, self.total)
         asked: dict[str, Any] = {"query": vector, "limit": first, "prefetch": first}
-        if rerank in ("patches", "q-perturbation"):
+        if "query image" in reranker.needs:
             asked |= {"query": str(query.file), "box": query.box}
-        self.searcher.exact_boxes = rerank == "objects"
+        self.searcher.exact_boxes = "box" in reranker.needs
         start = time.perf_counter()
         self.searcher.search(**asked, rerank=None)
         middle = time.perf_counter()
-        hits = self.searcher.search(**asked, rerank=rerank)
+        hits = self.searcher.search(**asked, rerank=reranker)
         spent = time.perf_counter() - middle - (middle - start)
         found.ms.append(1000 * max(spent, 0.0) / max(len(hits), 1))
         return hits
+
+
+def _reranker(searcher: SoirSearcher, name: str, cache: Path) -> Reranker:
+    """That of the name, but for Q-Perturbation: candidates that are opened again are kept in `cache`."""
+    if name != QPerturbation.name:
+        return searcher.reranker(name)
+    return QPerturbation(searcher.pipeline, cache=TokenCache(cache, limit=10**11))

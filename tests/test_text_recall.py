@@ -12,17 +12,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_vl import model  # noqa: F401
+from test_hooks import model  # noqa: F401
 from typer.testing import CliRunner
 
 from soir_qdrant.cli.main import app
 from soir_qdrant.errors import DatasetError
 from soir_qdrant.images import load as load_image
-from soir_qdrant.rerank import vl_table
-from soir_qdrant.rerank.perturb import PerturbSettings
-from soir_qdrant.rerank.text_query import TextPerturbation
-from soir_qdrant.rerank.vl import blip2, perturbed
-from soir_qdrant.rerank.vl_table import Matcher, evaluate, load
+from soir_qdrant.lab.evaluate import text_recall
+from soir_qdrant.lab.evaluate.text_recall import Captioned, evaluate, load
+from soir_qdrant.rerank.base import SearchQuery
+from soir_qdrant.rerank.q_perturbation.hooks import blip2, perturbed
+from soir_qdrant.rerank.q_perturbation.matcher import Matcher
+from soir_qdrant.rerank.q_perturbation.perturb import PerturbSettings
+from soir_qdrant.rerank.q_perturbation.text_reranker import TextPerturbation
 from soir_qdrant.types import Hit
 
 CORNERS = "<xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax>"
@@ -59,6 +61,10 @@ def matcher(model: Any) -> Matcher:  # noqa: F811
     return Matcher(model, pixels, words)
 
 
+def tokens_of(matcher: Matcher, pictures: list[Captioned]) -> torch.Tensor:
+    return matcher.image_tokens([Image.open(picture.file) for picture in pictures])
+
+
 def test_hits_of_words_are_ordered_by_the_model_itself(folder: Path, matcher: Matcher) -> None:
     """By ITC and ITM of every picture with its stored boxes, as the model's own forward gives them."""
     pictures = load(folder)
@@ -78,8 +84,9 @@ def test_hits_of_words_are_ordered_by_the_model_itself(folder: Path, matcher: Ma
         for i, picture in enumerate(pictures)
     ]
     gone = replace(hits[0], id=9, uri=str(folder / "gone.png"))
+    query = SearchQuery(np.ones(4, np.float32), text="a red mug")
     settings, failed = PerturbSettings(scale=8.0), []
-    made = TextPerturbation(matcher, settings).rerank("a red mug", [gone, *hits], failed=failed)
+    made = TextPerturbation(matcher, settings).rerank(query, [gone, *hits], failed=failed)
     assert made[0] is gone  # it keeps its place
     assert [f.name for f in failed] == [gone.uri]
     words = matcher.words(["a red mug"])
@@ -95,7 +102,7 @@ def test_hits_of_words_are_ordered_by_the_model_itself(folder: Path, matcher: Ma
             ).logits_per_image
         assert hit.score == pytest.approx(float(itc.squeeze()) + float(itm.squeeze()[..., 1]), abs=1e-4)
     assert [hit.score for hit in made[1:]] == sorted((hit.score for hit in made[1:]), reverse=True)
-    plain = TextPerturbation(matcher, None, itm=False).rerank("a red mug", hits)
+    plain = TextPerturbation(matcher, None, itm=False).rerank(query, hits)
     assert {hit.id for hit in plain} == {0, 1, 2}
 
 
@@ -113,7 +120,7 @@ def test_scores_are_those_of_the_model_itself(folder: Path, matcher: Matcher) ->
     words = matcher.words([p.captions[1] for p in pictures])
     settings = PerturbSettings(scale=8.0)
     with torch.inference_mode():
-        tokens = matcher.see(pictures)
+        tokens = tokens_of(matcher, pictures)
         with perturbed(
             blip2(matcher.model), [p.boxes for p in pictures], [p.size for p in pictures], settings
         ):
@@ -148,13 +155,13 @@ def test_half_precision_as_transformers_loads_it(folder: Path, matcher: Matcher)
     assert found["R@5"] == 100
     with torch.inference_mode():
         words = matcher.words(["one", "two"])
-        logits = [m.match(m.see(load(folder)[:1]), words).float() for m in (halved, matcher)]
+        logits = [m.match(tokens_of(m, load(folder)[:1]), words).float() for m in (halved, matcher)]
     torch.testing.assert_close(logits[0], logits[1], atol=0.2, rtol=0.1)
 
 
 def test_a_sentence_whose_picture_is_not_listed_is_lost() -> None:
     scores = torch.tensor([[0.3, 0.9, 0.5], [-torch.inf, 0.1, -torch.inf]])
-    found = vl_table._recalls(scores, torch.tensor([2, 0]), torch.tensor([True, False, False]))
+    found = text_recall._recalls(scores, torch.tensor([2, 0]), torch.tensor([True, False, False]))
     assert found == {
         **{"sentences": 2, "R@1": 0, "R@5": 50, "R@10": 50},
         **{"small sentences": 1, "small R@1": 0, "small R@5": 0, "small R@10": 0},

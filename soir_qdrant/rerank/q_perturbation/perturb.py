@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from soir_qdrant.errors import ConfigError, SoirError
-from soir_qdrant.rerank.subspace import basis, coverage, gram
+from soir_qdrant.rerank.q_perturbation.subspace import basis, coverage, gram
 
 Weighting = Literal["constant", "area", "1-area", "centred"]
 

@@ -11,8 +11,8 @@ import transformers
 from torch import Tensor, nn
 
 from soir_qdrant.errors import ConfigError
-from soir_qdrant.rerank.perturb import PerturbSettings, perturb, regions
-from soir_qdrant.rerank.vl import Site, blip2, coca, perturbed, qllama
+from soir_qdrant.rerank.q_perturbation.hooks import Site, blip2, coca, perturbed, qllama
+from soir_qdrant.rerank.q_perturbation.perturb import PerturbSettings, perturb, regions
 
 STRONG = PerturbSettings(scale=8.0, contribution=0.99)
 BOXES = [

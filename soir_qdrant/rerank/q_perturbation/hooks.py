@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from soir_qdrant.errors import ConfigError
-from soir_qdrant.rerank.perturb import PerturbSettings, perturb, regions
+from soir_qdrant.rerank.q_perturbation.perturb import PerturbSettings, perturb, regions
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from soir_qdrant.errors import ConfigError
 from soir_qdrant.models.last_block import LastBlock
-from soir_qdrant.rerank.perturb import PerturbSettings, alphas, perturb
-from soir_qdrant.rerank.subspace import basis, gram
+from soir_qdrant.rerank.q_perturbation.perturb import PerturbSettings, alphas, perturb
+from soir_qdrant.rerank.q_perturbation.subspace import basis, gram
 
 WINNER = PerturbSettings(scale=2.0, rank=1, contribution=None)  # see docs/concepts/q-perturbation.md
 

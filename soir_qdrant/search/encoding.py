@@ -1,0 +1,114 @@
+"""From what a user searches with to what rerankers and Qdrant read: one pipeline, checked against the
+collection, one query after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from threading import RLock
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from qdrant_client import models
+
+from soir_qdrant.assembly import make_pipeline
+from soir_qdrant.errors import ConfigError
+from soir_qdrant.pooling.pool import normalize
+from soir_qdrant.qdrant.collection import Store
+from soir_qdrant.qdrant.payload import KEY, short_hash
+from soir_qdrant.qdrant.schema import as_json
+from soir_qdrant.query import Query, as_vector, checked, open_query
+from soir_qdrant.rerank.base import SearchQuery
+from soir_qdrant.types import Box, Text, Vector
+
+if TYPE_CHECKING:
+    from soir_qdrant.pipeline import Pipeline
+
+NEGATIVE_WEIGHT = 0.1  # of the negatives' mean that is taken off the query; see docs/concepts/search.md
+BANK_WEIGHT = 0.2  # the same of the query bank's mean
+
+
+class QueryEncoder:
+    """Queries of one collection. May be shared by threads: `lock` is held while a model runs.
+
+    Args:
+        store: of the collection.
+        pipeline: encodes; None makes that of the profile on first use.
+        profile: see there.
+        max_pixels: of the largest image that is decoded.
+        bank: float [n, D], vectors of other queries; see `SoirSearcher`.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        pipeline: Pipeline | None,
+        profile: str | None,
+        max_pixels: int,
+        bank: NDArray[np.floating] | None,
+    ) -> None:
+        self.store, self.profile, self.max_pixels = store, profile, max_pixels
+        self.bank: Vector | None = None if bank is None else np.asarray(bank, np.float32).mean(0)
+        self.lock = RLock()
+        self._pipeline = pipeline
+        self._fingerprint = ""  # short hash of the pipeline's, once the collection has the same
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """What encodes; made on first use."""
+        with self.lock:
+            if self._pipeline is None:
+                self._pipeline = make_pipeline(self.profile)
+            return self._pipeline
+
+    def query(
+        self, query: Query, box: Box | None, examples: Iterable[Query] = (), negatives: Iterable[Query] = ()
+    ) -> SearchQuery:
+        """One query; see `SoirSearcher.search`. The image, box and text are those of `query` itself."""
+        for name, listed in (("examples", examples), ("negatives", negatives)):
+            if isinstance(listed, (str, bytes)):
+                raise ConfigError(f"{name}: give a list of images, such as [{listed!r}]")
+        main = self._single(query, box)
+        positive = [self._single(example, None).vector for example in examples]
+        negative = [self._single(example, None).vector for example in negatives]
+        if not positive and not negative and self.bank is None:
+            return main
+        vector: Vector = normalize(np.mean([main.vector, *positive], axis=0))
+        if negative:
+            vector = vector - np.float32(NEGATIVE_WEIGHT) * np.mean(negative, axis=0)
+        if self.bank is not None:
+            vector = vector - np.float32(BANK_WEIGHT) * self.bank
+        return replace(main, vector=checked(vector, self.store.dim, self.store.collection))
+
+    def _single(self, query: Query, box: Box | None) -> SearchQuery:
+        vector = as_vector(query)
+        if box is not None and (vector is not None or isinstance(query, Text)):
+            kind = "a vector" if vector is not None else "text"
+            raise ConfigError(f"box is for a query image; this query is {kind}")
+        if vector is not None:
+            return SearchQuery(checked(vector, self.store.dim, self.store.collection))
+        self._check_collection()
+        if isinstance(query, Text):
+            with self.lock:
+                return SearchQuery(self.pipeline.text(query.words), text=query.words)
+        image, box = open_query(query, box, self.max_pixels)
+        with self.lock:
+            vector = self.pipeline.query(image.rgb, box=box, mask=image.alpha)
+        return SearchQuery(vector, image, box)
+
+    def check_answer(self, points: Sequence[models.ScoredPoint]) -> None:
+        """Raises CollectionError where the name has since become that of a collection which another pipeline
+        filled: an alias that was switched."""
+        stored = ((points[0].payload or {}).get(KEY) or {}).get("encoder") if points else None
+        if self._fingerprint and stored and stored != self._fingerprint:
+            self._fingerprint = ""
+            self._check_collection()
+
+    def _check_collection(self) -> None:
+        """Once: whether the collection was filled by a pipeline like this."""
+        with self.lock:
+            if not self._fingerprint:
+                fingerprint = as_json(self.pipeline.fingerprint)
+                self.store.open(self.pipeline.dim, fingerprint)
+                self._fingerprint = short_hash(fingerprint)

@@ -1,0 +1,65 @@
+"""From Qdrant's points to hits: as rerankers read them, then as a user gets them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from qdrant_client import models
+
+from soir_qdrant.errors import ImageError
+from soir_qdrant.qdrant.collection import Store
+from soir_qdrant.qdrant.payload import KEY, best_object, shown
+from soir_qdrant.qdrant.schema import OBJECTS
+from soir_qdrant.rerank import hit_image
+from soir_qdrant.search import localization
+from soir_qdrant.types import Hit, Vector
+
+if TYPE_CHECKING:
+    from soir_qdrant.pipeline import Pipeline
+
+log = logging.getLogger(__name__)
+
+
+def candidate(store: Store, point: models.ScoredPoint, *, with_vectors: bool) -> Hit:
+    """A point as a reranker reads it: the payload as it is stored, no box yet."""
+    payload = point.payload or {}
+    soir = payload.get(KEY)
+    rows = point.vector.get(OBJECTS) if isinstance(point.vector, Mapping) else None
+    return Hit(
+        id=point.id if isinstance(point.id, int) else str(point.id),
+        score=float(point.score),
+        uri=soir.get("uri") if isinstance(soir, Mapping) else None,
+        box=None,
+        payload=payload,
+        vector=store.dense(point.vector) if with_vectors else None,
+        object_vectors=None if rows is None else np.asarray(rows, np.float32),
+    )
+
+
+def finished(hit: Hit, query: Vector) -> Hit:
+    """A hit as a user gets it: with a box, where the reranker gave none, and without what was for rerankers.
+
+    The box is that of the object vector with the largest dot product with the query, where they were fetched;
+    else of the code with the largest cosine.
+    """
+    if hit.object is None and hit.box is None:
+        match = best_object(hit.payload, query, hit.object_vectors)
+        if match is not None:
+            hit = replace(hit, box=match.box, object=match.index)
+    return replace(hit, payload=shown(hit.payload), object_vectors=None)
+
+
+def masked(hit: Hit, pipeline: Pipeline, max_pixels: int) -> Hit:
+    """A hit with the mask of its box, where there is one and the image can be opened."""
+    if hit.box is None:
+        return hit
+    try:
+        image = hit_image.open_image(hit, max_pixels)
+    except ImageError as error:
+        log.warning("hit %s has no mask: %s", hit.id, error)
+        return hit
+    return replace(hit, mask=localization.mask(pipeline, image, hit.box))

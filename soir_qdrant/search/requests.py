@@ -1,0 +1,64 @@
+"""One search as Qdrant gets it: the options, the reranker, and the window that it wants of the ranking."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qdrant_client import models
+
+from soir_qdrant.errors import CollectionError
+from soir_qdrant.qdrant.collection import Store
+from soir_qdrant.rerank.base import Reranker, SearchQuery, Window
+from soir_qdrant.search.options import SearchOptions
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How a search goes: what a user wants, what orders it, and what is fetched for that."""
+
+    options: SearchOptions
+    reranker: Reranker
+    window: Window
+
+
+def make_plan(
+    store: Store, options: SearchOptions, reranker: Reranker, group_size: int | None = None
+) -> Plan:
+    """The plan for a page of hits, or of groups of up to `group_size` hits.
+
+    Raises:
+        CollectionError: where the reranker orders by object vectors, and the collection keeps none.
+        ConfigError: where it cannot order groups.
+    """
+    window = reranker.window(options.page(group_size))
+    if window.by_objects and not store.has_objects:
+        raise CollectionError(
+            f'rerank="{reranker.name}": collection {store.collection!r} keeps no vectors of single objects; '
+            'ingest into a new collection with keep_objects=True, or take rerank="codes"'
+        )
+    return Plan(options, reranker, window)
+
+
+def query_request(store: Store, query: SearchQuery, plan: Plan, *, exact_boxes: bool) -> models.QueryRequest:
+    """The request for one query.
+
+    Args:
+        store: of the collection.
+        query: its vector is searched for.
+        plan: of the search.
+        exact_boxes: fetch object vectors for the box, where the reranker leaves that to the searcher.
+    """
+    options, window, needs = plan.options, plan.window, plan.reranker.needs
+    return store.request(
+        query.vector,
+        limit=window.limit,
+        offset=window.offset,
+        prefetch=window.by_objects,
+        with_objects="object vectors" in needs or (exact_boxes and "box" in needs),
+        with_patches="patches" in needs,
+        filter=options.filter,
+        with_vectors=options.with_vectors,
+        score_threshold=options.score_threshold,
+        params=options.search_params,
+        shard_key=options.shard_key,
+    )

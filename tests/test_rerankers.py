@@ -1,0 +1,224 @@
+"""The contract of rerankers: one of your own, by name or as an object, and what each is given."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from conftest import ColourPipeline, painted, picture
+from qdrant_client import QdrantClient
+
+from soir_qdrant import SoirIngestor, SoirSearcher, Text, register_reranker
+from soir_qdrant.errors import ConfigError, ImageError
+from soir_qdrant.rerank import Page, SearchQuery, Window, candidate_blocks, first_candidates, reordered
+from soir_qdrant.rerank.kinds import RERANKERS
+from soir_qdrant.types import SceneObject
+
+A, B = (5, 5, 25, 25), (40, 30, 60, 50)
+RED, BLUE = (250, 0, 0), (0, 0, 250)
+
+
+@pytest.fixture
+def client() -> QdrantClient:
+    """Six images of two objects, with their vectors and patches of a kind; `n` counts down."""
+    client = QdrantClient(":memory:")
+    SoirIngestor(client, pipeline=ColourPipeline(), keep_objects=True).add(
+        [painted((A, RED), (B, (0, 40 * i, 250))) for i in range(6)],
+        ids=range(6),
+        objects=[[SceneObject(A), SceneObject(B)]] * 6,
+        payloads=[{"n": 5 - i} for i in range(6)],
+    )
+    return client
+
+
+def searcher(client: QdrantClient) -> SoirSearcher:
+    return SoirSearcher(client, pipeline=ColourPipeline())
+
+
+class ByNumber:
+    """Orders hits by `n` of their payload, and keeps what it was given."""
+
+    name = "by-number"
+    candidates = 4
+    needs = frozenset({"payload"})
+
+    def __init__(self, needs=needs) -> None:
+        self.needs = frozenset(needs)
+        self.queries: list[SearchQuery] = []
+        self.hits: list = []
+
+    def window(self, page: Page) -> Window:
+        return candidate_blocks(self.candidates, page)
+
+    def rerank(self, query, hits, *, failed=None):
+        self.queries.append(query)
+        self.hits += hits
+        return reordered(hits, self._scored, failed)
+
+    def _scored(self, hit):
+        if hit.payload["n"] == 0:
+            raise ImageError("this one cannot be scored")
+        return replace(hit, score=float(hit.payload["n"]))
+
+
+# -- one of your own ---------------------------------------------------------------------------------------
+
+
+def test_a_reranker_of_your_own(client):
+    """Of the first four by their vectors, those that can be scored are in its order; the rest stays."""
+    plain = [hit.id for hit in searcher(client).search(painted((B, BLUE)), box=B, rerank=None)]
+    hits = searcher(client).search(painted((B, BLUE)), box=B, rerank=ByNumber(), limit=4)
+    scored = sorted(id_ for id_ in plain[:4] if id_ != 5)  # 5 has n = 0
+    expected = [id_ if id_ == 5 else scored.pop(0) for id_ in plain[:4]]
+    assert [hit.id for hit in hits] == expected
+    assert expected != plain[:4]
+    assert all(hit.score == hit.payload["n"] for hit in hits if hit.id != 5)
+    assert hits[0].box == B  # told by the codes, since the reranker did not
+    assert "code" not in hits[0].payload["soir"]["objects"][0]
+
+
+def test_by_name(client, monkeypatch):
+    monkeypatch.setattr(RERANKERS, "_known", dict(RERANKERS._known))
+    contexts = []
+
+    def make(context):
+        contexts.append(context)
+        return ByNumber()
+
+    register_reranker("by-number", make)
+    found = searcher(client)
+    by_name = found.search(painted((B, BLUE)), rerank="by-number")
+    assert [hit.id for hit in by_name] == [
+        hit.id for hit in found.search(painted((B, BLUE)), rerank=ByNumber())
+    ]
+    found.search(painted((B, BLUE)), rerank="by-number")
+    assert contexts == [found]  # once per searcher, which has the pipeline and the largest image
+    with pytest.raises(ConfigError, match=r"magic.*by-number.*codes.*patches"):
+        found.search(painted((B, BLUE)), rerank="magic")
+
+
+def test_none_is_a_name_too(client):
+    found = searcher(client)
+    by_name, plain = (found.search(painted((B, BLUE)), rerank=rerank) for rerank in ("none", None))
+    assert [(hit.id, hit.score) for hit in by_name] == [(hit.id, hit.score) for hit in plain]
+
+
+def test_groups_of_a_reranker_of_your_own(client):
+    groups = searcher(client).search_groups(painted((B, BLUE)), "n", rerank=ByNumber(), limit=3)
+    assert [group.key for group in groups] == [5, 4, 3]
+
+
+# -- what it is given --------------------------------------------------------------------------------------
+
+
+def test_the_query_as_it_was_searched_with(client):
+    reranker, image = ByNumber(), painted((B, BLUE))
+    found = searcher(client)
+    found.search(image, box=(40, 30, 99, 50), examples=[painted((A, RED))], rerank=reranker)
+    (query,) = reranker.queries[:1]
+    assert (query.image.rgb == image).all()
+    assert query.box == (40, 30, 80, 50)  # clipped to the image
+    vector = found.vector(image, box=(40, 30, 99, 50), examples=[painted((A, RED))])
+    np.testing.assert_array_equal(query.vector, vector)
+
+
+def test_object_vectors_come_where_they_are_needed(client):
+    for needs, kept in (({"object vectors"}, True), ({"payload"}, False)):
+        reranker = ByNumber(needs)
+        hits = searcher(client).search(painted((B, BLUE)), rerank=reranker)
+        rows = reranker.hits[0].object_vectors
+        assert (rows is not None and rows.shape == (2, 12)) is kept
+        assert all(hit.object_vectors is None for hit in hits)
+        assert "code" in reranker.hits[0].payload["soir"]["objects"][0]  # the payload as it is stored
+        assert reranker.hits[0].box is None
+
+
+def test_hits_come_in_blocks(client):
+    class Watching(ByNumber):
+        def rerank(self, query, hits, *, failed=None):
+            sizes.append(len(hits))
+            return list(hits)
+
+    sizes: list[int] = []
+    searcher(client).search(painted((B, BLUE)), rerank=Watching(), limit=3, offset=2)
+    assert sizes == [4, 2]
+    sizes.clear()
+    searcher(client).search(painted((B, BLUE)), rerank=Watching(), limit=5)  # more than a block
+    assert sizes == [5]
+
+
+@pytest.mark.parametrize(
+    ("needs", "query", "message"),
+    [
+        ({"query image"}, [1.0] * 12, "needs a query image, and this query is a vector.*codes"),
+        ({"query text"}, [1.0] * 12, "needs words, and this query is a vector"),
+        ({"query text"}, picture(0), r"needs words, and this query is an image: search\(text="),
+    ],
+)
+def test_a_query_without_what_is_needed_is_refused_before_qdrant_is_asked(
+    client, monkeypatch, needs, query, message
+):
+    found = searcher(client)
+    found.search(picture(0))
+    monkeypatch.setattr(client, "query_points", None)
+    with pytest.raises(ConfigError, match=message):
+        found.search(query, rerank=ByNumber(needs))
+
+
+@pytest.mark.parametrize(("needs", "most"), [({"image"}, 1), ({"payload"}, 2)])
+def test_what_opens_images_runs_in_one_thread_at_a_time(client, needs, most):
+    """As encoding does, since pipelines are not made for several threads."""
+    running, seen, together = [], [], threading.Barrier(2)
+
+    class Slow(ByNumber):
+        def rerank(self, query, hits, *, failed=None):
+            running.append(1)
+            with contextlib.suppress(threading.BrokenBarrierError):
+                together.wait(0.2)
+            seen.append(len(running))
+            running.pop()
+            return list(hits)
+
+    found, slow = searcher(client), Slow(needs)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda query: found.search(query, rerank=slow), [[1.0] * 12] * 2))
+    assert max(seen) == most
+
+
+# -- the window --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("page", "window"),
+    [
+        (Page(10), Window(100, 0, 100)),
+        (Page(10, 95), Window(200, 0, 100)),
+        (Page(10, 100), Window(100, 100, 100)),
+        (Page(150, 10), Window(300, 0, 150)),
+        (Page(10, 30, prefetch=20), Window(20, 20, 20)),
+        (Page(10, 11, prefetch=20), Window(40, 0, 20)),
+        (Page(3, group_size=2), Window(20, group_size=5)),
+        (Page(30, group_size=7), Window(30, group_size=7)),
+    ],
+)
+def test_blocks_lie_at_the_same_places_for_every_page(page, window):
+    assert candidate_blocks(100, page) == window
+
+
+@pytest.mark.parametrize(
+    ("page", "limit"),
+    [(Page(10), 50), (Page(10, 60), 70), (Page(10, prefetch=20), 20), (Page(30, prefetch=20), 30)],
+)
+def test_costly_rerankers_take_the_first_candidates(page, limit):
+    assert first_candidates(50, page, "mine") == Window(limit)
+
+
+def test_costly_rerankers_take_no_groups(client):
+    with pytest.raises(ConfigError, match='rerank="mine": groups can be reranked'):
+        first_candidates(50, Page(3, group_size=2), "mine")
+    with pytest.raises(ConfigError, match="groups can be reranked"):
+        searcher(client).search_groups(Text("unread"), "n", rerank="q-perturbation")
