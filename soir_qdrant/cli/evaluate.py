@@ -17,14 +17,18 @@ ResumeOption = Annotated[
 
 
 def evaluate(
-    folder: Annotated[Path, typer.Argument(help="a folder with annotations.json (see docs/reference/needlebench.md)")],
+    folder: Annotated[
+        Path, typer.Argument(help="a folder with annotations.json (see docs/reference/needlebench.md)")
+    ],
     objects: Annotated[
         Literal["given", "detected"], typer.Option(help="labelled boxes, or the detector")
     ] = "given",
     file: FileOption = None,
     rows: Annotated[
         str | None,
-        typer.Option(help="comma-separated: see docs/how-to/evaluation.md; all but q-perturbation if not given"),
+        typer.Option(
+            help="comma-separated: see docs/how-to/evaluation.md; all but q-perturbation if not given"
+        ),
     ] = None,
     methods: Annotated[str | None, typer.Option(hidden=True, help="the old name of --rows")] = None,
     resume: ResumeOption = None,
@@ -34,7 +38,10 @@ def evaluate(
     profile: ProfileOption = "embedded",
     whitening: WhiteningOption = None,
     format_: Annotated[
-        str, typer.Option("--format", help="needle, voxdet, owid, instre or permir: see docs/how-to/evaluation.md")
+        str,
+        typer.Option(
+            "--format", help="needle, voxdet, owid, instre or permir: see docs/how-to/evaluation.md"
+        ),
     ] = "needle",
 ) -> None:
     """Compare ways to search on a labelled folder: mAP, R@1, R@10 in percent. A killed run goes on."""

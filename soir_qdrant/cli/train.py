@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 training = typer.Typer(no_args_is_help=True, help="Learn from labelled folders.")
 
 FoldersArgument = Annotated[
-    list[Path], typer.Argument(help="labelled folders, for a segmenter with masks (see docs/reference/needlebench.md)")
+    list[Path],
+    typer.Argument(help="labelled folders, for a segmenter with masks (see docs/reference/needlebench.md)"),
 ]
 MadeOption = Annotated[Path, typer.Option("--out", help="file to write; beside it a state, a log, a cache")]
 FormatOption = Annotated[
