@@ -35,7 +35,7 @@ class SceneObject:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LoadedImage:
-    """A decoded picture and where it came from.
+    """A decoded image and where it came from.
 
     rgb: uint8 [H, W, 3]. alpha: bool [H, W], the opaque pixels, where the file has transparency.
     name: what to call it in messages. uri: stored in the payload, so that it can be opened again.

@@ -32,7 +32,7 @@ from soir_qdrant.types import Hit
 
 def ingest(
     context: typer.Context,
-    folder: Annotated[Path, typer.Argument(help="a picture, or a folder of pictures, read recursively")],
+    folder: Annotated[Path, typer.Argument(help="an image, or a folder of images, read recursively")],
     path: FolderOption = None,
     url: UrlOption = None,
     api_key: KeyOption = None,
@@ -53,10 +53,10 @@ def ingest(
     quantization: Annotated[
         Literal["scalar", "binary"] | None, typer.Option(help="of a new collection, on a server")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="pictures at once; bounds the memory")] = 8,
+    batch_size: Annotated[int, typer.Option(min=1, help="images at once; bounds the memory")] = 8,
     as_json: JsonOption = False,
 ) -> None:
-    """Put pictures into a collection. Run again after an interruption: what is stored is skipped."""
+    """Put images into a collection. Run again after an interruption: what is stored is skipped."""
     from soir_qdrant.ingest.ingestor import SoirIngestor, summary
 
     ingestor = SoirIngestor(
@@ -173,7 +173,7 @@ def info(
 
     settings = settings_of(profile, whitening)
     weights = resolve(settings.encoder.weights)
-    told: dict[str, Any] = {
+    shown: dict[str, Any] = {
         "version": soir_qdrant.__version__,
         "cache": str(cache_dir()),
         "settings": settings.model_dump(),
@@ -182,10 +182,10 @@ def info(
     if path or url:
         client = open_client(context, path, url, api_key)
         names = [collection] if collection else [c.name for c in client.get_collections().collections]
-        told["collections"] = {name: collection_info(client, name) for name in names}
+        shown["collections"] = {name: collection_info(client, name) for name in names}
     if as_json:
-        out.print_json(json.dumps(told, default=str))
+        out.print_json(json.dumps(shown, default=str))
         return
-    for key, value in told.items():
+    for key, value in shown.items():
         text = json.dumps(value, indent=2, default=str) if isinstance(value, dict) else value
         out.print(RichText.assemble((key, "bold"), f" {text}"))

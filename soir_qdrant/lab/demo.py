@@ -128,7 +128,7 @@ def _maps(pipeline: Pipeline, hit: Shown, most: int = 10) -> list[tuple[str, RGB
     if hit.matched is None:
         return []
     others = [box for box in hit.boxes if box != hit.matched][: most - 1]
-    image = LoadedImage(hit.picture, hit.caption, None, "")
+    image = LoadedImage(hit.image, hit.caption, None, "")
     first = explain(pipeline, image, [SceneObject(box) for box in [hit.matched, *others]])[0]
     return [
         ("matched object", first.crop),

@@ -18,7 +18,7 @@ from soir_qdrant.report.html import Shown, Strip, drawn, heat, write
 from soir_qdrant.types import RGB, LoadedImage, SceneObject
 
 Map = NDArray[np.float32]  # [S, S], 0..1
-WIDE = 720  # pixels of the page's first picture
+WIDE = 720  # pixels of the page's first image
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,21 +47,24 @@ def explain(
 
     Refined as `settings.vector` says where its pooling is "mao", else by the paper's 80 steps.
     """
-    given = None if objects is None else list(objects)
-    (items,) = pipeline.find([image], [given])
+    (items,) = pipeline.find([image], [None if objects is None else list(objects)])
     crops, masks = pipeline.crops([image.rgb], [items])
     encoding, block = pipeline.encoder.encode(crops, masks), pipeline.encoder.last_block
     vectors, scene = pipeline.describe(encoding), np.zeros(len(items), np.int64)
     scores = np.array([item.score for item in items], np.float32)
     stored = pipeline.pool(vectors, scene, scores, encoding, masks)[0]
 
-    held = pipeline.settings.vector
+    vector_settings = pipeline.settings.vector
     tokens = torch.as_tensor(encoding.tokens, device=block.device)
     read = torch.as_tensor(encoding.descriptor, device=block.device)
     descriptors = F.normalize(read, dim=-1)
     mean = F.normalize(descriptors.mean(0, keepdim=True), dim=-1)
-    own = held.pooling == "mao"
-    settings = MaoSettings(held.iterations, held.lr, held.alpha) if own else MaoSettings()
+    own = vector_settings.pooling == "mao"
+    settings = (
+        MaoSettings(vector_settings.iterations, vector_settings.lr, vector_settings.alpha)
+        if own
+        else MaoSettings()
+    )
     refined = refine(
         block,
         tokens,
@@ -84,8 +87,8 @@ def explain(
     ]
 
 
-def save(file: Path, name: str, image: RGB, found: Sequence[Explained]) -> None:
-    """Write it as a page. name: of the picture; image: uint8 [H, W, 3]."""
+def save(file: Path, name: str, image: RGB, explained: Sequence[Explained]) -> None:
+    """Write it as a page. name: of the image; image: uint8 [H, W, 3]."""
     strips = [
         Strip(
             f"object {i}: similarity of the stored vector {one.similarity:.2f}, of the mean descriptor "
@@ -97,11 +100,11 @@ def save(file: Path, name: str, image: RGB, found: Sequence[Explained]) -> None:
                 ("map after", heat(one.crop, one.after)),
             ],
         )
-        for i, one in enumerate(found, 1)
+        for i, one in enumerate(explained, 1)
     ]
-    whole = drawn(Shown(image, [one.item.box for one in found], None, name, True), WIDE)
+    whole = drawn(Shown(image, [one.item.box for one in explained], None, name, True), WIDE)
     lead = (
-        "Each object as the encoder sees it, its mask, and where the picture's joint token looks in it: the "
+        "Each object as the encoder sees it, its mask, and where the image's joint token looks in it: the "
         "mean of the descriptors before, the token refined until its maps match all masks after."
     )
-    write(file, f"What {name} is made of", lead, [], [Strip("picture", [("", whole)]), *strips])
+    write(file, f"What {name} is made of", lead, [], [Strip("image", [("", whole)]), *strips])

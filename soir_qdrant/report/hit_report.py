@@ -1,4 +1,4 @@
-"""What a search found, to look at: a page, or one picture."""
+"""What a search found, to look at: a page, or one image."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def save(
     html: Path | None = None,
     png: Path | None = None,
 ) -> None:
-    """Write the hits as a page with boxes and heat maps, and/or as one picture with boxes.
+    """Write the hits as a page with boxes and heat maps, and/or as one image with boxes.
 
-    A hit whose picture cannot be opened is left out, and logged. Raises ImageError for a picture's file whose
+    A hit whose image cannot be opened is left out, and logged. Raises ImageError for an image's file whose
     suffix is no format that can be written.
     """
     name, image, box = _query(searcher, query, box)
@@ -41,19 +41,19 @@ def save(
     maps: list[tuple[str, RGB]] = []
     for rank, hit in enumerate(hits, 1):
         try:
-            picture, stored = hit_image.open_image(hit, searcher.max_pixels), hit_image.boxes(hit)
+            opened, stored = hit_image.open_image(hit, searcher.max_pixels), hit_image.boxes(hit)
             if look and hit.box and len(maps) < MAPPED:
-                weights = localization.heat(searcher.pipeline, look, picture, stored)
-                maps.append((f"#{rank}", _around(picture.rgb, weights, hit.box)))
+                weights = localization.heat(searcher.pipeline, look, opened, stored)
+                maps.append((f"#{rank}", _around(opened.rgb, weights, hit.box)))
         except ImageError as error:
             log.warning("hit %s is not shown: %s", hit.id, error)
             continue
         caption = f"#{rank}, score {hit.score:.2f}, {Path(str(hit.uri)).name}"
-        shown.append(Shown(picture.rgb, stored, hit.box, caption))
+        shown.append(Shown(opened.rgb, stored, hit.box, caption))
     drawn = np.full((SIDE, SIDE, 3), GREY, np.uint8) if image is None else _meant(image, box)
     if html:
         lead = (
-            "Thin boxes: the objects that were stored of each picture. Green: the one that matched. Below: "
+            "Thin boxes: the objects that were stored of each image. Green: the one that matched. Below: "
             "where the query looks, around the matched object."
         )
         write(
@@ -69,7 +69,7 @@ def save(
 def _query(
     searcher: SoirSearcher, query: Query, box: Box | None
 ) -> tuple[str, LoadedImage | None, Box | None]:
-    """What to call the query; its picture, None for words or a vector; and the box in that."""
+    """What to call the query; its image, None for words or a vector; and the box in that."""
     if as_vector(query) is not None:
         return "a vector", None, None
     if isinstance(query, Text):
@@ -79,14 +79,14 @@ def _query(
 
 
 def _meant(image: LoadedImage, box: Box | None) -> RGB:
-    """The part of the picture that is searched for."""
+    """The part of the image that is searched for."""
     if box is None:
         return image.rgb
     x0, y0, x1, y1 = (round(v) for v in box)
     return image.rgb[y0 : max(y1, y0 + 1), x0 : max(x1, x0 + 1)]
 
 
-def _around(picture: RGB, weights: np.ndarray, box: Box) -> RGB:
+def _around(image: RGB, weights: np.ndarray, box: Box) -> RGB:
     """The heat laid over the surroundings of a box, [SIDE, SIDE, 3]."""
     import cv2
 
@@ -96,4 +96,4 @@ def _around(picture: RGB, weights: np.ndarray, box: Box) -> RGB:
     y = round(min(max((box[1] + box[3] - side) / 2, 0), height - side))
     cut = (slice(y, y + side), slice(x, x + side))
     size = (SIDE, SIDE)
-    return heat(cv2.resize(picture[cut], size), cv2.resize(weights[cut], size))
+    return heat(cv2.resize(image[cut], size), cv2.resize(weights[cut], size))

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from soir_qdrant.types import RGB, Box
 
-MATCHED, FOUND = (34, 197, 94), (148, 163, 184)
+MATCHED, STORED = (34, 197, 94), (148, 163, 184)
 STYLE = """
 :root { --ink:#0f172a; --soft:#64748b; --line:#e2e8f0; --right:#16a34a; --wrong:#dc2626 }
 * { box-sizing:border-box } body { margin:0; font:15px/1.5 system-ui,sans-serif; color:var(--ink); background:#f8fafc }
@@ -43,7 +43,7 @@ class Shown:
     """One hit on the page. boxes: the stored objects; matched: the one that matched best; right: whether it
     holds the thing, None where nobody knows."""
 
-    picture: RGB
+    image: RGB
     boxes: list[Box]
     matched: Box | None
     caption: str
@@ -52,7 +52,7 @@ class Shown:
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """One query on the page. maps: caption and picture of each attention map."""
+    """One query on the page. maps: caption and image of each attention map."""
 
     name: str
     query: RGB
@@ -65,7 +65,7 @@ class Strip:
     """Pictures side by side, each with a caption."""
 
     name: str
-    pictures: list[tuple[str, RGB]]
+    images: list[tuple[str, RGB]]
 
 
 def write(
@@ -86,15 +86,15 @@ def write(
 
 
 def drawn(hit: Shown, width: int = 456) -> RGB:
-    """The picture at `width`, all stored boxes thin and grey, the matched one thick and green."""
-    scale = width / hit.picture.shape[1]
+    """The image at `width`, all stored boxes thin and grey, the matched one thick and green."""
+    scale = width / hit.image.shape[1]
     method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    picture = cv2.resize(hit.picture, None, fx=scale, fy=scale, interpolation=method)
+    image = cv2.resize(hit.image, None, fx=scale, fy=scale, interpolation=method)
     for box in [*hit.boxes, *([hit.matched] if hit.matched else [])]:
         x0, y0, x1, y1 = (round(v * scale) for v in box)
         same = box == hit.matched
-        cv2.rectangle(picture, (x0, y0), (x1, y1), MATCHED if same else FOUND, 4 if same else 1, cv2.LINE_AA)
-    return np.asarray(picture, np.uint8)
+        cv2.rectangle(image, (x0, y0), (x1, y1), MATCHED if same else STORED, 4 if same else 1, cv2.LINE_AA)
+    return np.asarray(image, np.uint8)
 
 
 def heat(crop: RGB, weights: NDArray[np.floating]) -> RGB:
@@ -106,7 +106,7 @@ def heat(crop: RGB, weights: NDArray[np.floating]) -> RGB:
 
 
 def sheet(query: RGB, hits: Sequence[Shown], *, columns: int = 4, width: int = 400) -> RGB:
-    """The query and the hits with their boxes as one picture, `columns` tiles of `width` pixels in a row."""
+    """The query and the hits with their boxes as one image, `columns` tiles of `width` pixels in a row."""
     tiles = [
         _tile(query, "the query", width),
         *(_tile(drawn(hit, width), hit.caption, width) for hit in hits),
@@ -119,11 +119,11 @@ def sheet(query: RGB, hits: Sequence[Shown], *, columns: int = 4, width: int = 4
     )
 
 
-def _tile(picture: RGB, caption: str, width: int) -> RGB:
-    """A picture as wide as the tile, no taller, above its caption on white."""
-    scale = min(width / picture.shape[1], width / picture.shape[0])
+def _tile(image: RGB, caption: str, width: int) -> RGB:
+    """An image as wide as the tile, no taller, above its caption on white."""
+    scale = min(width / image.shape[1], width / image.shape[0])
     method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
-    small = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=method)[:width, :width]
+    small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=method)[:width, :width]
     tile = np.full((small.shape[0] + 26, width + 8, 3), 255, np.uint8)
     left = (width - small.shape[1]) // 2
     tile[:-26, left : left + small.shape[1]] = small
@@ -143,8 +143,8 @@ def _section(search: Search) -> str:
         for hit in search.hits
     )
     maps = "".join(
-        f"<figure class=map>{_image(picture)}<figcaption>{html.escape(caption)}</figcaption></figure>"
-        for caption, picture in search.maps
+        f"<figure class=map>{_image(image)}<figcaption>{html.escape(caption)}</figcaption></figure>"
+        for caption, image in search.maps
     )
     query = f"<figure class=query>{_image(search.query)}<figcaption>the query</figcaption></figure>"
     tail = f"<div class='row maps'>{maps}</div>" if maps else ""
@@ -152,14 +152,14 @@ def _section(search: Search) -> str:
 
 
 def _strip(strip: Strip) -> str:
-    pictures = "".join(
-        f"<figure class=part>{_image(picture)}<figcaption>{html.escape(caption)}</figcaption></figure>"
-        for caption, picture in strip.pictures
+    images = "".join(
+        f"<figure class=part>{_image(image)}<figcaption>{html.escape(caption)}</figcaption></figure>"
+        for caption, image in strip.images
     )
-    return f"<section><h2>{html.escape(strip.name)}</h2><div class=row>{pictures}</div></section>"
+    return f"<section><h2>{html.escape(strip.name)}</h2><div class=row>{images}</div></section>"
 
 
-def _image(picture: RGB) -> str:
+def _image(image: RGB) -> str:
     quality = [cv2.IMWRITE_JPEG_QUALITY, 82]
-    data = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), quality)[1].tobytes()
+    data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), quality)[1].tobytes()
     return f"<img alt='' src='data:image/jpeg;base64,{base64.b64encode(data).decode()}'>"

@@ -11,7 +11,7 @@ from torch import Tensor
 from soir_qdrant.errors import ConfigError
 from soir_qdrant.models.weights import cache_dir
 
-LIMIT = 2_000_000_000  # bytes; a picture with eight objects takes 1.7 MB
+LIMIT = 2_000_000_000  # bytes; an image with eight objects takes 1.7 MB
 
 
 class TokenCache:
@@ -35,11 +35,11 @@ class TokenCache:
 
         file = self._file(key)
         try:
-            found: dict[str, Tensor] = load(file.read_bytes())
+            tensors: dict[str, Tensor] = load(file.read_bytes())
             os.utime(file)
         except (OSError, SafetensorError):
             return None
-        return found
+        return tensors
 
     def put(self, key: str, tensors: dict[str, Tensor]) -> None:
         """Keep tensors under a key, and forget what was not used for longest where there is no room."""
@@ -58,11 +58,11 @@ class TokenCache:
         except OSError:
             return
 
-    def _make_room(self, most: int) -> None:
-        held = sorted((f.stat().st_mtime, f.stat().st_size, f) for f in self.folder.glob("*.safetensors"))
-        total = sum(size for _, size, _ in held)
-        for _, size, file in held:
-            if total <= most:
+    def _make_room(self, max_bytes: int) -> None:
+        files = sorted((f.stat().st_mtime, f.stat().st_size, f) for f in self.folder.glob("*.safetensors"))
+        total = sum(size for _, size, _ in files)
+        for _, size, file in files:
+            if total <= max_bytes:
                 return
             file.unlink(missing_ok=True)
             total -= size

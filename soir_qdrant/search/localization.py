@@ -1,4 +1,4 @@
-"""Where in a found picture the thing is: the picture opened again, the matched object's mask, a heat map."""
+"""Where in a hit's image the thing is: the image opened again, the matched object's mask, a heat map."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Look:
 
 def look(pipeline: Pipeline, query: LoadedImage, box: Box | None) -> Look:
     """query, box: as in `Pipeline.query`."""
-    seen = pipeline.encoder.encode(*pipeline.query_crop(query.rgb, box=box, mask=query.alpha))
-    return Look(seen.descriptor[0], pipeline.describe(seen)[0])
+    encoding = pipeline.encoder.encode(*pipeline.query_crop(query.rgb, box=box, mask=query.alpha))
+    return Look(encoding.descriptor[0], pipeline.describe(encoding)[0])
 
 
 def heat(pipeline: Pipeline, query: Look, image: LoadedImage, objects: list[Box]) -> NDArray[np.float32]:
@@ -56,8 +56,8 @@ def heat(pipeline: Pipeline, query: Look, image: LoadedImage, objects: list[Box]
     encoding = pipeline.encode_whole(*pipeline.crops([image.rgb], [items]))
     similar = pipeline.describe(encoding) @ query.vector
     descriptor = F.normalize(torch.as_tensor(query.descriptor[None], device=block.device), dim=-1)
-    held = precompute_all([block], torch.as_tensor(encoding.tokens, device=block.device))
-    maps = explain_maps(held, descriptor.expand(len(items), -1), encoder.input_size).cpu().numpy()
+    constants = precompute_all([block], torch.as_tensor(encoding.tokens, device=block.device))
+    maps = explain_maps(constants, descriptor.expand(len(items), -1), encoder.input_size).cpu().numpy()
     for item, weight, inner in zip(items, similar, maps, strict=True):
         if weight > 0:
             _lay(

@@ -78,12 +78,12 @@ class SearchOptions:
     timeout: int | None = None
 
     def __post_init__(self) -> None:
-        at_least("limit", self.limit, 1)
-        at_least("offset", self.offset, 0)
+        check_minimum("limit", self.limit, 1)
+        check_minimum("offset", self.offset, 0)
         if self.prefetch is not None:
-            at_least("prefetch", self.prefetch, 1)
+            check_minimum("prefetch", self.prefetch, 1)
         if self.timeout is not None:
-            at_least("timeout", self.timeout, 1)
+            check_minimum("timeout", self.timeout, 1)
 
     def page(self, group_size: int | None = None) -> Page:
         """The part of the ranking that is wanted, as rerankers read it."""
@@ -95,7 +95,7 @@ def merged(options: SearchOptions | None, **keywords: Unpack[SearchKeywords]) ->
     return replace(options or SearchOptions(), **keywords)
 
 
-def at_least(name: str, value: int, smallest: int) -> None:
+def check_minimum(name: str, value: int, smallest: int) -> None:
     """Raises ConfigError for anything but a whole number of at least `smallest`."""
     try:
         right = operator.index(value) >= smallest

@@ -22,7 +22,7 @@ from soir_qdrant.rerank.kinds import make_reranker
 from soir_qdrant.search import localization
 from soir_qdrant.search.encoding import QueryEncoder
 from soir_qdrant.search.hits import candidate, finished, masked
-from soir_qdrant.search.options import SearchKeywords, SearchOptions, at_least, merged
+from soir_qdrant.search.options import SearchKeywords, SearchOptions, check_minimum, merged
 from soir_qdrant.search.requests import Plan, make_plan, query_request
 from soir_qdrant.types import Box, Hit, HitGroup, Text, Vector
 
@@ -208,7 +208,7 @@ class SoirSearcher:
             ConfigError: for an offset, a reranker that cannot order groups, and as `search` does.
         """
         chosen = merged(options, **keywords)
-        at_least("group_size", group_size, 1)
+        check_minimum("group_size", group_size, 1)
         if chosen.offset:
             raise ConfigError(f"offset {chosen.offset}: groups have no pages; give a larger limit")
         plan = self._plan(chosen, group_size)

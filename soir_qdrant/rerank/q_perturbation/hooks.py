@@ -4,7 +4,7 @@
         output = model(**inputs)
 
 Every query of every head and layer is moved by `perturb`, by the keys that fall into the boxes of its own
-picture. When the block ends, by an exception too, the model is as it was.
+image. When the block ends, by an exception too, the model is as it was.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from soir_qdrant.rerank.q_perturbation.perturb import PerturbSettings, perturb, 
 @dataclass(frozen=True, slots=True, eq=False)
 class Site:
     """One cross-attention. heads: of its queries and keys. query, key: names of its projections. source: the
-    argument of its `forward` with the picture's tokens [B, N, D]; where that is None, nothing happens.
+    argument of its `forward` with the image's tokens [B, N, D]; where that is None, nothing happens.
     norm: the submodule that the source passes through before the key projection, if any. A Site on a
     `torch.nn.MultiheadAttention`, which has no projection modules, needs the heads alone.
     """
@@ -43,8 +43,8 @@ class Site:
 def blip2(model: nn.Module) -> list[Site]:
     """All cross-attentions of the Q-Former of a `transformers` BLIP-2 (ITC and ITM alike)."""
     layers = _need(model, "qformer").encoder.layer
-    found = [layer.crossattention.attention for layer in layers if hasattr(layer, "crossattention")]
-    return [Site(m, m.num_attention_heads, "query", "key", "encoder_hidden_states") for m in found]
+    modules = [layer.crossattention.attention for layer in layers if hasattr(layer, "crossattention")]
+    return [Site(m, m.num_attention_heads, "query", "key", "encoder_hidden_states") for m in modules]
 
 
 def coca(model: nn.Module) -> list[Site]:
@@ -54,8 +54,8 @@ def coca(model: nn.Module) -> list[Site]:
     names = ("attn_pool", "attn_pool_contrastive")[
         : 1 + (getattr(visual, "attn_pool_type", "") == "parallel")
     ]
-    found = [getattr(getattr(visual, name, None), "attn", None) for name in names]
-    sites = [Site(m, m.num_heads) for m in found if isinstance(m, nn.MultiheadAttention)]
+    modules = [getattr(getattr(visual, name, None), "attn", None) for name in names]
+    sites = [Site(m, m.num_heads) for m in modules if isinstance(m, nn.MultiheadAttention)]
     if not sites:
         raise ConfigError(f"{type(model).__name__} has no visual.attn_pool.attn: is it an open_clip CoCa?")
     return sites
@@ -63,10 +63,10 @@ def coca(model: nn.Module) -> list[Site]:
 
 def qllama(model: nn.Module) -> list[Site]:
     """All cross-attentions of InternVL-G's QLLaMA: `cross_attn` of its decoder layers."""
-    found = [m for name, m in model.named_modules() if name.rpartition(".")[2] == "cross_attn"]
-    if not found:
+    modules = [m for name, m in model.named_modules() if name.rpartition(".")[2] == "cross_attn"]
+    if not modules:
         raise ConfigError(f"{type(model).__name__} has no module named cross_attn: is it an InternVL-G?")
-    return [Site(m, m.num_heads, source="vision_hidden_states", norm="norm2") for m in found]
+    return [Site(m, m.num_heads, source="vision_hidden_states", norm="norm2") for m in modules]
 
 
 @contextmanager
@@ -79,35 +79,35 @@ def perturbed(
 ) -> Iterator[None]:
     """While this is open, the cross-attentions `sites` perturb their queries; weights, keys and values stay.
 
-    boxes: per picture of the batch, [k_i, 4] in pixels, k_i may be 0 and may differ. sizes: per picture its
-    width and height. The patch grid must lie over the whole picture (plain resizing); for a centre crop give
+    boxes: per image of the batch, [k_i, 4] in pixels, k_i may be 0 and may differ. sizes: per image its
+    width and height. The patch grid must lie over the whole image (plain resizing); for a centre crop give
     boxes and sizes of the crop. grid: rows, columns; None takes a square of the last N - 1 or N tokens.
-    A call's batch must hold these pictures in order, once, or in several rounds of queries over one of keys;
-    one picture expanded to a batch (stride 0) counts once, and its subspaces are computed once.
+    A call's batch must hold these images in order, once, or in several rounds of queries over one of keys;
+    one image expanded to a batch (stride 0) counts once, and its subspaces are computed once.
     Raises ConfigError, here or out of the model's forward, where they do not fit.
     """
     if len(boxes) != len(sizes):
-        raise ConfigError(f"{len(boxes)} lists of boxes, {len(sizes)} sizes: give one of each per picture")
+        raise ConfigError(f"{len(boxes)} lists of boxes, {len(sizes)} sizes: give one of each per image")
     if not sites:
-        raise ConfigError("no cross-attention was given: use blip2(), coca(), qllama() or make a Site")
-    pictures = _Pictures(list(boxes), list(sizes), settings, grid)
+        raise ConfigError("no cross-attention: use blip2(), coca(), qllama() or make a Site")
+    batch = _Batch(list(boxes), list(sizes), settings, grid)
     with ExitStack() as stack:
         for site in sites:
             if isinstance(site.module, nn.MultiheadAttention):
-                made = [site.module.register_forward_hook(_Joint(pictures), with_kwargs=True)]
+                handles = [site.module.register_forward_hook(_Joint(batch), with_kwargs=True)]
             else:
-                hook = _Apart(pictures, site)
-                made = [
+                hook = _OwnProjections(batch, site)
+                handles = [
                     site.module.register_forward_pre_hook(hook.before, with_kwargs=True),
                     _need(site.module, site.query).register_forward_hook(hook.on_query),
                 ]
-            for handle in made:
+            for handle in handles:
                 stack.callback(handle.remove)
         yield
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Pictures:
+class _Batch:
     boxes: list[Tensor]
     sizes: list[tuple[float, float]]
     settings: PerturbSettings
@@ -117,66 +117,67 @@ class _Pictures:
         """keys [B, heads, N, d] -> bases [k, B, heads, d, r], alphas [k, B]; zeros fill up."""
         if len(keys) != len(self.boxes):
             raise ConfigError(
-                f"a batch of {len(keys)} pictures, but boxes of {len(self.boxes)}: give both alike"
+                f"a batch of {len(keys)} images, but boxes of {len(self.boxes)}: give both alike"
             )
         grid = self.grid or _square(keys.shape[2])
-        found = [
+        per_image = [
             regions(keys[i], boxes, size, grid, self.settings)
             for i, (boxes, size) in enumerate(zip(self.boxes, self.sizes, strict=True))
         ]
-        most, rank = max(len(phi) for phi, _ in found), max(phi.shape[-1] for phi, _ in found)
-        phis = [F.pad(p, (0, rank - p.shape[-1], 0, 0, 0, 0, 0, most - len(p))) for p, _ in found]
-        return torch.stack(phis, 1), torch.stack([F.pad(a, (0, most - len(a))) for _, a in found], 1)
+        count = max(len(phi) for phi, _ in per_image)
+        rank = max(phi.shape[-1] for phi, _ in per_image)
+        phis = [F.pad(p, (0, rank - p.shape[-1], 0, 0, 0, 0, 0, count - len(p))) for p, _ in per_image]
+        return torch.stack(phis, 1), torch.stack([F.pad(a, (0, count - len(a))) for _, a in per_image], 1)
 
-    def move(self, queries: Tensor, held: tuple[Tensor, Tensor]) -> Tensor:
-        """queries [m * B, heads, n, d], B pictures m times over -> the same, perturbed."""
-        phi, alpha = held
+    def move(self, queries: Tensor, subspaces: tuple[Tensor, Tensor]) -> Tensor:
+        """queries [m * B, heads, n, d], B images m times over -> the same, perturbed."""
+        phi, alpha = subspaces
         rounds, rest = divmod(len(queries), phi.shape[1])
         if rest:
-            raise ConfigError(f"{len(queries)} rows of queries over {phi.shape[1]} pictures: give a multiple")
+            raise ConfigError(f"{len(queries)} rows of queries over {phi.shape[1]} images: give a multiple")
         if rounds != 1:
             phi, alpha = phi.repeat(1, rounds, 1, 1, 1), alpha.repeat(1, rounds)
         return perturb(queries, phi, alpha, keep_norm=self.settings.keep_norm)
 
 
-class _Apart:
+class _OwnProjections:
     """Hooks of a module with projections of its own. The keys are computed ahead of the queries."""
 
-    def __init__(self, pictures: _Pictures, site: Site) -> None:
-        self.pictures, self.site = pictures, site
+    def __init__(self, batch: _Batch, site: Site) -> None:
+        self.batch, self.site = batch, site
         self.signature = inspect.signature(site.module.forward)
-        self.held: tuple[Tensor, Tensor] | None = None
+        self.subspaces: tuple[Tensor, Tensor] | None = None
 
     def before(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        site, self.held = self.site, None
+        site, self.subspaces = self.site, None
         source = self.signature.bind(*args, **kwargs).arguments.get(site.source)
-        if source is None:  # the layer attends to no picture in this call
+        if source is None:  # the layer attends to no image in this call
             return
         if source.stride(0) == 0:
             source = source[:1]
         if site.norm is not None:
             source = _need(module, site.norm)(source)
-        self.held = self.pictures.regions(_split(_need(module, site.key)(source), site.heads))
+        self.subspaces = self.batch.regions(_split(_need(module, site.key)(source), site.heads))
 
     def on_query(self, _module: nn.Module, _args: Any, output: Tensor) -> Tensor | None:
-        if self.held is None:
+        if self.subspaces is None:
             return None
-        held, self.held = self.held, None
-        moved = self.pictures.move(_split(output, self.site.heads), held)
+        subspaces, self.subspaces = self.subspaces, None
+        moved = self.batch.move(_split(output, self.site.heads), subspaces)
         return moved.transpose(1, 2).flatten(2)
 
 
 class _Joint:
     """Hook of a torch.nn.MultiheadAttention: its output is computed again, from perturbed queries."""
 
-    def __init__(self, pictures: _Pictures) -> None:
-        self.pictures = pictures
+    def __init__(self, batch: _Batch) -> None:
+        self.batch = batch
 
     def __call__(self, module: nn.MultiheadAttention, args: Any, kwargs: Any, output: Any) -> Any:
-        given = inspect.signature(module.forward).bind(*args, **kwargs).arguments
-        turn = module.batch_first and given["query"].ndim == 3
+        arguments = inspect.signature(module.forward).bind(*args, **kwargs).arguments
+        turn = module.batch_first and arguments["query"].ndim == 3
         query, key, value = (
-            given[n].transpose(0, 1) if turn else given[n] for n in ("query", "key", "value")
+            arguments[n].transpose(0, 1) if turn else arguments[n] for n in ("query", "key", "value")
         )
         width, heads = module.embed_dim, module.num_heads
         weights = _projections(module)
@@ -184,7 +185,7 @@ class _Joint:
         q_bias, k_bias = (None, None) if bias is None else (bias[:width], bias[width : 2 * width])
         queries, keys = F.linear(query, weights[0], q_bias), F.linear(key, weights[1], k_bias)
         split = [_split(x.transpose(0, 1), heads) for x in (queries, keys)]
-        moved = self.pictures.move(split[0], self.pictures.regions(split[1]))
+        moved = self.batch.move(split[0], self.batch.regions(split[1]))
         # The queries are projected already: the identity takes the place of that projection.
         mixed, shares = F.multi_head_attention_forward(
             moved.transpose(1, 2).flatten(2).transpose(0, 1),
@@ -201,14 +202,14 @@ class _Joint:
             module.out_proj.weight,
             module.out_proj.bias,
             training=module.training,
-            key_padding_mask=given.get("key_padding_mask"),
+            key_padding_mask=arguments.get("key_padding_mask"),
             need_weights=output[1] is not None,
-            attn_mask=given.get("attn_mask"),
+            attn_mask=arguments.get("attn_mask"),
             use_separate_proj_weight=True,
             q_proj_weight=torch.eye(width, dtype=query.dtype, device=query.device),
             k_proj_weight=weights[1],
             v_proj_weight=weights[2],
-            average_attn_weights=given.get("average_attn_weights", True),
+            average_attn_weights=arguments.get("average_attn_weights", True),
         )
         return mixed.transpose(0, 1) if turn else mixed, shares
 
@@ -237,7 +238,7 @@ def _square(tokens: int) -> tuple[int, int]:
         if side > 0 and side * side == patches:
             return side, side
     raise ConfigError(
-        f"{tokens} picture tokens are no square grid, with or without CLS: give grid=(rows, columns)"
+        f"{tokens} image tokens are no square grid, with or without CLS: give grid=(rows, columns)"
     )
 
 

@@ -16,7 +16,7 @@ Weighting = Literal["constant", "area", "1-area", "centred"]
 
 @dataclass(frozen=True, slots=True)
 class PerturbSettings:
-    """scale: the paper's weight scale. weighting: alpha from an object's share a of the picture: "constant"
+    """scale: the paper's weight scale. weighting: alpha from an object's share a of the image: "constant"
     1, "area" a, "1-area" 1 - a, "centred" a - 1/2 (a negative scale turns it round), all times `scale`.
     mean: divide by the number of objects, as the authors' code does. keep_norm: |q'| = |q|. contribution,
     rank, crossing: see `subspace.basis`. Raises ConfigError for an unknown weighting or a scale of NaN.
@@ -42,7 +42,7 @@ class PerturbSettings:
 
 
 def alphas(areas: Tensor, settings: PerturbSettings) -> Tensor:
-    """alpha_o of each object, [k]. areas: [k], shares of the picture, 0..1."""
+    """alpha_o of each object, [k]. areas: [k], shares of the image, 0..1."""
     shape = {
         "constant": torch.ones_like(areas),
         "area": areas,
@@ -56,7 +56,7 @@ def perturb(queries: Tensor, bases: Tensor, alpha: Tensor, *, keep_norm: bool = 
     """q' = q + sum_o alpha_o Phi_o Phi_o^T q, of the shape and dtype of `queries`.
 
     queries: [..., n, d]. bases: [k, ..., d, r], orthonormal columns or zeros (see `subspace.basis`), the dots
-    standing for heads, layers, pictures. alpha: [k], or [k, ...] with as many of them as differ. keep_norm:
+    standing for heads, layers, images. alpha: [k], or [k, ...] with as many of them as differ. keep_norm:
     rescale each q' to |q|. Half precision is computed in float32.
     Raises SoirError for NaN or infinite numbers, ConfigError where shapes do not fit.
     """
@@ -85,13 +85,13 @@ def regions(
     grid: tuple[int, int],
     settings: PerturbSettings,
 ) -> tuple[Tensor, Tensor]:
-    """Bases [k, ..., d, r] and alphas [k] of the objects of one picture.
+    """Bases [k, ..., d, r] and alphas [k] of the objects of one image.
 
     keys: [..., N, d], the last rows * columns of them on the grid. boxes: [k, 4] in pixels; size: width,
     height; grid: rows, columns.
     """
     weights = coverage(boxes.to(keys.device), size, grid)
-    areas = weights.mean(1)  # patches are of equal size: the share of the picture inside the box
+    areas = weights.mean(1)  # patches are of equal size: the share of the image inside the box
     phi = basis(
         gram(keys, weights),
         contribution=settings.contribution,

@@ -1,6 +1,6 @@
-"""Q-Perturbation for a query that is a picture, on the encoder's own last block. Tensors in, tensors out.
+"""Q-Perturbation for a query that is an image, on the encoder's own last block. Tensors in, tensors out.
 
-In the vision-and-language models of the paper, learned queries read a picture in cross-attention. Here the
+In the vision-and-language models of the paper, learned queries read an image in cross-attention. Here the
 query object's CLS token does: in the last block, its vector q_h of every head is moved towards what the keys
 of one object of the candidate have in common,
 
@@ -43,8 +43,8 @@ class ImagePerturbation:
 
     def query(self, tokens: Tensor) -> Tensor:
         """The query's tokens that enter the block, [N, D] -> its CLS token's query per head, [heads, d]."""
-        held = self.block.linear(self.block.layer_norm(tokens[:1].float(), "norm1"), "q")
-        return self.block.split(held[None])[0, :, 0]
+        row = self.block.linear(self.block.layer_norm(tokens[:1].float(), "norm1"), "q")
+        return self.block.split(row[None])[0, :, 0]
 
     def prepare(self, tokens: Tensor, shares: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What of k crops does not depend on the query: their patch tokens, keys and subspaces.
@@ -57,12 +57,15 @@ class ImagePerturbation:
             raise ConfigError(
                 f"tokens {tuple(tokens.shape)}, shares {tuple(shares.shape)}: give [k, N, D] and [k, N - 1]"
             )
-        tokens, shares, held = tokens.float(), shares.float(), self.settings
+        tokens, shares, settings = tokens.float(), shares.float(), self.settings
         patches = self.block.norm(tokens)[:, 1:]
         keys = self.block.split(self.block.linear(self.block.layer_norm(tokens, "norm1"), "k"))
         grams = [gram(keys[i], shares[i : i + 1])[0] for i in range(len(keys))]
         phi = basis(
-            torch.stack(grams), contribution=held.contribution, rank=held.rank, crossing=held.crossing
+            torch.stack(grams),
+            contribution=settings.contribution,
+            rank=settings.rank,
+            crossing=settings.crossing,
         )
         return patches, keys, phi
 

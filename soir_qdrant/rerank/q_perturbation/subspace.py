@@ -11,9 +11,9 @@ from soir_qdrant.errors import ConfigError, ObjectsError, SoirError
 def coverage(boxes: Tensor, size: tuple[float, float], grid: tuple[int, int]) -> Tensor:
     """The share of each patch that each box covers, floats [k, rows * columns], 0..1, row by row.
 
-    boxes: [k, 4], x0 y0 x1 y1 in pixels of the picture that the grid lies over; what reaches out of it is
-    cut off, and a box beside it covers nothing. size: width, height of that picture. grid: rows, columns.
-    Raises ObjectsError for another shape, NaN or infinite numbers, ConfigError for an empty picture or grid.
+    boxes: [k, 4], x0 y0 x1 y1 in pixels of the image that the grid lies over; what reaches out of it is
+    cut off, and a box beside it covers nothing. size: width, height of that image. grid: rows, columns.
+    Raises ObjectsError for another shape, NaN or infinite numbers, ConfigError for an empty image or grid.
     """
     if boxes.ndim != 2 or boxes.shape[1] != 4:
         raise ObjectsError(f"boxes of shape {tuple(boxes.shape)}: give [k, 4], x0 y0 x1 y1 in pixels")
@@ -30,7 +30,7 @@ def coverage(boxes: Tensor, size: tuple[float, float], grid: tuple[int, int]) ->
 def gram(keys: Tensor, weights: Tensor) -> Tensor:
     """K_o^T K_o of each object's weighted keys, [k, ..., d, d]: the paper's autocorrelation, not centred.
 
-    keys: [..., N, d], of one picture, per head and layer. weights: [k, n], n <= N, of the last n keys; those
+    keys: [..., N, d], of one image, per head and layer. weights: [k, n], n <= N, of the last n keys; those
     before them (CLS) weigh nothing. Half precision is computed in float32.
     Raises SoirError where keys or weights hold NaN or infinite numbers, ConfigError where n > N.
     """
@@ -56,7 +56,7 @@ def basis(
     """Orthonormal columns Phi [..., d, r] of the leading eigenvectors, zero beyond each one's own rank.
 
     autocorrelation: [..., d, d], symmetric, positive semidefinite. rank: how many eigenvectors; else as many,
-    in falling order of their eigenvalues, as bring the cumulative ratio to `contribution`, 0..1, and at least
+    in descending order of their eigenvalues, as bring the cumulative ratio to `contribution`, 0..1, and at least
     one. crossing: keep the eigenvector that reaches it; the authors' code stops before. Directions without
     energy are never taken, so an object that covers no patch has Phi = 0.
     Raises ConfigError for settings out of range, SoirError for NaN.
@@ -74,18 +74,18 @@ def basis(
     values, vectors = torch.linalg.eigh(_full(autocorrelation))
     values, vectors = values.flip(-1).clamp(min=0), vectors.flip(-1)
     floor = torch.finfo(values.dtype).eps * values.shape[-1] * values[..., :1]
-    kept = values > floor
+    selected = values > floor
     if rank is not None:
-        kept[..., rank:] = False
+        selected[..., rank:] = False
     else:
         total = values.sum(-1, keepdim=True).clamp(min=torch.finfo(values.dtype).tiny)
         ratio = values.cumsum(-1) / total
         if crossing:
-            kept[..., 1:] &= ratio[..., :-1] < contribution
+            selected[..., 1:] &= ratio[..., :-1] < contribution
         else:
-            kept[..., 1:] &= ratio[..., 1:] < contribution
-    most = int(kept.sum(-1).max()) if kept.numel() else 0
-    phi: Tensor = vectors[..., :most] * kept[..., None, :most]
+            selected[..., 1:] &= ratio[..., 1:] < contribution
+    columns = int(selected.sum(-1).max()) if selected.numel() else 0
+    phi: Tensor = vectors[..., :columns] * selected[..., None, :columns]
     return phi
 
 
