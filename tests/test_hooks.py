@@ -118,7 +118,7 @@ def test_keys_and_values_are_untouched(model: Any, inputs: dict[str, Tensor]) ->
 def test_an_exception_leaves_the_model_clean(model: Any, inputs: dict[str, Tensor]) -> None:
     before = scores(model, inputs, False).logits_per_image
     one = perturbed(blip2(model), BOXES[:1], SIZES[:1], STRONG)
-    with pytest.raises(ConfigError, match="batch of 2 pictures, but boxes of 1"), one:
+    with pytest.raises(ConfigError, match="batch of 2 images, but boxes of 1"), one:
         scores(model, inputs, False)
     assert torch.equal(scores(model, inputs, False).logits_per_image, before)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.qformer.modules())
@@ -261,7 +261,7 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ConfigError, match="no cross-attention"), perturbed([], BOXES, SIZES, STRONG):
         pass
     with perturbed([site], BOXES, SIZES, STRONG):
-        with pytest.raises(ConfigError, match="11 picture tokens are no square grid"):
+        with pytest.raises(ConfigError, match="11 image tokens are no square grid"):
             layer(torch.randn(2, 3, 8), torch.randn(2, 11, 6))
-        with pytest.raises(ConfigError, match="3 rows of queries over 2 pictures"):
+        with pytest.raises(ConfigError, match="3 rows of queries over 2 images"):
             layer(torch.randn(3, 3, 8), torch.randn(2, 17, 6))
