@@ -23,11 +23,17 @@ WIDE = 720  # pixels of the page's first image
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Explained:
-    """One object. crop: uint8 [S, S, 3], as the encoder sees it; mask, before, after: float32 [S, S], 0..1,
-    the LeGrad maps of the mean descriptor and of the refined joint token.
+    """One object.
 
-    similarity: cosine of the stored vector with this object's; to_mean, to_refined: cosine of its descriptor
-    with the mean of all and with the joint token.
+    Attributes:
+        item: where it is.
+        crop: uint8 [S, S, 3], as the encoder sees it.
+        mask: float32 [S, S], 0..1.
+        before: float32 [S, S], 0..1, the LeGrad map of the mean descriptor.
+        after: the same of the refined joint token.
+        similarity: cosine of the stored vector with this object's.
+        to_mean: cosine of its descriptor with the mean of all.
+        to_refined: cosine of its descriptor with the joint token.
     """
 
     item: SceneObject
@@ -43,9 +49,16 @@ class Explained:
 def explain(
     pipeline: Pipeline, image: LoadedImage, objects: Sequence[SceneObject] | None = None
 ) -> list[Explained]:
-    """One entry per object of the image, in their order. objects: given, else detected.
+    """What an image's vector comes from; refined as `settings.vector` says where its pooling is "mao", else
+    by the paper's 80 steps.
 
-    Refined as `settings.vector` says where its pooling is "mao", else by the paper's 80 steps.
+    Args:
+        pipeline: that makes the vector.
+        image: of the objects.
+        objects: None detects them.
+
+    Returns:
+        One entry per object, in their order.
     """
     (items,) = pipeline.find([image], [None if objects is None else list(objects)])
     crops, masks = pipeline.crops([image.rgb], [items])

@@ -32,8 +32,18 @@ def save(
 ) -> None:
     """Write the hits as a page with boxes and heat maps, and/or as one image with boxes.
 
-    A hit whose image cannot be opened is left out, and logged. Raises ImageError for an image's file whose
-    suffix is no format that can be written.
+    A hit whose image cannot be opened is left out, and logged.
+
+    Args:
+        searcher: that searched.
+        query: what was searched for; text and vectors have no heat maps.
+        box: the object in the query image.
+        hits: what it returned.
+        html: file of the page.
+        png: file of the image; its suffix says the format.
+
+    Raises:
+        ImageError: for a suffix that is no format that can be written.
     """
     name, image, box = _query(searcher, query, box)
     look = localization.look(searcher.pipeline, image, box) if html and image else None

@@ -40,8 +40,15 @@ VERDICTS = {
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """One hit on the page. boxes: the stored objects; matched: the one that matched best; right: whether it
-    holds the thing, None where nobody knows."""
+    """One hit on the page.
+
+    Attributes:
+        image: uint8 [H, W, 3].
+        boxes: the stored objects.
+        matched: the one that matched best.
+        caption: below the image.
+        right: whether it holds the thing; None where nobody knows.
+    """
 
     image: RGB
     boxes: list[Box]
@@ -62,7 +69,7 @@ class Search:
 
 @dataclass(frozen=True, slots=True)
 class Strip:
-    """Pictures side by side, each with a caption."""
+    """Images side by side, each with a caption."""
 
     name: str
     images: list[tuple[str, RGB]]

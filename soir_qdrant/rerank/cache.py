@@ -17,9 +17,15 @@ LIMIT = 2_000_000_000  # bytes; an image with eight objects takes 1.7 MB
 class TokenCache:
     """A folder of safetensors files, one per key; the least recently used go first.
 
-    folder: $SOIR_CACHE/tokens, or ~/.cache/soir_qdrant/tokens. limit: bytes, 0 keeps nothing. Several
-    processes may share a folder: files appear whole, and one that is gone or damaged is computed again. A
-    disk that is full or read-only costs time, no results. Raises ConfigError for a limit below 0.
+    Several processes may share a folder: files appear whole, and one that is gone or damaged is computed
+    again. A disk that is full or read-only costs time, no results.
+
+    Args:
+        folder: None is $SOIR_CACHE/tokens, or ~/.cache/soir_qdrant/tokens.
+        limit: bytes; 0 keeps nothing.
+
+    Raises:
+        ConfigError: for a limit below 0.
     """
 
     def __init__(self, folder: str | Path | None = None, limit: int = LIMIT) -> None:

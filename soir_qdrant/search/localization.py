@@ -37,11 +37,20 @@ def look(pipeline: Pipeline, query: LoadedImage, box: Box | None) -> Look:
 
 
 def heat(pipeline: Pipeline, query: Look, image: LoadedImage, objects: list[Box]) -> NDArray[np.float32]:
-    """Where the query's object seems to be in an image, float32 [H, W], 0..1.
+    """Where the query's object seems to be in an image: in each stored box the LeGrad map of the query's
+    descriptor (mao/legrad.py), times the object's similarity to the query, where that is above 0.
 
-    query: of `look`. objects: the boxes to look into. In each, the LeGrad map of the query's descriptor
-    (mao/legrad.py), times the object's similarity to the query, where that is above 0.
-    Raises ConfigError for an encoder without tokens.
+    Args:
+        pipeline: that the collection was filled with.
+        query: of `look`.
+        image: to look into.
+        objects: the boxes to look into, x0, y0, x1, y1 in pixels.
+
+    Returns:
+        float32 [H, W], 0..1.
+
+    Raises:
+        ConfigError: for an encoder without tokens.
     """
     import torch
     import torch.nn.functional as F

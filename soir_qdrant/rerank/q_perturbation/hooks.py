@@ -26,10 +26,17 @@ from soir_qdrant.rerank.q_perturbation.perturb import PerturbSettings, perturb, 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Site:
-    """One cross-attention. heads: of its queries and keys. query, key: names of its projections. source: the
-    argument of its `forward` with the image's tokens [B, N, D]; where that is None, nothing happens.
-    norm: the submodule that the source passes through before the key projection, if any. A Site on a
-    `torch.nn.MultiheadAttention`, which has no projection modules, needs the heads alone.
+    """One cross-attention. On a `torch.nn.MultiheadAttention`, which has no projection modules, it needs the
+    heads alone.
+
+    Attributes:
+        module: the attention.
+        heads: of its queries and keys.
+        query: name of its projection of queries.
+        key: name of its projection of keys.
+        source: the argument of its `forward` with the image's tokens [B, N, D]; where that is None, nothing
+            happens.
+        norm: the submodule that the source passes through before the key projection, if any.
     """
 
     module: nn.Module
@@ -79,12 +86,19 @@ def perturbed(
 ) -> Iterator[None]:
     """While this is open, the cross-attentions `sites` perturb their queries; weights, keys and values stay.
 
-    boxes: per image of the batch, [k_i, 4] in pixels, k_i may be 0 and may differ. sizes: per image its
-    width and height. The patch grid must lie over the whole image (plain resizing); for a centre crop give
-    boxes and sizes of the crop. grid: rows, columns; None takes a square of the last N - 1 or N tokens.
     A call's batch must hold these images in order, once, or in several rounds of queries over one of keys;
     one image expanded to a batch (stride 0) counts once, and its subspaces are computed once.
-    Raises ConfigError, here or out of the model's forward, where they do not fit.
+
+    Args:
+        sites: of `blip2`, `coca`, `qllama`, or your own.
+        boxes: per image of the batch, [k_i, 4], x0 y0 x1 y1 in pixels; k_i may be 0 and may differ.
+        sizes: per image its width and height. The patch grid must lie over the whole image (plain resizing);
+            for a centre crop give boxes and sizes of the crop.
+        settings: of the perturbation.
+        grid: rows, columns; None takes a square of the last N - 1 or N tokens.
+
+    Raises:
+        ConfigError: here or out of the model's forward, where they do not match.
     """
     if len(boxes) != len(sizes):
         raise ConfigError(f"{len(boxes)} lists of boxes, {len(sizes)} sizes: give one of each per image")

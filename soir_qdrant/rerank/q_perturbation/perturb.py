@@ -16,10 +16,21 @@ Weighting = Literal["constant", "area", "1-area", "centred"]
 
 @dataclass(frozen=True, slots=True)
 class PerturbSettings:
-    """scale: the paper's weight scale. weighting: alpha from an object's share a of the image: "constant"
-    1, "area" a, "1-area" 1 - a, "centred" a - 1/2 (a negative scale turns it round), all times `scale`.
-    mean: divide by the number of objects, as the authors' code does. keep_norm: |q'| = |q|. contribution,
-    rank, crossing: see `subspace.basis`. Raises ConfigError for an unknown weighting or a scale of NaN.
+    """How queries are perturbed.
+
+    Attributes:
+        scale: the paper's weight scale.
+        weighting: alpha from an object's share a of the image: "constant" 1, "area" a, "1-area" 1 - a,
+            "centred" a - 1/2 (a negative scale turns it round), all times `scale`.
+        mean: divide by the number of objects, as the authors' code does.
+        keep_norm: |q'| = |q|.
+        contribution: share of the energy, 0..1, that a subspace reaches; None where `rank` says how many
+            directions it has.
+        rank: the number of directions; None where `contribution` says it.
+        crossing: take the direction that reaches the contribution too; the authors' code stops before.
+
+    Raises:
+        ConfigError: for an unknown weighting, a scale of NaN, or both or none of contribution and rank.
     """
 
     scale: float = 1.0
@@ -55,10 +66,17 @@ def alphas(areas: Tensor, settings: PerturbSettings) -> Tensor:
 def perturb(queries: Tensor, bases: Tensor, alpha: Tensor, *, keep_norm: bool = False) -> Tensor:
     """q' = q + sum_o alpha_o Phi_o Phi_o^T q, of the shape and dtype of `queries`.
 
-    queries: [..., n, d]. bases: [k, ..., d, r], orthonormal columns or zeros (see `subspace.basis`), the dots
-    standing for heads, layers, images. alpha: [k], or [k, ...] with as many of them as differ. keep_norm:
-    rescale each q' to |q|. Half precision is computed in float32.
-    Raises SoirError for NaN or infinite numbers, ConfigError where shapes do not fit.
+    Half precision is computed in float32.
+
+    Args:
+        queries: [..., n, d], the dots standing for heads, layers, images.
+        bases: [k, ..., d, r], orthonormal columns or zeros (see `subspace.basis`).
+        alpha: [k], or [k, ...] with as many of the dots as differ.
+        keep_norm: rescale each q' to |q|.
+
+    Raises:
+        SoirError: for NaN or infinite numbers.
+        ConfigError: where shapes do not fit.
     """
     for name, values in (("queries", queries), ("bases", bases), ("alpha", alpha)):
         if not torch.isfinite(values).all():
@@ -87,8 +105,12 @@ def regions(
 ) -> tuple[Tensor, Tensor]:
     """Bases [k, ..., d, r] and alphas [k] of the objects of one image.
 
-    keys: [..., N, d], the last rows * columns of them on the grid. boxes: [k, 4] in pixels; size: width,
-    height; grid: rows, columns.
+    Args:
+        keys: [..., N, d], the last rows * columns of them on the grid.
+        boxes: [k, 4], x0 y0 x1 y1 in pixels.
+        size: width, height of the image.
+        grid: rows, columns.
+        settings: of the perturbation.
     """
     weights = coverage(boxes.to(keys.device), size, grid)
     areas = weights.mean(1)  # patches are of equal size: the share of the image inside the box

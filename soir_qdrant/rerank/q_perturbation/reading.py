@@ -30,8 +30,12 @@ WINNER = PerturbSettings(scale=2.0, rank=1, contribution=None)  # see docs/conce
 class ImagePerturbation:
     """Reads crops of objects with the query object's attention.
 
-    block: the encoder's last; it needs a CLS token. settings: of the perturbation; the "area" that a
-    weighting asks for is the object's share of its crop. Raises ConfigError for a block without CLS.
+    Attributes:
+        block: the encoder's last; it needs a CLS token.
+        settings: of the perturbation; the "area" that a weighting asks for is the object's share of its crop.
+
+    Raises:
+        ConfigError: for a block without CLS.
     """
 
     block: LastBlock

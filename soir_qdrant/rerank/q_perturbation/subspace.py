@@ -11,9 +11,15 @@ from soir_qdrant.errors import ConfigError, ObjectsError, SoirError
 def coverage(boxes: Tensor, size: tuple[float, float], grid: tuple[int, int]) -> Tensor:
     """The share of each patch that each box covers, floats [k, rows * columns], 0..1, row by row.
 
-    boxes: [k, 4], x0 y0 x1 y1 in pixels of the image that the grid lies over; what reaches out of it is
-    cut off, and a box beside it covers nothing. size: width, height of that image. grid: rows, columns.
-    Raises ObjectsError for another shape, NaN or infinite numbers, ConfigError for an empty image or grid.
+    Args:
+        boxes: [k, 4], x0 y0 x1 y1 in pixels of the image that the grid lies over; what reaches out of it is
+            cut off, and a box beside it covers nothing.
+        size: width, height of that image.
+        grid: rows, columns.
+
+    Raises:
+        ObjectsError: for boxes of another shape, NaN or infinite numbers.
+        ConfigError: for an empty image or grid.
     """
     if boxes.ndim != 2 or boxes.shape[1] != 4:
         raise ObjectsError(f"boxes of shape {tuple(boxes.shape)}: give [k, 4], x0 y0 x1 y1 in pixels")
@@ -30,9 +36,15 @@ def coverage(boxes: Tensor, size: tuple[float, float], grid: tuple[int, int]) ->
 def gram(keys: Tensor, weights: Tensor) -> Tensor:
     """K_o^T K_o of each object's weighted keys, [k, ..., d, d]: the paper's autocorrelation, not centred.
 
-    keys: [..., N, d], of one image, per head and layer. weights: [k, n], n <= N, of the last n keys; those
-    before them (CLS) weigh nothing. Half precision is computed in float32.
-    Raises SoirError where keys or weights hold NaN or infinite numbers, ConfigError where n > N.
+    Half precision is computed in float32.
+
+    Args:
+        keys: [..., N, d], of one image, per head and layer.
+        weights: [k, n], n <= N, of the last n keys; those before them (CLS) weigh nothing.
+
+    Raises:
+        SoirError: where keys or weights hold NaN or infinite numbers.
+        ConfigError: where n > N.
     """
     prefix = keys.shape[-2] - weights.shape[-1]
     if prefix < 0:
@@ -55,11 +67,18 @@ def basis(
 ) -> Tensor:
     """Orthonormal columns Phi [..., d, r] of the leading eigenvectors, zero beyond each one's own rank.
 
-    autocorrelation: [..., d, d], symmetric, positive semidefinite. rank: how many eigenvectors; else as many,
-    in descending order of their eigenvalues, as bring the cumulative ratio to `contribution`, 0..1, and at least
-    one. crossing: keep the eigenvector that reaches it; the authors' code stops before. Directions without
-    energy are never taken, so an object that covers no patch has Phi = 0.
-    Raises ConfigError for settings out of range, SoirError for NaN.
+    Directions without energy are never taken, so an object that covers no patch has Phi = 0.
+
+    Args:
+        autocorrelation: [..., d, d], symmetric, positive semidefinite.
+        contribution: where `rank` is None, as many eigenvectors, in descending order of their eigenvalues, as
+            bring the cumulative ratio to this, 0..1, and at least one.
+        rank: how many eigenvectors.
+        crossing: keep the eigenvector that reaches the contribution; the authors' code stops before.
+
+    Raises:
+        ConfigError: for settings out of range.
+        SoirError: for NaN.
     """
     if (rank is None) == (contribution is None):
         raise ConfigError(
