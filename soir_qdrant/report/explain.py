@@ -67,24 +67,17 @@ def explain(
     scores = np.array([item.score for item in items], np.float32)
     stored = pipeline.pool(vectors, scene, scores, encoding, masks)[0]
 
-    vector_settings = pipeline.settings.vector
     tokens = torch.as_tensor(encoding.tokens, device=block.device)
     read = torch.as_tensor(encoding.descriptor, device=block.device)
     descriptors = F.normalize(read, dim=-1)
     mean = F.normalize(descriptors.mean(0, keepdim=True), dim=-1)
-    own = vector_settings.pooling == "mao"
-    settings = (
-        MaoSettings(vector_settings.iterations, vector_settings.lr, vector_settings.alpha)
-        if own
-        else MaoSettings()
-    )
     refined = refine(
         block,
         tokens,
         read,
         torch.as_tensor(masks, device=block.device),
         torch.as_tensor(scene, device=block.device),
-        settings,
+        _refinement(pipeline),
     )
     constants = precompute_all([block], tokens)
     before, after = (
@@ -98,6 +91,14 @@ def explain(
         Explained(item, crops[i], masks[i], before[i], after[i], similar[i], near_mean[i], near_refined[i])
         for i, item in enumerate(items)
     ]
+
+
+def _refinement(pipeline: Pipeline) -> MaoSettings:
+    """Of the settings where they refine, else the paper's."""
+    vector = pipeline.settings.vector
+    if vector.pooling != "mao":
+        return MaoSettings()
+    return MaoSettings(vector.iterations, vector.lr, vector.alpha)
 
 
 def save(file: Path, name: str, image: RGB, explained: Sequence[Explained]) -> None:

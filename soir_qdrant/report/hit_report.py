@@ -47,19 +47,7 @@ def save(
     """
     name, image, box = _query(searcher, query, box)
     look = localization.look(searcher.pipeline, image, box) if html and image else None
-    shown: list[Shown] = []
-    maps: list[tuple[str, RGB]] = []
-    for rank, hit in enumerate(hits, 1):
-        try:
-            opened, stored = hit_image.open_image(hit, searcher.max_pixels), hit_image.boxes(hit)
-            if look and hit.box and len(maps) < MAPPED:
-                weights = localization.heat(searcher.pipeline, look, opened, stored)
-                maps.append((f"#{rank}", _around(opened.rgb, weights, hit.box)))
-        except ImageError as error:
-            log.warning("hit %s is not shown: %s", hit.id, error)
-            continue
-        caption = f"#{rank}, score {hit.score:.2f}, {Path(str(hit.uri)).name}"
-        shown.append(Shown(opened.rgb, stored, hit.box, caption))
+    shown, maps = _drawable(searcher, hits, look)
     drawn = np.full((SIDE, SIDE, 3), GREY, np.uint8) if image is None else _meant(image, box)
     if html:
         lead = (
@@ -74,6 +62,26 @@ def save(
             Image.fromarray(sheet(drawn, shown)).save(png)
         except (OSError, ValueError) as error:
             raise ImageError(f"{png}: cannot be written ({error}); name a .png or .jpg") from error
+
+
+def _drawable(
+    searcher: SoirSearcher, hits: list[Hit], look: localization.Look | None
+) -> tuple[list[Shown], list[tuple[str, RGB]]]:
+    """The hits whose images can be opened, and the heat maps of the first."""
+    shown: list[Shown] = []
+    maps: list[tuple[str, RGB]] = []
+    for rank, hit in enumerate(hits, 1):
+        try:
+            opened, stored = hit_image.open_image(hit, searcher.max_pixels), hit_image.boxes(hit)
+            if look and hit.box and len(maps) < MAPPED:
+                weights = localization.heat(searcher.pipeline, look, opened, stored)
+                maps.append((f"#{rank}", _around(opened.rgb, weights, hit.box)))
+        except ImageError as error:
+            log.warning("hit %s is not shown: %s", hit.id, error)
+            continue
+        caption = f"#{rank}, score {hit.score:.2f}, {Path(str(hit.uri)).name}"
+        shown.append(Shown(opened.rgb, stored, hit.box, caption))
+    return shown, maps
 
 
 def _query(
