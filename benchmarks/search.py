@@ -76,7 +76,7 @@ def fill(client: QdrantClient, points: int) -> None:
         for i in range(start, min(start + 1000, points)):
             scene = Scene(1024, 768, items, unit(rng, DIM), unit(rng, OBJECTS, CODES))
             image = LoadedImage(pixel, "made up", f"/pictures/{i}.jpg", f"{i:064x}")
-            payload = build_payload(image, scene, "made up", {}, CODES)
+            payload = build_payload(image, scene, "made up", {}, CODES, "made up")
             made.append(models.PointStruct(id=i, vector=scene.vector.tolist(), payload=payload))
         client.upsert("images", made)
 

@@ -173,15 +173,30 @@ class Failure:
 
 @dataclass(slots=True)
 class IngestReport:
-    """What became of the images. seconds: per stage (load, detect, segment, encode, refine, store)."""
+    """What became of the images.
+
+    Attributes:
+        added: new in the collection.
+        updated: were in it, and were made anew.
+        skipped: are in it, and were left as they are.
+        stale: of the skipped ones, those that were stored by another recipe (detector, segmenter, heads,
+            thresholds ...): `on_exists="update"` makes them anew.
+        changed: of the skipped ones, those whose image was another one when they were stored, under an id
+            of your own; the same renews them.
+        failed: with reasons.
+        seconds: per stage (load, detect, segment, encode, refine, store).
+    """
 
     added: int = 0
+    updated: int = 0
     skipped: int = 0
+    stale: int = 0
+    changed: int = 0
     failed: list[Failure] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
 
 
-OnExists: TypeAlias = Literal["skip", "replace"]
+OnExists: TypeAlias = Literal["skip", "update", "replace"]
 
 
 @runtime_checkable

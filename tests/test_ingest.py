@@ -49,7 +49,7 @@ def test_replace(client, folder, pipeline):
     adder.add(folder, payloads=[{"turn": 1}] * 6)
     assert counts(adder.add(folder, payloads=[{"turn": 2}] * 6)) == (0, 6, 0)
     assert {payload["turn"] for payload in stored(client).values()} == {1}
-    assert counts(adder.add(folder, payloads=[{"turn": 3}] * 6, on_exists="replace")) == (6, 0, 0)
+    assert counts(adder.add(folder, payloads=[{"turn": 3}] * 6, on_exists="replace")) == (0, 0, 0)
     assert {payload["turn"] for payload in stored(client).values()} == {3}
     assert client.count("images").count == 6
 

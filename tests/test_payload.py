@@ -36,7 +36,7 @@ def test_ids():
 def test_payload_is_as_designed():
     one = scene(2)
     image = LoadedImage(picture(1), "a.png", "/x/a.png", "ff", None)
-    payload = build_payload(image, one, "e1", {"mine": 3}, 8)
+    payload = build_payload(image, one, "e1", {"mine": 3}, 8, "r1")
     codes = [item.pop("code") for item in payload["soir"]["objects"]]
     assert [len(decode(code)) for code in codes] == [8, 8]
     assert payload == {
@@ -46,6 +46,7 @@ def test_payload_is_as_designed():
             "height": 30,
             "sha256": "ff",
             "encoder": "e1",
+            "recipe": "r1",
             "objects": [
                 {"box": [0.0, 0.0, 4.0, 6.0], "score": 1.0, "area": 0.02, "label": "l0"},
                 {"box": [5.0, 0.0, 9.0, 6.0], "score": 1.0, "area": 0.02, "label": "l1"},
@@ -55,7 +56,7 @@ def test_payload_is_as_designed():
         },
         "mine": 3,
     }
-    assert "code" not in build_payload(image, one, "e1", {}, 0)["soir"]["objects"][0]
+    assert "code" not in build_payload(image, one, "e1", {}, 0, "r1")["soir"]["objects"][0]
 
 
 def test_areas():

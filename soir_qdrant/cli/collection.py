@@ -42,7 +42,11 @@ def ingest(
     triton: TritonOption = None,
     onnx: OnnxOption = None,
     on_exists: Annotated[
-        Literal["skip", "replace"], typer.Option(help="what to do with stored ones")
+        Literal["skip", "update", "replace"],
+        typer.Option(
+            help="stored ones: leave them, make those anew whose picture or recipe (heads, thresholds ...) "
+            "is another one, or all"
+        ),
     ] = "skip",
     keep_objects: Annotated[
         bool, typer.Option(help="also store every object's vector, for --rerank objects")

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, get_args
 
 from qdrant_client import QdrantClient
 from rich.console import Console
@@ -114,17 +114,19 @@ class SoirIngestor:
         name is the path within the folder; of others, the path as given). ids: whole numbers or UUIDs;
         by default UUIDv5 of the content, so that adding twice changes nothing. payloads: kept beside the key
         "soir". objects: where they are known; None detects them, an empty list takes the image as a whole.
-        on_exists: "skip" leaves a point that has the id as it is, without decoding the image again,
-        "replace" writes it anew. The same image twice in one call is stored once; the second counts as
-        skipped. progress: a bar on stderr, where that is a terminal.
+        on_exists: "skip" leaves a point that has the id as it is, without decoding the image again; "update"
+        makes it anew where the image or the recipe (see `IngestReport.stale`) is another one; "replace"
+        makes every one anew. Of a point that is made anew, vectors and payload keys that others set stay.
+        The same image twice in one call is stored once; the second counts as skipped. progress: a bar on
+        stderr, where that is a terminal.
 
         A bad image, payload, id or box fails that image and stops no other. Raises ImageError where the
         folder is missing or holds no images, ConfigError and CollectionError for settings that do not fit,
         and IngestStopped (a ServerError, with the report so far) when the server is lost: what was stored
         stays, and the same call goes on where this one ended. An interrupt leaves a sound collection too.
         """
-        if on_exists not in ("skip", "replace"):
-            raise ConfigError(f'on_exists={on_exists!r}: choose "skip" or "replace"')
+        if on_exists not in get_args(OnExists):
+            raise ConfigError(f'on_exists={on_exists!r}: choose "skip", "update" or "replace"')
         if batch_size < 1:
             raise ConfigError(f"batch_size {batch_size}: must be at least 1")
         items = items_of(images, ids, payloads, objects)
@@ -153,8 +155,8 @@ class SoirIngestor:
 
 def _stopped(error: ServerError, report: IngestReport, collection: str) -> IngestStopped:
     return IngestStopped(
-        f"{error}\nStored in collection {collection!r} by then: {report.added} images, "
-        f"{report.skipped} skipped, {len(report.failed)} failed; the same call goes on from there",
+        f"{error}\nStored in collection {collection!r} by then: {report.added} images, {report.updated} "
+        f"updated, {report.skipped} skipped, {len(report.failed)} failed; the same call goes on from there",
         report,
     )
 
@@ -172,12 +174,16 @@ def _bar(wanted: bool, images: Images) -> Iterator[Callable[[int], None]]:
         yield lambda done: progress.advance(task, done)
 
 
-def summary(report: IngestReport, *, most: int = 20) -> str:
-    """A report in words: counts, seconds per stage, and the first `most` failures with their reasons."""
+def summary(report: IngestReport, *, max_failures: int = 20) -> str:
+    """A report in words: counts, seconds per stage, what can be renewed, and the first failures."""
     stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in sorted(report.seconds.items()))
-    lines = [f"{report.added} added, {report.skipped} skipped, {len(report.failed)} failed"]
-    lines[0] += f" ({stages})" if stages else ""
-    lines += [f"  {failure.name}: {failure.reason}" for failure in report.failed[:most]]
-    if len(report.failed) > most:
-        lines.append(f"  and {len(report.failed) - most} more")
+    counts = {"added": report.added, "updated": report.updated, "skipped": report.skipped}
+    lines = [", ".join(f"{count} {what}" for what, count in counts.items() if count or what != "updated")]
+    lines[0] += f", {len(report.failed)} failed" + (f" ({stages})" if stages else "")
+    for count, what in ((report.stale, "stored by another recipe"), (report.changed, "changed since")):
+        if count:
+            lines.append(f"{count} {what}: on_exists='update' renews them")
+    lines += [f"  {failure.name}: {failure.reason}" for failure in report.failed[:max_failures]]
+    if len(report.failed) > max_failures:
+        lines.append(f"  and {len(report.failed) - max_failures} more")
     return "\n".join(lines)

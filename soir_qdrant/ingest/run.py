@@ -5,18 +5,20 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qdrant_client import models
 
+from soir_qdrant import recipe
 from soir_qdrant.errors import CollectionError, ConfigError, ImageError, ServerError, SoirError, WeightsError
 from soir_qdrant.geometry.user_objects import fit_objects
 from soir_qdrant.images import decode, read
 from soir_qdrant.ingest.sources import Item
-from soir_qdrant.qdrant.payload import PointId, build_payload, check_id, clean_payload, point_id, short_hash
+from soir_qdrant.qdrant.payload import PointId, build_payload, check_id, clean_payload, point_id
+from soir_qdrant.qdrant.points import Points, StoredPoint, point_id_of
 from soir_qdrant.qdrant.schema import as_json
 from soir_qdrant.types import Failure, IngestReport, LoadedImage, OnExists, Scene
 
@@ -46,7 +48,9 @@ class Run:
     seen: dict[PointId, str] = field(default_factory=dict)  # id -> sha256 of what this call has met
     copies: list[Item] = field(default_factory=list)  # of images that were met before
     lost: dict[PointId, str] = field(default_factory=dict)  # id -> why it is not stored
+    existing: dict[PointId, StoredPoint] = field(default_factory=dict)  # of those that are made anew
     encoder: str = ""  # short hash of the fingerprint
+    recipe: Mapping[str, Any] = field(default_factory=dict)  # of the pipeline
 
     def all(self, items: Iterator[Item], size: int) -> None:
         """Batch k is stored while k+1 is decoded; k+2 has been read, so that what is stored already need not
@@ -73,13 +77,18 @@ class Run:
             self.settle()
             pool.shutdown(wait=False, cancel_futures=True)
 
+    @property
+    def points(self) -> Points:
+        return Points(self.store)
+
     def open(self) -> None:
         pipeline = self.pipeline()
         fingerprint = as_json(pipeline.fingerprint)
         self.store.create(
             pipeline.dim, fingerprint, keep_objects=self.keep_objects, quantization=self.quantization
         )
-        self.encoder = short_hash(fingerprint)
+        self.encoder = recipe.short_hash(fingerprint)
+        self.recipe = pipeline.recipe
 
     # In the other thread: nothing but files and pixels. The seconds come back with the items.
 
@@ -122,9 +131,14 @@ class Run:
             try:
                 item.id = point_id(sha256) if item.id is None else check_id(item.id)
                 item.payload = clean_payload(item.payload)
-            except SoirError as error:
+                if item.objects is not None:
+                    item.objects = list(item.objects)
+            except (SoirError, TypeError) as error:
                 self.fail(item, str(error))
                 continue
+            item.recipe = recipe.of_point(
+                self.recipe, codes=self.object_codes, patches=self.object_patches, objects=item.objects
+            )
             if item.id not in self.seen:
                 self.seen[item.id], item.first = sha256, True
                 new.append(item)
@@ -133,11 +147,22 @@ class Run:
                 self.copies.append(item)
             else:
                 self.fail(item, f"id {item.id} was given to another image before it: ids must differ")
-        there = self.store.existing([item.id for item in new]) if self.on_exists == "skip" else set()
-        for _ in there:
-            self.skip()
+        stored = self.points.stored([item.id for item in new])
+        wanted = [item for item in new if item.id not in stored or self.renews(item, stored[item.id])]
+        self.existing |= {item.id: stored[item.id] for item in wanted if item.id in stored}
         self.count("store", time.perf_counter() - start)
-        return [item for item in new if item.id not in there]
+        return wanted
+
+    def renews(self, item: Item, stored: StoredPoint) -> bool:
+        """Whether the point of an image is made anew; one that is not is counted."""
+        changed = stored.sha256 != self.seen[item.id]
+        stale = stored.recipe != item.recipe
+        if self.on_exists == "replace" or (self.on_exists == "update" and (changed or stale)):
+            return True
+        self.report.changed += changed
+        self.report.stale += stale and not changed
+        self.skip()
+        return False
 
     def process(self, items: list[Item]) -> None:
         """Pixels to points, and into Qdrant."""
@@ -153,18 +178,24 @@ class Run:
         made = {item.id: (item, scene) for item, scene in self.scenes(ready)}
         start = time.perf_counter()
         points = [point for item, scene in made.values() if (point := self.point(item, scene))]
-        for point, refusal in self.store.upsert(points):
-            if refusal is None:
+        for point, refusal in self.points.write(points, self.existing):
+            id_ = point_id_of(point)
+            if refusal is not None:
+                self.fail(made[id_][0], refusal)
+                continue
+            if self.existing.pop(id_, None) is None:
                 self.report.added += 1
-                self.advance(1)
             else:
-                self.fail(made[_id(point)][0], refusal)
+                self.report.updated += 1
+            self.advance(1)
         self.count("store", time.perf_counter() - start)
 
     def point(self, item: Item, scene: Scene) -> models.PointStruct | None:
         try:
-            payload = build_payload(_decoded(item), scene, self.encoder, item.payload, self.object_codes)
-            return self.store.point(item.id, scene, payload)
+            payload = build_payload(
+                _decoded(item), scene, self.encoder, item.payload, self.object_codes, item.recipe
+            )
+            return self.points.point(item.id, scene, payload)
         except SoirError as error:
             self.fail(item, str(error))
             return None
@@ -229,7 +260,3 @@ def _decoded(item: Item) -> LoadedImage:
     if item.image is None:
         raise ImageError(f"{item.name} was not decoded")
     return item.image
-
-
-def _id(point: models.PointStruct) -> PointId:
-    return point.id if isinstance(point.id, int) else str(point.id)

@@ -20,7 +20,8 @@ _MISSING: Any = object()
 
 @dataclass(slots=True, eq=False)
 class Item:
-    """One image on its way. reason: why it failed, once it has. first: of its id, in this call."""
+    """One image on its way. reason: why it failed, once it has. first: of its id, in this call. recipe: short
+    hash of what makes its point."""
 
     name: str
     source: Any
@@ -31,6 +32,7 @@ class Item:
     image: LoadedImage | None = None
     reason: str | None = None
     first: bool = False
+    recipe: str = ""
 
 
 def items_of(images: Images, ids: Any, payloads: Any, objects: Any) -> Iterator[Item]:

@@ -1,10 +1,10 @@
-"""One collection: opening, writing, asking. All knowledge of Qdrant is here and in schema.py (what a
-collection looks like), payload.py (what lies beside a vector), filters.py and transport.py."""
+"""One collection: opening and asking. All knowledge of Qdrant is in this room: points.py (writing), schema.py
+(what a collection looks like), payload.py (what lies beside a vector), filters.py, transport.py."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -12,8 +12,8 @@ from qdrant_client import QdrantClient, models
 from qdrant_client.local.async_qdrant_local import AsyncQdrantLocal
 from qdrant_client.local.qdrant_local import QdrantLocal
 
-from soir_qdrant.errors import CollectionError, ConfigError, ObjectsError, SoirError
-from soir_qdrant.qdrant.payload import KEY, PATCHES, PointId
+from soir_qdrant.errors import CollectionError, ConfigError
+from soir_qdrant.qdrant.payload import KEY, PATCHES
 from soir_qdrant.qdrant.schema import (
     INDEXES,
     OBJECTS,
@@ -26,14 +26,13 @@ from soir_qdrant.qdrant.schema import (
     stored_fingerprint,
     vectors_config,
 )
-from soir_qdrant.qdrant.transport import Refused, Retry, split
-from soir_qdrant.types import Scene, Vector
+from soir_qdrant.qdrant.transport import Refused, Retry
+from soir_qdrant.types import Vector
 
 T = TypeVar("T")
 RESCORED = models.SearchParams(quantization=models.QuantizationSearchParams(rescore=True, oversampling=2.0))
 WITHOUT_PATCHES = models.PayloadSelectorExclude(exclude=[f"{KEY}.{PATCHES}"])
 _TOGETHER = 32  # searches in one request: a vector is 22 kB of JSON, a hundred payloads some 300 kB
-_MULTIVECTOR_NUMBERS = 1_048_576  # Qdrant's limit for one multivector
 
 
 class Store:
@@ -142,72 +141,6 @@ class Store:
         points, _ = self.call("look into", self.client.scroll, limit=1, with_payload=["soir.encoder"])
         if points:
             check_point(points[0].payload, fingerprint, self.collection)
-
-    # -- writing -------------------------------------------------------------------------------------------
-
-    def existing(self, ids: Sequence[PointId]) -> set[PointId]:
-        """Those of the ids that are in the collection."""
-        if not ids:
-            return set()
-        records = self.call(
-            "look into", self.client.retrieve, ids=list(ids), with_payload=False, with_vectors=False
-        )
-        return {record.id if isinstance(record.id, int) else str(record.id) for record in records}
-
-    def point(self, id_: PointId, scene: Scene, payload: dict[str, Any]) -> models.PointStruct:
-        """A point as the collection wants it. Raises SoirError for vectors that it cannot hold."""
-        rows = scene.object_vectors
-        if scene.vector.shape != (self.dim,) or not (
-            np.isfinite(scene.vector).all() and np.isfinite(rows).all()
-        ):
-            raise SoirError(
-                f"the pipeline made a vector of shape {scene.vector.shape}, or one that is not finite; "
-                f"{self.dim} finite numbers are wanted"
-            )
-        vector: Any = scene.vector.tolist()
-        if self.has_objects and len(rows):
-            if rows.size >= _MULTIVECTOR_NUMBERS:
-                raise ObjectsError(
-                    f"{len(rows)} objects are more than one multivector holds: give fewer than "
-                    f"{_MULTIVECTOR_NUMBERS // self.dim}, or leave keep_objects out"
-                )
-            vector = {self.vector_name: vector, OBJECTS: rows.tolist()}
-        elif self.vector_name:
-            vector = {self.vector_name: vector}
-        return models.PointStruct(id=id_, vector=vector, payload=payload)
-
-    def upsert(self, points: Sequence[models.PointStruct]) -> Iterator[tuple[models.PointStruct, str | None]]:
-        """Write points, in requests of bounded size (see `split`); each is written through
-        (`wait`) before its points come out, with None, or with the reason why that one was refused.
-
-        Raises ServerError when the server is lost: what has come out by then is in.
-        """
-        for batch in split(points):
-            try:
-                self._write(batch)
-            except Refused as error:
-                if error.status == 404:  # the collection is gone
-                    raise
-                yield from self._one_by_one(batch, error)
-            else:
-                yield from ((point, None) for point in batch)
-
-    def _write(self, points: Sequence[models.PointStruct]) -> None:
-        self.call("write to", self.client.upsert, points=list(points), wait=True)
-
-    def _one_by_one(
-        self, points: Sequence[models.PointStruct], error: Refused
-    ) -> Iterator[tuple[models.PointStruct, str | None]]:
-        if len(points) == 1:
-            yield points[0], str(error)
-            return
-        for point in points:
-            try:
-                self._write([point])
-            except Refused as own:
-                yield point, str(own)
-            else:
-                yield point, None
 
     # -- asking --------------------------------------------------------------------------------------------
 

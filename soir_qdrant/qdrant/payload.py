@@ -1,8 +1,9 @@
 """The id of a point, what is written beside its vector, and the box that is read back from it.
 
 `payload["soir"]` holds `uri`, `width`, `height`, `sha256`, `encoder` (short hash of the fingerprint),
-`objects` (each with `box` in pixels, `score`, `area` as a fraction of the image, and where known `label`
-and `code`), `labels` (the different ones, sorted) and `count`. The user's own keys lie beside "soir".
+`recipe` (of all that made the point, see recipe.py), `objects` (each with `box` in pixels, `score`,
+`area` as a fraction of the image, and where known `label` and `code`), `labels` (the different ones, sorted)
+and `count`. The user's own keys lie beside "soir".
 
 `code` is a sketch of the object's vector: its first c numbers (256 unless told otherwise) scaled to
 -127..127, one byte each, base64. It costs 344 characters an object, lets a hit say which object matched,
@@ -13,7 +14,6 @@ collection keeps them.
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import operator
 import uuid
@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from soir_qdrant.errors import ConfigError, SoirError
+from soir_qdrant.recipe import short_hash as short_hash
 from soir_qdrant.types import Box, LoadedImage, Scene, SceneObject, Vector
 
 PointId: TypeAlias = int | str
@@ -36,12 +37,6 @@ NAMESPACE = uuid.uuid5(uuid.NAMESPACE_DNS, "soir-qdrant")
 
 class PayloadError(SoirError):
     """A user's payload cannot be stored beside an image."""
-
-
-def short_hash(fingerprint: Mapping[str, Any]) -> str:
-    """16 hex digits that stand for a fingerprint."""
-    text = json.dumps(fingerprint, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def point_id(sha256: str) -> str:
@@ -92,10 +87,10 @@ def clean_payload(user: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def build_payload(
-    image: LoadedImage, scene: Scene, encoder: str, user: Mapping[str, Any], codes: int
+    image: LoadedImage, scene: Scene, encoder: str, user: Mapping[str, Any], codes: int, recipe: str
 ) -> dict[str, Any]:
-    """The whole payload of a point. encoder: short hash. user: from `clean_payload`. codes: numbers of each
-    object's vector to keep, 0 for none."""
+    """The whole payload of a point. encoder, recipe: short hashes of the fingerprint and of what made the
+    point. user: from `clean_payload`. codes: numbers of each object's vector to keep, 0 for none."""
     objects = [
         _object(item, scene.width, scene.height, row, codes)
         for item, row in zip(scene.objects, scene.object_vectors, strict=True)
@@ -107,6 +102,7 @@ def build_payload(
             "height": scene.height,
             "sha256": image.sha256,
             "encoder": encoder,
+            "recipe": recipe,
             "objects": objects,
             "labels": sorted({item.label for item in scene.objects if item.label is not None}),
             "count": len(objects),
