@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 SHIPPED = Path(str(resources.files("soir_qdrant") / "data" / "whitening.safetensors"))
 
 
-class Parts:
+class PipelineParts:
     """What a pipeline is put together from.
 
     Args:

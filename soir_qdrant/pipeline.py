@@ -15,7 +15,7 @@ from soir_qdrant.geometry.boxes import pick
 from soir_qdrant.geometry.crops import crop, full_mask, square, whole_box
 from soir_qdrant.geometry.plain_background import plain_foreground
 from soir_qdrant.models.tokens import SKIP, TokenSource, tokens_of
-from soir_qdrant.parts import Parts
+from soir_qdrant.parts import PipelineParts
 from soir_qdrant.pooling.features import side_by_side
 from soir_qdrant.pooling.patches import EncodesBoth, described
 from soir_qdrant.pooling.pool import normalize, pool_scenes
@@ -46,8 +46,8 @@ def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
         seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - start
 
 
-class Pipeline(Parts):
-    """Images to scenes, query crops to vectors: the way through the parts that `Parts` puts together."""
+class Pipeline(PipelineParts):
+    """Images to scenes, query crops to vectors: the way through the parts of `PipelineParts`."""
 
     def scenes(
         self,

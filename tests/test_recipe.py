@@ -10,10 +10,10 @@ from models import tiny_encoder
 from pydantic import BaseModel
 
 from soir_qdrant import recipe
-from soir_qdrant.config import EncoderSettings, Settings
+from soir_qdrant.config import PROFILES, EncoderSettings, Settings
 from soir_qdrant.models.compatibility import trunk
 from soir_qdrant.models.heads.boxes import Head
-from soir_qdrant.parts import Parts
+from soir_qdrant.parts import PipelineParts
 from soir_qdrant.pooling.whitening import fit_whitening
 from soir_qdrant.types import SceneObject
 
@@ -64,20 +64,16 @@ def but(settings, name, value):
 
 
 def short(settings, **options):
-    parts = Parts(settings, **options)
+    parts = PipelineParts(settings, **options)
     return recipe.short_hash(parts.fingerprint), recipe.short_hash(parts.recipe)
 
 
 def test_every_setting_is_known_to_change_points_or_not():
-    fields = {
-        f"{group}.{field}" if field else group
-        for group, about in Settings.model_fields.items()
-        for field in (
-            about.annotation.model_fields
-            if isinstance(about.annotation, type) and issubclass(about.annotation, BaseModel)
-            else [""]
-        )
-    }
+    fields = {"profile"}
+    for settings in PROFILES.values():
+        for group, values in settings:
+            if isinstance(values, BaseModel):
+                fields |= {f"{group}.{field}" for field in type(values).model_fields}
     assert fields == {*INCOMPARABLE, *OTHER_POINTS, *SAME_POINTS} | ELSEWHERE
 
 
@@ -91,7 +87,7 @@ def test_what_makes_vectors_incomparable_changes_the_fingerprint(settings, name,
     if name in ("vector.whitening", "vector.dim"):
         file = tmp_path / "whitening.safetensors"
         rows = np.random.default_rng(0).normal(size=(99, 24))
-        fit_whitening(rows, fitted_for=Parts(settings).whitened).save(file)
+        fit_whitening(rows, fitted_for=PipelineParts(settings).whitened).save(file)
         settings, value = (settings, str(file)) if name == "vector.whitening" else (
             settings.but(vector={"whitening": str(file)}), value
         )  # fmt: skip
@@ -113,6 +109,8 @@ def test_an_adapter_changes_the_fingerprint():
 
 @pytest.mark.parametrize("name", OTHER_POINTS)
 def test_what_makes_other_points_of_comparable_vectors_changes_the_recipe_alone(settings, name):
+    if name.endswith(".head"):
+        settings = but(settings, name.replace("head", "kind"), "embedded")
     ours, theirs = short(settings), short(but(settings, name, OTHER_POINTS[name]))
     assert ours[0] == theirs[0]
     assert ours[1] != theirs[1]
@@ -125,14 +123,15 @@ def test_where_and_how_fast_it_runs_changes_neither(settings, name):
 
 
 def test_a_trained_file_counts_by_its_content(settings, tmp_path):
-    encoder = trunk(Parts(settings).encoder.fingerprint)
+    encoder = trunk(PipelineParts(settings).encoder.fingerprint)
     for seed, name in enumerate(("a", "b")):
         torch.manual_seed(seed)
         Head(24, (8, 8, 8)).save(tmp_path / f"{name}.safetensors", encoder)
     shutil.copy(tmp_path / "a.safetensors", tmp_path / "moved.safetensors")
 
     def with_head(group, name):
-        return short(but(settings, f"{group}.head", str(tmp_path / f"{name}.safetensors")))
+        head = {"kind": "embedded", "head": str(tmp_path / f"{name}.safetensors")}
+        return short(settings.but(**{group: head}))
 
     for group in ("detector", "segmenter"):
         assert with_head(group, "a") == with_head(group, "moved")
