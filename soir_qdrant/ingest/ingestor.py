@@ -154,9 +154,10 @@ class SoirIngestor:
 
 
 def _stopped(error: ServerError, report: IngestReport, collection: str) -> IngestStopped:
+    updated = f"{report.updated} updated, " if report.updated else ""
     return IngestStopped(
-        f"{error}\nStored in collection {collection!r} by then: {report.added} images, {report.updated} "
-        f"updated, {report.skipped} skipped, {len(report.failed)} failed; the same call goes on from there",
+        f"{error}\nStored in collection {collection!r} by then: {report.added} images, {updated}"
+        f"{report.skipped} skipped, {len(report.failed)} failed; the same call goes on from there",
         report,
     )
 
