@@ -142,7 +142,7 @@ class Pipeline(PipelineParts):
             listed = []
             for i, (image, items) in enumerate(zip(images, objects, strict=True)):
                 items = items or self._different(self.fitted(image.rgb, detected.get(i)))
-                whole = SceneObject((0.0, 0.0, float(image.width), float(image.height)))
+                whole = SceneObject((0.0, 0.0, float(image.width), float(image.height)), stand_in=True)
                 listed.append(self.segment(image.rgb, items or [whole]))
         return listed
 

@@ -59,7 +59,8 @@ class StandIn:
         return {**plain(self.held.get_collection(name)), "payload_schema": schema}
 
     def index(self, name: str, body: Any) -> Any:
-        self.indexes[body["field_name"]] = body["field_schema"]
+        kind = body["field_schema"]
+        self.indexes[body["field_name"]] = kind["type"] if isinstance(kind, dict) else kind
         return {"operation_id": 1, "status": "completed"}
 
     def upsert(self, name: str, body: Any) -> Any:

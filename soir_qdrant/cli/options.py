@@ -21,6 +21,9 @@ FolderOption = Annotated[Path | None, typer.Option("--path", help="folder of an 
 UrlOption = Annotated[str | None, typer.Option("--url", envvar="QDRANT_URL", help="URL of a Qdrant server")]
 KeyOption = Annotated[str | None, typer.Option("--api-key", envvar="QDRANT_API_KEY", help="of the server")]
 NameOption = Annotated[str, typer.Option("--collection", help="name of the collection")]
+NamespaceOption = Annotated[
+    str | None, typer.Option("--namespace", help="of a tenant, shop ...; its pictures are its own")
+]
 TritonOption = Annotated[
     str | None,
     typer.Option(

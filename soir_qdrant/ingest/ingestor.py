@@ -3,21 +3,26 @@ of each."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, get_args
 
-from qdrant_client import QdrantClient
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from qdrant_client import QdrantClient, models
 
 from soir_qdrant.assembly import make_pipeline, served_pipeline
 from soir_qdrant.errors import ConfigError, ServerError
-from soir_qdrant.images import MAX_PIXELS, Images, count_sources
+from soir_qdrant.images import MAX_PIXELS, Images
+from soir_qdrant.ingest.outcome import IngestStopped as IngestStopped
+from soir_qdrant.ingest.outcome import bar, stopped
+from soir_qdrant.ingest.outcome import summary as summary
+from soir_qdrant.ingest.places import Places
 from soir_qdrant.ingest.run import Run
 from soir_qdrant.ingest.sources import items_of
+from soir_qdrant.ingest.sync import Sync, SyncReport, by_name, synchronize
 from soir_qdrant.qdrant.collection import Store
-from soir_qdrant.qdrant.payload import PointId
+from soir_qdrant.qdrant.identity import PointId, at, check_id
+from soir_qdrant.qdrant.payload import clean_payload
+from soir_qdrant.qdrant.points import Points
 from soir_qdrant.qdrant.schema import Quantization, quantization_of
 from soir_qdrant.qdrant.transport import Retry
 from soir_qdrant.types import IngestReport, OnExists, SceneObject
@@ -31,32 +36,33 @@ CODES = 256  # numbers of each object's vector in the payload; see docs/concepts
 PerImage: TypeAlias = Iterable[T] | Mapping[str, T]
 
 
-class IngestStopped(ServerError):
-    """The server was lost on the way. report: what had become of the images until then."""
-
-    def __init__(self, message: str, report: IngestReport) -> None:
-        super().__init__(message)
-        self.report = report
-
-
 class SoirIngestor:
     """Fills one collection; makes it if need be.
 
-    client: of qdrant_client, for `:memory:`, a path or a server. pipeline: None makes that of `profile` when
-    the first image comes. runtime: where the models of `profile` run, such as `TritonRuntime("host:8001")`,
-    which is asked at once whether it has them; None is here. profile: None is that of the runtime's settings,
-    else "embedded". vector_name: None is Qdrant's unnamed vector.
-    keep_objects: also store every object's own vector, in the multivector "objects", for
-    `search(rerank="objects")`; an existing collection that has it gets them in any case. object_codes: how
-    many numbers of each object's vector to keep in the payload, one byte each, so that a hit can name the
-    object that matched, and `search(rerank="codes")` finds more; 0 for none. object_patches: also keep each
-    object's patches there, so that `search(rerank="patches")` need not open pictures (docs/concepts/search.md has what
-    they take).
-    quantization: of a new collection: "scalar" (a quarter of the memory), "binary" (1/32), or a configuration
-    of Qdrant; searches then rescore twice as many candidates by the vectors on disk (docs/concepts/search.md).
-    max_pixels: the largest image that is decoded. timeout: seconds for one write (where the client's
-    `upsert` has no such argument, give QdrantClient itself one). retry: for lost connections,
-    timeouts, 429 and 5xx.
+    Args:
+        client: of qdrant_client, for `:memory:`, a path or a server.
+        collection: its name; it is made if need be.
+        pipeline: turns images into vectors; None makes that of `profile` when the first image comes.
+        profile: a name or a file of settings; None is that of the runtime's settings, else "embedded".
+        runtime: where the models of `profile` run, such as `TritonRuntime("host:8001")`, which is asked at
+            once whether it has them; None is here.
+        vector_name: None is Qdrant's unnamed vector.
+        namespace: of a tenant, a shop, a folder ...: equal images of two namespaces are two points, and
+            removal and `sync` touch those of their own alone. None: the images without any.
+        keep_objects: also store every object's own vector, in the multivector "objects", for
+            `search(rerank="objects")`; an existing collection that has it gets them in any case.
+        object_codes: how many numbers of each object's vector to keep in the payload, one byte each, so that
+            a hit can name the object that matched, and `search(rerank="codes")` finds more; 0 for none.
+        object_patches: also keep each object's patches there, so that `search(rerank="patches")` need not
+            open images (docs/concepts/search.md has what they take).
+        quantization: of a new collection: "scalar" (a quarter of the memory), "binary" (1/32), or a
+            configuration of Qdrant; searches then rescore twice as many candidates by the vectors on disk
+            (docs/concepts/search.md).
+        max_pixels: the largest image that is decoded.
+        shard_key: of what is written, in a collection with shards by key.
+        timeout: seconds for one write (where the client's `upsert` has no such argument, give QdrantClient
+            itself one).
+        retry: for lost connections, timeouts, 429 and 5xx.
     """
 
     def __init__(
@@ -73,13 +79,23 @@ class SoirIngestor:
         object_codes: int = CODES,
         object_patches: bool = False,
         max_pixels: int = MAX_PIXELS,
+        namespace: str | None = None,
+        shard_key: models.ShardKeySelector | None = None,
         timeout: int = 60,
         retry: Retry | None = None,
     ) -> None:
         if object_codes < 0:
             raise ConfigError(f"object_codes {object_codes}: give 0 for none, or how many numbers to keep")
         quantization_of(quantization)  # refused here rather than after the first pictures
-        self.store = Store(client, collection, vector_name=vector_name, timeout=timeout, retry=retry)
+        self.store = Store(
+            client,
+            collection,
+            vector_name=vector_name,
+            namespace=namespace,
+            shard_key=shard_key,
+            timeout=timeout,
+            retry=retry,
+        )
         self.profile = profile
         self.keep_objects = keep_objects
         self.quantization = quantization
@@ -132,11 +148,105 @@ class SoirIngestor:
         items = items_of(images, ids, payloads, objects)
         report = IngestReport()
         try:
-            with _bar(progress, images) as advance:
+            with bar(progress, images) as advance:
                 self._run(report, advance, on_exists).all(items, batch_size)
         except ServerError as error:
-            raise _stopped(error, report, self.store.collection) from error
+            raise stopped(error, report, self.store.collection) from error
         return report
+
+    def sync(
+        self,
+        folder: str | Path,
+        *,
+        payloads: Mapping[str, Mapping[str, Any]] | None = None,
+        objects: Mapping[str, Sequence[SceneObject]] | None = None,
+        keep: bool = False,
+        dry_run: bool = False,
+        batch_size: int = 8,
+        progress: bool = True,
+    ) -> SyncReport:
+        """Bring the collection in step with a folder, doing the least: a file that was moved or renamed only
+        has its place rewritten, one whose metadata changed its hash, and no model runs for either. New and
+        changed files, and those that were stored by another recipe, are stored as by `add`; points of which
+        no file is left in the folder are removed. Points whose files lie elsewhere are left alone.
+
+        Args:
+            folder: read as by `add`. One without any image is refused, rather than its points removed.
+            payloads, objects: by name within the folder, for files that are stored now. A point whose objects
+                were once given, and are not now, is made anew only where its file has changed.
+            keep: leave the points of files that are gone.
+            dry_run: only say what would be done. Nothing is written and no model runs.
+            batch_size, progress: as in `add`.
+
+        Raises:
+            ImageError: where there is no such folder, or no image in it.
+            ConfigError, CollectionError: for settings that do not fit.
+            IngestStopped: when the server is lost: the same call goes on where this one ended.
+        """
+        if batch_size < 1:
+            raise ConfigError(f"batch_size {batch_size}: must be at least 1")
+        report, stored = SyncReport(), IngestReport()
+        try:
+            with bar(progress and not dry_run, str(folder)) as advance:
+                run = self._run(stored, advance, "update")
+                sync = Sync(run, Path(folder), by_name(objects), by_name(payloads), keep)
+                synchronize(sync, dry_run=dry_run, batch_size=batch_size, report=report)
+        except ServerError as error:
+            raise stopped(error, stored, self.store.collection) from error
+        return report
+
+    def remove(
+        self,
+        *,
+        ids: Iterable[PointId] = (),
+        uris: Iterable[str | Path] = (),
+        filter: models.Filter | None = None,
+    ) -> None:
+        """Remove images from the collection, those of this ingestor's namespace.
+
+        Args:
+            ids: of points; others' stay.
+            uris: of files, absolute paths as in `hit.uri`. An image that lies elsewhere too keeps its point.
+            filter: Qdrant's: all images that it holds for.
+        """
+        self.store.open()
+        points, places = Points(self.store), Places(Points(self.store))
+        points.remove([check_id(id_) for id_ in _listed("ids", ids)])
+        files = [str(uri) for uri in _listed("uris", uris)]
+        for point in points.at(files):
+            places.leave(point.id, *files)
+        places.write()
+        if filter is not None:
+            points.remove_where(filter)
+
+    def update_payload(
+        self,
+        payload: Mapping[str, Any],
+        *,
+        ids: Iterable[PointId] = (),
+        uris: Iterable[str | Path] = (),
+        filter: models.Filter | None = None,
+    ) -> None:
+        """Correct the payload of images, without running a model: these keys are written, others stay.
+
+        Args:
+            payload: yours, beside the key "soir".
+            ids, uris, filter: which images, as in `remove`.
+
+        Raises:
+            PayloadError: for a payload that JSON has no form for.
+        """
+        keys = clean_payload(payload)
+        self.store.open()
+        files = [str(uri) for uri in _listed("uris", uris)]
+        listed = [check_id(id_) for id_ in _listed("ids", ids)]
+        for condition in (
+            models.Filter(must=[models.HasIdCondition(has_id=listed)]) if listed else None,
+            at(files) if files else None,
+            filter,
+        ):
+            if condition is not None:
+                Points(self.store).set_payload(keys, condition)
 
     def _run(self, report: IngestReport, advance: Callable[[int], None], on_exists: OnExists) -> Run:
         return Run(
@@ -153,38 +263,7 @@ class SoirIngestor:
         )
 
 
-def _stopped(error: ServerError, report: IngestReport, collection: str) -> IngestStopped:
-    updated = f"{report.updated} updated, " if report.updated else ""
-    return IngestStopped(
-        f"{error}\nStored in collection {collection!r} by then: {report.added} images, {updated}"
-        f"{report.skipped} skipped, {len(report.failed)} failed; the same call goes on from there",
-        report,
-    )
-
-
-@contextmanager
-def _bar(wanted: bool, images: Images) -> Iterator[Callable[[int], None]]:
-    """A progress bar on stderr; what it gives is called with the number of images done with."""
-    console = Console(stderr=True)
-    if not (wanted and console.is_terminal):
-        yield lambda _: None
-        return
-    columns = (TextColumn("images"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task("images", total=count_sources(images))
-        yield lambda done: progress.advance(task, done)
-
-
-def summary(report: IngestReport, *, max_failures: int = 20) -> str:
-    """A report in words: counts, seconds per stage, what can be renewed, and the first failures."""
-    stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in sorted(report.seconds.items()))
-    counts = {"added": report.added, "updated": report.updated, "skipped": report.skipped}
-    lines = [", ".join(f"{count} {what}" for what, count in counts.items() if count or what != "updated")]
-    lines[0] += f", {len(report.failed)} failed" + (f" ({stages})" if stages else "")
-    for count, what in ((report.stale, "stored by another recipe"), (report.changed, "changed since")):
-        if count:
-            lines.append(f"{count} {what}: on_exists='update' renews them")
-    lines += [f"  {failure.name}: {failure.reason}" for failure in report.failed[:max_failures]]
-    if len(report.failed) > max_failures:
-        lines.append(f"  and {len(report.failed) - max_failures} more")
-    return "\n".join(lines)
+def _listed(name: str, values: Iterable[T]) -> list[T]:
+    if isinstance(values, (str, bytes)):
+        raise ConfigError(f"{name}: give a list, such as [{values!r}]")
+    return list(values)

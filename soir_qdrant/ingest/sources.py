@@ -12,6 +12,7 @@ import numpy as np
 
 from soir_qdrant.errors import ConfigError
 from soir_qdrant.images import Images, RawImage, Source, count_sources, iter_sources
+from soir_qdrant.qdrant.identity import Place
 from soir_qdrant.types import LoadedImage
 
 log = logging.getLogger(__name__)
@@ -21,7 +22,7 @@ _MISSING: Any = object()
 @dataclass(slots=True, eq=False)
 class Item:
     """One image on its way. reason: why it failed, once it has. first: of its id, in this call. recipe: short
-    hash of what makes its point."""
+    hash of what makes its point. place: where its file lies."""
 
     name: str
     source: Any
@@ -33,6 +34,7 @@ class Item:
     reason: str | None = None
     first: bool = False
     recipe: str = ""
+    place: Place | None = None
 
 
 def items_of(images: Images, ids: Any, payloads: Any, objects: Any) -> Iterator[Item]:

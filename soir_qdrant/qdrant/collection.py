@@ -13,6 +13,7 @@ from qdrant_client.local.async_qdrant_local import AsyncQdrantLocal
 from qdrant_client.local.qdrant_local import QdrantLocal
 
 from soir_qdrant.errors import CollectionError, ConfigError
+from soir_qdrant.qdrant.identity import check_namespace, visible
 from soir_qdrant.qdrant.payload import KEY, PATCHES
 from soir_qdrant.qdrant.schema import (
     INDEXES,
@@ -38,8 +39,9 @@ _TOGETHER = 32  # searches in one request: a vector is 22 kB of JSON, a hundred 
 class Store:
     """One collection of one client.
 
-    vector_name: of the dense vector; None is Qdrant's unnamed one. timeout: seconds for one request (of
-    writes only where the client has such an argument; else the client's own applies).
+    vector_name: of the dense vector; None is Qdrant's unnamed one. namespace: searches see its points alone,
+    and what is written belongs to it; see identity.py. shard_key: of what is written. timeout: seconds for
+    one request (of writes only where the client has such an argument; else the client's own applies).
     Made by `create` or `open`; nothing is asked of the server before.
     """
 
@@ -49,6 +51,8 @@ class Store:
         collection: str,
         *,
         vector_name: str | None = None,
+        namespace: str | None = None,
+        shard_key: models.ShardKeySelector | None = None,
         timeout: int = 60,
         retry: Retry | None = None,
     ) -> None:
@@ -57,6 +61,8 @@ class Store:
         self.client = client
         self.collection = collection
         self.vector_name = vector_name or ""
+        self.namespace = check_namespace(namespace)
+        self.shard_key = shard_key
         self.timeout = timeout
         self.retry = retry or Retry()
         self.dim = 0
@@ -89,13 +95,23 @@ class Store:
         """
         if not self.exists():
             self._create(fingerprint, vectors_config(dim, self.vector_name, keep_objects, quantization))
-        self.open(dim, fingerprint)
+        info = self.open(dim, fingerprint)
+        self._check_sharding(info)
         if keep_objects and not self.has_objects:
             raise CollectionError(
                 f"collection {self.collection!r} was made without vectors of objects: leave keep_objects "
                 "out, or ingest into a new collection"
             )
-        self._index()
+        self._index(info)
+
+    def _check_sharding(self, info: models.CollectionInfo) -> None:
+        """Raises CollectionError where what is written needs a shard key, and none is there: before models
+        run for what would be refused."""
+        if info.config.params.sharding_method == models.ShardingMethod.CUSTOM and self.shard_key is None:
+            raise CollectionError(
+                f"collection {self.collection!r} has shards by key: say which one the pictures go to, as in "
+                'SoirIngestor(..., shard_key="europe")'
+            )
 
     def exists(self) -> bool:
         return self.call("look for", self.client.collection_exists)
@@ -110,17 +126,18 @@ class Store:
             if not self.exists():  # else another process was faster, and `open` will judge what it made
                 raise
 
-    def _index(self) -> None:
+    def _index(self, info: models.CollectionInfo) -> None:
         """Payload indexes, those that are missing. Embedded Qdrant has none."""
         if isinstance(getattr(self.client, "_client", None), (QdrantLocal, AsyncQdrantLocal)):
             return
-        there = self.call("look into", self.client.get_collection).payload_schema
         for field, kind in INDEXES.items():
-            if field not in there:
+            if field not in info.payload_schema:
                 self.call("index", self.client.create_payload_index, field_name=field, field_schema=kind)
 
-    def open(self, dim: int | None = None, fingerprint: Mapping[str, Any] | None = None) -> None:
-        """Check the collection: vector, length, distance, and who filled it.
+    def open(
+        self, dim: int | None = None, fingerprint: Mapping[str, Any] | None = None
+    ) -> models.CollectionInfo:
+        """Check the collection: vector, length, distance, and who filled it. Returns what it is like.
 
         dim: None takes that of the collection. fingerprint: of the pipeline, None where no image is
         encoded. Raises CollectionError with what differs and what to do.
@@ -133,14 +150,15 @@ class Store:
         self.dim, self.has_objects = check_vectors(info, self.collection, self.vector_name, dim)
         self.quantized = is_quantized(info, self.vector_name)
         if fingerprint is None:
-            return
+            return info
         theirs = stored_fingerprint(info)
         if theirs is not None:
             check_fingerprint(theirs, fingerprint, self.collection)
-            return
+            return info
         points, _ = self.call("look into", self.client.scroll, limit=1, with_payload=["soir.encoder"])
         if points:
             check_point(points[0].payload, fingerprint, self.collection)
+        return info
 
     # -- asking --------------------------------------------------------------------------------------------
 
@@ -171,7 +189,7 @@ class Store:
             query=vector.tolist(),
             using=self.vector_name or None,
             shard_key=shard_key,
-            filter=filter,
+            filter=(condition := visible(self.namespace, filter)),
             params=params,
             limit=limit,
             offset=offset,
@@ -181,7 +199,7 @@ class Store:
         )
         if prefetch:
             request.prefetch = models.Prefetch(
-                query=request.query, using=request.using, filter=filter, params=params, limit=prefetch
+                query=request.query, using=request.using, filter=condition, params=params, limit=prefetch
             )
             request.query, request.using, request.params = [vector.tolist()], OBJECTS, None
         return request

@@ -13,7 +13,9 @@ from soir_qdrant.qdrant.payload import KEY, short_hash
 
 Quantization: TypeAlias = Literal["scalar", "binary"] | models.QuantizationConfig
 OBJECTS = "objects"  # the name of the multivector
-INDEXES = {
+INDEXES: dict[str, Any] = {
+    "soir.namespace": models.KeywordIndexParams(type=models.KeywordIndexType.KEYWORD, is_tenant=True),
+    "soir.uris": models.PayloadSchemaType.KEYWORD,
     "soir.labels": models.PayloadSchemaType.KEYWORD,
     "soir.count": models.PayloadSchemaType.INTEGER,
     "soir.uri": models.PayloadSchemaType.KEYWORD,

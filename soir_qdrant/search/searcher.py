@@ -47,6 +47,7 @@ class SoirSearcher:
         profile: a name or a file of settings; None is "embedded".
         runtime: as the ingestor's: serves the models.
         vector_name: as the ingestor's.
+        namespace: as the ingestor's: its images alone are seen. None: the whole collection.
         exact_boxes: where the collection keeps the vectors of objects, fetch those of the hits to tell which
             object matched (ten hits with 25 objects of 1024 numbers are 5 MB); False leaves them there and
             takes the codes.
@@ -70,6 +71,7 @@ class SoirSearcher:
         profile: str | None = None,
         runtime: Runtime | None = None,
         vector_name: str | None = None,
+        namespace: str | None = None,
         exact_boxes: bool = True,
         max_pixels: int = MAX_PIXELS,
         timeout: int = 30,
@@ -77,7 +79,9 @@ class SoirSearcher:
         bank: NDArray[np.floating] | None = None,
     ) -> None:
         retry = retry or Retry(attempts=3)
-        self.store = Store(client, collection, vector_name=vector_name, timeout=timeout, retry=retry)
+        self.store = Store(
+            client, collection, vector_name=vector_name, namespace=namespace, timeout=timeout, retry=retry
+        )
         self.exact_boxes = exact_boxes
         self.max_pixels = max_pixels
         served = served_pipeline(pipeline, profile, runtime)

@@ -1,0 +1,86 @@
+"""Sources to bytes: enough to know whether an image is stored already, without decoding it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from soir_qdrant.errors import ImageError
+from soir_qdrant.images.pixels import MAX_PIXELS, digest, from_array, from_pil
+from soir_qdrant.types import RGB, Mask
+
+Source: TypeAlias = str | Path | bytes | bytearray | memoryview | Image.Image | NDArray[Any]
+_KINDS = "a path, the bytes of a file, a PIL image or a uint8 array [H, W, 3]"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RawImage:
+    """An image that has been read and identified by its content, and is yet to be decoded.
+
+    content: the bytes of a file, or the pixels (uint8 [H, W, 3] and alpha, bool [H, W] or None) of an
+    array or PIL image. sha256: hex digest, see LoadedImage.
+    """
+
+    name: str
+    uri: str | None
+    sha256: str
+    content: bytes | tuple[RGB, Mask | None]
+    stamp: tuple[int, int] | None = None
+
+
+def read(source: Source, *, name: str | None = None, max_pixels: int = MAX_PIXELS) -> RawImage:
+    """The first half of `load`: enough to know whether the image is stored already, without decoding it.
+
+    Raises ImageError for a file that cannot be read, and for a bad array or PIL image.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        path = Path(source)
+        name = name or str(path)
+        data, stamp = _file(path, name)
+        return RawImage(name, uri_of(path), hashlib.sha256(data).hexdigest(), data, stamp)
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        data = bytes(source)
+        return RawImage(name or "image bytes", None, hashlib.sha256(data).hexdigest(), data)
+    if isinstance(source, Image.Image):
+        name = name or str(getattr(source, "filename", "") or "PIL image")
+        pixels = from_pil(source, name, max_pixels)
+    elif isinstance(source, np.ndarray):
+        name = name or "array"
+        pixels = from_array(source, name)
+    else:
+        raise ImageError(f"{name or 'image'} is a {type(source).__name__}: give {_KINDS}")
+    return RawImage(name, None, digest(*pixels), pixels)
+
+
+def uri_of(path: Path) -> str:
+    """What a file is called in the payload: its absolute path, links not followed."""
+    return str(path.absolute())
+
+
+def stamp_of(path: Path) -> tuple[int, int]:
+    """Size of a file in bytes, and the time of its last change in nanoseconds."""
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns
+
+
+def _file(path: Path, name: str) -> tuple[bytes, tuple[int, int]]:
+    try:
+        stamp = stamp_of(path)  # before it is read: a change in between is seen the next time
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        hint = "; download it first, this reads files only" if "://" in name or ":/" in name else ""
+        raise ImageError(f"{name}: no such file{hint}") from error
+    except IsADirectoryError as error:
+        raise ImageError(f"{name} is a folder: hand it in by itself, not among images") from error
+    except (OSError, ValueError) as error:
+        raise ImageError(f"{name} cannot be read: {error}") from error
+    if not data:
+        raise ImageError(f"{name} is an empty file: copy or download it again")
+    return data, stamp
