@@ -45,9 +45,8 @@ class SoirSearcher:
         collection: its name.
         pipeline: encodes the queries; None makes that of `profile` for the first image.
         profile: a name or a file of settings; None is "embedded".
-        runtime: as the ingestor's: serves the models.
-        vector_name: as the ingestor's.
-        namespace: as the ingestor's: its images alone are seen. None: the whole collection.
+        runtime, vector_name: as the ingestor's.
+        namespace: its images alone are seen; None: the whole collection.
         exact_boxes: where the collection keeps the vectors of objects, fetch those of the hits to tell which
             object matched (ten hits with 25 objects of 1024 numbers are 5 MB); False leaves them there and
             takes the codes.
@@ -78,10 +77,8 @@ class SoirSearcher:
         retry: Retry | None = None,
         bank: NDArray[np.floating] | None = None,
     ) -> None:
-        retry = retry or Retry(attempts=3)
-        self.store = Store(
-            client, collection, vector_name=vector_name, namespace=namespace, timeout=timeout, retry=retry
-        )
+        retry, place = retry or Retry(attempts=3), (client, collection)
+        self.store = Store(*place, vector_name=vector_name, namespace=namespace, timeout=timeout, retry=retry)
         self.exact_boxes = exact_boxes
         self.max_pixels = max_pixels
         served = served_pipeline(pipeline, profile, runtime)
