@@ -10,8 +10,8 @@ from PIL import Image
 from qdrant_client import QdrantClient
 
 from soir_qdrant.errors import ConfigError
-from soir_qdrant.ingest import run as batches
-from soir_qdrant.qdrant.payload import point_id
+from soir_qdrant.ingest import reading as batches
+from soir_qdrant.qdrant.identity import point_id
 from soir_qdrant.types import SceneObject
 
 

@@ -28,6 +28,7 @@ app.add_typer(training, name="train")
 
 app.command(epilog="Example:  soir ingest photos/ --path ./needles --collection shelves")(collection.ingest)
 app.command(epilog="Example:  soir sync photos/ --path ./needles --dry-run")(sync.sync)
+app.command(epilog="Example:  soir watch photos/ --url http://localhost:6333")(sync.watch)
 app.command(
     epilog="Example:  soir search room.jpg --box 410,220,470,300 --path ./needles --save-html found.html "
     """--filter '{"must": [{"key": "soir.count", "range": {"gte": 3}}]}'"""

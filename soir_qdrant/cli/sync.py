@@ -62,6 +62,36 @@ def sync(
     raise typer.Exit(1 if report.failed else 0)
 
 
+def watch(
+    context: typer.Context,
+    folder: FolderArgument,
+    path: FolderOption = None,
+    url: UrlOption = None,
+    api_key: KeyOption = None,
+    collection: NameOption = "images",
+    namespace: NamespaceOption = None,
+    profile: ProfileOption = "embedded",
+    whitening: WhiteningOption = None,
+    triton: TritonOption = None,
+    onnx: OnnxOption = None,
+    keep: KeepOption = False,
+    settle: Annotated[
+        float, typer.Option(min=0.1, help="seconds without a change before pictures are read")
+    ] = 2.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Sync now and after every change in the folder, until interrupted."""
+    from soir_qdrant.ingest.ingestor import SoirIngestor
+
+    ingestor = SoirIngestor(
+        open_client(context, path, url, api_key, there=False),
+        collection,
+        pipeline=served_pipeline(settings_of(profile, whitening), triton, onnx),
+        namespace=namespace,
+    )
+    ingestor.watch(folder, keep=keep, settle=settle, on_report=lambda report: show(report, as_json=as_json))
+
+
 def show(report: SyncReport, *, as_json: bool) -> None:
     """Print what became of each file, and the counts."""
     from soir_qdrant.ingest.plan import lines

@@ -3,6 +3,7 @@ of each."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, get_args
@@ -19,6 +20,7 @@ from soir_qdrant.ingest.places import Places
 from soir_qdrant.ingest.run import Run
 from soir_qdrant.ingest.sources import items_of
 from soir_qdrant.ingest.sync import Sync, SyncReport, by_name, synchronize
+from soir_qdrant.ingest.watch import keep_in_step
 from soir_qdrant.qdrant.collection import Store
 from soir_qdrant.qdrant.identity import PointId, at, check_id
 from soir_qdrant.qdrant.payload import clean_payload
@@ -194,6 +196,35 @@ class SoirIngestor:
         except ServerError as error:
             raise stopped(error, stored, self.store.collection) from error
         return report
+
+    def watch(
+        self,
+        folder: str | Path,
+        *,
+        keep: bool = False,
+        settle: float = 2.0,
+        stop: threading.Event | None = None,
+        on_report: Callable[[SyncReport], None] = lambda _: None,
+    ) -> None:
+        """`sync` now and after every change in the folder, until `stop` is set or an interrupt.
+
+        Args:
+            folder, keep: as in `sync`.
+            settle: seconds without a change before a pass, so that half-written files are waited for.
+            stop: an event; None: it ends with an interrupt.
+            on_report: called with the report of each pass.
+
+        Raises:
+            ConfigError: where the package watchfiles is missing, and as `sync` does. A lost server or
+                folder is waited for, with a warning in the log.
+        """
+        keep_in_step(
+            lambda: self.sync(folder, keep=keep, progress=False),
+            Path(folder),
+            settle=settle,
+            stop=stop,
+            on_report=on_report,
+        )
 
     def remove(
         self,
