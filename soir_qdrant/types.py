@@ -199,6 +199,7 @@ class IngestReport:
         changed: of the skipped ones, those whose image was another one when they were stored, under an id
             of your own; the same renews them.
         failed: with reasons.
+        left_out: of a folder, linked folders and images of formats that are not read.
         seconds: per stage (load, detect, segment, encode, refine, store).
     """
 
@@ -209,6 +210,7 @@ class IngestReport:
     changed: int = 0
     relocated: int = 0
     failed: list[Failure] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
 
 

@@ -102,6 +102,21 @@ def test_new_metadata_run_no_model(client, folder, pipeline):
     assert ingestor(client, pipeline).add(folder).skipped == 6
 
 
+def test_two_points_of_one_file_are_put_right(client, folder, pipeline):
+    """A file that was edited and only added again: the old point stayed beside the new one."""
+    adder = ingestor(client, pipeline)
+    adder.add(folder)
+    Image.fromarray(picture(77)).save(folder / "0.png")
+    adder.add(folder)
+    assert client.count("images").count == 7
+    calls = len(pipeline.calls)
+    adder.sync(folder)
+    assert client.count("images").count == 6
+    assert uris(client) == files(folder)
+    assert len(pipeline.calls) == calls
+    assert adder.sync(folder).counts == {}
+
+
 def test_two_files_that_swap_their_names(client, folder, pipeline):
     adder = ingestor(client, pipeline)
     adder.sync(folder)

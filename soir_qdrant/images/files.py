@@ -6,6 +6,7 @@ import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISDIR, S_ISREG
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -17,6 +18,8 @@ from soir_qdrant.images.pixels import MAX_PIXELS, digest, from_array, from_pil
 from soir_qdrant.types import RGB, Mask
 
 Source: TypeAlias = str | Path | bytes | bytearray | memoryview | Image.Image | NDArray[Any]
+MAX_BYTES = 512 * 2**20  # of a file
+_NO_WAITING = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # for whoever writes into a pipe
 _KINDS = "a path, the bytes of a file, a PIL image or a uint8 array [H, W, 3]"
 
 
@@ -60,8 +63,8 @@ def read(source: Source, *, name: str | None = None, max_pixels: int = MAX_PIXEL
 
 
 def uri_of(path: Path) -> str:
-    """What a file is called in the payload: its absolute path, links not followed."""
-    return str(path.absolute())
+    """What a file is called in the payload: its absolute path without "..", links not followed."""
+    return os.path.normpath(path.absolute())
 
 
 def stamp_of(path: Path) -> tuple[int, int]:
@@ -70,10 +73,26 @@ def stamp_of(path: Path) -> tuple[int, int]:
     return stat.st_size, stat.st_mtime_ns
 
 
+def _check(stat: os.stat_result, name: str) -> None:
+    """Raises ImageError for what is no regular file, or too large."""
+    if S_ISDIR(stat.st_mode):
+        raise ImageError(f"{name} is a folder: hand it in by itself, not among images")
+    if not S_ISREG(stat.st_mode):
+        raise ImageError(f"{name} is a pipe, a socket or a device, no file: leave it out")
+    if stat.st_size > MAX_BYTES:
+        raise ImageError(
+            f"{name} has {stat.st_size:,} bytes, more than the {MAX_BYTES:,} that are read: make it smaller"
+        )
+
+
 def _file(path: Path, name: str) -> tuple[bytes, tuple[int, int]]:
+    """The content of a regular file, and its stamp as it was before it was read."""
     try:
-        stamp = stamp_of(path)  # before it is read: a change in between is seen the next time
-        data = path.read_bytes()
+        handle = os.open(path, os.O_RDONLY | _NO_WAITING)
+        with os.fdopen(handle, "rb") as stream:
+            stat = os.fstat(handle)
+            _check(stat, name)
+            data = stream.read(MAX_BYTES + 1)
     except FileNotFoundError as error:
         hint = "; download it first, this reads files only" if "://" in name or ":/" in name else ""
         raise ImageError(f"{name}: no such file{hint}") from error
@@ -83,4 +102,4 @@ def _file(path: Path, name: str) -> tuple[bytes, tuple[int, int]]:
         raise ImageError(f"{name} cannot be read: {error}") from error
     if not data:
         raise ImageError(f"{name} is an empty file: copy or download it again")
-    return data, stamp
+    return data, (stat.st_size, stat.st_mtime_ns)

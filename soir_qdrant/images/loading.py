@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from soir_qdrant.errors import ImageError
 from soir_qdrant.images.files import RawImage, Source, read
-from soir_qdrant.images.pixels import MAX_PIXELS, MIN_SIDE, from_bytes
+from soir_qdrant.images.pixels import MAX_PIXELS, MIN_SIDE, from_bytes, size_of
 from soir_qdrant.types import LoadedImage
 
 
@@ -41,3 +41,11 @@ def decode(raw: RawImage, *, max_pixels: int = MAX_PIXELS) -> LoadedImage:
             f"{raw.name} is wholly transparent: leave it out or give it without its alpha channel"
         )
     return LoadedImage(rgb, raw.name, raw.uri, raw.sha256, alpha, raw.stamp)
+
+
+def decoded_bytes(raw: RawImage) -> int:
+    """About how many bytes an image takes once it is decoded, as far as its head tells."""
+    if not isinstance(raw.content, bytes):
+        return int(raw.content[0].nbytes)
+    size = size_of(raw.content)
+    return 4 * size[0] * size[1] if size else 0

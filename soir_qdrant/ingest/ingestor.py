@@ -12,19 +12,18 @@ from qdrant_client import QdrantClient, models
 
 from soir_qdrant.assembly import make_pipeline, served_pipeline
 from soir_qdrant.errors import ConfigError, ServerError
-from soir_qdrant.images import MAX_PIXELS, Images
+from soir_qdrant.images import MAX_PIXELS, Images, LeftOut
+from soir_qdrant.ingest.corrections import remove, update_payload
 from soir_qdrant.ingest.outcome import IngestStopped as IngestStopped
-from soir_qdrant.ingest.outcome import bar, stopped
+from soir_qdrant.ingest.outcome import bar, broken_off, stopped, unreadable
 from soir_qdrant.ingest.outcome import summary as summary
-from soir_qdrant.ingest.places import Places
 from soir_qdrant.ingest.run import Run
 from soir_qdrant.ingest.sources import items_of
 from soir_qdrant.ingest.sync import Sync, SyncReport, by_name, synchronize
 from soir_qdrant.ingest.watch import keep_in_step
 from soir_qdrant.qdrant.collection import Store
-from soir_qdrant.qdrant.identity import PointId, at, check_id
+from soir_qdrant.qdrant.identity import PointId
 from soir_qdrant.qdrant.payload import clean_payload
-from soir_qdrant.qdrant.points import Points
 from soir_qdrant.qdrant.schema import Quantization, quantization_of
 from soir_qdrant.qdrant.transport import Retry
 from soir_qdrant.types import IngestReport, OnExists, SceneObject
@@ -140,20 +139,26 @@ class SoirIngestor:
 
         A bad image, payload, id or box fails that image and stops no other. Raises ImageError where the
         folder is missing or holds no images, ConfigError and CollectionError for settings that do not fit,
-        and IngestStopped (a ServerError, with the report so far) when the server is lost: what was stored
-        stays, and the same call goes on where this one ended. An interrupt leaves a sound collection too.
+        and IngestStopped (a ServerError, with the report so far) when the server is lost, or an iterable of
+        yours raises: what came before is stored, and the same call goes on where this one ended. An interrupt
+        leaves a sound collection too.
         """
         if on_exists not in get_args(OnExists):
             raise ConfigError(f'on_exists={on_exists!r}: choose "skip", "update" or "replace"')
         if batch_size < 1:
             raise ConfigError(f"batch_size {batch_size}: must be at least 1")
-        items = items_of(images, ids, payloads, objects)
-        report = IngestReport()
+        left_out, report = LeftOut(), IngestReport()
+        items = items_of(images, ids, payloads, objects, left_out)
         try:
             with bar(progress, images) as advance:
-                self._run(report, advance, on_exists).all(items, batch_size)
+                run = self._run(report, advance, on_exists)
+                run.all(items, batch_size)
         except ServerError as error:
             raise stopped(error, report, self.store.collection) from error
+        report.failed += unreadable(left_out)
+        report.left_out += left_out.others
+        if run.broken is not None:
+            raise broken_off(run.broken, report, self.store.collection) from run.broken
         return report
 
     def sync(
@@ -241,14 +246,7 @@ class SoirIngestor:
             filter: Qdrant's: all images that it holds for.
         """
         self.store.open()
-        points, places = Points(self.store), Places(Points(self.store))
-        points.remove([check_id(id_) for id_ in _listed("ids", ids)])
-        files = [str(uri) for uri in _listed("uris", uris)]
-        for point in points.at(files):
-            places.leave(point.id, *files)
-        places.write()
-        if filter is not None:
-            points.remove_where(filter)
+        remove(self.store, ids, uris, filter)
 
     def update_payload(
         self,
@@ -269,15 +267,7 @@ class SoirIngestor:
         """
         keys = clean_payload(payload)
         self.store.open()
-        files = [str(uri) for uri in _listed("uris", uris)]
-        listed = [check_id(id_) for id_ in _listed("ids", ids)]
-        for condition in (
-            models.Filter(must=[models.HasIdCondition(has_id=listed)]) if listed else None,
-            at(files) if files else None,
-            filter,
-        ):
-            if condition is not None:
-                Points(self.store).set_payload(keys, condition)
+        update_payload(self.store, keys, ids, uris, filter)
 
     def _run(self, report: IngestReport, advance: Callable[[int], None], on_exists: OnExists) -> Run:
         return Run(
@@ -292,9 +282,3 @@ class SoirIngestor:
             object_patches=self.object_patches,
             max_pixels=self.max_pixels,
         )
-
-
-def _listed(name: str, values: Iterable[T]) -> list[T]:
-    if isinstance(values, (str, bytes)):
-        raise ConfigError(f"{name}: give a list, such as [{values!r}]")
-    return list(values)

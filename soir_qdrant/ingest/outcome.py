@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from soir_qdrant.errors import ServerError
-from soir_qdrant.images import Images, count_sources
-from soir_qdrant.types import IngestReport
+from soir_qdrant.images import Images, LeftOut, count_sources
+from soir_qdrant.types import Failure, IngestReport
 
 
 class IngestStopped(ServerError):
@@ -33,6 +33,12 @@ def stopped(error: ServerError, report: IngestReport, collection: str) -> Ingest
     )
 
 
+def broken_off(error: Exception, report: IngestReport, collection: str) -> IngestStopped:
+    """For an iterable of the user's that raised: what came before it is stored."""
+    what = f"the images, or what belongs to them, could not be read on: {type(error).__name__}: {error}"
+    return stopped(ServerError(what), report, collection)
+
+
 @contextmanager
 def bar(wanted: bool, images: Images) -> Iterator[Callable[[int], None]]:
     """A progress bar on stderr; what it gives is called with the number of images done with."""
@@ -46,6 +52,17 @@ def bar(wanted: bool, images: Images) -> Iterator[Callable[[int], None]]:
         yield lambda done: progress.advance(task, done)
 
 
+def unreadable(left_out: LeftOut) -> list[Failure]:
+    """Folders that could not be looked into, as failures."""
+    return [Failure(str(folder), f"{folder}: this folder cannot be read") for folder in left_out.blocked]
+
+
+def left_out_line(names: list[str]) -> list[str]:
+    """One line that names what was left out, if anything was."""
+    shown = ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
+    return [f"{len(names)} left out (linked folders, formats that are not read): {shown}"] if names else []
+
+
 def summary(report: IngestReport, *, max_failures: int = 20) -> str:
     """A report in words: counts, seconds per stage, what can be renewed, and the first failures."""
     stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in sorted(report.seconds.items()))
@@ -55,6 +72,7 @@ def summary(report: IngestReport, *, max_failures: int = 20) -> str:
     for count, what in ((report.stale, "stored by another recipe"), (report.changed, "changed since")):
         if count:
             lines.append(f"{count} {what}: on_exists='update' renews them")
+    lines += left_out_line(report.left_out)
     lines += [f"  {failure.name}: {failure.reason}" for failure in report.failed[:max_failures]]
     if len(report.failed) > max_failures:
         lines.append(f"  and {len(report.failed) - max_failures} more")

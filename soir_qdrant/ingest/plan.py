@@ -44,6 +44,7 @@ class Plan:
     changes: list[Change] = field(default_factory=list)
     unchanged: int = 0
     failed: list[Failure] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
     to_store: list[tuple[str, Path, PointId | None]] = field(default_factory=list)
     met: list[tuple[PointId, Place]] = field(default_factory=list)  # places of points that stay
     left: list[tuple[PointId, str]] = field(default_factory=list)  # uris of points that stay
@@ -72,9 +73,13 @@ class Planner:
         self.root, self.recipe, self.max_pixels = root, recipe, max_pixels
         self.by_uri: dict[str, tuple[StoredPoint, Place]] = {}
         self.by_content: dict[str, StoredPoint] = {}
+        self.rivals: list[tuple[StoredPoint, str]] = []  # further points that claim a place
         for point in points:
             self.by_content.setdefault(point.sha256, point)
-            self.by_uri |= {place.uri: (point, place) for place in point.places}
+            for place in point.places:
+                if place.uri in self.by_uri:  # as where a file was edited and only added again
+                    self.rivals.append((point, place.uri))
+                self.by_uri.setdefault(place.uri, (point, place))
         self.plan = Plan()
         self.gone: dict[PointId, list[str]] = {}  # places that are empty now and not accounted for yet
 
@@ -90,32 +95,40 @@ class Planner:
         for uri, (point, _) in self.by_uri.items():
             if uri not in listed and uri.startswith(inside) and not unreadable(uri):
                 self.gone.setdefault(point.id, []).append(uri)
+        contents = {}
         for uri, (name, path) in listed.items():
             try:
-                self._file(name, path, uri)
+                contents[uri] = self._file(name, path, uri)
             except ImageError as error:
                 self.plan.failed.append(Failure(name, str(error)))
             except OSError as error:
                 self.plan.failed.append(Failure(name, f"{name} cannot be read: {error}"))
+        for point, uri in self.rivals:
+            if contents.get(uri, point.sha256) != point.sha256:
+                self.plan.left.append((point.id, uri))
         for id_, uris in self.gone.items():
             for uri in uris:
                 self.plan.vanished.append((id_, uri))
                 self.plan.changes.append(Change("vanished", self._name(uri)))
         return self.plan
 
-    def _file(self, name: str, path: Path, uri: str) -> None:
+    def _file(self, name: str, path: Path, uri: str) -> str:
+        """Compare one file. Returns the hash of its content."""
         point, place = self.by_uri.get(uri, (None, None))
         stamp = stamp_of(path)
         if point and place and place.stamp == stamp:
             self._same(point, name, path)
-            return
+            return point.sha256
         raw = read(path, name=name, max_pixels=self.max_pixels)
         here = Place(uri, raw.stamp)
         if point and point.sha256 == raw.sha256:
             self.plan.met.append((point.id, here))
             self._same(point, name, path)
         elif equal := self.by_content.get(raw.sha256):
-            self._elsewhere(equal, name, path, here)
+            if any(place.uri == uri for place in equal.places):
+                self._same(equal, name, path)
+            else:
+                self._elsewhere(equal, name, path, here)
             if point:
                 self.plan.left.append((point.id, uri))
         elif point is None:
@@ -128,6 +141,7 @@ class Planner:
             own = keeps_own_id(point) and len(point.places) == 1
             self.plan.to_store.append((name, path, point.id if own else None))
             self.plan.changes.append(Change("changed", name))
+        return raw.sha256
 
     def _same(self, point: StoredPoint, name: str, path: Path) -> None:
         recipe = self.recipe(name, point)

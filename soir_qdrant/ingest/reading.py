@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from soir_qdrant.errors import ImageError
-from soir_qdrant.images import decode, read
+from soir_qdrant.images import decode, decoded_bytes, read
 from soir_qdrant.ingest.sources import Item
 from soir_qdrant.types import LoadedImage
+
+MAX_DECODED = 512 * 2**20  # bytes of pixels that are decoded together
 
 
 def read_all(items: list[Item], max_pixels: int) -> tuple[list[Item], float]:
@@ -30,6 +32,21 @@ def decode_all(items: list[Item], max_pixels: int) -> tuple[list[Item], float]:
             item.image = decode(raw, max_pixels=max_pixels)
 
     return _each(items, one)
+
+
+def within_budget(items: list[Item], budget: int = MAX_DECODED) -> Iterator[list[Item]]:
+    """The items in lists whose pixels take `budget` bytes at most (or of one item); two are decoded at once."""
+    part: list[Item] = []
+    total = 0
+    for item in items:
+        size = decoded_bytes(item.raw) if item.raw else 0
+        if part and total + size > budget:
+            yield part
+            part, total = [], 0
+        part.append(item)
+        total += size
+    if part:
+        yield part
 
 
 def decoded(item: Item) -> LoadedImage:

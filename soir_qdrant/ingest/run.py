@@ -16,7 +16,7 @@ from soir_qdrant import recipe
 from soir_qdrant.errors import CollectionError, ConfigError, ServerError, SoirError, WeightsError
 from soir_qdrant.geometry.user_objects import fit_objects
 from soir_qdrant.ingest.places import Places, keeps_own_id, place_of
-from soir_qdrant.ingest.reading import decode_all, decoded, read_all
+from soir_qdrant.ingest.reading import decode_all, decoded, read_all, within_budget
 from soir_qdrant.ingest.sources import Item
 from soir_qdrant.qdrant.identity import Place, PointId, check_id, point_id, with_places
 from soir_qdrant.qdrant.payload import Origin, build_payload, clean_payload
@@ -52,6 +52,8 @@ class Run:
     lost: dict[PointId, str] = field(default_factory=dict)  # id -> why it is not stored
     existing: dict[PointId, StoredPoint] = field(default_factory=dict)  # of those that are made anew
     replaced: dict[PointId, StoredPoint] = field(default_factory=dict)  # of other images at the same place
+    broken: Exception | None = None  # what an iterable of the user's raised
+    opened: bool = False
     encoder: str = ""  # short hash of the fingerprint
     recipe: Mapping[str, Any] = field(default_factory=dict)  # of the pipeline
     points: Points = field(init=False)
@@ -64,7 +66,7 @@ class Run:
     def all(self, items: Iterator[Item], size: int) -> None:
         """Batch k is stored while k+1 is decoded; k+2 has been read, so that what is stored already need not
         be decoded."""
-        batch = list(itertools.islice(items, size))
+        batch = self.take(items, size)
         if not batch:
             return
         self.open()
@@ -74,12 +76,13 @@ class Run:
             decoding: Future[tuple[list[Item], float]] | None = None
             while batch:
                 fresh = self.fresh(self.loaded(reading))
-                following = pool.submit(decode_all, fresh, self.max_pixels)
-                batch = list(itertools.islice(items, size))
+                batch = self.take(items, size)
                 reading = pool.submit(read_all, batch, self.max_pixels)
-                if decoding is not None:
-                    self.process(self.loaded(decoding))
-                decoding = following
+                for part in within_budget(fresh):
+                    following = pool.submit(decode_all, part, self.max_pixels)
+                    if decoding is not None:
+                        self.process(self.loaded(decoding))
+                    decoding = following
             if decoding is not None:
                 self.process(self.loaded(decoding))
             self.settle()
@@ -88,10 +91,23 @@ class Run:
             self.settle()
             pool.shutdown(wait=False, cancel_futures=True)
 
+    def take(self, items: Iterator[Item], size: int) -> list[Item]:
+        """The next items, as far as the user's iterables give them."""
+        batch: list[Item] = []
+        try:
+            for item in itertools.islice(items, size):
+                batch.append(item)
+        except Exception as error:  # raised at the end, when what came before it is stored
+            self.broken = error
+        return batch
+
     def open(self) -> None:
-        """Make the collection, if need be, and check it."""
+        """Once: make the collection, if need be, and check it."""
+        if self.opened:
+            return
         dim, fingerprint = self.prepare()
         self.store.create(dim, fingerprint, keep_objects=self.keep_objects, quantization=self.quantization)
+        self.opened = True
 
     def open_existing(self) -> None:
         """Check the collection."""
@@ -143,8 +159,11 @@ class Run:
             item.payload = clean_payload(item.payload)
             if item.objects is not None:
                 item.objects = list(item.objects)
-        except (SoirError, TypeError) as error:
+        except SoirError as error:
             self.fail(item, str(error))
+            return False
+        except Exception as error:  # such as of an iterable of the user's
+            self.fail(item, f"its objects: {type(error).__name__}: {error}")
             return False
         item.recipe = self.recipe_of(item.objects)
         item.place = place_of(item)

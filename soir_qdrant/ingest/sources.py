@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from soir_qdrant.errors import ConfigError
-from soir_qdrant.images import Images, RawImage, Source, count_sources, iter_sources
+from soir_qdrant.images import Images, LeftOut, RawImage, Source, count_sources, iter_sources
 from soir_qdrant.qdrant.identity import Place
 from soir_qdrant.types import LoadedImage
 
@@ -37,10 +37,12 @@ class Item:
     place: Place | None = None
 
 
-def items_of(images: Images, ids: Any, payloads: Any, objects: Any) -> Iterator[Item]:
+def items_of(
+    images: Images, ids: Any, payloads: Any, objects: Any, left_out: LeftOut | None = None
+) -> Iterator[Item]:
     """The images with what belongs to each. Raises at once for a missing folder and for lists of unequal
     length; what is given by a name that no image has is logged at the end."""
-    sources = iter_sources(images)
+    sources = iter_sources(images, left_out)
     count = count_sources(images)
     given = {"id": _named(ids), "payload": _named(payloads), "objects": _named(objects)}
     unused = {what: dict.fromkeys(values) for what, values in given.items() if isinstance(values, dict)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -9,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from soir_qdrant.errors import ImageError
-from soir_qdrant.images import folder_images
+from soir_qdrant.images import LeftOut, folder_images, uri_of
+from soir_qdrant.ingest.outcome import left_out_line, unreadable
 from soir_qdrant.ingest.places import keeps_own_id
 from soir_qdrant.ingest.plan import Change, Plan, Planner
 from soir_qdrant.ingest.run import Run
@@ -27,6 +29,7 @@ class SyncReport:
         changes: of each file that was not as it was; see `Change`.
         unchanged: how many were.
         failed: with reasons. What was stored of them stays.
+        left_out: linked folders, and images of formats that are not read.
         seconds: per stage, as in `IngestReport`.
         done: False after a dry run: `changes` is what would be done.
     """
@@ -34,6 +37,7 @@ class SyncReport:
     changes: list[Change] = field(default_factory=list)
     unchanged: int = 0
     failed: list[Failure] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     done: bool = True
 
@@ -58,15 +62,19 @@ class Sync:
         """What is to be done, found without running a model and without writing."""
         if not self.folder.is_dir():
             raise ImageError(f"{self.folder}: no such folder")
-        blocked: list[str] = []
-        files = folder_images(self.folder, blocked)  # raises where there is no image: nothing is emptied
+        left_out = LeftOut()
+        files = list(
+            folder_images(self.folder, left_out)
+        )  # raises where there is no image: nothing is emptied
         there = self.run.store.exists()
         if there:
             self.run.open_existing()
         points = self.run.points.scan() if there else ()
         planner = Planner(self.folder, points, self.recipe, self.run.max_pixels)
-        plan = planner.run(files, lambda uri: any(uri.startswith(f"{folder}/") for folder in blocked))
-        plan.failed += [Failure(name, f"{name}: this folder cannot be read") for name in blocked]
+        blocked = [f"{uri_of(folder)}{os.sep}" for folder in left_out.blocked]
+        plan = planner.run(files, lambda uri: uri.startswith(tuple(blocked)))
+        plan.failed += unreadable(left_out)
+        plan.left_out = left_out.others
         self.run.places.known = {uri: point for uri, (point, _) in planner.by_uri.items()}
         if self.keep:
             plan.vanished.clear()
@@ -83,6 +91,7 @@ class Sync:
     def carry_out(self, plan: Plan, batch_size: int) -> None:
         """Moves first, which run no model; then what is to be stored; removal last, so that an interruption
         loses nothing."""
+        self.run.open()
         points, places = self.run.points, self.run.places
         for id_, place in plan.met:
             places.note(id_, place)
@@ -109,7 +118,7 @@ def synchronize(sync: Sync, *, dry_run: bool, batch_size: int, report: SyncRepor
     """Plan and, unless it is a dry run, carry out; `report` is filled in as far as it comes."""
     plan = sync.plan()
     report.changes, report.unchanged, report.failed = plan.changes, plan.unchanged, plan.failed
-    report.done = not dry_run
+    report.done, report.left_out = not dry_run, plan.left_out
     if dry_run:
         return
     sync.carry_out(plan, batch_size)
@@ -124,6 +133,7 @@ def sync_summary(report: SyncReport, *, max_failures: int = 20) -> str:
     counts = [f"{count} {what}" for what, count in sorted(report.counts.items())]
     text = ", ".join([*counts, f"{report.unchanged} unchanged", f"{len(report.failed)} failed"])
     lines = [text if report.done else f"{text}; nothing was done yet"]
+    lines += left_out_line(report.left_out)
     lines += [f"  {failure.name}: {failure.reason}" for failure in report.failed[:max_failures]]
     if len(report.failed) > max_failures:
         lines.append(f"  and {len(report.failed) - max_failures} more")
