@@ -31,14 +31,14 @@ class _Bridge:
         self.loop: asyncio.AbstractEventLoop | None = None
 
     def __getattr__(self, name: str) -> Any:
-        found = getattr(self.client, name)
-        if not inspect.iscoroutinefunction(found):
-            return found
+        method = getattr(self.client, name)
+        if not inspect.iscoroutinefunction(method):
+            return method
 
-        @functools.wraps(found)
+        @functools.wraps(method)
         def call(*args: Any, **kwargs: Any) -> Any:
             assert self.loop is not None
-            return asyncio.run_coroutine_threadsafe(found(*args, **kwargs), self.loop).result()
+            return asyncio.run_coroutine_threadsafe(method(*args, **kwargs), self.loop).result()
 
         return call
 

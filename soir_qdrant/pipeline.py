@@ -10,12 +10,12 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from soir_qdrant.components import Components
 from soir_qdrant.errors import ConfigError
 from soir_qdrant.geometry.boxes import pick
 from soir_qdrant.geometry.crops import crop, full_mask, square, whole_box
 from soir_qdrant.geometry.plain_background import plain_foreground
 from soir_qdrant.models.tokens import SKIP, TokenSource, tokens_of
-from soir_qdrant.parts import PipelineParts
 from soir_qdrant.pooling.features import side_by_side
 from soir_qdrant.pooling.patches import EncodesBoth, described
 from soir_qdrant.pooling.pool import normalize, pool_scenes
@@ -46,8 +46,8 @@ def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
         seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - start
 
 
-class Pipeline(PipelineParts):
-    """Images to scenes, query crops to vectors: the way through the parts of `PipelineParts`."""
+class Pipeline(Components):
+    """Images to scenes, query crops to vectors: the way through the parts of `Components`."""
 
     def scenes(
         self,
@@ -198,9 +198,9 @@ class Pipeline(PipelineParts):
     def _crop(self, image: RGB, item: SceneObject) -> tuple[RGB, NDArray[np.float32]]:
         height, width = image.shape[:2]
         settings, size = self.settings.crop, self.encoder.input_size
-        mask, least = full_mask(item, width, height), self._min_side(height, width)
+        mask, side = full_mask(item, width, height), self._min_side(height, width)
         return crop(
-            image, mask, item.box, size, margin=settings.margin, least=least, background=settings.background
+            image, mask, item.box, size, margin=settings.margin, least=side, background=settings.background
         )
 
     def _min_side(self, height: int, width: int) -> int:
@@ -208,14 +208,14 @@ class Pipeline(PipelineParts):
 
     def window(self, box: Box, shape: tuple[int, ...]) -> tuple[int, int, int]:
         """x, y and side, in pixels, of the square that the crop of a box is cut from. shape: H, W, ... ."""
-        margin, least = self.settings.crop.margin, self._min_side(shape[0], shape[1])
-        return square(box, shape[1], shape[0], margin=margin, least=least)
+        margin, min_side = self.settings.crop.margin, self._min_side(shape[0], shape[1])
+        return square(box, shape[1], shape[0], margin=margin, least=min_side)
 
     def encode_whole(self, crops: NDArray[np.uint8], masks: NDArray[np.float32]) -> Encoding:
         """`encoder.encode` with its tokens, which a served one sends only where it is asked to. Raises
         ConfigError for an encoder that has none."""
-        telling = getattr(self.encoder, "telling", lambda: self.encoder)
-        encoding: Encoding = telling().encode(crops, masks)
+        with_tokens = getattr(self.encoder, "telling", lambda: self.encoder)
+        encoding: Encoding = with_tokens().encode(crops, masks)
         if encoding.tokens is None:
             raise ConfigError("heat maps and Q-Perturbation read tokens, and this encoder sends none")
         return encoding

@@ -95,10 +95,10 @@ def of_point(
         patches: whether the objects' patches are in the payload.
         objects: those that the user gave; they count instead of the detector. None: they were detected.
     """
-    made_of = {**recipe, "codes": codes, "patches": patches}
+    ingredients = {**recipe, "codes": codes, "patches": patches}
     if objects is not None:
-        made_of |= {"detector": None, "objects": _objects_digest(objects)}
-    return short_hash(made_of)
+        ingredients |= {"detector": None, "objects": _objects_digest(objects)}
+    return short_hash(ingredients)
 
 
 def _objects_digest(objects: Iterable[SceneObject]) -> str:

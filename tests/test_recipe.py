@@ -10,10 +10,10 @@ from models import tiny_encoder
 from pydantic import BaseModel
 
 from soir_qdrant import recipe
+from soir_qdrant.components import Components
 from soir_qdrant.config import PROFILES, EncoderSettings, Settings
 from soir_qdrant.models.compatibility import trunk
 from soir_qdrant.models.heads.boxes import Head
-from soir_qdrant.parts import PipelineParts
 from soir_qdrant.pooling.whitening import fit_whitening
 from soir_qdrant.types import SceneObject
 
@@ -64,7 +64,7 @@ def but(settings, name, value):
 
 
 def short(settings, **options):
-    parts = PipelineParts(settings, **options)
+    parts = Components(settings, **options)
     return recipe.short_hash(parts.fingerprint), recipe.short_hash(parts.recipe)
 
 
@@ -87,7 +87,7 @@ def test_what_makes_vectors_incomparable_changes_the_fingerprint(settings, name,
     if name in ("vector.whitening", "vector.dim"):
         file = tmp_path / "whitening.safetensors"
         rows = np.random.default_rng(0).normal(size=(99, 24))
-        fit_whitening(rows, fitted_for=PipelineParts(settings).whitened).save(file)
+        fit_whitening(rows, fitted_for=Components(settings).whitened).save(file)
         settings, value = (settings, str(file)) if name == "vector.whitening" else (
             settings.but(vector={"whitening": str(file)}), value
         )  # fmt: skip
@@ -123,7 +123,7 @@ def test_where_and_how_fast_it_runs_changes_neither(settings, name):
 
 
 def test_a_trained_file_counts_by_its_content(settings, tmp_path):
-    encoder = trunk(PipelineParts(settings).encoder.fingerprint)
+    encoder = trunk(Components(settings).encoder.fingerprint)
     for seed, name in enumerate(("a", "b")):
         torch.manual_seed(seed)
         Head(24, (8, 8, 8)).save(tmp_path / f"{name}.safetensors", encoder)

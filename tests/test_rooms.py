@@ -28,7 +28,7 @@ FLOORS = [
     {"images", "geometry", "recipe"},
     {"models", "qdrant"},
     {"pooling", "mao"},
-    {"parts"},
+    {"components"},
     {"pipeline", "query"},
     {"rerank", "serving"},
     {"assembly"},

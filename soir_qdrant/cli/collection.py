@@ -117,6 +117,7 @@ def search(
     url: UrlOption = None,
     api_key: KeyOption = None,
     collection: NameOption = "images",
+    namespace: NamespaceOption = None,
     profile: ProfileOption = "embedded",
     whitening: WhiteningOption = None,
     triton: TritonOption = None,
@@ -137,7 +138,8 @@ def search(
     options = SearchOptions(limit=limit, filter=filter_of(filter_), rerank=rerank)
     chosen = one_query(query, text)
     pipeline = served_pipeline(settings_of(profile, whitening), triton, onnx)
-    searcher = SoirSearcher(open_client(context, path, url, api_key), collection, pipeline=pipeline)
+    client = open_client(context, path, url, api_key)
+    searcher = SoirSearcher(client, collection, pipeline=pipeline, namespace=namespace)
     hits = searcher.search(
         chosen, box=place, examples=example or (), negatives=negative or (), options=options
     )
@@ -180,7 +182,7 @@ def info(
 
     settings = settings_of(profile, whitening)
     weights = resolve(settings.encoder.weights)
-    told: dict[str, Any] = {
+    about: dict[str, Any] = {
         "version": soir_qdrant.__version__,
         "cache": str(cache_dir()),
         "settings": settings.model_dump(),
@@ -189,10 +191,10 @@ def info(
     if path or url:
         client = open_client(context, path, url, api_key)
         names = [collection] if collection else [c.name for c in client.get_collections().collections]
-        told["collections"] = {name: collection_info(client, name) for name in names}
+        about["collections"] = {name: collection_info(client, name) for name in names}
     if as_json:
-        out.print_json(json.dumps(told, default=str))
+        out.print_json(json.dumps(about, default=str))
         return
-    for key, value in told.items():
+    for key, value in about.items():
         text = json.dumps(value, indent=2, default=str) if isinstance(value, dict) else value
         out.print(RichText.assemble((key, "bold"), f" {text}"))

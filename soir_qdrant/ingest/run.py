@@ -199,7 +199,7 @@ class Run:
             self.fail(item, f"id {item.id} belongs to the namespace {stored.namespace!r}: give another one")
             return False
         changed = stored.sha256 != self.images[item.id][0]
-        stale = stored.recipe != item.recipe and not (stored.given and item.objects is None)
+        stale = stored.recipe != item.recipe and not (stored.by_user and item.objects is None)
         if self.on_exists == "replace" or (self.on_exists == "update" and (changed or stale)):
             return True
         self.report.changed += changed
@@ -261,8 +261,8 @@ class Run:
             images = [decoded(item) for item in items]
             objects = [item.objects for item in items]
             options = {"patches": True} if self.object_patches else {}
-            found = self.pipeline().scenes(images, objects, self.report.seconds, **options)
-            return list(zip(items, found, strict=True))
+            scenes = self.pipeline().scenes(images, objects, self.report.seconds, **options)
+            return list(zip(items, scenes, strict=True))
         except _FATAL:
             raise
         except Exception as error:  # whatever a model says to one odd image must not stop the others

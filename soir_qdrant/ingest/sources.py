@@ -44,9 +44,9 @@ def items_of(
     length; what is given by a name that no image has is logged at the end."""
     sources = iter_sources(images, left_out)
     count = count_sources(images)
-    given = {"id": _named(ids), "payload": _named(payloads), "objects": _named(objects)}
-    unused = {what: dict.fromkeys(values) for what, values in given.items() if isinstance(values, dict)}
-    pick = {what: _picker(values, what, count) for what, values in given.items()}
+    by_user = {"id": _named(ids), "payload": _named(payloads), "objects": _named(objects)}
+    unused = {what: dict.fromkeys(values) for what, values in by_user.items() if isinstance(values, dict)}
+    pick = {what: _picker(values, what, count) for what, values in by_user.items()}
 
     def one(name: str, source: Source) -> Item:
         if isinstance(source, np.ndarray):

@@ -84,7 +84,7 @@ class Sync:
     def recipe(self, name: str, stored: StoredPoint) -> str | None:
         """Short hash of what would make the point of a file; None where the user once gave its objects, and
         does not now: then it stays as it is."""
-        if name not in self.objects and stored.given:
+        if name not in self.objects and stored.by_user:
             return None
         return self.run.recipe_of(self.objects.get(name))
 

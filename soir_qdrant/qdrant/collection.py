@@ -208,25 +208,25 @@ class Store:
         self, requests: Sequence[models.QueryRequest], **options: Any
     ) -> list[list[models.ScoredPoint]]:
         """The points found, per request. options: consistency, timeout; None is the client's own."""
-        options = _given(options)
+        options = _without_none(options)
         if len(requests) == 1:
-            held = _arguments(requests[0])
-            return [self.call("search", self.client.query_points, **held, **options).points]
-        found: list[list[models.ScoredPoint]] = []
+            arguments = _arguments(requests[0])
+            return [self.call("search", self.client.query_points, **arguments, **options).points]
+        answers: list[list[models.ScoredPoint]] = []
         for i in range(0, len(requests), _TOGETHER):
             some = list(requests[i : i + _TOGETHER])
-            answers = self.call("search", self.client.query_batch_points, requests=some, **options)
-            found += [answer.points for answer in answers]
-        return found
+            batch = self.call("search", self.client.query_batch_points, requests=some, **options)
+            answers += [answer.points for answer in batch]
+        return answers
 
     def groups(
         self, request: models.QueryRequest, group_by: str, size: int, **options: Any
     ) -> list[models.PointGroup]:
         """The points found, by the value of a payload key, up to `size` for each. options: as in `query`."""
-        held = {name: value for name, value in _arguments(request).items() if name != "offset"}
+        arguments = {name: value for name, value in _arguments(request).items() if name != "offset"}
         method = self.client.query_points_groups
-        options = _given(options) | {"group_by": group_by, "group_size": size}
-        return self.call("search", method, **held, **options).groups
+        options = _without_none(options) | {"group_by": group_by, "group_size": size}
+        return self.call("search", method, **arguments, **options).groups
 
     def dense(self, vector: Any) -> Vector | None:
         """The image's vector, float32 [D], out of what a search returned with the points."""
@@ -237,11 +237,11 @@ class Store:
 
 def _arguments(request: models.QueryRequest) -> dict[str, Any]:
     """A request as the client's methods for one take it."""
-    held = {field: getattr(request, field) for field in models.QueryRequest.model_fields}
-    return _given({_ARGUMENTS.get(field, field): value for field, value in held.items()})
+    fields = {field: getattr(request, field) for field in models.QueryRequest.model_fields}
+    return _without_none({_ARGUMENTS.get(field, field): value for field, value in fields.items()})
 
 
-def _given(options: Mapping[str, Any]) -> dict[str, Any]:
+def _without_none(options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 

@@ -2,7 +2,7 @@
 
 `payload["soir"]` holds the places of the image's files (`uri`, `uris` ..., see identity.py), `width`,
 `height`, `sha256` (of the file), `pixels` (hash of the decoded image), `encoder` (short hash of the
-fingerprint), `recipe` (of all that made the point, see recipe.py), `namespace` where there is one, `given`
+fingerprint), `recipe` (of all that made the point, see recipe.py), `namespace` where there is one, `by_user`
 where the user gave the objects, `objects` (each with `box` in pixels, `score`, `area` as a fraction of the
 image, and where known `label` and `code`), `labels` (the different ones, sorted) and `count`. Where no object
 was found, the whole image is listed as the one `stand_in`, and `count` is 0. The user's own keys lie beside
@@ -52,24 +52,24 @@ def clean_payload(user: Mapping[str, Any] | None) -> dict[str, Any]:
     if KEY in user:
         raise PayloadError(f'payload has the key "{KEY}", which is kept for this package: rename it')
     try:
-        held: dict[str, Any] = to_jsonable_python(dict(user))
-        json.dumps(held, allow_nan=False)
+        plain: dict[str, Any] = to_jsonable_python(dict(user))
+        json.dumps(plain, allow_nan=False)
     except (PydanticSerializationError, TypeError, ValueError) as error:
         raise PayloadError(f"payload cannot be written as JSON: {error}") from error
-    return held
+    return plain
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
     """What made a point. encoder, recipe: short hashes of the fingerprint and of all that made it. namespace:
-    "" for none. codes: numbers of each object's vector to keep, 0 for none. given: the user gave the objects.
+    "" for none. codes: numbers of each object's vector to keep, 0 for none. by_user: the user gave the objects.
     """
 
     encoder: str
     recipe: str
     namespace: str = ""
     codes: int = 0
-    given: bool = False
+    by_user: bool = False
 
 
 def build_payload(
@@ -90,7 +90,7 @@ def build_payload(
             "encoder": origin.encoder,
             "recipe": origin.recipe,
             **({"namespace": origin.namespace} if origin.namespace else {}),
-            **({"given": True} if origin.given else {}),
+            **({"by_user": True} if origin.by_user else {}),
             "objects": objects,
             "labels": sorted({item.label for item in scene.objects if item.label is not None}),
             "count": sum(not item.stand_in for item in scene.objects),
@@ -158,9 +158,9 @@ def code_cosines(payload: Mapping[str, Any], query: Vector) -> Vector | None:
     objects = payload.get(KEY, {}).get("objects") or []
     if not objects or not all("code" in item for item in objects):
         return None
-    kept = np.stack([decode(item["code"]) for item in objects])
-    head = query[: kept.shape[1]]
-    cosines: Vector = kept @ head / np.maximum(np.linalg.norm(kept, axis=1) * np.linalg.norm(head), 1e-6)
+    codes = np.stack([decode(item["code"]) for item in objects])
+    head = query[: codes.shape[1]]
+    cosines: Vector = codes @ head / np.maximum(np.linalg.norm(codes, axis=1) * np.linalg.norm(head), 1e-6)
     return cosines
 
 

@@ -18,7 +18,7 @@ from soir_qdrant.qdrant.transport import Refused, split
 from soir_qdrant.types import Scene
 
 TEXTS = ("sha256", "pixels", "recipe", "namespace")
-ORIGIN = [f"{KEY}.{name}" for name in (*TEXTS, "given", "labels", *PLACES)]
+ORIGIN = [f"{KEY}.{name}" for name in (*TEXTS, "by_user", "labels", *PLACES)]
 T = TypeVar("T")
 PAGE = 1000  # points in one request, where their vectors are not read
 _MULTIVECTOR_NUMBERS = 1_048_576  # Qdrant's limit for one multivector
@@ -27,7 +27,7 @@ _MULTIVECTOR_NUMBERS = 1_048_576  # Qdrant's limit for one multivector
 @dataclass(frozen=True, slots=True)
 class StoredPoint:
     """What a point says of its image. Empty where it does not, as points of version 0.1 do not of their
-    recipe and pixels. given: the objects are the user's, none were detected.
+    recipe and pixels. by_user: the objects are the user's, none were detected.
     """
 
     id: PointId
@@ -36,7 +36,7 @@ class StoredPoint:
     recipe: str
     namespace: str
     places: tuple[Place, ...]
-    given: bool = False
+    by_user: bool = False
 
 
 class Points:
@@ -218,8 +218,8 @@ def _stored(record: models.Record) -> StoredPoint:
     soir = (record.payload or {}).get(KEY)
     origin = soir if isinstance(soir, Mapping) else {}
     texts = {name: str(origin.get(name) or "") for name in TEXTS}
-    given = bool(origin.get("given") or origin.get("labels"))  # no detector names labels
-    return StoredPoint(id=point_id_of(record), places=places_of(origin), given=given, **texts)
+    by_user = bool(origin.get("by_user") or origin.get("labels"))  # no detector names labels
+    return StoredPoint(id=point_id_of(record), places=places_of(origin), by_user=by_user, **texts)
 
 
 def _pages(items: Iterable[T]) -> Iterator[list[T]]:

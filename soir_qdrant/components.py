@@ -1,4 +1,4 @@
-"""The parts of a pipeline that settings name: models, heads and projection, each loaded when first needed."""
+"""What settings name: models, heads and projection, each loaded when first needed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 SHIPPED = Path(str(resources.files("soir_qdrant") / "data" / "whitening.safetensors"))
 
 
-class PipelineParts:
+class Components:
     """What a pipeline is put together from.
 
     Args:
