@@ -20,7 +20,8 @@ from qdrant_client import QdrantClient, models
 from soir_qdrant import SoirSearcher
 from soir_qdrant.ingest.ingestor import CODES
 from soir_qdrant.qdrant.collection import Store
-from soir_qdrant.qdrant.payload import build_payload
+from soir_qdrant.qdrant.identity import Place
+from soir_qdrant.qdrant.payload import Origin, build_payload
 from soir_qdrant.types import LoadedImage, Scene, SceneObject
 
 DIM, OBJECTS, LIMIT = 1024, 8, 10
@@ -76,7 +77,8 @@ def fill(client: QdrantClient, points: int) -> None:
         for i in range(start, min(start + 1000, points)):
             scene = Scene(1024, 768, items, unit(rng, DIM), unit(rng, OBJECTS, CODES))
             image = LoadedImage(pixel, "made up", f"/pictures/{i}.jpg", f"{i:064x}")
-            payload = build_payload(image, scene, "made up", {}, CODES)
+            origin, places = Origin("made up", "made up", codes=CODES), [Place(f"/pictures/{i}.jpg")]
+            payload = build_payload(image, scene, origin, {}, places)
             made.append(models.PointStruct(id=i, vector=scene.vector.tolist(), payload=payload))
         client.upsert("images", made)
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from soir_qdrant.aio import AsyncSoirIngestor, AsyncSoirSearcher
     from soir_qdrant.config import Settings
     from soir_qdrant.ingest.ingestor import SoirIngestor
+    from soir_qdrant.ingest.outcome import IngestStopped
+    from soir_qdrant.ingest.sync import SyncReport
     from soir_qdrant.pipeline import Pipeline
     from soir_qdrant.rerank.kinds import register_reranker
     from soir_qdrant.search.options import SearchOptions
@@ -38,6 +40,7 @@ __all__ = [
     "Hit",
     "HitGroup",
     "IngestReport",
+    "IngestStopped",
     "Pipeline",
     "Scene",
     "SceneObject",
@@ -46,6 +49,7 @@ __all__ = [
     "SoirError",
     "SoirIngestor",
     "SoirSearcher",
+    "SyncReport",
     "Text",
     "register_reranker",
 ]
@@ -57,8 +61,10 @@ _LAZY = {
     "Pipeline": "pipeline",
     "SearchOptions": "search.options",
     "Settings": "config",
+    "IngestStopped": "ingest.outcome",
     "SoirIngestor": "ingest.ingestor",
     "SoirSearcher": "search.searcher",
+    "SyncReport": "ingest.sync",
     "register_reranker": "rerank.kinds",
 }
 

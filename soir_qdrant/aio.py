@@ -46,7 +46,7 @@ class _Bridge:
 class _Async(Generic[S]):
     def __init__(self, kind: Callable[..., S], client: AsyncQdrantClient, *args: Any, **options: Any) -> None:
         self._bridge = _Bridge(client)
-        self.sync = kind(self._bridge, *args, **options)
+        self.blocking = kind(self._bridge, *args, **options)
 
 
 def _awaited(
@@ -54,14 +54,14 @@ def _awaited(
 ) -> Callable[Concatenate[_Async[S], P], Coroutine[Any, Any, T]]:
     async def call(self: _Async[S], /, *args: P.args, **kwargs: P.kwargs) -> T:
         self._bridge.loop = asyncio.get_running_loop()
-        return await asyncio.to_thread(method, self.sync, *args, **kwargs)
+        return await asyncio.to_thread(method, self.blocking, *args, **kwargs)
 
     functools.update_wrapper(call, method)
     return call
 
 
 class AsyncSoirSearcher(_Async[SoirSearcher]):
-    """SoirSearcher on an AsyncQdrantClient: the same arguments and methods, awaited. sync: the searcher."""
+    """SoirSearcher on an AsyncQdrantClient: the same arguments and methods, awaited. blocking: the searcher."""
 
     def __init__(self, client: AsyncQdrantClient, collection: str = "images", **options: Any) -> None:
         super().__init__(SoirSearcher, client, collection, **options)
@@ -74,9 +74,12 @@ class AsyncSoirSearcher(_Async[SoirSearcher]):
 
 
 class AsyncSoirIngestor(_Async[SoirIngestor]):
-    """SoirIngestor on an AsyncQdrantClient: the same arguments and methods, awaited. sync: the ingestor."""
+    """SoirIngestor on an AsyncQdrantClient: the same arguments and methods, awaited. blocking: the ingestor."""
 
     def __init__(self, client: AsyncQdrantClient, collection: str = "images", **options: Any) -> None:
         super().__init__(SoirIngestor, client, collection, **options)
 
     add = _awaited(SoirIngestor.add)
+    sync = _awaited(SoirIngestor.sync)
+    remove = _awaited(SoirIngestor.remove)
+    update_payload = _awaited(SoirIngestor.update_payload)

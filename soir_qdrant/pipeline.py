@@ -6,29 +6,23 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cached_property
-from importlib import resources
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from soir_qdrant.config import SCHEMA, Settings
+from soir_qdrant.components import Components
 from soir_qdrant.errors import ConfigError
 from soir_qdrant.geometry.boxes import pick
 from soir_qdrant.geometry.crops import crop, full_mask, square, whole_box
 from soir_qdrant.geometry.plain_background import plain_foreground
 from soir_qdrant.models.tokens import SKIP, TokenSource, tokens_of
-from soir_qdrant.pooling.patches import READ, EncodesBoth, PatchProjection, described, projection_of
-from soir_qdrant.pooling.pool import generalized_max_pool, mean_pool, normalize
-from soir_qdrant.pooling.whitening import Whitening
+from soir_qdrant.pooling.features import side_by_side
+from soir_qdrant.pooling.patches import EncodesBoth, described
+from soir_qdrant.pooling.pool import normalize, pool_scenes
 from soir_qdrant.types import (
     RGB,
     Box,
     Detections,
-    Detector,
-    Encoder,
     Encoding,
     Fitting,
     LoadedImage,
@@ -39,11 +33,7 @@ from soir_qdrant.types import (
     Vector,
 )
 
-if TYPE_CHECKING:
-    from soir_qdrant.models.encoders.text import TextEncoder
-
-SHIPPED = Path(str(resources.files("soir_qdrant") / "data" / "whitening.safetensors"))
-QUERY_FRAME = 0.05  # of each side of a query crop that is taken for ground
+QUERY_FRAME = 0.05  # of each side of a query crop that is taken for background
 
 
 @contextmanager
@@ -56,34 +46,8 @@ def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
         seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - start
 
 
-def feature(encoding: Encoding, name: str) -> Vector:
-    """ "cls": the descriptor; "patches": the patch mean after the last block; "patches-n": n earlier."""
-    if name == "cls":
-        return encoding.descriptor
-    return encoding.layers[:, -1 - int(name.partition("-")[2] or 0)]
-
-
-class Pipeline:
-    """Images to scenes, query crops to vectors.
-
-    settings: see `Settings`. detector, segmenter, encoder: used instead of those the settings name;
-    each is loaded when it is first needed. tokens: whose patches `patches` reads; None is the encoder.
-    patch_projection: what makes them small; None is the whitening's part for them.
-    """
-
-    def __init__(
-        self,
-        settings: Settings | None = None,
-        *,
-        detector: Detector | None = None,
-        segmenter: Segmenter | None = None,
-        encoder: Encoder | None = None,
-        tokens: TokenSource | None = None,
-        patch_projection: PatchProjection | None = None,
-    ) -> None:
-        self.settings = settings or Settings.for_profile()
-        self._tokens, self._patch_projection = tokens, patch_projection
-        self._detector, self._segmenter, self._encoder = detector, segmenter, encoder
+class Pipeline(Components):
+    """Images to scenes, query crops to vectors: the way through the parts of `Components`."""
 
     def scenes(
         self,
@@ -101,14 +65,14 @@ class Pipeline:
         Raises ObjectsError where a box or mask does not fit its image.
         """
         seconds = {} if seconds is None else seconds
-        found = self.find(images, objects or [None] * len(images), seconds)
+        listed = self.find(images, objects or [None] * len(images), seconds)
         with timed(seconds, "encode"):
-            crops, masks = self.crops([image.rgb for image in images], found)
+            crops, masks = self.crops([image.rgb for image in images], listed)
             encoding, rows = self._encode(crops, masks, patches)
             vectors = self.describe(encoding)
         with timed(seconds, "refine"):
-            scene_of = np.repeat(np.arange(len(images)), [len(items) for items in found])
-            scores = np.array([item.score for items in found for item in items], np.float32)
+            scene_of = np.repeat(np.arange(len(images)), [len(items) for items in listed])
+            scores = np.array([item.score for items in listed for item in items], np.float32)
             pooled = self.pool(vectors, scene_of, scores, encoding, masks)
         return [
             Scene(
@@ -119,7 +83,7 @@ class Pipeline:
                 vectors[scene_of == i],
                 None if rows is None else tuple(rows[k] for k in np.flatnonzero(scene_of == i)),
             )
-            for i, (image, items) in enumerate(zip(images, found, strict=True))
+            for i, (image, items) in enumerate(zip(images, listed, strict=True))
         ]
 
     def _encode(
@@ -150,23 +114,13 @@ class Pipeline:
                 'rerank="patches" reads the tokens of crops, which this encoder does not give: take one that '
                 "runs here, or a runtime that serves the embedded detector's trunk"
             )
-        rows: list[Vector] = []
-        for i in range(0, len(crops), self.settings.encoder.batch):
-            part = slice(i, i + self.settings.encoder.batch)
-            rows += described(tokens_of(source, crops[part]), masks[part], projection)
-        return rows
-
-    @cached_property
-    def patch_projection(self) -> PatchProjection:
-        """What makes patches small. Raises ConfigError where the settings have no whitening of them."""
-        if self._patch_projection is not None:
-            return self._patch_projection
-        if self.whitening is None or READ not in self.settings.vector.features:
-            raise ConfigError(
-                f'rerank="patches" needs a whitening of the feature "{READ}", and these settings have none: '
-                "take the profile embedded, or set vector.features and fit one with `soir calibrate`"
-            )
-        return projection_of(self.whitening, self.settings.vector.features, self.encoder.last_block)
+        size = self.settings.encoder.batch
+        batches = [slice(i, i + size) for i in range(0, len(crops), size)]
+        return [
+            row
+            for part in batches
+            for row in described(tokens_of(source, crops[part]), masks[part], projection)
+        ]
 
     def find(
         self,
@@ -178,32 +132,31 @@ class Pipeline:
         boxes fitted to them where the segmenter can, and of those that then are much the same the best, else
         the whole image. seconds: see `scenes`."""
         seconds = {} if seconds is None else seconds
-        wanted = [i for i, items in enumerate(objects) if items is None]
+        unknown = [i for i, items in enumerate(objects) if items is None]
         detected: dict[int, Detections] = {}
         with timed(seconds, "detect"):
-            if wanted and self.detector is not None:
-                seen = self.detector.detect([images[i].rgb for i in wanted])
-                detected = dict(zip(wanted, seen, strict=True))
-        found = []
+            if unknown and self.detector is not None:
+                detections = self.detector.detect([images[i].rgb for i in unknown])
+                detected = dict(zip(unknown, detections, strict=True))
         with timed(seconds, "segment"):
+            listed = []
             for i, (image, items) in enumerate(zip(images, objects, strict=True)):
-                held = items or self._different(self.fitted(image.rgb, detected.get(i)))
-                whole = SceneObject((0.0, 0.0, float(image.width), float(image.height)))
-                found.append(self.segment(image.rgb, held or [whole]))
-        return found
+                items = items or self._different(self.fitted(image.rgb, detected.get(i)))
+                whole = SceneObject((0.0, 0.0, float(image.width), float(image.height)), stand_in=True)
+                listed.append(self.segment(image.rgb, items or [whole]))
+        return listed
 
-    def fitted(self, image: RGB, seen: Detections | None) -> list[SceneObject]:
+    def fitted(self, image: RGB, detections: Detections | None) -> list[SceneObject]:
         """What was detected, boxes fitted to their masks where the segmenter can. image: uint8 [H, W, 3]."""
-        if seen is None or not len(seen.boxes):
+        if detections is None or not len(detections.boxes):
             return []
-        fitted: list[tuple[Box, Mask | None]]
+        rows = detections.boxes.astype(float).tolist()
+        fitted: list[tuple[Box, Mask | None]] = [((x0, y0, x1, y1), None) for x0, y0, x1, y1 in rows]
         if isinstance(self.segmenter, Fitting):
-            fitted = [*self.segmenter.fit(image, seen.boxes)]
-        else:
-            fitted = [((x0, y0, x1, y1), None) for x0, y0, x1, y1 in seen.boxes.astype(float).tolist()]
+            fitted = [*self.segmenter.fit(image, detections.boxes)]
         return [
             SceneObject(box, mask, score=float(score))
-            for (box, mask), score in zip(fitted, seen.scores, strict=True)
+            for (box, mask), score in zip(fitted, detections.scores, strict=True)
         ]
 
     def _different(self, items: list[SceneObject]) -> list[SceneObject]:
@@ -211,9 +164,9 @@ class Pipeline:
         if not items:
             return []
         boxes, scores = np.array([item.box for item in items]), np.array([item.score for item in items])
-        held = self.settings.detector
-        kept, _ = pick(boxes, scores, iou=held.fitted_iou, most=held.most)
-        return [items[i] for i in kept]
+        settings = self.settings.detector
+        best, _ = pick(boxes, scores, iou=settings.fitted_iou, most=settings.most)
+        return [items[i] for i in best]
 
     def segment(
         self, image: RGB, objects: list[SceneObject], segmenter: Segmenter | None = None
@@ -223,11 +176,11 @@ class Pipeline:
         height, width = image.shape[:2]
         bare = [item for item in objects if item.mask is None]
         whole = [whole_box(item.box, width, height) == (0, 0, width, height) for item in bare]
-        asked = [item for item, all_of_it in zip(bare, whole, strict=True) if not all_of_it]
-        if not asked:
+        parts = [item for item, all_of_it in zip(bare, whole, strict=True) if not all_of_it]
+        if not parts:
             return objects
-        boxes = np.array([item.box for item in asked], np.float64)  # rounded, a frame may lose a pixel
-        masks = dict(zip(map(id, asked), segmenter.segment(image, boxes), strict=True))
+        boxes = np.array([item.box for item in parts], np.float64)  # rounded, a frame may lose a pixel
+        masks = dict(zip(map(id, parts), segmenter.segment(image, boxes), strict=True))
         return [replace(item, mask=masks.get(id(item), item.mask)) for item in objects]
 
     def crops(
@@ -244,31 +197,25 @@ class Pipeline:
 
     def _crop(self, image: RGB, item: SceneObject) -> tuple[RGB, NDArray[np.float32]]:
         height, width = image.shape[:2]
-        held, size = self.settings.crop, self.encoder.input_size
+        settings, size = self.settings.crop, self.encoder.input_size
+        mask, side = full_mask(item, width, height), self._min_side(height, width)
         return crop(
-            image,
-            full_mask(item, width, height),
-            item.box,
-            size,
-            margin=held.margin,
-            least=self._least(height, width),
-            background=held.background,
+            image, mask, item.box, size, margin=settings.margin, least=side, background=settings.background
         )
 
-    def _least(self, height: int, width: int) -> int:
+    def _min_side(self, height: int, width: int) -> int:
         return min(self.encoder.input_size, height, width) if self.settings.crop.native else 0
 
     def window(self, box: Box, shape: tuple[int, ...]) -> tuple[int, int, int]:
         """x, y and side, in pixels, of the square that the crop of a box is cut from. shape: H, W, ... ."""
-        height, width = shape[:2]
-        least = self._least(height, width)
-        return square(box, width, height, margin=self.settings.crop.margin, least=least)
+        margin, min_side = self.settings.crop.margin, self._min_side(shape[0], shape[1])
+        return square(box, shape[1], shape[0], margin=margin, least=min_side)
 
     def encode_whole(self, crops: NDArray[np.uint8], masks: NDArray[np.float32]) -> Encoding:
         """`encoder.encode` with its tokens, which a served one sends only where it is asked to. Raises
         ConfigError for an encoder that has none."""
-        telling = getattr(self.encoder, "telling", lambda: self.encoder)
-        encoding: Encoding = telling().encode(crops, masks)
+        with_tokens = getattr(self.encoder, "telling", lambda: self.encoder)
+        encoding: Encoding = with_tokens().encode(crops, masks)
         if encoding.tokens is None:
             raise ConfigError("heat maps and Q-Perturbation read tokens, and this encoder sends none")
         return encoding
@@ -280,9 +227,7 @@ class Pipeline:
 
     def features(self, encoding: Encoding) -> Vector:
         """The rows that a whitening is fitted on, float32 [K, F]: parts of equal length side by side."""
-        names = self.settings.vector.features
-        parts = [normalize(feature(encoding, name)) for name in names]
-        return normalize(np.concatenate(parts, axis=1))
+        return side_by_side(encoding, self.settings.vector.features)
 
     def pool(
         self,
@@ -294,20 +239,14 @@ class Pipeline:
     ) -> Vector:
         """One vector per scene, float32 [S, dim], unit rows.
 
-        vectors: float32 [K, dim], what `describe` returned; scene_of: int [K], 0..S-1, rising;
+        vectors: float32 [K, dim], what `describe` returned; scene_of: int [K], 0..S-1, ascending;
         scores: float32 [K]; encoding, masks: of the same crops, read by the refinement alone.
         """
-        held = self.settings.vector
-        count = int(scene_of[-1]) + 1 if len(scene_of) else 0
-        if held.pooling == "mao":
-            if encoding is None or masks is None:
-                raise ConfigError("pooling 'mao' reads the crops' tokens and masks")
-            return self._refined(scene_of, encoding, masks)
-        rows = [vectors[scene_of == i] for i in range(count)]
-        weights = [scores[scene_of == i] ** held.by_score for i in range(count)]
-        if held.pooling == "mean":
-            return np.stack([mean_pool(v, w) for v, w in zip(rows, weights, strict=True)])
-        return np.stack([generalized_max_pool(v, held.ridge, w) for v, w in zip(rows, weights, strict=True)])
+        if self.settings.vector.pooling != "mao":
+            return pool_scenes(vectors, scene_of, scores, self.settings.vector)
+        if encoding is None or masks is None:
+            raise ConfigError("pooling 'mao' reads the crops' tokens and masks")
+        return self._refined(encoding, masks, scene_of)
 
     def query(self, image: RGB, *, box: Box | None = None, mask: Mask | None = None) -> Vector:
         """The vector of one query object, float32 [dim], unit length. See `query_crop`."""
@@ -344,154 +283,18 @@ class Pipeline:
         if box is None and mask is not None and mask.any():
             rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
             box = (float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1))
-        if box is None:  # a frame is left for the segmenter to learn the ground from
+        if box is None:  # a frame is left for the segmenter to learn the background from
             x, y = round(width * QUERY_FRAME), round(height * QUERY_FRAME)
             box = (float(x), float(y), float(width - x), float(height - y))
-        item = SceneObject(box, mask)
-        item = self.segment(image, [item], self.query_segmenter)[0]
+        (item,) = self.segment(image, [SceneObject(box, mask)], self.query_segmenter)
         cut, inside = self._crop(image, item)
         return cut[None], inside[None]
 
-    @cached_property
-    def encoder(self) -> Encoder:
-        if self._encoder is not None:
-            return self._encoder
-        from soir_qdrant.models.encoders.vit import ViTEncoder
+    def _refined(self, encoding: Encoding, masks: NDArray[np.float32], scene_of: NDArray[np.int64]) -> Vector:
+        """The joint token of each scene, whitened. See `mao.joint`."""
+        from soir_qdrant.mao.joint import joint_tokens
 
-        held = self.settings.encoder
-        return ViTEncoder(
-            held.weights,
-            input_size=held.input_size,
-            device=held.device,
-            dtype=held.dtype,
-            batch=held.batch,
-            blocks=self.settings.vector.blocks,
-            adapter=held.adapter,
-        )
-
-    @cached_property
-    def text_encoder(self) -> TextEncoder | None:
-        """The text tower beside the encoder; None where it has none, or objects are not described by the
-        descriptor that texts are compared with."""
-        if self.settings.vector.features != ("cls",):
-            return None
-        from soir_qdrant.models.encoders.text import text_encoder
-
-        held = self.settings.encoder
-        return text_encoder(held.weights, device=held.device)
-
-    @cached_property
-    def detector(self) -> Detector | None:
-        if self._detector is not None:
-            return self._detector
-        from soir_qdrant.models.detectors.factory import make_detector
-
-        held = self.settings
-        return make_detector(held.detector, self.encoder, held.encoder.device)
-
-    @cached_property
-    def segmenter(self) -> Segmenter:
-        if self._segmenter is not None:
-            return self._segmenter
-        from soir_qdrant.models.segmenters.factory import make_segmenter
-
-        held, encoder = self.settings, self.encoder
-        return make_segmenter(held.segmenter, encoder, encoder.fingerprint, held.encoder.device)
-
-    @cached_property
-    def query_segmenter(self) -> Segmenter:
-        """A finer cut for queries: they are few, and all depends on each."""
-        from soir_qdrant.models.segmenters.grabcut import GrabCutSegmenter
-
-        if isinstance(self.segmenter, GrabCutSegmenter):
-            return GrabCutSegmenter(side=160, iterations=5)
-        return self.segmenter
-
-    @cached_property
-    def whitening(self) -> Whitening | None:
-        """The whitening of the settings: the shipped one of the encoder, a file, or none."""
-        held = self.settings.vector
-        if held.whitening is None:
-            return None
-        path = SHIPPED if held.whitening == "shipped" else Path(held.whitening).expanduser()
-        whitening = Whitening.load(path)
-        if whitening.fitted_for != self.whitened:
-            raise ConfigError(
-                f"whitening {held.whitening!r} was fitted for {whitening.fitted_for!r}, and the settings "
-                f"ask for {self.whitened!r}: fit one with `soir calibrate`, or set vector.whitening to None"
-            )
-        return whitening.truncated(held.dim)
-
-    @property
-    def prior(self) -> Whitening | None:
-        """The whitening to refit: the file that the settings name, else the one that ships; None where that
-        is of another encoder."""
-        if self.settings.vector.whitening not in (None, "shipped"):
-            return self.whitening
-        found = Whitening.load(SHIPPED)
-        return found if found.fitted_for == self.whitened else None
-
-    @property
-    def whitened(self) -> str:
-        """What a whitening has to be fitted for: encoder, crop and features in one line."""
-        crop, vector = self.settings.crop, self.settings.vector
-        cut = f"{'native' if crop.native else 'tight'}{crop.margin:g}{crop.background}"
-        return f"{self.encoder.fingerprint} {cut} {'+'.join(vector.features)}"
-
-    @cached_property
-    def dim(self) -> int:
-        """Length of the stored vector."""
-        if self.whitening is not None:
-            return self.whitening.dim
-        names = self.settings.vector.features
-        inner = self.encoder.last_block.dim if set(names) != {"cls"} else 0  # loads weights, where served
-        return sum(self.encoder.dim if name == "cls" else inner for name in names)
-
-    @cached_property
-    def fingerprint(self) -> dict[str, Any]:
-        """What two vectors must share to be compared: JSON-able, the same on every machine and device."""
-        vector = self.settings.vector.model_dump(exclude={"whitening", "by_score"})
-        if self.settings.vector.pooling != "mao":
-            vector = {k: v for k, v in vector.items() if k not in ("iterations", "lr", "alpha", "blocks")}
-        return {
-            "schema": SCHEMA,
-            "encoder": self.encoder.fingerprint,
-            "crop": self.settings.crop.model_dump(),
-            "vector": vector | {"features": list(self.settings.vector.features)},
-            "whitening": self.whitening.digest if self.whitening else None,
-            "dim": self.dim,
-        }
-
-    def _refined(self, scene_of: NDArray[np.int64], encoding: Encoding, masks: NDArray[np.float32]) -> Vector:
-        """The joint token of each scene, in the space of the descriptor. See `mao.refine`."""
-        import torch
-
-        from soir_qdrant.mao.refine import MaoSettings, refine
-        from soir_qdrant.models.encoders.vit import pick_dtype
-
-        held, block = self.settings.vector, self.encoder.last_block
-        if encoding.tokens is None:
-            raise ConfigError(
-                "pooling 'mao' reads the tokens, and this served encoder was made without: leave tokens=True"
-            )
-        if held.features != ("cls",):
-            raise ConfigError("pooling 'mao' refines the descriptor: set vector.features to ('cls',)")
-        blocks = (block,) if held.blocks == 1 else getattr(self.encoder, "last_blocks", (block,))
-        if len(blocks) != held.blocks:
-            raise ConfigError(f"vector.blocks {held.blocks}: this encoder exposes {len(blocks)}")
-        dtype = pick_dtype(self.settings.encoder.dtype, block.device)
-        refined = refine(
-            blocks,
-            torch.as_tensor(encoding.tokens, device=block.device),
-            torch.as_tensor(encoding.descriptor, device=block.device),
-            torch.as_tensor(masks, device=block.device),
-            torch.as_tensor(scene_of, device=block.device),
-            MaoSettings(
-                held.iterations,
-                held.lr,
-                held.alpha,
-                products="float32" if dtype == torch.float32 else "bfloat16",
-            ),
-        )
-        rows: Vector = refined.cpu().numpy()
+        settings, block = self.settings, self.encoder.last_block
+        blocks = (block,) if settings.vector.blocks == 1 else getattr(self.encoder, "last_blocks", (block,))
+        rows = joint_tokens(encoding, masks, scene_of, blocks, settings.vector, settings.encoder.dtype)
         return self.whitening(rows) if self.whitening else rows

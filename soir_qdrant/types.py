@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, runtime_checkable
 
@@ -25,12 +26,14 @@ class SceneObject:
     mask: bool, either [H, W] (the whole image) or [h, w] (the box, rounded outwards to whole pixels);
         None means every pixel of the box.
     score: objectness, 0..1.
+    stand_in: the whole image, listed where no object was found in it.
     """
 
     box: Box
     mask: Mask | None = None
     label: str | None = None
     score: float = 1.0
+    stand_in: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,7 +42,8 @@ class LoadedImage:
 
     rgb: uint8 [H, W, 3]. alpha: bool [H, W], the opaque pixels, where the file has transparency.
     name: what to call it in messages. uri: stored in the payload, so that it can be opened again.
-    sha256: hex digest of the file's bytes (of the pixels, where there was no file).
+    sha256: hex digest of the file's bytes (of the pixels, where there was no file). stamp: size of the file
+    in bytes, and the time of its last change in nanoseconds.
     """
 
     rgb: RGB
@@ -47,6 +51,7 @@ class LoadedImage:
     uri: str | None
     sha256: str
     alpha: Mask | None = None
+    stamp: tuple[int, int] | None = None
 
     @property
     def height(self) -> int:
@@ -55,6 +60,15 @@ class LoadedImage:
     @property
     def width(self) -> int:
         return int(self.rgb.shape[1])
+
+    @property
+    def pixels(self) -> str:
+        """16 hex digits that stand for the decoded image: the same after a change of its metadata alone."""
+        digest = hashlib.sha256(repr(self.rgb.shape).encode())
+        digest.update(np.ascontiguousarray(self.rgb).data)
+        if self.alpha is not None:
+            digest.update(np.packbits(self.alpha).tobytes())
+        return digest.hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -173,15 +187,34 @@ class Failure:
 
 @dataclass(slots=True)
 class IngestReport:
-    """What became of the images. seconds: per stage (load, detect, segment, encode, refine, store)."""
+    """What became of the images.
+
+    Attributes:
+        added: new in the collection.
+        updated: were in it, and were made anew.
+        skipped: are in it, and were left as they are.
+        stale: of the skipped ones, those that were stored by another recipe (detector, segmenter, heads,
+            thresholds ...): `on_exists="update"` makes them anew.
+        relocated: of the skipped ones, those that lie at a place which was not known. It is now.
+        changed: of the skipped ones, those whose image was another one when they were stored, under an id
+            of your own; the same renews them.
+        failed: with reasons.
+        left_out: of a folder, linked folders and images of formats that are not read.
+        seconds: per stage (load, detect, segment, encode, refine, store).
+    """
 
     added: int = 0
+    updated: int = 0
     skipped: int = 0
+    stale: int = 0
+    changed: int = 0
+    relocated: int = 0
     failed: list[Failure] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
 
 
-OnExists: TypeAlias = Literal["skip", "replace"]
+OnExists: TypeAlias = Literal["skip", "update", "replace"]
 
 
 @runtime_checkable

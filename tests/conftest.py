@@ -40,6 +40,7 @@ class ColourPipeline:
             "crop": (0.1, 2),
             "dim": 12,
         }
+        self.recipe: dict[str, Any] = {"detector": "none"}
         self.pause = pause
         self.calls: list[list[str]] = []  # names of the images of each batch
 

@@ -59,12 +59,28 @@ class StandIn:
         return {**plain(self.held.get_collection(name)), "payload_schema": schema}
 
     def index(self, name: str, body: Any) -> Any:
-        self.indexes[body["field_name"]] = body["field_schema"]
+        kind = body["field_schema"]
+        self.indexes[body["field_name"]] = kind["type"] if isinstance(kind, dict) else kind
         return {"operation_id": 1, "status": "completed"}
 
     def upsert(self, name: str, body: Any) -> Any:
         points = [models.PointStruct.model_validate(point) for point in body["points"]]
         return plain(self.held.upsert(name, points))
+
+    def update(self, name: str, body: Any) -> Any:
+        operations = models.UpdateOperations.model_validate(body).operations
+        return [plain(done) for done in self.held.batch_update_points(name, operations)]
+
+    def set_payload(self, name: str, body: Any) -> Any:
+        asked = models.SetPayload.model_validate(body)
+        return plain(self.held.set_payload(name, asked.payload, asked.filter or asked.points, asked.key))
+
+    def update_vectors(self, name: str, body: Any) -> Any:
+        return plain(self.held.update_vectors(name, models.UpdateVectors.model_validate(body).points))
+
+    def remove(self, name: str, body: Any) -> Any:
+        asked = models.FilterSelector if "filter" in body else models.PointIdsList
+        return plain(self.held.delete(name, asked.model_validate(body)))
 
     def retrieve(self, name: str, body: Any) -> Any:
         asked = models.PointRequest.model_validate(body)
@@ -73,7 +89,12 @@ class StandIn:
     def scroll(self, name: str, body: Any) -> Any:
         asked = models.ScrollRequest.model_validate(body)
         points, following = self.held.scroll(
-            name, asked.filter, asked.limit, with_payload=asked.with_payload, with_vectors=asked.with_vector
+            name,
+            asked.filter,
+            asked.limit,
+            offset=asked.offset,
+            with_payload=asked.with_payload,
+            with_vectors=asked.with_vector,
         )
         return {"points": [plain(point) for point in points], "next_page_offset": following}
 
@@ -103,6 +124,10 @@ ROUTES = [
     (r"PUT /collections/(\w+)/index", "index"),
     (r"PUT /collections/(\w+)/points", "upsert"),
     (r"POST /collections/(\w+)/points", "retrieve"),
+    (r"POST /collections/(\w+)/points/batch", "update"),
+    (r"POST /collections/(\w+)/points/payload", "set_payload"),
+    (r"PUT /collections/(\w+)/points/vectors", "update_vectors"),
+    (r"POST /collections/(\w+)/points/delete", "remove"),
     (r"POST /collections/(\w+)/points/scroll", "scroll"),
     (r"POST /collections/(\w+)/points/count", "count"),
     (r"POST /collections/(\w+)/points/query", "query"),
@@ -125,7 +150,7 @@ class _Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(length)) if length else None
         path, _, asked = self.path.partition("?")
         fault = None
-        if self.command == "PUT" and path.endswith("/points"):
+        if (self.command == "PUT" and path.endswith("/points")) or path.endswith("/points/batch"):
             assert "wait=true" in asked
             self.stand_in.writes.append(length)
             fault = self.stand_in.faults.pop(0) if self.stand_in.faults else None

@@ -52,3 +52,16 @@ def test_errors_come_through():
             await searcher.search(picture(0))
 
     asyncio.run(scenario())
+
+
+def test_a_folder_is_kept_in_step_and_images_are_removed(folder):
+    async def asked():
+        client = AsyncQdrantClient(":memory:")
+        adder = AsyncSoirIngestor(client, pipeline=ColourPipeline())
+        report = await adder.sync(folder)
+        assert report.counts == {"new": 6}
+        await adder.update_payload({"n": 1}, uris=[folder / "0.png"])
+        await adder.remove(uris=[folder / "2.png"])
+        return (await client.count("images")).count
+
+    assert asyncio.run(asked()) == 5

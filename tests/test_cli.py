@@ -10,7 +10,18 @@ from typer.testing import CliRunner
 
 from soir_qdrant.cli.main import app
 
-COMMANDS = ["ingest", "search", "info", "calibrate", "evaluate", "explain", "needle", "export", "demo"]
+COMMANDS = [
+    "ingest",
+    "sync",
+    "search",
+    "info",
+    "calibrate",
+    "evaluate",
+    "explain",
+    "needle",
+    "export",
+    "demo",
+]
 
 
 def soir(*arguments, **options):

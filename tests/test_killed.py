@@ -12,7 +12,7 @@ from conftest import picture, stored
 from PIL import Image
 from qdrant_client import QdrantClient
 
-from soir_qdrant.qdrant.payload import point_id
+from soir_qdrant.qdrant.identity import point_id
 
 KILLED = """
 import sys

@@ -7,16 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from soir_qdrant.errors import ConfigError
+from soir_qdrant.qdrant.identity import Place, check_id, point_id
 from soir_qdrant.qdrant.payload import (
+    Origin,
     PayloadError,
     best_object,
     build_payload,
-    check_id,
     clean_payload,
     decode,
     encode,
     object_area,
-    point_id,
     shown,
 )
 from soir_qdrant.types import LoadedImage, SceneObject
@@ -35,17 +35,24 @@ def test_ids():
 
 def test_payload_is_as_designed():
     one = scene(2)
-    image = LoadedImage(picture(1), "a.png", "/x/a.png", "ff", None)
-    payload = build_payload(image, one, "e1", {"mine": 3}, 8)
+    image = LoadedImage(picture(1), "a.png", "/x/a.png", "ff")
+    origin, places = Origin("e1", "r1", "tenant", 8), [Place("/x/a.png", (7, 8)), Place("/x/b.png")]
+    payload = build_payload(image, one, origin, {"mine": 3}, places)
     codes = [item.pop("code") for item in payload["soir"]["objects"]]
     assert [len(decode(code)) for code in codes] == [8, 8]
     assert payload == {
         "soir": {
             "uri": "/x/a.png",
+            "uris": ["/x/a.png", "/x/b.png"],
+            "files": [[7, 8], None],
+            "payloads": [],
             "width": 40,
             "height": 30,
             "sha256": "ff",
+            "pixels": image.pixels,
             "encoder": "e1",
+            "recipe": "r1",
+            "namespace": "tenant",
             "objects": [
                 {"box": [0.0, 0.0, 4.0, 6.0], "score": 1.0, "area": 0.02, "label": "l0"},
                 {"box": [5.0, 0.0, 9.0, 6.0], "score": 1.0, "area": 0.02, "label": "l1"},
@@ -55,7 +62,10 @@ def test_payload_is_as_designed():
         },
         "mine": 3,
     }
-    assert "code" not in build_payload(image, one, "e1", {}, 0)["soir"]["objects"][0]
+    bare = build_payload(image, one, Origin("e1", "r1"), {}, [])["soir"]
+    assert bare["uri"] is None
+    assert "namespace" not in bare
+    assert "code" not in bare["objects"][0]
 
 
 def test_areas():

@@ -73,6 +73,21 @@ def test_two_boxes_that_fit_one_mask_are_one_object(pipeline, picture):
     assert len(kept[0]) == 3  # nothing fits boxes there, and these are not the same
 
 
+def test_no_more_objects_than_the_settings_allow(pipeline, picture):
+    """Whatever the detector returns: the best of those that are left after the second suppression."""
+
+    class Detector:
+        name = "nine"
+
+        def detect(self, images):
+            boxes = np.array([(30 * i, 10, 30 * i + 25, 40) for i in range(9)], np.float32)
+            return [Detections(boxes, np.linspace(0.9, 0.1, 9, dtype=np.float32))] * len(images)
+
+    settings = pipeline.settings.but(segmenter={"kind": "box"}, detector={"most": 4})
+    (items,) = Pipeline(settings, detector=Detector(), encoder=pipeline.encoder).find([picture], [None])
+    assert [round(item.score, 1) for item in items] == [0.9, 0.8, 0.7, 0.6]
+
+
 def test_a_batch_gives_what_single_pictures_give(pipeline, picture):
     together = pipeline.scenes([picture, picture], [THINGS, None])
     alone = pipeline.scenes([picture], [THINGS])[0]

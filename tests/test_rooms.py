@@ -12,10 +12,8 @@ PACKAGE = Path(soir_qdrant.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 MAX_LINES = 300
 TOO_LONG = {  # to be split, not to grow
-    "pipeline.py": 500,
     "serving/export.py": 380,
     "serving/triton.py": 365,
-    "qdrant/collection.py": 305,
 }
 MAX_FUNCTION = 50
 LONG_FUNCTIONS = {  # the same; lines with signature and docstring
@@ -28,9 +26,10 @@ LONG_FUNCTIONS = {  # the same; lines with signature and docstring
 FLOORS = [
     {"errors"},
     {"types", "config", "registry"},
-    {"images", "geometry"},
+    {"images", "geometry", "recipe"},
     {"models", "qdrant"},
     {"pooling", "mao"},
+    {"components"},
     {"pipeline", "query"},
     {"rerank", "serving"},
     {"assembly"},

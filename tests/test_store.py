@@ -12,6 +12,7 @@ from soir_qdrant.qdrant.collection import Store
 from soir_qdrant.qdrant.payload import (
     short_hash,
 )
+from soir_qdrant.qdrant.points import Points
 from soir_qdrant.qdrant.transport import connect
 from soir_qdrant.types import Scene
 
@@ -23,8 +24,8 @@ def test_a_collection_holds_what_was_put_in(client, name, keep):
     held.create(12, FINGERPRINT, keep_objects=keep)
     assert (held.dim, held.has_objects) == (12, keep)
     one = scene()
-    point = held.point(7, one, {"soir": {"encoder": short_hash(FINGERPRINT)}, "mine": [1]})
-    assert list(held.upsert([point])) == [(point, None)]
+    point = Points(held).point(7, one, {"soir": {"encoder": short_hash(FINGERPRINT)}, "mine": [1]})
+    assert list(Points(held).write([point])) == [(point, None)]
     (record,) = client.retrieve("images", [7], with_vectors=True)
     assert record.payload == point.payload
     assert np.allclose(held.dense(record.vector), one.vector, atol=1e-6)
@@ -70,11 +71,11 @@ def test_a_prepared_empty_collection_is_taken(client):
     client.create_collection("images", models.VectorParams(size=12, distance=models.Distance.COSINE))
     held = store(client)
     held.create(12, FINGERPRINT)
-    list(held.upsert([held.point(1, scene(), {"soir": {"encoder": short_hash(FINGERPRINT)}})]))
+    list(Points(held).write([Points(held).point(1, scene(), {"soir": {"encoder": short_hash(FINGERPRINT)}})]))
     held.open(12, FINGERPRINT)
     with pytest.raises(CollectionError, match="unknown but for its hash"):
         held.open(12, {**FINGERPRINT, "version": "2"})
-    list(held.upsert([models.PointStruct(id=0, vector=[1.0] * 12, payload={"mine": 1})]))
+    list(Points(held).write([models.PointStruct(id=0, vector=[1.0] * 12, payload={"mine": 1})]))
     with pytest.raises(CollectionError, match="did not write"):
         held.open(12, FINGERPRINT)
 
@@ -95,7 +96,7 @@ def test_without_metadata_the_points_tell(monkeypatch):
     assert calls == ["images"]
     assert schema.stored_fingerprint(client.get_collection("images")) is None
     held.open(12, {**FINGERPRINT, "version": "2"})  # nothing in it yet, nothing to protect
-    list(held.upsert([held.point(1, scene(), {"soir": {"encoder": short_hash(FINGERPRINT)}})]))
+    list(Points(held).write([Points(held).point(1, scene(), {"soir": {"encoder": short_hash(FINGERPRINT)}})]))
     with pytest.raises(CollectionError, match=short_hash(schema.as_json(FINGERPRINT))):
         held.open(12, {**FINGERPRINT, "version": "2"})
 
@@ -111,7 +112,7 @@ def test_wrong_collections_are_refused(client):
         store(client, vector_name="picture").open(12)
     with pytest.raises(CollectionError, match="without vectors of objects"):
         store(client).create(12, FINGERPRINT, keep_objects=True)
-    list(held.upsert([held.point(1, scene(), {"soir": {"encoder": short_hash(FINGERPRINT)}})]))
+    list(Points(held).write([Points(held).point(1, scene(), {"soir": {"encoder": short_hash(FINGERPRINT)}})]))
     with pytest.raises(CollectionError) as caught:
         store(client).open(12, {**FINGERPRINT, "version": "2"})
     text = str(caught.value)
@@ -150,13 +151,13 @@ def test_existing_and_bad_points(client):
     held = store(client)
     held.create(12, FINGERPRINT)
     other = str(uuid.uuid4())
-    assert held.existing([]) == set()
-    list(held.upsert([held.point(3, scene(), {}), held.point(other, scene(), {})]))
-    assert held.existing([1, 3, other, str(uuid.uuid4())]) == {3, other}
+    assert Points(held).stored([]) == {}
+    list(Points(held).write([Points(held).point(3, scene(), {}), Points(held).point(other, scene(), {})]))
+    assert set(Points(held).stored([1, 3, other, str(uuid.uuid4())])) == {3, other}
     with pytest.raises(SoirError, match="not finite"):
-        held.point(1, Scene(4, 4, (), np.full(12, np.nan, np.float32), unit(1, 12)), {})
+        Points(held).point(1, Scene(4, 4, (), np.full(12, np.nan, np.float32), unit(1, 12)), {})
     with pytest.raises(SoirError, match="12 finite numbers"):
-        held.point(1, scene(dim=11), {})
+        Points(held).point(1, scene(dim=11), {})
 
 
 def test_too_many_objects_for_a_multivector():
@@ -164,7 +165,7 @@ def test_too_many_objects_for_a_multivector():
     held.create(1024, FINGERPRINT, keep_objects=True)
     rows = np.zeros((1024, 1024), np.float32)
     with pytest.raises(ObjectsError, match="fewer than 1024"):
-        held.point(1, Scene(4, 4, (), unit(1024), rows), {})
+        Points(held).point(1, Scene(4, 4, (), unit(1024), rows), {})
 
 
 def test_no_index_and_no_warning_in_local_mode(recwarn):

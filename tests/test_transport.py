@@ -12,6 +12,7 @@ from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedR
 
 from soir_qdrant.errors import CollectionError, ServerError
 from soir_qdrant.qdrant import schema, transport
+from soir_qdrant.qdrant.points import Points
 from soir_qdrant.qdrant.transport import MAX_BYTES, MAX_POINTS, Refused, Retry, json_size, split
 
 
@@ -140,18 +141,18 @@ def test_a_refused_point_does_not_stop_the_others(monkeypatch):
         return upsert(collection_name, points)
 
     monkeypatch.setattr(client, "upsert", picky)
-    points = [held.point(i, scene(seed=i), {}) for i in range(4)]
-    found = [(point.id, reason) for point, reason in held.upsert(points)]
+    points = [Points(held).point(i, scene(seed=i), {}) for i in range(4)]
+    found = [(point.id, reason) for point, reason in Points(held).write(points)]
     assert [reason is None for _, reason in found] == [True, True, False, True]
     assert "no twos" in found[2][1]
-    assert held.existing(range(4)) == {0, 1, 3}
+    assert set(Points(held).stored(range(4))) == {0, 1, 3}
 
     def gone(collection_name, points, wait, timeout=None):
         raise answer(404)
 
     monkeypatch.setattr(client, "upsert", gone)
     with pytest.raises(CollectionError):
-        list(held.upsert(points))
+        list(Points(held).write(points))
 
 
 def test_writes_survive_a_shaky_server(stand_in):
@@ -160,29 +161,29 @@ def test_writes_survive_a_shaky_server(stand_in):
     held = store(client)
     held.create(12, FINGERPRINT, keep_objects=True)
     assert set(stand_in.indexes) == set(schema.INDEXES)
-    points = [held.point(i, scene(seed=i), {"a": "ü"}) for i in range(5)]
+    points = [Points(held).point(i, scene(seed=i), {"a": "ü"}) for i in range(5)]
     for faults in ([503, 429, None], ["lose", "late", None], [500, "late", None]):
         stand_in.faults[:] = faults
-        assert [reason for _, reason in held.upsert(points)] == [None] * 5
+        assert [reason for _, reason in Points(held).write(points)] == [None] * 5
         assert client.count("images").count == 5
     stand_in.faults[:] = ["late"] * 3
     with pytest.raises(ServerError, match=r"write to collection 'images'.*3 attempts"):
-        list(held.upsert(points))
+        list(Points(held).write(points))
     stand_in.faults[:] = [413, None, 400, None, None, None]
-    reasons = [reason for _, reason in held.upsert(points)]
+    reasons = [reason for _, reason in Points(held).write(points)]
     assert [reason is None for reason in reasons] == [True, False, True, True, True]
     assert "400" in reasons[1]
     stand_in.faults[:] = [403]
     with pytest.raises(ServerError, match="API key"):
-        list(held.upsert(points))
+        list(Points(held).write(points))
 
 
 def test_writes_are_split_by_size(stand_in, monkeypatch):
     monkeypatch.setattr(transport, "MAX_BYTES", 5000)
     held = store(QdrantClient(url=stand_in.url, check_compatibility=False))
     held.create(12, FINGERPRINT, keep_objects=True)
-    points = [held.point(i, scene(seed=i), {}) for i in range(30)]
-    assert len(list(held.upsert(points))) == 30
+    points = [Points(held).point(i, scene(seed=i), {}) for i in range(30)]
+    assert len(list(Points(held).write(points))) == 30
     assert len(stand_in.writes) > 3
     assert max(stand_in.writes) <= 5000
     assert stand_in.held.count("images").count == 30
@@ -220,6 +221,6 @@ def test_writes_are_bounded(sizes):
 def test_sizes_are_estimated_from_above():
     held = store(QdrantClient(":memory:"))
     held.create(12, FINGERPRINT, keep_objects=True)
-    point = held.point(1, scene(5), {"a": "x" * 1000, "b": [1, 2]})
+    point = Points(held).point(1, scene(5), {"a": "x" * 1000, "b": [1, 2]})
     true = len(point.model_dump_json(exclude_none=True))
     assert 0.8 * true <= json_size(point) <= 2 * true

@@ -18,6 +18,7 @@ from soir_qdrant.cli.options import (
     JsonOption,
     KeyOption,
     NameOption,
+    NamespaceOption,
     OnnxOption,
     TritonOption,
     UrlOption,
@@ -37,12 +38,17 @@ def ingest(
     url: UrlOption = None,
     api_key: KeyOption = None,
     collection: NameOption = "images",
+    namespace: NamespaceOption = None,
     profile: ProfileOption = "embedded",
     whitening: WhiteningOption = None,
     triton: TritonOption = None,
     onnx: OnnxOption = None,
     on_exists: Annotated[
-        Literal["skip", "replace"], typer.Option(help="what to do with stored ones")
+        Literal["skip", "update", "replace"],
+        typer.Option(
+            help="stored ones: leave them, make those anew whose picture or recipe (heads, thresholds ...) "
+            "is another one, or all"
+        ),
     ] = "skip",
     keep_objects: Annotated[
         bool, typer.Option(help="also store every object's vector, for --rerank objects")
@@ -63,6 +69,7 @@ def ingest(
         open_client(context, path, url, api_key, there=False),
         collection,
         pipeline=served_pipeline(settings_of(profile, whitening), triton, onnx),
+        namespace=namespace,
         keep_objects=keep_objects,
         object_patches=object_patches,
         quantization=quantization,
@@ -110,6 +117,7 @@ def search(
     url: UrlOption = None,
     api_key: KeyOption = None,
     collection: NameOption = "images",
+    namespace: NamespaceOption = None,
     profile: ProfileOption = "embedded",
     whitening: WhiteningOption = None,
     triton: TritonOption = None,
@@ -130,7 +138,8 @@ def search(
     options = SearchOptions(limit=limit, filter=filter_of(filter_), rerank=rerank)
     chosen = one_query(query, text)
     pipeline = served_pipeline(settings_of(profile, whitening), triton, onnx)
-    searcher = SoirSearcher(open_client(context, path, url, api_key), collection, pipeline=pipeline)
+    client = open_client(context, path, url, api_key)
+    searcher = SoirSearcher(client, collection, pipeline=pipeline, namespace=namespace)
     hits = searcher.search(
         chosen, box=place, examples=example or (), negatives=negative or (), options=options
     )
@@ -173,7 +182,7 @@ def info(
 
     settings = settings_of(profile, whitening)
     weights = resolve(settings.encoder.weights)
-    shown: dict[str, Any] = {
+    about: dict[str, Any] = {
         "version": soir_qdrant.__version__,
         "cache": str(cache_dir()),
         "settings": settings.model_dump(),
@@ -182,10 +191,10 @@ def info(
     if path or url:
         client = open_client(context, path, url, api_key)
         names = [collection] if collection else [c.name for c in client.get_collections().collections]
-        shown["collections"] = {name: collection_info(client, name) for name in names}
+        about["collections"] = {name: collection_info(client, name) for name in names}
     if as_json:
-        out.print_json(json.dumps(shown, default=str))
+        out.print_json(json.dumps(about, default=str))
         return
-    for key, value in shown.items():
+    for key, value in about.items():
         text = json.dumps(value, indent=2, default=str) if isinstance(value, dict) else value
         out.print(RichText.assemble((key, "bold"), f" {text}"))

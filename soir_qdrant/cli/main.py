@@ -12,7 +12,7 @@ import typer
 from rich.text import Text
 
 import soir_qdrant
-from soir_qdrant.cli import collection, evaluate, lab, models
+from soir_qdrant.cli import collection, evaluate, lab, models, sync
 from soir_qdrant.cli.console import err, out
 from soir_qdrant.cli.train import training
 from soir_qdrant.errors import SoirError
@@ -27,6 +27,8 @@ app = typer.Typer(
 app.add_typer(training, name="train")
 
 app.command(epilog="Example:  soir ingest photos/ --path ./needles --collection shelves")(collection.ingest)
+app.command(epilog="Example:  soir sync photos/ --path ./needles --dry-run")(sync.sync)
+app.command(epilog="Example:  soir watch photos/ --url http://localhost:6333")(sync.watch)
 app.command(
     epilog="Example:  soir search room.jpg --box 410,220,470,300 --path ./needles --save-html found.html "
     """--filter '{"must": [{"key": "soir.count", "range": {"gte": 3}}]}'"""

@@ -15,11 +15,15 @@ if TYPE_CHECKING:
 
     from soir_qdrant.config import Settings
     from soir_qdrant.pipeline import Pipeline
+    from soir_qdrant.serving.runtime import Runtime
 
 FolderOption = Annotated[Path | None, typer.Option("--path", help="folder of an embedded Qdrant")]
 UrlOption = Annotated[str | None, typer.Option("--url", envvar="QDRANT_URL", help="URL of a Qdrant server")]
 KeyOption = Annotated[str | None, typer.Option("--api-key", envvar="QDRANT_API_KEY", help="of the server")]
 NameOption = Annotated[str, typer.Option("--collection", help="name of the collection")]
+NamespaceOption = Annotated[
+    str | None, typer.Option("--namespace", help="of a tenant, shop ...; its pictures are its own")
+]
 TritonOption = Annotated[
     str | None,
     typer.Option(
@@ -52,18 +56,21 @@ def open_client(
 
 
 def pipeline_of(profile: str, whitening: Path | None) -> Pipeline:
-    from soir_qdrant.pipeline import Pipeline
+    from soir_qdrant.assembly import make_pipeline
 
-    return Pipeline(settings_of(profile, whitening))
+    return make_pipeline(settings_of(profile, whitening))
 
 
 def served_pipeline(settings: Settings, triton: str | None, onnx: Path | None) -> Pipeline:
-    """The pipeline on the models of a Triton, of a folder of exports, or of this machine.
+    """The pipeline on the models of a Triton, of a folder of exports, or of this machine."""
+    from soir_qdrant.assembly import make_pipeline
 
-    $SOIR_TRITON_TOKEN, where it is set, is sent to Triton as a bearer token.
-    """
-    from soir_qdrant.pipeline import Pipeline
+    return make_pipeline(settings, runtime_of(triton, onnx))
 
+
+def runtime_of(triton: str | None, onnx: Path | None) -> Runtime | None:
+    """Where the models run; None is here. $SOIR_TRITON_TOKEN, where it is set, is sent to Triton as a bearer
+    token."""
     if triton and onnx:
         raise typer.BadParameter("--triton and --onnx: choose one")
     if triton:
@@ -71,12 +78,12 @@ def served_pipeline(settings: Settings, triton: str | None, onnx: Path | None) -
 
         token = os.environ.get("SOIR_TRITON_TOKEN")
         headers = {"authorization": f"Bearer {token}"} if token else {}
-        return TritonRuntime(triton, headers=headers).pipeline(settings)
+        return TritonRuntime(triton, headers=headers)
     if onnx:
         from soir_qdrant.serving.onnx import OnnxRuntime
 
-        return OnnxRuntime(onnx).pipeline(settings)
-    return Pipeline(settings)
+        return OnnxRuntime(onnx)
+    return None
 
 
 def box_of(text: str | None) -> tuple[float, float, float, float] | None:

@@ -148,6 +148,7 @@ def encoder(
     detector and segmenter."""
     import torch
 
+    from soir_qdrant.assembly import make_pipeline
     from soir_qdrant.config import Settings
     from soir_qdrant.errors import ConfigError
     from soir_qdrant.lab.train.encoder import Plan, train
@@ -155,10 +156,9 @@ def encoder(
     from soir_qdrant.lab.train.tail import Tail
     from soir_qdrant.lab.train.views import local, seen_by
     from soir_qdrant.models.weights import resolve
-    from soir_qdrant.pipeline import Pipeline
 
     settings = Settings.for_profile(profile)
-    pipeline = Pipeline(settings)
+    pipeline = make_pipeline(settings)
     projected, tuned = pipeline.whitening, local(pipeline)
     if projected is None:
         raise ConfigError("the encoder is tuned for the projection of the profile, and this one has none")
@@ -221,10 +221,10 @@ def _benches(folders: list[Path], layout: str) -> list[Bench]:
 
 def _pipeline(profile: str) -> Pipeline:
     """Of a profile, without its projection: that may be what is to be learnt."""
+    from soir_qdrant.assembly import make_pipeline
     from soir_qdrant.config import Settings
-    from soir_qdrant.pipeline import Pipeline
 
-    return Pipeline(Settings.for_profile(profile).but(vector={"whitening": None}))
+    return make_pipeline(Settings.for_profile(profile).but(vector={"whitening": None}))
 
 
 def _beside(file: Path) -> dict[str, Path]:

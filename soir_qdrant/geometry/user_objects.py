@@ -20,11 +20,13 @@ def clip_box(box: Iterable[float], width: int, height: int) -> Box:
     """
     try:
         x0, y0, x1, y1 = (float(value) for value in box)
-    except (TypeError, ValueError) as error:
-        raise ObjectsError(f"box {box!r}: give four numbers, x0, y0, x1, y1 in pixels") from error
+    except (OverflowError, TypeError, ValueError) as error:
+        raise ObjectsError(f"box {str(box)[:80]}: give four numbers, x0, y0, x1, y1 in pixels") from error
     shown = f"box ({x0:g}, {y0:g}, {x1:g}, {y1:g})"
     if not all(map(math.isfinite, (x0, y0, x1, y1))):
         raise ObjectsError(f"{shown} holds NaN or infinite numbers: give x0, y0, x1, y1 in pixels")
+    if max(x1, y1) <= 1 and min(x0, y0) >= 0:
+        raise ObjectsError(f"{shown} lies within one pixel: give pixels, not shares of width and height")
     if x1 <= x0 or y1 <= y0:
         raise ObjectsError(f"{shown} is empty or inverted: give x0, y0, x1, y1 with x0 < x1 and y0 < y1")
     inside = max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height))
@@ -54,13 +56,26 @@ def fit_objects(objects: Iterable[SceneObject], width: int, height: int) -> list
 
 
 def _fit(item: SceneObject, width: int, height: int) -> SceneObject:
-    if not (math.isfinite(item.score) and 0 <= item.score <= 1):
-        raise ObjectsError(f"score {item.score} is not between 0 and 1")
+    try:
+        score = float(item.score)
+    except (OverflowError, TypeError, ValueError) as error:
+        raise ObjectsError(f"score {str(item.score)[:80]}: give a number between 0 and 1") from error
+    if not 0 <= score <= 1:
+        raise ObjectsError(f"score {score} is not between 0 and 1")
     if item.label is not None and not isinstance(item.label, str):
         raise ObjectsError(f"label {item.label!r} is no text: give a str or None")
     box = clip_box(item.box, width, height)
-    mask = None if item.mask is None else _fit_mask(np.asarray(item.mask), item.box, width, height)
-    return replace(item, box=box, mask=mask)
+    mask = None if item.mask is None else _fit_mask(_as_mask(item.mask), item.box, width, height)
+    return replace(item, box=box, mask=mask, score=score)
+
+
+def _as_mask(mask: object) -> Mask:
+    try:
+        return np.asarray(mask)
+    except ValueError as error:  # rows of different lengths
+        raise ObjectsError(
+            f"mask: give an array, [H, W] of the image or [h, w] of the box ({error})"
+        ) from error
 
 
 def _fit_mask(mask: Mask, box: Box, width: int, height: int) -> Mask:

@@ -3,21 +3,27 @@ of each."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, get_args
 
-from qdrant_client import QdrantClient
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from qdrant_client import QdrantClient, models
 
 from soir_qdrant.assembly import make_pipeline, served_pipeline
 from soir_qdrant.errors import ConfigError, ServerError
-from soir_qdrant.images import MAX_PIXELS, Images, count_sources
+from soir_qdrant.images import MAX_PIXELS, Images, LeftOut
+from soir_qdrant.ingest.corrections import remove, update_payload
+from soir_qdrant.ingest.outcome import IngestStopped as IngestStopped
+from soir_qdrant.ingest.outcome import bar, broken_off, stopped, unreadable
+from soir_qdrant.ingest.outcome import summary as summary
 from soir_qdrant.ingest.run import Run
 from soir_qdrant.ingest.sources import items_of
+from soir_qdrant.ingest.sync import Sync, SyncReport, by_name, synchronize
+from soir_qdrant.ingest.watch import keep_in_step
 from soir_qdrant.qdrant.collection import Store
-from soir_qdrant.qdrant.payload import PointId
+from soir_qdrant.qdrant.identity import PointId
+from soir_qdrant.qdrant.payload import clean_payload
 from soir_qdrant.qdrant.schema import Quantization, quantization_of
 from soir_qdrant.qdrant.transport import Retry
 from soir_qdrant.types import IngestReport, OnExists, SceneObject
@@ -31,32 +37,33 @@ CODES = 256  # numbers of each object's vector in the payload; see docs/concepts
 PerImage: TypeAlias = Iterable[T] | Mapping[str, T]
 
 
-class IngestStopped(ServerError):
-    """The server was lost on the way. report: what had become of the images until then."""
-
-    def __init__(self, message: str, report: IngestReport) -> None:
-        super().__init__(message)
-        self.report = report
-
-
 class SoirIngestor:
     """Fills one collection; makes it if need be.
 
-    client: of qdrant_client, for `:memory:`, a path or a server. pipeline: None makes that of `profile` when
-    the first image comes. runtime: where the models of `profile` run, such as `TritonRuntime("host:8001")`,
-    which is asked at once whether it has them; None is here. profile: None is that of the runtime's settings,
-    else "embedded". vector_name: None is Qdrant's unnamed vector.
-    keep_objects: also store every object's own vector, in the multivector "objects", for
-    `search(rerank="objects")`; an existing collection that has it gets them in any case. object_codes: how
-    many numbers of each object's vector to keep in the payload, one byte each, so that a hit can name the
-    object that matched, and `search(rerank="codes")` finds more; 0 for none. object_patches: also keep each
-    object's patches there, so that `search(rerank="patches")` need not open pictures (docs/concepts/search.md has what
-    they take).
-    quantization: of a new collection: "scalar" (a quarter of the memory), "binary" (1/32), or a configuration
-    of Qdrant; searches then rescore twice as many candidates by the vectors on disk (docs/concepts/search.md).
-    max_pixels: the largest image that is decoded. timeout: seconds for one write (where the client's
-    `upsert` has no such argument, give QdrantClient itself one). retry: for lost connections,
-    timeouts, 429 and 5xx.
+    Args:
+        client: of qdrant_client, for `:memory:`, a path or a server.
+        collection: its name; it is made if need be.
+        pipeline: turns images into vectors; None makes that of `profile` when the first image comes.
+        profile: a name or a file of settings; None is that of the runtime's settings, else "embedded".
+        runtime: where the models of `profile` run, such as `TritonRuntime("host:8001")`, which is asked at
+            once whether it has them; None is here.
+        vector_name: None is Qdrant's unnamed vector.
+        namespace: of a tenant, a shop, a folder ...: equal images of two namespaces are two points, and
+            removal and `sync` touch those of their own alone. None: the images without any.
+        keep_objects: also store every object's own vector, in the multivector "objects", for
+            `search(rerank="objects")`; an existing collection that has it gets them in any case.
+        object_codes: how many numbers of each object's vector to keep in the payload, one byte each, so that
+            a hit can name the object that matched, and `search(rerank="codes")` finds more; 0 for none.
+        object_patches: also keep each object's patches there, so that `search(rerank="patches")` need not
+            open images (docs/concepts/search.md has what they take).
+        quantization: of a new collection: "scalar" (a quarter of the memory), "binary" (1/32), or a
+            configuration of Qdrant; searches then rescore twice as many candidates by the vectors on disk
+            (docs/concepts/search.md).
+        max_pixels: the largest image that is decoded.
+        shard_key: of what is written, in a collection with shards by key.
+        timeout: seconds for one write (where the client's `upsert` has no such argument, give QdrantClient
+            itself one).
+        retry: for lost connections, timeouts, 429 and 5xx.
     """
 
     def __init__(
@@ -73,13 +80,23 @@ class SoirIngestor:
         object_codes: int = CODES,
         object_patches: bool = False,
         max_pixels: int = MAX_PIXELS,
+        namespace: str | None = None,
+        shard_key: models.ShardKeySelector | None = None,
         timeout: int = 60,
         retry: Retry | None = None,
     ) -> None:
         if object_codes < 0:
             raise ConfigError(f"object_codes {object_codes}: give 0 for none, or how many numbers to keep")
         quantization_of(quantization)  # refused here rather than after the first pictures
-        self.store = Store(client, collection, vector_name=vector_name, timeout=timeout, retry=retry)
+        self.store = Store(
+            client,
+            collection,
+            vector_name=vector_name,
+            namespace=namespace,
+            shard_key=shard_key,
+            timeout=timeout,
+            retry=retry,
+        )
         self.profile = profile
         self.keep_objects = keep_objects
         self.quantization = quantization
@@ -114,27 +131,143 @@ class SoirIngestor:
         name is the path within the folder; of others, the path as given). ids: whole numbers or UUIDs;
         by default UUIDv5 of the content, so that adding twice changes nothing. payloads: kept beside the key
         "soir". objects: where they are known; None detects them, an empty list takes the image as a whole.
-        on_exists: "skip" leaves a point that has the id as it is, without decoding the image again,
-        "replace" writes it anew. The same image twice in one call is stored once; the second counts as
-        skipped. progress: a bar on stderr, where that is a terminal.
+        on_exists: "skip" leaves a point that has the id as it is, without decoding the image again; "update"
+        makes it anew where the image or the recipe (see `IngestReport.stale`) is another one; "replace"
+        makes every one anew. Of a point that is made anew, vectors and payload keys that others set stay.
+        The same image twice in one call is stored once; the second counts as skipped. progress: a bar on
+        stderr, where that is a terminal.
 
         A bad image, payload, id or box fails that image and stops no other. Raises ImageError where the
         folder is missing or holds no images, ConfigError and CollectionError for settings that do not fit,
-        and IngestStopped (a ServerError, with the report so far) when the server is lost: what was stored
-        stays, and the same call goes on where this one ended. An interrupt leaves a sound collection too.
+        and IngestStopped (a ServerError, with the report so far) when the server is lost, or an iterable of
+        yours raises: what came before is stored, and the same call goes on where this one ended. An interrupt
+        leaves a sound collection too.
         """
-        if on_exists not in ("skip", "replace"):
-            raise ConfigError(f'on_exists={on_exists!r}: choose "skip" or "replace"')
+        if on_exists not in get_args(OnExists):
+            raise ConfigError(f'on_exists={on_exists!r}: choose "skip", "update" or "replace"')
         if batch_size < 1:
             raise ConfigError(f"batch_size {batch_size}: must be at least 1")
-        items = items_of(images, ids, payloads, objects)
-        report = IngestReport()
+        left_out, report = LeftOut(), IngestReport()
+        items = items_of(images, ids, payloads, objects, left_out)
         try:
-            with _bar(progress, images) as advance:
-                self._run(report, advance, on_exists).all(items, batch_size)
+            with bar(progress, images) as advance:
+                run = self._run(report, advance, on_exists)
+                run.all(items, batch_size)
         except ServerError as error:
-            raise _stopped(error, report, self.store.collection) from error
+            raise stopped(error, report, self.store.collection) from error
+        report.failed += unreadable(left_out)
+        report.left_out += left_out.others
+        if run.broken is not None:
+            raise broken_off(run.broken, report, self.store.collection) from run.broken
         return report
+
+    def sync(
+        self,
+        folder: str | Path,
+        *,
+        payloads: Mapping[str, Mapping[str, Any]] | None = None,
+        objects: Mapping[str, Sequence[SceneObject]] | None = None,
+        keep: bool = False,
+        dry_run: bool = False,
+        batch_size: int = 8,
+        progress: bool = True,
+    ) -> SyncReport:
+        """Bring the collection in step with a folder, doing the least: a file that was moved or renamed only
+        has its place rewritten, one whose metadata changed its hash, and no model runs for either. New and
+        changed files, and those that were stored by another recipe, are stored as by `add`; points of which
+        no file is left in the folder are removed. Points whose files lie elsewhere are left alone.
+
+        Args:
+            folder: read as by `add`. One without any image is refused, rather than its points removed.
+            payloads, objects: by name within the folder, for files that are stored now. A point whose objects
+                were once given, and are not now, is made anew only where its file has changed.
+            keep: leave the points of files that are gone.
+            dry_run: only say what would be done. Nothing is written and no model runs.
+            batch_size, progress: as in `add`.
+
+        Raises:
+            ImageError: where there is no such folder, or no image in it.
+            ConfigError, CollectionError: for settings that do not fit.
+            IngestStopped: when the server is lost: the same call goes on where this one ended.
+        """
+        if batch_size < 1:
+            raise ConfigError(f"batch_size {batch_size}: must be at least 1")
+        report, stored = SyncReport(), IngestReport()
+        try:
+            with bar(progress and not dry_run, str(folder)) as advance:
+                run = self._run(stored, advance, "update")
+                sync = Sync(run, Path(folder), by_name(objects), by_name(payloads), keep)
+                synchronize(sync, dry_run=dry_run, batch_size=batch_size, report=report)
+        except ServerError as error:
+            raise stopped(error, stored, self.store.collection) from error
+        return report
+
+    def watch(
+        self,
+        folder: str | Path,
+        *,
+        keep: bool = False,
+        settle: float = 2.0,
+        stop: threading.Event | None = None,
+        on_report: Callable[[SyncReport], None] = lambda _: None,
+    ) -> None:
+        """`sync` now and after every change in the folder, until `stop` is set or an interrupt.
+
+        Args:
+            folder, keep: as in `sync`.
+            settle: seconds without a change before a pass, so that half-written files are waited for.
+            stop: an event; None: it ends with an interrupt.
+            on_report: called with the report of each pass.
+
+        Raises:
+            ConfigError: where the package watchfiles is missing, and as `sync` does. A lost server or
+                folder is waited for, with a warning in the log.
+        """
+        keep_in_step(
+            lambda: self.sync(folder, keep=keep, progress=False),
+            Path(folder),
+            settle=settle,
+            stop=stop,
+            on_report=on_report,
+        )
+
+    def remove(
+        self,
+        *,
+        ids: Iterable[PointId] = (),
+        uris: Iterable[str | Path] = (),
+        filter: models.Filter | None = None,
+    ) -> None:
+        """Remove images from the collection, those of this ingestor's namespace.
+
+        Args:
+            ids: of points; others' stay.
+            uris: of files, absolute paths as in `hit.uri`. An image that lies elsewhere too keeps its point.
+            filter: Qdrant's: all images that it holds for.
+        """
+        self.store.open()
+        remove(self.store, ids, uris, filter)
+
+    def update_payload(
+        self,
+        payload: Mapping[str, Any],
+        *,
+        ids: Iterable[PointId] = (),
+        uris: Iterable[str | Path] = (),
+        filter: models.Filter | None = None,
+    ) -> None:
+        """Correct the payload of images, without running a model: these keys are written, others stay.
+
+        Args:
+            payload: yours, beside the key "soir".
+            ids, uris, filter: which images, as in `remove`.
+
+        Raises:
+            PayloadError: for a payload that JSON has no form for.
+        """
+        keys = clean_payload(payload)
+        self.store.open()
+        update_payload(self.store, keys, ids, uris, filter)
 
     def _run(self, report: IngestReport, advance: Callable[[int], None], on_exists: OnExists) -> Run:
         return Run(
@@ -149,35 +282,3 @@ class SoirIngestor:
             object_patches=self.object_patches,
             max_pixels=self.max_pixels,
         )
-
-
-def _stopped(error: ServerError, report: IngestReport, collection: str) -> IngestStopped:
-    return IngestStopped(
-        f"{error}\nStored in collection {collection!r} by then: {report.added} images, "
-        f"{report.skipped} skipped, {len(report.failed)} failed; the same call goes on from there",
-        report,
-    )
-
-
-@contextmanager
-def _bar(wanted: bool, images: Images) -> Iterator[Callable[[int], None]]:
-    """A progress bar on stderr; what it gives is called with the number of images done with."""
-    console = Console(stderr=True)
-    if not (wanted and console.is_terminal):
-        yield lambda _: None
-        return
-    columns = (TextColumn("images"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task("images", total=count_sources(images))
-        yield lambda done: progress.advance(task, done)
-
-
-def summary(report: IngestReport, *, most: int = 20) -> str:
-    """A report in words: counts, seconds per stage, and the first `most` failures with their reasons."""
-    stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in sorted(report.seconds.items()))
-    lines = [f"{report.added} added, {report.skipped} skipped, {len(report.failed)} failed"]
-    lines[0] += f" ({stages})" if stages else ""
-    lines += [f"  {failure.name}: {failure.reason}" for failure in report.failed[:most]]
-    if len(report.failed) > most:
-        lines.append(f"  and {len(report.failed) - most} more")
-    return "\n".join(lines)

@@ -5,20 +5,24 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from qdrant_client import models
 
-from soir_qdrant.errors import CollectionError, ConfigError, ImageError, ServerError, SoirError, WeightsError
+from soir_qdrant import recipe
+from soir_qdrant.errors import CollectionError, ConfigError, ServerError, SoirError, WeightsError
 from soir_qdrant.geometry.user_objects import fit_objects
-from soir_qdrant.images import decode, read
+from soir_qdrant.ingest.places import Places, keeps_own_id, place_of
+from soir_qdrant.ingest.reading import decode_all, decoded, read_all, within_budget
 from soir_qdrant.ingest.sources import Item
-from soir_qdrant.qdrant.payload import PointId, build_payload, check_id, clean_payload, point_id, short_hash
+from soir_qdrant.qdrant.identity import Place, PointId, check_id, point_id, with_places
+from soir_qdrant.qdrant.payload import Origin, build_payload, clean_payload
+from soir_qdrant.qdrant.points import Points, StoredPoint, point_id_of
 from soir_qdrant.qdrant.schema import as_json
-from soir_qdrant.types import Failure, IngestReport, LoadedImage, OnExists, Scene
+from soir_qdrant.types import Failure, IngestReport, OnExists, Scene, SceneObject
 
 if TYPE_CHECKING:
     from soir_qdrant.pipeline import Pipeline
@@ -43,66 +47,84 @@ class Run:
     object_codes: int
     object_patches: bool
     max_pixels: int
-    seen: dict[PointId, str] = field(default_factory=dict)  # id -> sha256 of what this call has met
+    images: dict[PointId, tuple[str, Place | None]] = field(default_factory=dict)  # content and place, by id
     copies: list[Item] = field(default_factory=list)  # of images that were met before
     lost: dict[PointId, str] = field(default_factory=dict)  # id -> why it is not stored
+    existing: dict[PointId, StoredPoint] = field(default_factory=dict)  # of those that are made anew
+    replaced: dict[PointId, StoredPoint] = field(default_factory=dict)  # of other images at the same place
+    broken: Exception | None = None  # what an iterable of the user's raised
+    opened: bool = False
     encoder: str = ""  # short hash of the fingerprint
+    recipe: Mapping[str, Any] = field(default_factory=dict)  # of the pipeline
+    points: Points = field(init=False)
+    places: Places = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.points = Points(self.store)
+        self.places = Places(self.points)
 
     def all(self, items: Iterator[Item], size: int) -> None:
         """Batch k is stored while k+1 is decoded; k+2 has been read, so that what is stored already need not
         be decoded."""
-        batch = list(itertools.islice(items, size))
+        batch = self.take(items, size)
         if not batch:
             return
         self.open()
         pool = ThreadPoolExecutor(1, thread_name_prefix="soir-images")
         try:
-            reading = pool.submit(self.read, batch)
+            reading = pool.submit(read_all, batch, self.max_pixels)
             decoding: Future[tuple[list[Item], float]] | None = None
             while batch:
                 fresh = self.fresh(self.loaded(reading))
-                following = pool.submit(self.decode, fresh)
-                batch = list(itertools.islice(items, size))
-                reading = pool.submit(self.read, batch)
-                if decoding is not None:
-                    self.process(self.loaded(decoding))
-                decoding = following
+                batch = self.take(items, size)
+                reading = pool.submit(read_all, batch, self.max_pixels)
+                for part in within_budget(fresh):
+                    following = pool.submit(decode_all, part, self.max_pixels)
+                    if decoding is not None:
+                        self.process(self.loaded(decoding))
+                    decoding = following
             if decoding is not None:
                 self.process(self.loaded(decoding))
+            self.settle()
+            self.places.write(self.lost)
         finally:
             self.settle()
             pool.shutdown(wait=False, cancel_futures=True)
 
+    def take(self, items: Iterator[Item], size: int) -> list[Item]:
+        """The next items, as far as the user's iterables give them."""
+        batch: list[Item] = []
+        try:
+            for item in itertools.islice(items, size):
+                batch.append(item)
+        except Exception as error:  # raised at the end, when what came before it is stored
+            self.broken = error
+        return batch
+
     def open(self) -> None:
+        """Once: make the collection, if need be, and check it."""
+        if self.opened:
+            return
+        dim, fingerprint = self.prepare()
+        self.store.create(dim, fingerprint, keep_objects=self.keep_objects, quantization=self.quantization)
+        self.opened = True
+
+    def open_existing(self) -> None:
+        """Check the collection."""
+        self.store.open(*self.prepare())
+
+    def prepare(self) -> tuple[int, dict[str, Any]]:
+        """Length of vectors, and fingerprint."""
         pipeline = self.pipeline()
         fingerprint = as_json(pipeline.fingerprint)
-        self.store.create(
-            pipeline.dim, fingerprint, keep_objects=self.keep_objects, quantization=self.quantization
+        self.encoder, self.recipe = recipe.short_hash(fingerprint), pipeline.recipe
+        return pipeline.dim, fingerprint
+
+    def recipe_of(self, objects: Iterable[SceneObject] | None) -> str:
+        """Short hash of all that makes a point. objects: the user's; None: they are detected."""
+        return recipe.of_point(
+            self.recipe, codes=self.object_codes, patches=self.object_patches, objects=objects
         )
-        self.encoder = short_hash(fingerprint)
-
-    # In the other thread: nothing but files and pixels. The seconds come back with the items.
-
-    def read(self, items: list[Item]) -> tuple[list[Item], float]:
-        """Bytes and content hashes."""
-
-        def one(item: Item) -> None:
-            source, item.source = item.source, None  # let go of what is not needed any longer
-            item.raw = read(source, name=item.name, max_pixels=self.max_pixels)
-
-        return _each(items, one)
-
-    def decode(self, items: list[Item]) -> tuple[list[Item], float]:
-        """Pixels."""
-
-        def one(item: Item) -> None:
-            raw, item.raw = item.raw, None
-            if raw is not None:
-                item.image = decode(raw, max_pixels=self.max_pixels)
-
-        return _each(items, one)
-
-    # In the main thread.
 
     def loaded(self, future: Future[tuple[list[Item], float]]) -> list[Item]:
         """Those that the other thread got through; the rest have failed."""
@@ -116,69 +138,131 @@ class Run:
     def fresh(self, items: list[Item]) -> list[Item]:
         """Those that are to be stored: with a good id and payload, and not there already."""
         start = time.perf_counter()
-        new = []
-        for item in items:
-            sha256 = item.raw.sha256 if item.raw else ""
-            try:
-                item.id = point_id(sha256) if item.id is None else check_id(item.id)
-                item.payload = clean_payload(item.payload)
-            except SoirError as error:
-                self.fail(item, str(error))
-                continue
-            if item.id not in self.seen:
-                self.seen[item.id], item.first = sha256, True
-                new.append(item)
-            elif self.seen[item.id] == sha256:
-                item.raw = None
-                self.copies.append(item)
-            else:
-                self.fail(item, f"id {item.id} was given to another image before it: ids must differ")
-        there = self.store.existing([item.id for item in new]) if self.on_exists == "skip" else set()
-        for _ in there:
-            self.skip()
+        new = [item for item in items if self.identified(item)]
+        before = self.places.predecessors(new) if self.on_exists == "update" else {}
+        for item in new:
+            self.keep_id(item, before)
+        stored = self.points.stored([item.id for item in new])
+        for item in new:
+            if item.place and item.place.uri in before:
+                self.take_over(item, before[item.place.uri], stored)
+        wanted = [item for item in new if item.id not in stored or self.renews(item, stored[item.id])]
+        self.existing |= {item.id: stored[item.id] for item in wanted if item.id in stored}
         self.count("store", time.perf_counter() - start)
-        return [item for item in new if item.id not in there]
+        return wanted
+
+    def identified(self, item: Item) -> bool:
+        """Whether the item is the first of its id in this call, which it then has."""
+        sha256 = item.raw.sha256 if item.raw else ""
+        try:
+            item.id = point_id(sha256, self.store.namespace) if item.id is None else check_id(item.id)
+            item.payload = clean_payload(item.payload)
+            if item.objects is not None:
+                item.objects = list(item.objects)
+        except SoirError as error:
+            self.fail(item, str(error))
+            return False
+        except Exception as error:  # such as of an iterable of the user's
+            self.fail(item, f"its objects: {type(error).__name__}: {error}")
+            return False
+        item.recipe = self.recipe_of(item.objects)
+        item.place = place_of(item)
+        if item.id not in self.images:
+            self.images[item.id], item.first = (sha256, item.place), True
+            return True
+        if self.images[item.id][0] == sha256:
+            item.raw = None
+            self.copies.append(item)
+        else:
+            self.fail(item, f"id {item.id} was given to another image before it: ids must differ")
+        return False
+
+    def keep_id(self, item: Item, before: Mapping[str, StoredPoint]) -> None:
+        """An id that the user once gave to the file where this one lies stays, unless it has another."""
+        point = before.get(item.place.uri) if item.place else None
+        sha256 = self.images[item.id][0]
+        own = item.id == point_id(sha256, self.store.namespace)
+        if point and own and keeps_own_id(point) and point.id not in self.images:
+            self.images[point.id] = self.images.pop(item.id)
+            item.id = point.id
+
+    def take_over(self, item: Item, before: StoredPoint, stored: Mapping[PointId, StoredPoint]) -> None:
+        """What becomes of the point of another image that lay where this one lies."""
+        if item.id not in stored and (before.id == item.id or before.id not in self.images):
+            self.replaced[item.id] = before
+        elif item.id != before.id and item.place:
+            self.places.leave(before.id, item.place.uri)
+
+    def renews(self, item: Item, stored: StoredPoint) -> bool:
+        """Whether the point of an image is made anew; one that is not is counted."""
+        if stored.namespace != self.store.namespace:
+            self.fail(item, f"id {item.id} belongs to the namespace {stored.namespace!r}: give another one")
+            return False
+        changed = stored.sha256 != self.images[item.id][0]
+        stale = stored.recipe != item.recipe and not (stored.by_user and item.objects is None)
+        if self.on_exists == "replace" or (self.on_exists == "update" and (changed or stale)):
+            return True
+        self.report.changed += changed
+        self.report.stale += stale and not changed
+        if not changed:
+            self.report.relocated += self.places.note(item.id, item.place, stored)
+        self.skip()
+        return False
 
     def process(self, items: list[Item]) -> None:
         """Pixels to points, and into Qdrant."""
         ready = []
         for item in items:
-            image = _decoded(item)
+            image = decoded(item)
             try:
                 if item.objects is not None:
                     item.objects = fit_objects(item.objects, image.width, image.height)
                 ready.append(item)
             except (SoirError, TypeError) as error:
                 self.fail(item, str(error))
-        made = {item.id: (item, scene) for item, scene in self.scenes(ready)}
+        scenes = {item.id: (item, scene) for item, scene in self.scenes(ready)}
         start = time.perf_counter()
-        points = [point for item, scene in made.values() if (point := self.point(item, scene))]
-        for point, refusal in self.store.upsert(points):
-            if refusal is None:
+        points = [point for item, scene in scenes.values() if (point := self.point(item, scene))]
+        for point, refusal in self.points.write(points, self.existing):
+            id_ = point_id_of(point)
+            if refusal is not None:
+                self.fail(scenes[id_][0], refusal)
+                continue
+            if self.existing.pop(id_, None) is None and id_ not in self.replaced:
                 self.report.added += 1
-                self.advance(1)
             else:
-                self.fail(made[_id(point)][0], refusal)
+                self.report.updated += 1
+            self.advance(1)
         self.count("store", time.perf_counter() - start)
 
     def point(self, item: Item, scene: Scene) -> models.PointStruct | None:
+        before = self.existing.get(item.id)
+        equal = before is not None and before.sha256 == self.images[item.id][0]
+        places = with_places([item.place] if item.place else [], before.places if before and equal else [])
+        origin = Origin(
+            self.encoder, item.recipe, self.store.namespace, self.object_codes, item.objects is not None
+        )
         try:
-            payload = build_payload(_decoded(item), scene, self.encoder, item.payload, self.object_codes)
-            return self.store.point(item.id, scene, payload)
+            payload = build_payload(decoded(item), scene, origin, item.payload, places)
+            point = self.points.point(item.id, scene, payload)
         except SoirError as error:
             self.fail(item, str(error))
             return None
+        replaced = self.replaced.get(item.id)
+        if replaced and item.place and self.places.succeed(replaced, item.id, item.place):
+            self.existing[item.id] = replaced
+        return point
 
     def scenes(self, items: list[Item]) -> list[tuple[Item, Scene]]:
         """The batch at once; if that fails, image by image, so that only the one at fault is lost."""
         if not items:
             return []
         try:
-            images = [_decoded(item) for item in items]
+            images = [decoded(item) for item in items]
             objects = [item.objects for item in items]
             options = {"patches": True} if self.object_patches else {}
-            found = self.pipeline().scenes(images, objects, self.report.seconds, **options)
-            return list(zip(items, found, strict=True))
+            scenes = self.pipeline().scenes(images, objects, self.report.seconds, **options)
+            return list(zip(items, scenes, strict=True))
         except _FATAL:
             raise
         except Exception as error:  # whatever a model says to one odd image must not stop the others
@@ -194,8 +278,10 @@ class Run:
         for item in self.copies:
             if item.id in self.lost:
                 self.fail(item, f"the same image as one before it: {self.lost[item.id]}")
-            else:
-                self.skip()
+                continue
+            self.places.note(item.id, self.images[item.id][1])
+            self.places.note(item.id, replace(item.place, payload=item.payload) if item.place else None)
+            self.skip()
         self.copies.clear()
 
     def fail(self, item: Item, reason: str) -> None:
@@ -210,26 +296,3 @@ class Run:
 
     def count(self, stage: str, seconds: float) -> None:
         self.report.seconds[stage] = self.report.seconds.get(stage, 0.0) + seconds
-
-
-def _each(items: list[Item], action: Callable[[Item], None]) -> tuple[list[Item], float]:
-    start = time.perf_counter()
-    for item in items:
-        if item.reason is None:
-            try:
-                action(item)
-            except ImageError as error:
-                item.reason = str(error)
-            except Exception as error:  # no odd file may stop the others
-                item.reason = f"{item.name}: {type(error).__name__}: {error}"
-    return items, time.perf_counter() - start
-
-
-def _decoded(item: Item) -> LoadedImage:
-    if item.image is None:
-        raise ImageError(f"{item.name} was not decoded")
-    return item.image
-
-
-def _id(point: models.PointStruct) -> PointId:
-    return point.id if isinstance(point.id, int) else str(point.id)

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from soir_qdrant.errors import ConfigError
-from soir_qdrant.images import Images, RawImage, Source, count_sources, iter_sources
+from soir_qdrant.images import Images, LeftOut, RawImage, Source, count_sources, iter_sources
+from soir_qdrant.qdrant.identity import Place
 from soir_qdrant.types import LoadedImage
 
 log = logging.getLogger(__name__)
@@ -20,7 +21,8 @@ _MISSING: Any = object()
 
 @dataclass(slots=True, eq=False)
 class Item:
-    """One image on its way. reason: why it failed, once it has. first: of its id, in this call."""
+    """One image on its way. reason: why it failed, once it has. first: of its id, in this call. recipe: short
+    hash of what makes its point. place: where its file lies."""
 
     name: str
     source: Any
@@ -31,16 +33,20 @@ class Item:
     image: LoadedImage | None = None
     reason: str | None = None
     first: bool = False
+    recipe: str = ""
+    place: Place | None = None
 
 
-def items_of(images: Images, ids: Any, payloads: Any, objects: Any) -> Iterator[Item]:
+def items_of(
+    images: Images, ids: Any, payloads: Any, objects: Any, left_out: LeftOut | None = None
+) -> Iterator[Item]:
     """The images with what belongs to each. Raises at once for a missing folder and for lists of unequal
     length; what is given by a name that no image has is logged at the end."""
-    sources = iter_sources(images)
+    sources = iter_sources(images, left_out)
     count = count_sources(images)
-    given = {"id": _named(ids), "payload": _named(payloads), "objects": _named(objects)}
-    unused = {what: dict.fromkeys(values) for what, values in given.items() if isinstance(values, dict)}
-    pick = {what: _picker(values, what, count) for what, values in given.items()}
+    by_user = {"id": _named(ids), "payload": _named(payloads), "objects": _named(objects)}
+    unused = {what: dict.fromkeys(values) for what, values in by_user.items() if isinstance(values, dict)}
+    pick = {what: _picker(values, what, count) for what, values in by_user.items()}
 
     def one(name: str, source: Source) -> Item:
         if isinstance(source, np.ndarray):

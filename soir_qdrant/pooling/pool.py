@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from soir_qdrant.config import VectorSettings
 from soir_qdrant.errors import ConfigError
 from soir_qdrant.types import Vector
 
@@ -37,3 +38,24 @@ def generalized_max_pool(vectors: Floats, ridge: float = 1.0, weights: Floats | 
     target = np.ones(len(rows)) if weights is None else np.asarray(weights, np.float64)
     dual = np.linalg.solve(rows @ rows.T + ridge * np.eye(len(rows)), target)
     return normalize(rows.T @ dual)
+
+
+def pool_scenes(
+    vectors: Vector, scene_of: NDArray[np.int64], scores: NDArray[np.float32], settings: VectorSettings
+) -> Vector:
+    """One vector per scene, float32 [S, D], unit rows, by the pooling "mean" or "gmp".
+
+    Args:
+        vectors: float32 [K, D], of the objects of all scenes.
+        scene_of: int [K], 0..S-1, ascending.
+        scores: float32 [K], 0..1, which objects weigh with, to the power of `by_score`.
+        settings: pooling, ridge, by_score.
+    """
+    pooled = []
+    for i in range(int(scene_of[-1]) + 1 if len(scene_of) else 0):
+        rows, weights = vectors[scene_of == i], scores[scene_of == i] ** settings.by_score
+        if settings.pooling == "mean":
+            pooled.append(mean_pool(rows, weights))
+        else:
+            pooled.append(generalized_max_pool(rows, settings.ridge, weights))
+    return np.stack(pooled)

@@ -1,10 +1,10 @@
-"""One collection: opening, writing, asking. All knowledge of Qdrant is here and in schema.py (what a
-collection looks like), payload.py (what lies beside a vector), filters.py and transport.py."""
+"""One collection: opening and asking. All knowledge of Qdrant is in this room: points.py (writing), schema.py
+(what a collection looks like), payload.py (what lies beside a vector), filters.py, transport.py."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -12,8 +12,9 @@ from qdrant_client import QdrantClient, models
 from qdrant_client.local.async_qdrant_local import AsyncQdrantLocal
 from qdrant_client.local.qdrant_local import QdrantLocal
 
-from soir_qdrant.errors import CollectionError, ConfigError, ObjectsError, SoirError
-from soir_qdrant.qdrant.payload import KEY, PATCHES, PointId
+from soir_qdrant.errors import CollectionError, ConfigError
+from soir_qdrant.qdrant.identity import check_namespace, visible
+from soir_qdrant.qdrant.payload import KEY, PATCHES
 from soir_qdrant.qdrant.schema import (
     INDEXES,
     OBJECTS,
@@ -26,21 +27,21 @@ from soir_qdrant.qdrant.schema import (
     stored_fingerprint,
     vectors_config,
 )
-from soir_qdrant.qdrant.transport import Refused, Retry, split
-from soir_qdrant.types import Scene, Vector
+from soir_qdrant.qdrant.transport import Refused, Retry
+from soir_qdrant.types import Vector
 
 T = TypeVar("T")
 RESCORED = models.SearchParams(quantization=models.QuantizationSearchParams(rescore=True, oversampling=2.0))
 WITHOUT_PATCHES = models.PayloadSelectorExclude(exclude=[f"{KEY}.{PATCHES}"])
 _TOGETHER = 32  # searches in one request: a vector is 22 kB of JSON, a hundred payloads some 300 kB
-_MULTIVECTOR_NUMBERS = 1_048_576  # Qdrant's limit for one multivector
 
 
 class Store:
     """One collection of one client.
 
-    vector_name: of the dense vector; None is Qdrant's unnamed one. timeout: seconds for one request (of
-    writes only where the client has such an argument; else the client's own applies).
+    vector_name: of the dense vector; None is Qdrant's unnamed one. namespace: searches see its points alone,
+    and what is written belongs to it; see identity.py. shard_key: of what is written. timeout: seconds for
+    one request (of writes only where the client has such an argument; else the client's own applies).
     Made by `create` or `open`; nothing is asked of the server before.
     """
 
@@ -50,6 +51,8 @@ class Store:
         collection: str,
         *,
         vector_name: str | None = None,
+        namespace: str | None = None,
+        shard_key: models.ShardKeySelector | None = None,
         timeout: int = 60,
         retry: Retry | None = None,
     ) -> None:
@@ -58,6 +61,8 @@ class Store:
         self.client = client
         self.collection = collection
         self.vector_name = vector_name or ""
+        self.namespace = check_namespace(namespace)
+        self.shard_key = shard_key
         self.timeout = timeout
         self.retry = retry or Retry()
         self.dim = 0
@@ -90,13 +95,23 @@ class Store:
         """
         if not self.exists():
             self._create(fingerprint, vectors_config(dim, self.vector_name, keep_objects, quantization))
-        self.open(dim, fingerprint)
+        info = self.open(dim, fingerprint)
+        self._check_sharding(info)
         if keep_objects and not self.has_objects:
             raise CollectionError(
                 f"collection {self.collection!r} was made without vectors of objects: leave keep_objects "
                 "out, or ingest into a new collection"
             )
-        self._index()
+        self._index(info)
+
+    def _check_sharding(self, info: models.CollectionInfo) -> None:
+        """Raises CollectionError where what is written needs a shard key, and none is there: before models
+        run for what would be refused."""
+        if info.config.params.sharding_method == models.ShardingMethod.CUSTOM and self.shard_key is None:
+            raise CollectionError(
+                f"collection {self.collection!r} has shards by key: say which one the pictures go to, as in "
+                'SoirIngestor(..., shard_key="europe")'
+            )
 
     def exists(self) -> bool:
         return self.call("look for", self.client.collection_exists)
@@ -111,17 +126,18 @@ class Store:
             if not self.exists():  # else another process was faster, and `open` will judge what it made
                 raise
 
-    def _index(self) -> None:
+    def _index(self, info: models.CollectionInfo) -> None:
         """Payload indexes, those that are missing. Embedded Qdrant has none."""
         if isinstance(getattr(self.client, "_client", None), (QdrantLocal, AsyncQdrantLocal)):
             return
-        there = self.call("look into", self.client.get_collection).payload_schema
         for field, kind in INDEXES.items():
-            if field not in there:
+            if field not in info.payload_schema:
                 self.call("index", self.client.create_payload_index, field_name=field, field_schema=kind)
 
-    def open(self, dim: int | None = None, fingerprint: Mapping[str, Any] | None = None) -> None:
-        """Check the collection: vector, length, distance, and who filled it.
+    def open(
+        self, dim: int | None = None, fingerprint: Mapping[str, Any] | None = None
+    ) -> models.CollectionInfo:
+        """Check the collection: vector, length, distance, and who filled it. Returns what it is like.
 
         dim: None takes that of the collection. fingerprint: of the pipeline, None where no image is
         encoded. Raises CollectionError with what differs and what to do.
@@ -134,80 +150,15 @@ class Store:
         self.dim, self.has_objects = check_vectors(info, self.collection, self.vector_name, dim)
         self.quantized = is_quantized(info, self.vector_name)
         if fingerprint is None:
-            return
+            return info
         theirs = stored_fingerprint(info)
         if theirs is not None:
             check_fingerprint(theirs, fingerprint, self.collection)
-            return
+            return info
         points, _ = self.call("look into", self.client.scroll, limit=1, with_payload=["soir.encoder"])
         if points:
             check_point(points[0].payload, fingerprint, self.collection)
-
-    # -- writing -------------------------------------------------------------------------------------------
-
-    def existing(self, ids: Sequence[PointId]) -> set[PointId]:
-        """Those of the ids that are in the collection."""
-        if not ids:
-            return set()
-        records = self.call(
-            "look into", self.client.retrieve, ids=list(ids), with_payload=False, with_vectors=False
-        )
-        return {record.id if isinstance(record.id, int) else str(record.id) for record in records}
-
-    def point(self, id_: PointId, scene: Scene, payload: dict[str, Any]) -> models.PointStruct:
-        """A point as the collection wants it. Raises SoirError for vectors that it cannot hold."""
-        rows = scene.object_vectors
-        if scene.vector.shape != (self.dim,) or not (
-            np.isfinite(scene.vector).all() and np.isfinite(rows).all()
-        ):
-            raise SoirError(
-                f"the pipeline made a vector of shape {scene.vector.shape}, or one that is not finite; "
-                f"{self.dim} finite numbers are wanted"
-            )
-        vector: Any = scene.vector.tolist()
-        if self.has_objects and len(rows):
-            if rows.size >= _MULTIVECTOR_NUMBERS:
-                raise ObjectsError(
-                    f"{len(rows)} objects are more than one multivector holds: give fewer than "
-                    f"{_MULTIVECTOR_NUMBERS // self.dim}, or leave keep_objects out"
-                )
-            vector = {self.vector_name: vector, OBJECTS: rows.tolist()}
-        elif self.vector_name:
-            vector = {self.vector_name: vector}
-        return models.PointStruct(id=id_, vector=vector, payload=payload)
-
-    def upsert(self, points: Sequence[models.PointStruct]) -> Iterator[tuple[models.PointStruct, str | None]]:
-        """Write points, in requests of bounded size (see `split`); each is written through
-        (`wait`) before its points come out, with None, or with the reason why that one was refused.
-
-        Raises ServerError when the server is lost: what has come out by then is in.
-        """
-        for batch in split(points):
-            try:
-                self._write(batch)
-            except Refused as error:
-                if error.status == 404:  # the collection is gone
-                    raise
-                yield from self._one_by_one(batch, error)
-            else:
-                yield from ((point, None) for point in batch)
-
-    def _write(self, points: Sequence[models.PointStruct]) -> None:
-        self.call("write to", self.client.upsert, points=list(points), wait=True)
-
-    def _one_by_one(
-        self, points: Sequence[models.PointStruct], error: Refused
-    ) -> Iterator[tuple[models.PointStruct, str | None]]:
-        if len(points) == 1:
-            yield points[0], str(error)
-            return
-        for point in points:
-            try:
-                self._write([point])
-            except Refused as own:
-                yield point, str(own)
-            else:
-                yield point, None
+        return info
 
     # -- asking --------------------------------------------------------------------------------------------
 
@@ -238,7 +189,7 @@ class Store:
             query=vector.tolist(),
             using=self.vector_name or None,
             shard_key=shard_key,
-            filter=filter,
+            filter=(condition := visible(self.namespace, filter)),
             params=params,
             limit=limit,
             offset=offset,
@@ -248,7 +199,7 @@ class Store:
         )
         if prefetch:
             request.prefetch = models.Prefetch(
-                query=request.query, using=request.using, filter=filter, params=params, limit=prefetch
+                query=request.query, using=request.using, filter=condition, params=params, limit=prefetch
             )
             request.query, request.using, request.params = [vector.tolist()], OBJECTS, None
         return request
@@ -257,25 +208,25 @@ class Store:
         self, requests: Sequence[models.QueryRequest], **options: Any
     ) -> list[list[models.ScoredPoint]]:
         """The points found, per request. options: consistency, timeout; None is the client's own."""
-        options = _given(options)
+        options = _without_none(options)
         if len(requests) == 1:
-            held = _arguments(requests[0])
-            return [self.call("search", self.client.query_points, **held, **options).points]
-        found: list[list[models.ScoredPoint]] = []
+            arguments = _arguments(requests[0])
+            return [self.call("search", self.client.query_points, **arguments, **options).points]
+        answers: list[list[models.ScoredPoint]] = []
         for i in range(0, len(requests), _TOGETHER):
             some = list(requests[i : i + _TOGETHER])
-            answers = self.call("search", self.client.query_batch_points, requests=some, **options)
-            found += [answer.points for answer in answers]
-        return found
+            batch = self.call("search", self.client.query_batch_points, requests=some, **options)
+            answers += [answer.points for answer in batch]
+        return answers
 
     def groups(
         self, request: models.QueryRequest, group_by: str, size: int, **options: Any
     ) -> list[models.PointGroup]:
         """The points found, by the value of a payload key, up to `size` for each. options: as in `query`."""
-        held = {name: value for name, value in _arguments(request).items() if name != "offset"}
+        arguments = {name: value for name, value in _arguments(request).items() if name != "offset"}
         method = self.client.query_points_groups
-        options = _given(options) | {"group_by": group_by, "group_size": size}
-        return self.call("search", method, **held, **options).groups
+        options = _without_none(options) | {"group_by": group_by, "group_size": size}
+        return self.call("search", method, **arguments, **options).groups
 
     def dense(self, vector: Any) -> Vector | None:
         """The image's vector, float32 [D], out of what a search returned with the points."""
@@ -286,11 +237,11 @@ class Store:
 
 def _arguments(request: models.QueryRequest) -> dict[str, Any]:
     """A request as the client's methods for one take it."""
-    held = {field: getattr(request, field) for field in models.QueryRequest.model_fields}
-    return _given({_ARGUMENTS.get(field, field): value for field, value in held.items()})
+    fields = {field: getattr(request, field) for field in models.QueryRequest.model_fields}
+    return _without_none({_ARGUMENTS.get(field, field): value for field, value in fields.items()})
 
 
-def _given(options: Mapping[str, Any]) -> dict[str, Any]:
+def _without_none(options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 

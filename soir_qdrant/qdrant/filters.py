@@ -64,5 +64,6 @@ def _nested(conditions: list[models.FieldCondition], label: str | None) -> model
             models.FieldCondition(key="label", match=models.MatchValue(value=label)),
             *conditions,
         ]
-    inside = models.Filter(must=list(conditions))
+    stand_in = models.FieldCondition(key="stand_in", match=models.MatchValue(value=True))
+    inside = models.Filter(must=list(conditions), must_not=[stand_in])
     return models.NestedCondition(nested=models.Nested(key="soir.objects", filter=inside))

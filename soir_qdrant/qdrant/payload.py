@@ -1,8 +1,12 @@
 """The id of a point, what is written beside its vector, and the box that is read back from it.
 
-`payload["soir"]` holds `uri`, `width`, `height`, `sha256`, `encoder` (short hash of the fingerprint),
-`objects` (each with `box` in pixels, `score`, `area` as a fraction of the image, and where known `label`
-and `code`), `labels` (the different ones, sorted) and `count`. The user's own keys lie beside "soir".
+`payload["soir"]` holds the places of the image's files (`uri`, `uris` ..., see identity.py), `width`,
+`height`, `sha256` (of the file), `pixels` (hash of the decoded image), `encoder` (short hash of the
+fingerprint), `recipe` (of all that made the point, see recipe.py), `namespace` where there is one, `by_user`
+where the user gave the objects, `objects` (each with `box` in pixels, `score`, `area` as a fraction of the
+image, and where known `label` and `code`), `labels` (the different ones, sorted) and `count`. Where no object
+was found, the whole image is listed as the one `stand_in`, and `count` is 0. The user's own keys lie beside
+"soir".
 
 `code` is a sketch of the object's vector: its first c numbers (256 unless told otherwise) scaled to
 -127..127, one byte each, base64. It costs 344 characters an object, lets a hit say which object matched,
@@ -13,62 +17,26 @@ collection keeps them.
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
-import operator
-import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from soir_qdrant.errors import ConfigError, SoirError
+from soir_qdrant.qdrant.identity import KEY as KEY
+from soir_qdrant.qdrant.identity import Place, as_payload
+from soir_qdrant.recipe import short_hash as short_hash
 from soir_qdrant.types import Box, LoadedImage, Scene, SceneObject, Vector
 
-PointId: TypeAlias = int | str
-KEY = "soir"
 PATCHES = "patches"  # in payload["soir"]: of each object its patches, as `pack_patches` writes them
-NAMESPACE = uuid.uuid5(uuid.NAMESPACE_DNS, "soir-qdrant")
 
 
 class PayloadError(SoirError):
     """A user's payload cannot be stored beside an image."""
-
-
-def short_hash(fingerprint: Mapping[str, Any]) -> str:
-    """16 hex digits that stand for a fingerprint."""
-    text = json.dumps(fingerprint, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def point_id(sha256: str) -> str:
-    """The id of an image: UUIDv5 of its content's hex digest."""
-    return str(uuid.uuid5(NAMESPACE, sha256))
-
-
-def check_id(value: object) -> PointId:
-    """A point id as Qdrant takes it. Raises ConfigError for anything but a whole number >= 0 or a UUID."""
-    if isinstance(value, uuid.UUID):
-        return str(value)
-    if isinstance(value, str):
-        try:
-            return str(uuid.UUID(value))
-        except ValueError:
-            pass
-    elif not isinstance(value, bool):
-        try:
-            number = operator.index(value)  # type: ignore[arg-type]
-        except TypeError:
-            number = -1
-        if 0 <= number < 2**64:
-            return number
-    raise ConfigError(
-        f"id {value!r}: Qdrant takes whole numbers from 0 and UUIDs; make one of a name with "
-        "uuid.uuid5(uuid.NAMESPACE_URL, name), or keep the name in the payload"
-    )
 
 
 def clean_payload(user: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -84,32 +52,48 @@ def clean_payload(user: Mapping[str, Any] | None) -> dict[str, Any]:
     if KEY in user:
         raise PayloadError(f'payload has the key "{KEY}", which is kept for this package: rename it')
     try:
-        held: dict[str, Any] = to_jsonable_python(dict(user))
-        json.dumps(held, allow_nan=False)
+        plain: dict[str, Any] = to_jsonable_python(dict(user))
+        json.dumps(plain, allow_nan=False)
     except (PydanticSerializationError, TypeError, ValueError) as error:
         raise PayloadError(f"payload cannot be written as JSON: {error}") from error
-    return held
+    return plain
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What made a point. encoder, recipe: short hashes of the fingerprint and of all that made it. namespace:
+    "" for none. codes: numbers of each object's vector to keep, 0 for none. by_user: the user gave the objects.
+    """
+
+    encoder: str
+    recipe: str
+    namespace: str = ""
+    codes: int = 0
+    by_user: bool = False
 
 
 def build_payload(
-    image: LoadedImage, scene: Scene, encoder: str, user: Mapping[str, Any], codes: int
+    image: LoadedImage, scene: Scene, origin: Origin, user: Mapping[str, Any], places: Iterable[Place]
 ) -> dict[str, Any]:
-    """The whole payload of a point. encoder: short hash. user: from `clean_payload`. codes: numbers of each
-    object's vector to keep, 0 for none."""
+    """The whole payload of a point. user: from `clean_payload`. places: where the image's files lie."""
     objects = [
-        _object(item, scene.width, scene.height, row, codes)
+        _object(item, scene.width, scene.height, row, origin.codes)
         for item, row in zip(scene.objects, scene.object_vectors, strict=True)
     ]
     return {
         KEY: {
-            "uri": image.uri,
+            **as_payload(places),
             "width": scene.width,
             "height": scene.height,
             "sha256": image.sha256,
-            "encoder": encoder,
+            "pixels": image.pixels,
+            "encoder": origin.encoder,
+            "recipe": origin.recipe,
+            **({"namespace": origin.namespace} if origin.namespace else {}),
+            **({"by_user": True} if origin.by_user else {}),
             "objects": objects,
             "labels": sorted({item.label for item in scene.objects if item.label is not None}),
-            "count": len(objects),
+            "count": sum(not item.stand_in for item in scene.objects),
             **({} if scene.patches is None else {PATCHES: [pack_patches(rows) for rows in scene.patches]}),
         },
         **user,
@@ -117,16 +101,17 @@ def build_payload(
 
 
 def _object(item: SceneObject, width: int, height: int, row: Vector, codes: int) -> dict[str, Any]:
-    held: dict[str, Any] = {
-        "box": [round(float(value), 2) for value in item.box],
-        "score": round(float(item.score), 4),
-        "area": round(object_area(item, width, height), 6),
-    }
+    box = [round(float(value), 2) for value in item.box]
+    stored: dict[str, Any] = {"box": box, "score": round(float(item.score), 4)}
+    if item.stand_in:  # no object of that size was found: filters by score and area are not to match
+        stored |= {"score": 0.0, "stand_in": True}
+    else:
+        stored["area"] = round(object_area(item, width, height), 6)
     if item.label is not None:
-        held["label"] = item.label
+        stored["label"] = item.label
     if codes:
-        held["code"] = encode(row, codes)
-    return held
+        stored["code"] = encode(row, codes)
+    return stored
 
 
 def object_area(item: SceneObject, width: int, height: int) -> float:
@@ -173,9 +158,9 @@ def code_cosines(payload: Mapping[str, Any], query: Vector) -> Vector | None:
     objects = payload.get(KEY, {}).get("objects") or []
     if not objects or not all("code" in item for item in objects):
         return None
-    kept = np.stack([decode(item["code"]) for item in objects])
-    head = query[: kept.shape[1]]
-    cosines: Vector = kept @ head / np.maximum(np.linalg.norm(kept, axis=1) * np.linalg.norm(head), 1e-6)
+    codes = np.stack([decode(item["code"]) for item in objects])
+    head = query[: codes.shape[1]]
+    cosines: Vector = codes @ head / np.maximum(np.linalg.norm(codes, axis=1) * np.linalg.norm(head), 1e-6)
     return cosines
 
 

@@ -13,7 +13,9 @@ from soir_qdrant.qdrant.payload import KEY, short_hash
 
 Quantization: TypeAlias = Literal["scalar", "binary"] | models.QuantizationConfig
 OBJECTS = "objects"  # the name of the multivector
-INDEXES = {
+INDEXES: dict[str, Any] = {
+    "soir.namespace": models.KeywordIndexParams(type=models.KeywordIndexType.KEYWORD, is_tenant=True),
+    "soir.uris": models.PayloadSchemaType.KEYWORD,
     "soir.labels": models.PayloadSchemaType.KEYWORD,
     "soir.count": models.PayloadSchemaType.INTEGER,
     "soir.uri": models.PayloadSchemaType.KEYWORD,
@@ -44,9 +46,12 @@ def vectors_config(
     """One cosine vector, unnamed where vector_name is ""; with keep_objects also the multivector, which has
     no HNSW graph and lies on disk, since it only rescores what the first one found. quantization: of the
     first; the vectors themselves then lie on disk, to rescore with."""
-    held = quantization_of(quantization)
+    quantized = quantization_of(quantization)
     dense = models.VectorParams(
-        size=dim, distance=models.Distance.COSINE, quantization_config=held, on_disk=True if held else None
+        size=dim,
+        distance=models.Distance.COSINE,
+        quantization_config=quantized,
+        on_disk=True if quantized else None,
     )
     if not keep_objects:
         return {vector_name: dense} if vector_name else dense
@@ -104,8 +109,8 @@ def stored_fingerprint(info: models.CollectionInfo) -> dict[str, Any] | None:
     """The fingerprint in the collection's metadata, where the server (1.16 and later) and the client keep
     some."""
     metadata = getattr(info.config, "metadata", None) or {}
-    found: dict[str, Any] | None = (metadata.get(KEY) or {}).get("fingerprint")
-    return found
+    fingerprint: dict[str, Any] | None = (metadata.get(KEY) or {}).get("fingerprint")
+    return fingerprint
 
 
 def check_fingerprint(theirs: Mapping[str, Any], ours: Mapping[str, Any], collection: str) -> None:
@@ -119,25 +124,25 @@ def check_fingerprint(theirs: Mapping[str, Any], ours: Mapping[str, Any], collec
 
 def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     """The keys, dotted where they are nested, whose values are not the same."""
-    found = []
+    keys = []
     for key in sorted({*one, *other}):
         mine, theirs = one.get(key), other.get(key)
         if isinstance(mine, Mapping) and isinstance(theirs, Mapping):
-            found += [f"{key}.{inner}" for inner in differing(mine, theirs)]
+            keys += [f"{key}.{inner}" for inner in differing(mine, theirs)]
         elif mine != theirs:
-            found.append(key)
-    return found
+            keys.append(key)
+    return keys
 
 
 def check_point(payload: Mapping[str, Any] | None, ours: Mapping[str, Any], collection: str) -> None:
     """The same, for a collection without metadata: by the short hash in the payload of one of its points."""
-    found = ((payload or {}).get(KEY) or {}).get("encoder")
-    if found is None:
+    encoder = ((payload or {}).get(KEY) or {}).get("encoder")
+    if encoder is None:
         raise CollectionError(
             f"collection {collection!r} holds points that this package did not write: choose another name"
         )
-    if found != short_hash(as_json(ours)):
-        raise _mismatch(collection, f"unknown but for its hash ({found})", as_json(ours), "")
+    if encoder != short_hash(as_json(ours)):
+        raise _mismatch(collection, f"unknown but for its hash ({encoder})", as_json(ours), "")
 
 
 def _mismatch(collection: str, theirs: str, ours: Mapping[str, Any], keys: str) -> CollectionError:
@@ -152,5 +157,5 @@ def _mismatch(collection: str, theirs: str, ours: Mapping[str, Any], keys: str) 
 
 def as_json(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
     """As it comes back from the server: tuples become lists."""
-    held: dict[str, Any] = json.loads(json.dumps(fingerprint))
-    return held
+    plain: dict[str, Any] = json.loads(json.dumps(fingerprint))
+    return plain

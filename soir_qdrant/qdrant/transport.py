@@ -25,7 +25,7 @@ MAX_BYTES = 8_000_000  # of one write; servers refuse 32 MB, with an error that 
 MAX_POINTS = 64
 _NUMBER_BYTES = 22  # of a float in JSON
 _PASSING_GRPC = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED")
-_LONGEST_ASKED = 60.0  # seconds that a server's Retry-After is followed for
+_MAX_RETRY_AFTER = 60.0  # seconds that a server's Retry-After is followed for
 
 
 def connect(path: str | Path | None = None, url: str | None = None, **options: Any) -> QdrantClient:
@@ -104,7 +104,7 @@ class Retry:
 
     def _wait(self, attempt: int, error: Exception) -> float:
         wait = min(self.first * float(2 ** (attempt - 1)), self.most) * random.uniform(0.5, 1.0)
-        return max(wait, min(float(getattr(error, "retry_after_s", 0)), _LONGEST_ASKED))
+        return max(wait, min(float(getattr(error, "retry_after_s", 0)), _MAX_RETRY_AFTER))
 
 
 def is_passing(error: Exception) -> bool:
@@ -165,14 +165,14 @@ def _text(error: Exception) -> str:
 def split(points: Sequence[models.PointStruct]) -> Iterator[list[models.PointStruct]]:
     """The points in order, in lists bounded by MAX_POINTS and, from the second point on, MAX_BYTES."""
     batch: list[models.PointStruct] = []
-    held = 0
+    total = 0
     for point in points:
         size = json_size(point)
-        if batch and (held + size > MAX_BYTES or len(batch) == MAX_POINTS):
+        if batch and (total + size > MAX_BYTES or len(batch) == MAX_POINTS):
             yield batch
-            batch, held = [], 0
+            batch, total = [], 0
         batch.append(point)
-        held += size
+        total += size
     if batch:
         yield batch
 

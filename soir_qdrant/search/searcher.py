@@ -45,8 +45,8 @@ class SoirSearcher:
         collection: its name.
         pipeline: encodes the queries; None makes that of `profile` for the first image.
         profile: a name or a file of settings; None is "embedded".
-        runtime: as the ingestor's: serves the models.
-        vector_name: as the ingestor's.
+        runtime, vector_name: as the ingestor's.
+        namespace: its images alone are seen; None: the whole collection.
         exact_boxes: where the collection keeps the vectors of objects, fetch those of the hits to tell which
             object matched (ten hits with 25 objects of 1024 numbers are 5 MB); False leaves them there and
             takes the codes.
@@ -70,14 +70,15 @@ class SoirSearcher:
         profile: str | None = None,
         runtime: Runtime | None = None,
         vector_name: str | None = None,
+        namespace: str | None = None,
         exact_boxes: bool = True,
         max_pixels: int = MAX_PIXELS,
         timeout: int = 30,
         retry: Retry | None = None,
         bank: NDArray[np.floating] | None = None,
     ) -> None:
-        retry = retry or Retry(attempts=3)
-        self.store = Store(client, collection, vector_name=vector_name, timeout=timeout, retry=retry)
+        retry, place = retry or Retry(attempts=3), (client, collection)
+        self.store = Store(*place, vector_name=vector_name, namespace=namespace, timeout=timeout, retry=retry)
         self.exact_boxes = exact_boxes
         self.max_pixels = max_pixels
         served = served_pipeline(pipeline, profile, runtime)

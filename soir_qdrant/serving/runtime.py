@@ -41,7 +41,9 @@ class Runtime:
         encoder = self.make_encoder(held, tokens=held.vector.pooling == "mao")
         detector, segmenter = self.make_detector(held), self.make_segmenter(held)
         tokens = ServedTokens(self.session(spec.DETECTOR)) if held.detector.kind == "embedded" else None
-        return Pipeline(held, detector=detector, segmenter=segmenter, encoder=encoder, tokens=tokens)
+        return Pipeline(
+            held, detector=detector, segmenter=segmenter, encoder=encoder, tokens=tokens, as_named=True
+        )
 
     @cached_property
     def encoder(self) -> ServedEncoder:

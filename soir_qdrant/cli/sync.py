@@ -1,0 +1,105 @@
+"""`soir sync` and `soir watch`: a collection kept in step with a folder."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from soir_qdrant.cli.console import ProfileOption, WhiteningOption, out, settings_of
+from soir_qdrant.cli.options import (
+    FolderOption,
+    JsonOption,
+    KeyOption,
+    NameOption,
+    NamespaceOption,
+    OnnxOption,
+    TritonOption,
+    UrlOption,
+    open_client,
+    served_pipeline,
+)
+
+if TYPE_CHECKING:
+    from soir_qdrant.ingest.sync import SyncReport
+
+FolderArgument = Annotated[Path, typer.Argument(help="a folder of pictures, read recursively")]
+KeepOption = Annotated[bool, typer.Option("--keep", help="leave the points of pictures that are gone")]
+BatchOption = Annotated[int, typer.Option(min=1, help="pictures at once; bounds the memory")]
+
+
+def sync(
+    context: typer.Context,
+    folder: FolderArgument,
+    path: FolderOption = None,
+    url: UrlOption = None,
+    api_key: KeyOption = None,
+    collection: NameOption = "images",
+    namespace: NamespaceOption = None,
+    profile: ProfileOption = "embedded",
+    whitening: WhiteningOption = None,
+    triton: TritonOption = None,
+    onnx: OnnxOption = None,
+    keep: KeepOption = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print what would be done, do nothing")] = False,
+    batch_size: BatchOption = 8,
+    as_json: JsonOption = False,
+) -> None:
+    """Bring a collection in step with a folder: new, changed, moved, renamed and vanished pictures."""
+    from soir_qdrant.ingest.ingestor import SoirIngestor
+
+    ingestor = SoirIngestor(
+        open_client(context, path, url, api_key, there=False),
+        collection,
+        pipeline=served_pipeline(settings_of(profile, whitening), triton, onnx),
+        namespace=namespace,
+    )
+    report = ingestor.sync(folder, keep=keep, dry_run=dry_run, batch_size=batch_size)
+    show(report, as_json=as_json)
+    raise typer.Exit(1 if report.failed else 0)
+
+
+def watch(
+    context: typer.Context,
+    folder: FolderArgument,
+    path: FolderOption = None,
+    url: UrlOption = None,
+    api_key: KeyOption = None,
+    collection: NameOption = "images",
+    namespace: NamespaceOption = None,
+    profile: ProfileOption = "embedded",
+    whitening: WhiteningOption = None,
+    triton: TritonOption = None,
+    onnx: OnnxOption = None,
+    keep: KeepOption = False,
+    settle: Annotated[
+        float, typer.Option(min=0.1, help="seconds without a change before pictures are read")
+    ] = 2.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Sync now and after every change in the folder, until interrupted."""
+    from soir_qdrant.ingest.ingestor import SoirIngestor
+
+    ingestor = SoirIngestor(
+        open_client(context, path, url, api_key, there=False),
+        collection,
+        pipeline=served_pipeline(settings_of(profile, whitening), triton, onnx),
+        namespace=namespace,
+    )
+    ingestor.watch(folder, keep=keep, settle=settle, on_report=lambda report: show(report, as_json=as_json))
+
+
+def show(report: SyncReport, *, as_json: bool) -> None:
+    """Print what became of each file, and the counts."""
+    from soir_qdrant.ingest.plan import lines
+    from soir_qdrant.ingest.sync import sync_summary
+
+    if as_json:
+        out.print_json(json.dumps(asdict(report)))
+        return
+    for line in lines(report.changes):
+        out.print(line, highlight=False, soft_wrap=True)
+    out.print(sync_summary(report), highlight=False, soft_wrap=True)

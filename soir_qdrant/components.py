@@ -1,0 +1,171 @@
+"""What settings name: models, heads and projection, each loaded when first needed."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from soir_qdrant import recipe
+from soir_qdrant.config import Settings
+from soir_qdrant.errors import ConfigError
+from soir_qdrant.models.tokens import TokenSource
+from soir_qdrant.pooling.patches import READ, PatchProjection, projection_of
+from soir_qdrant.pooling.whitening import Whitening
+from soir_qdrant.types import Detector, Encoder, Segmenter
+
+if TYPE_CHECKING:
+    from soir_qdrant.models.encoders.text import TextEncoder
+
+SHIPPED = Path(str(resources.files("soir_qdrant") / "data" / "whitening.safetensors"))
+
+
+class Components:
+    """What a pipeline is put together from.
+
+    Args:
+        settings: see `Settings`; None is the default profile.
+        detector, segmenter, encoder: used instead of those that the settings name.
+        tokens: whose patches are read for late interaction; None is the encoder.
+        patch_projection: what makes them small; None is the whitening's part for them.
+        as_named: the models handed in are those that the settings name, running elsewhere. Otherwise the
+            recipe notes that others stand in for them.
+    """
+
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        *,
+        detector: Detector | None = None,
+        segmenter: Segmenter | None = None,
+        encoder: Encoder | None = None,
+        tokens: TokenSource | None = None,
+        patch_projection: PatchProjection | None = None,
+        as_named: bool = False,
+    ) -> None:
+        self.settings = settings or Settings.for_profile()
+        self._detector, self._segmenter, self._encoder = detector, segmenter, encoder
+        self._tokens, self._patch_projection = tokens, patch_projection
+        stand_ins = {} if as_named else {"detector": detector, "segmenter": segmenter}
+        self._replaced = {role: part.name for role, part in stand_ins.items() if part is not None}
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """What describes crops."""
+        if self._encoder is not None:
+            return self._encoder
+        from soir_qdrant.models.encoders.vit import ViTEncoder
+
+        settings = self.settings.encoder
+        return ViTEncoder(
+            settings.weights,
+            input_size=settings.input_size,
+            device=settings.device,
+            dtype=settings.dtype,
+            batch=settings.batch,
+            blocks=self.settings.vector.blocks,
+            adapter=settings.adapter,
+        )
+
+    @cached_property
+    def text_encoder(self) -> TextEncoder | None:
+        """The text tower beside the encoder; None where it has none, or objects are not described by the
+        descriptor that texts are compared with."""
+        if self.settings.vector.features != ("cls",):
+            return None
+        from soir_qdrant.models.encoders.text import text_encoder
+
+        return text_encoder(self.settings.encoder.weights, device=self.settings.encoder.device)
+
+    @cached_property
+    def detector(self) -> Detector | None:
+        """What finds objects; None where the whole image is to be the one object."""
+        if self._detector is not None:
+            return self._detector
+        from soir_qdrant.models.detectors.factory import make_detector
+
+        return make_detector(self.settings.detector, self.encoder, self.settings.encoder.device)
+
+    @cached_property
+    def segmenter(self) -> Segmenter:
+        """What turns boxes into masks."""
+        if self._segmenter is not None:
+            return self._segmenter
+        from soir_qdrant.models.segmenters.factory import make_segmenter
+
+        encoder, device = self.encoder, self.settings.encoder.device
+        return make_segmenter(self.settings.segmenter, encoder, encoder.fingerprint, device)
+
+    @cached_property
+    def query_segmenter(self) -> Segmenter:
+        """A finer cut for queries: they are few, and all depends on each."""
+        from soir_qdrant.models.segmenters.grabcut import GrabCutSegmenter
+
+        if self.segmenter.name == GrabCutSegmenter.name:
+            return GrabCutSegmenter(side=160, iterations=5)
+        return self.segmenter
+
+    @cached_property
+    def whitening(self) -> Whitening | None:
+        """The whitening of the settings: the shipped one of the encoder, a file, or none."""
+        settings = self.settings.vector
+        if settings.whitening is None:
+            return None
+        path = SHIPPED if settings.whitening == "shipped" else Path(settings.whitening).expanduser()
+        whitening = Whitening.load(path)
+        if whitening.fitted_for != self.whitened:
+            raise ConfigError(
+                f"whitening {settings.whitening!r} was fitted for {whitening.fitted_for!r}, and the settings "
+                f"ask for {self.whitened!r}: fit one with `soir calibrate`, or set vector.whitening to None"
+            )
+        return whitening.truncated(settings.dim)
+
+    @property
+    def prior(self) -> Whitening | None:
+        """The whitening to refit: the file that the settings name, else the one that ships; None where that
+        is of another encoder."""
+        if self.settings.vector.whitening not in (None, "shipped"):
+            return self.whitening
+        shipped = Whitening.load(SHIPPED)
+        return shipped if shipped.fitted_for == self.whitened else None
+
+    @property
+    def whitened(self) -> str:
+        """What a whitening has to be fitted for: encoder, crop and features in one line."""
+        crop, vector = self.settings.crop, self.settings.vector
+        cut = f"{'native' if crop.native else 'tight'}{crop.margin:g}{crop.background}"
+        return f"{self.encoder.fingerprint} {cut} {'+'.join(vector.features)}"
+
+    @cached_property
+    def patch_projection(self) -> PatchProjection:
+        """What makes patches small. Raises ConfigError where the settings have no whitening of them."""
+        if self._patch_projection is not None:
+            return self._patch_projection
+        if self.whitening is None or READ not in self.settings.vector.features:
+            raise ConfigError(
+                f'rerank="patches" needs a whitening of the feature "{READ}", and these settings have none: '
+                "take the profile embedded, or set vector.features and fit one with `soir calibrate`"
+            )
+        return projection_of(self.whitening, self.settings.vector.features, self.encoder.last_block)
+
+    @cached_property
+    def dim(self) -> int:
+        """Length of the stored vector."""
+        if self.whitening is not None:
+            return self.whitening.dim
+        names = self.settings.vector.features
+        inner = self.encoder.last_block.dim if set(names) != {"cls"} else 0  # loads weights, where served
+        return sum(self.encoder.dim if name == "cls" else inner for name in names)
+
+    @cached_property
+    def fingerprint(self) -> dict[str, Any]:
+        """What two vectors must share to be compared; see `recipe.fingerprint`."""
+        digest = self.whitening.digest if self.whitening else None
+        encoder = self.encoder.fingerprint
+        return recipe.fingerprint(self.settings, encoder=encoder, whitening=digest, dim=self.dim)
+
+    @cached_property
+    def recipe(self) -> dict[str, Any]:
+        """Everything that decides what is stored of an image; see `recipe.recipe`."""
+        return recipe.recipe(self.settings, self.fingerprint, self._replaced)

@@ -1,0 +1,51 @@
+"""Images whole: read and decoded."""
+
+from __future__ import annotations
+
+from soir_qdrant.errors import ImageError
+from soir_qdrant.images.files import RawImage, Source, read
+from soir_qdrant.images.pixels import MAX_PIXELS, MIN_SIDE, from_bytes, size_of
+from soir_qdrant.types import LoadedImage
+
+
+def load(source: Source, *, name: str | None = None, max_pixels: int = MAX_PIXELS) -> LoadedImage:
+    """Read and decode one image.
+
+    source: a path, the bytes of a file, a PIL image, or a uint8 array [H, W], [H, W, 3] or [H, W, 4].
+    name: what to call it in messages. max_pixels: the largest width x height that is decoded.
+
+    The result is upright (EXIF rotation applied) and 8-bit RGB: 16-bit greys are scaled, CMYK and palettes
+    converted, the first frame taken of an animation. Where pixels are transparent, grey shows through
+    and `alpha` holds the opaque ones (alpha >= 128).
+
+    Raises ImageError for a file that is missing, damaged, not an image, larger than max_pixels (before
+    its pixels are decoded) or smaller than 8 pixels, and for arrays of another type or shape.
+    """
+    return decode(read(source, name=name, max_pixels=max_pixels), max_pixels=max_pixels)
+
+
+def decode(raw: RawImage, *, max_pixels: int = MAX_PIXELS) -> LoadedImage:
+    """The second half of `load`. Raises ImageError for a damaged, too large or too small image."""
+    if isinstance(raw.content, bytes):
+        rgb, alpha = from_bytes(raw.content, raw.name, max_pixels)
+    else:
+        rgb, alpha = raw.content
+    height, width = rgb.shape[:2]
+    if min(height, width) < MIN_SIDE:
+        raise ImageError(
+            f"{raw.name} is {width}x{height} pixels: nothing can be recognised below {MIN_SIDE}x{MIN_SIDE}; "
+            "leave it out or give the original picture"
+        )
+    if alpha is not None and not alpha.any():
+        raise ImageError(
+            f"{raw.name} is wholly transparent: leave it out or give it without its alpha channel"
+        )
+    return LoadedImage(rgb, raw.name, raw.uri, raw.sha256, alpha, raw.stamp)
+
+
+def decoded_bytes(raw: RawImage) -> int:
+    """About how many bytes an image takes once it is decoded, as far as its head tells."""
+    if not isinstance(raw.content, bytes):
+        return int(raw.content[0].nbytes)
+    size = size_of(raw.content)
+    return 4 * size[0] * size[1] if size else 0

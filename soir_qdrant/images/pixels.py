@@ -1,0 +1,154 @@
+"""Bytes, PIL images and arrays to pixels: upright, 8 bits, sRGB, with the opaque ones."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from soir_qdrant.errors import ImageError
+from soir_qdrant.images.colour import to_srgb
+from soir_qdrant.images.depth import DEEP, to_8_bits
+from soir_qdrant.images.formats import known_formats, unknown
+from soir_qdrant.types import RGB, Mask
+
+log = logging.getLogger(__name__)
+MAX_PIXELS = 100_000_000  # an RGB image of 300 MB
+MIN_SIDE = 8
+GREY = 124  # shows through transparent pixels; the grey that crops are padded with
+STRIP = 4_000_000  # pixels that are blended at once
+
+
+def size_of(data: bytes) -> tuple[int, int] | None:
+    """Width and height that the head of a file tells, without decoding it; None where it tells none."""
+    try:
+        with Image.open(io.BytesIO(data), formats=known_formats()) as image:
+            return image.size
+    except Exception:  # whoever decodes it says what is wrong
+        return None
+
+
+def from_bytes(data: bytes, name: str, max_pixels: int) -> tuple[RGB, Mask | None]:
+    """Pixels of a file, uint8 [H, W, 3], and the opaque ones. Only known formats are tried, whatever the name
+    says: none that starts another program. Raises ImageError."""
+    try:
+        with Image.open(io.BytesIO(data), formats=known_formats()) as image:
+            return from_pil(image, name, max_pixels)
+    except ImageError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise ImageError(
+            f"{name} is too large: {error}; make it smaller (or raise PIL's limit and max_pixels)"
+        ) from error
+    except UnidentifiedImageError as error:
+        raise ImageError(unknown(data, name)) from error
+    except Exception as error:  # Pillow's readers let all sorts of errors out when a header is damaged
+        raise _damaged(name, error) from error
+
+
+def _damaged(name: str, error: Exception) -> ImageError:
+    return ImageError(f"{name} is damaged or cut off: {error}; copy or download it again")
+
+
+def from_pil(image: Image.Image, name: str, max_pixels: int) -> tuple[RGB, Mask | None]:
+    """Pixels of an opened image. Its size is checked before it is decoded, which PIL does lazily."""
+    if image.width * image.height > max_pixels:
+        raise ImageError(
+            f"{name} has {image.width}x{image.height} pixels, more than the {max_pixels:,} that are decoded: "
+            "make it smaller or raise max_pixels"
+        )
+    try:
+        image.load()
+    except Exception as error:  # see from_bytes
+        raise _damaged(name, error) from error
+    upright = _upright(image, name)
+    if upright.mode in DEEP:
+        return _deep(upright, image.info.get("transparency"), name)
+    if upright.mode == "F":
+        raise ImageError(f"{name} holds 32-bit floats: scale them to 0..255 and save it with 8 bits")
+    converted = to_srgb(upright, name)
+    if converted.has_transparency_data:
+        return _blended(converted)
+    try:
+        return np.array(converted.convert("RGB"), np.uint8), None
+    except ValueError as error:
+        raise ImageError(f"{name} has colour mode {image.mode}: convert it to RGB") from error
+
+
+def _upright(image: Image.Image, name: str) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception as error:  # the pixels are sound, only the EXIF block is not; its readers raise anything
+        log.warning("%s: EXIF data unreadable, its rotation is not applied: %s", name, error)
+        return image
+
+
+def _deep(image: Image.Image, transparent: Any, name: str) -> tuple[RGB, Mask | None]:
+    """Greys of more than 8 bits; `transparent` is the value of the pixels that are."""
+    levels = np.asarray(image)
+    grey = to_8_bits(levels, name)
+    opaque = levels != transparent if isinstance(transparent, int) else None
+    if opaque is None or opaque.all():
+        return np.repeat(grey[:, :, None], 3, axis=2), None
+    grey = np.where(opaque, grey, np.uint8(GREY))
+    return np.repeat(grey[:, :, None], 3, axis=2), opaque
+
+
+def _blended(image: Image.Image) -> tuple[RGB, Mask | None]:
+    """An image with transparency, in strips: at full size it would take ten times its pixels."""
+    height, rows = image.height, max(1, STRIP // max(image.width, 1))
+    boxes = [(0, y, image.width, min(y + rows, height)) for y in range(0, height, rows)]
+    alpha = np.empty((height, image.width), np.uint8)
+    rgb = np.empty((height, image.width, 3), np.uint8)
+    for _, y, _, bottom in boxes:
+        rgba = np.asarray(image.crop((0, y, image.width, bottom)).convert("RGBA"))
+        rgb[y:bottom], alpha[y:bottom] = rgba[:, :, :3], rgba[:, :, 3]
+    return _flattened(rgb, alpha)
+
+
+def _flattened(rgb: RGB, alpha: NDArray[np.uint8]) -> tuple[RGB, Mask | None]:
+    """Blends uint8 [H, W, 3] onto grey, in place, by alpha, uint8 [H, W]; with the opaque pixels, those of at
+    least half of the largest alpha (None where all are fully opaque)."""
+    if alpha.min(initial=255) == 255:
+        return rgb, None
+    largest = int(alpha.max(initial=0))
+    rows = max(1, STRIP // max(alpha.shape[1], 1))
+    for y in range(0, len(alpha), rows):
+        strip = slice(y, y + rows)
+        share = alpha[strip, :, None].astype(np.float32) / max(largest, 1)
+        rgb[strip] = (rgb[strip] * share + GREY * (1 - share)).round()
+    return rgb, (alpha >= largest / 2) & (alpha > 0)
+
+
+def from_array(array: NDArray[Any], name: str) -> tuple[RGB, Mask | None]:
+    """Pixels of an array in RGB order, uint8 [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]. Raises ImageError."""
+    if array.dtype != np.uint8:
+        if np.issubdtype(array.dtype, np.floating):
+            if not np.isfinite(array).all():
+                raise ImageError(f"{name}: the array holds NaN or infinite values; give uint8, 0..255")
+            raise ImageError(
+                f"{name}: the array is {array.dtype}; give uint8, 0..255: "
+                "(x * 255).round().astype(np.uint8) where x is 0..1"
+            )
+        raise ImageError(f"{name}: the array is {array.dtype}; give uint8, 0..255")
+    if array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 1):
+        return np.repeat(array.reshape(*array.shape[:2], 1), 3, axis=2), None
+    if array.ndim != 3 or array.shape[2] not in (3, 4):
+        raise ImageError(f"{name}: the array has shape {array.shape}; give [H, W], [H, W, 3] or [H, W, 4]")
+    if array.shape[2] == 4:
+        return _flattened(array[:, :, :3].copy(), array[:, :, 3])
+    return np.ascontiguousarray(array), None
+
+
+def digest(rgb: RGB, alpha: Mask | None) -> str:
+    """sha256 of pixels, as hex digits."""
+    content = hashlib.sha256(repr(rgb.shape).encode())
+    content.update(rgb.tobytes())
+    if alpha is not None:
+        content.update(np.packbits(alpha).tobytes())
+    return content.hexdigest()

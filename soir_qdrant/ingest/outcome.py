@@ -1,0 +1,79 @@
+"""What a call of the ingestor tells: while it runs, when it ends, and when it is cut short."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from soir_qdrant.errors import ServerError
+from soir_qdrant.images import Images, LeftOut, count_sources
+from soir_qdrant.types import Failure, IngestReport
+
+
+class IngestStopped(ServerError):
+    """The server was lost on the way. report: what had become of the images until then."""
+
+    def __init__(self, message: str, report: IngestReport) -> None:
+        super().__init__(message)
+        self.report = report
+
+    def __reduce__(self) -> tuple[type[IngestStopped], tuple[str, IngestReport]]:
+        return type(self), (str(self), self.report)
+
+
+def stopped(error: ServerError, report: IngestReport, collection: str) -> IngestStopped:
+    updated = f"{report.updated} updated, " if report.updated else ""
+    return IngestStopped(
+        f"{error}\nStored in collection {collection!r} by then: {report.added} images, {updated}"
+        f"{report.skipped} skipped, {len(report.failed)} failed; the same call goes on from there",
+        report,
+    )
+
+
+def broken_off(error: Exception, report: IngestReport, collection: str) -> IngestStopped:
+    """For an iterable of the user's that raised: what came before it is stored."""
+    what = f"the images, or what belongs to them, could not be read on: {type(error).__name__}: {error}"
+    return stopped(ServerError(what), report, collection)
+
+
+@contextmanager
+def bar(wanted: bool, images: Images) -> Iterator[Callable[[int], None]]:
+    """A progress bar on stderr; what it gives is called with the number of images done with."""
+    console = Console(stderr=True)
+    if not (wanted and console.is_terminal):
+        yield lambda _: None
+        return
+    columns = (TextColumn("images"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("images", total=count_sources(images))
+        yield lambda done: progress.advance(task, done)
+
+
+def unreadable(left_out: LeftOut) -> list[Failure]:
+    """Folders that could not be looked into, as failures."""
+    return [Failure(str(folder), f"{folder}: this folder cannot be read") for folder in left_out.blocked]
+
+
+def left_out_line(names: list[str]) -> list[str]:
+    """One line that names what was left out, if anything was."""
+    shown = ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
+    return [f"{len(names)} left out (linked folders, formats that are not read): {shown}"] if names else []
+
+
+def summary(report: IngestReport, *, max_failures: int = 20) -> str:
+    """A report in words: counts, seconds per stage, what can be renewed, and the first failures."""
+    stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in sorted(report.seconds.items()))
+    counts = {"added": report.added, "updated": report.updated, "skipped": report.skipped}
+    lines = [", ".join(f"{count} {what}" for what, count in counts.items() if count or what != "updated")]
+    lines[0] += f", {len(report.failed)} failed" + (f" ({stages})" if stages else "")
+    for count, what in ((report.stale, "stored by another recipe"), (report.changed, "changed since")):
+        if count:
+            lines.append(f"{count} {what}: on_exists='update' renews them")
+    lines += left_out_line(report.left_out)
+    lines += [f"  {failure.name}: {failure.reason}" for failure in report.failed[:max_failures]]
+    if len(report.failed) > max_failures:
+        lines.append(f"  and {len(report.failed) - max_failures} more")
+    return "\n".join(lines)

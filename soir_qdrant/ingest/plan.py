@@ -1,0 +1,190 @@
+"""What has become of the files of a folder since they were stored: found without running a model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from soir_qdrant.errors import ImageError
+from soir_qdrant.images import decode, read, stamp_of, uri_of
+from soir_qdrant.ingest.places import keeps_own_id
+from soir_qdrant.qdrant.identity import Place, PointId
+from soir_qdrant.qdrant.points import StoredPoint
+from soir_qdrant.types import Failure
+
+What: TypeAlias = Literal[
+    "new", "changed", "stale", "touched", "moved", "renamed", "copied", "vanished", "kept"
+]  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What became of one file.
+
+    Attributes:
+        what: "new"; "changed": other pixels; "stale": the same, stored by another recipe; "touched": other
+            bytes, the same pixels, such as a corrected title; "moved" to another folder, "renamed" within
+            it; "copied": equal to a file that is still there; "vanished"; "kept": vanished, and left.
+        name: path within the folder, of a vanished one elsewhere the whole path.
+        before: where the file lay, of a moved or renamed one.
+    """
+
+    what: What
+    name: str
+    before: str | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Plan:
+    """What is to be done. to_store: names, paths and ids of the files that models are run on."""
+
+    changes: list[Change] = field(default_factory=list)
+    unchanged: int = 0
+    failed: list[Failure] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    to_store: list[tuple[str, Path, PointId | None]] = field(default_factory=list)
+    met: list[tuple[PointId, Place]] = field(default_factory=list)  # places of points that stay
+    left: list[tuple[PointId, str]] = field(default_factory=list)  # uris of points that stay
+    touched: list[tuple[StoredPoint, str, Place]] = field(default_factory=list)  # with their new sha256
+    vanished: list[tuple[PointId, str]] = field(default_factory=list)  # uris of points, which may go
+
+
+class Planner:
+    """Compares files with points.
+
+    Args:
+        root: the folder.
+        points: all of the namespace.
+        recipe: of a file by its name: short hash of what would make its point, or None where the objects
+            are not known any more and it is to stay as it is.
+        max_pixels: the largest image that is decoded.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        points: Iterable[StoredPoint],
+        recipe: Callable[[str, StoredPoint], str | None],
+        max_pixels: int,
+    ) -> None:
+        self.root, self.recipe, self.max_pixels = root, recipe, max_pixels
+        self.by_uri: dict[str, tuple[StoredPoint, Place]] = {}
+        self.by_content: dict[str, StoredPoint] = {}
+        self.rivals: list[tuple[StoredPoint, str]] = []  # further points that claim a place
+        for point in points:
+            self.by_content.setdefault(point.sha256, point)
+            for place in point.places:
+                if place.uri in self.by_uri:  # as where a file was edited and only added again
+                    self.rivals.append((point, place.uri))
+                self.by_uri.setdefault(place.uri, (point, place))
+        self.plan = Plan()
+        self.gone: dict[PointId, list[str]] = {}  # places that are empty now and not accounted for yet
+
+    def run(self, files: Iterable[tuple[str, Path]], unreadable: Callable[[str], bool]) -> Plan:
+        """The plan.
+
+        Args:
+            files: names and paths of all images of the folder.
+            unreadable: whether a uri lies in a folder that cannot be looked into.
+        """
+        listed = {uri_of(path): (name, path) for name, path in files}
+        inside = uri_of(self.root).rstrip(os.sep) + os.sep
+        for uri, (point, _) in self.by_uri.items():
+            if uri not in listed and uri.startswith(inside) and not unreadable(uri):
+                self.gone.setdefault(point.id, []).append(uri)
+        contents = {}
+        for uri, (name, path) in listed.items():
+            try:
+                contents[uri] = self._file(name, path, uri)
+            except ImageError as error:
+                self.plan.failed.append(Failure(name, str(error)))
+            except OSError as error:
+                self.plan.failed.append(Failure(name, f"{name} cannot be read: {error}"))
+        for point, uri in self.rivals:
+            if contents.get(uri, point.sha256) != point.sha256:
+                self.plan.left.append((point.id, uri))
+        for id_, uris in self.gone.items():
+            for uri in uris:
+                self.plan.vanished.append((id_, uri))
+                self.plan.changes.append(Change("vanished", self._name(uri)))
+        return self.plan
+
+    def _file(self, name: str, path: Path, uri: str) -> str:
+        """Compare one file. Returns the hash of its content."""
+        point, place = self.by_uri.get(uri, (None, None))
+        stamp = stamp_of(path)
+        if point and place and place.stamp == stamp:
+            self._same(point, name, path)
+            return point.sha256
+        raw = read(path, name=name, max_pixels=self.max_pixels)
+        here = Place(uri, raw.stamp)
+        if point and point.sha256 == raw.sha256:
+            self.plan.met.append((point.id, here))
+            self._same(point, name, path)
+        elif equal := self.by_content.get(raw.sha256):
+            if any(place.uri == uri for place in equal.places):
+                self._same(equal, name, path)
+            else:
+                self._elsewhere(equal, name, path, here)
+            if point:
+                self.plan.left.append((point.id, uri))
+        elif point is None:
+            self.plan.to_store.append((name, path, None))
+            self.plan.changes.append(Change("new", name))
+        elif len(point.places) == 1 and point.pixels == decode(raw, max_pixels=self.max_pixels).pixels:
+            self.plan.touched.append((point, raw.sha256, here))
+            self.plan.changes.append(Change("touched", name))
+        else:
+            own = keeps_own_id(point) and len(point.places) == 1
+            self.plan.to_store.append((name, path, point.id if own else None))
+            self.plan.changes.append(Change("changed", name))
+        return raw.sha256
+
+    def _same(self, point: StoredPoint, name: str, path: Path) -> None:
+        recipe = self.recipe(name, point)
+        if recipe is None or recipe == point.recipe:
+            self.plan.unchanged += 1
+        else:
+            self.plan.to_store.append((name, path, point.id))
+            self.plan.changes.append(Change("stale", name))
+
+    def _elsewhere(self, point: StoredPoint, name: str, path: Path, here: Place) -> None:
+        """A file whose image is stored, from another place."""
+        self.plan.met.append((point.id, here))
+        before = self._empty_place(point)
+        if before is None:
+            self.plan.changes.append(Change("copied", name))
+        else:
+            self.plan.left.append((point.id, before))
+            what: What = "renamed" if Path(before).parent == Path(here.uri).parent else "moved"
+            self.plan.changes.append(Change(what, name, self._name(before)))
+        recipe = self.recipe(name, point)
+        if recipe is not None and recipe != point.recipe:
+            self.plan.to_store.append((name, path, point.id))
+
+    def _empty_place(self, point: StoredPoint) -> str | None:
+        """Where a file of the image lay and no longer lies."""
+        if uris := self.gone.get(point.id):
+            uri = uris.pop()
+            if not uris:
+                del self.gone[point.id]
+            return uri
+        inside = uri_of(self.root).rstrip(os.sep) + os.sep
+        taken = {uri for id_, uri in self.plan.left if id_ == point.id}
+        outside = (p.uri for p in point.places if not p.uri.startswith(inside) and p.uri not in taken)
+        return next((uri for uri in outside if not Path(uri).exists()), None)
+
+    def _name(self, uri: str) -> str:
+        path = Path(uri)
+        root = Path(uri_of(self.root))
+        return path.relative_to(root).as_posix() if path.is_relative_to(root) else uri
+
+
+def lines(changes: Iterable[Change]) -> Iterator[str]:
+    """A plan, or what became of it, in words: a line for each file."""
+    for change in changes:
+        arrow = f"{change.before} -> " if change.before else ""
+        yield f"{change.what:9}{arrow}{change.name}"

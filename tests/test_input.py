@@ -1,0 +1,212 @@
+"""What users hand in by mistake, and what hostile ones do: one bad item is reported and stops no other."""
+
+import os
+import subprocess
+import sys
+from typing import ClassVar
+
+import numpy as np
+import pytest
+from conftest import counts, ingestor, picture, stored
+from PIL import Image, ImageCms
+from qdrant_client import QdrantClient
+
+from soir_qdrant.errors import ImageError
+from soir_qdrant.images import GREY, load
+from soir_qdrant.images import files as reading
+from soir_qdrant.ingest.ingestor import IngestStopped, summary
+from soir_qdrant.types import SceneObject
+
+
+def cosine(one, other):
+    one, other = one.astype(float).ravel(), other.astype(float).ravel()
+    return one @ other / (np.linalg.norm(one) * np.linalg.norm(other))
+
+
+class TestPixels:
+    @pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+    @pytest.mark.parametrize("suffix", [".png", ".tif"])
+    def test_twelve_bits_in_a_file_of_sixteen_are_as_bright_as_eight(self, tmp_path, bits, suffix):
+        eight = picture(1, 64, 48)[:, :, 0]
+        eight[0, :2] = 0, 255
+        levels = np.round(eight / 255 * (2**bits - 1)).astype(np.uint16)
+        Image.fromarray(levels).save(tmp_path / f"a{suffix}")
+        found = load(tmp_path / f"a{suffix}").rgb[:, :, 0]
+        assert np.abs(found.astype(int) - eight).max() <= 1
+
+    def test_the_transparent_level_of_a_deep_grey(self, tmp_path):
+        levels = np.full((40, 40), 40000, np.uint16)
+        levels[:, 20:] = 0
+        Image.fromarray(levels).save(tmp_path / "a.png", transparency=0)
+        image = load(tmp_path / "a.png")
+        assert image.alpha is not None
+        assert image.alpha[:, :20].all()
+        assert not image.alpha[:, 20:].any()
+        assert (image.rgb[:, 20:] == GREY).all()
+
+    def test_a_watermark_is_opaque_where_it_is_most_so(self):
+        rgba = np.dstack([picture(1), np.full((30, 40), 102, np.uint8)])  # 40 % everywhere
+        image = load(rgba)
+        assert image.alpha.all()
+        assert np.abs(image.rgb.astype(int) - picture(1)).max() <= 1
+        with pytest.raises(ImageError, match="wholly transparent"):
+            load(np.dstack([picture(1), np.zeros((30, 40), np.uint8)]))
+
+    def test_colours_with_a_profile_are_those_that_it_means(self, tmp_path):
+        """The same numbers are other colours in another space."""
+        rgb = picture(3)
+        srgb = ImageCms.createProfile("sRGB")
+        wide = bytes(_wide_gamut())
+        Image.fromarray(rgb).save(tmp_path / "wide.png", icc_profile=wide)
+        Image.fromarray(rgb).save(tmp_path / "srgb.png", icc_profile=ImageCms.ImageCmsProfile(srgb).tobytes())
+        assert (load(tmp_path / "srgb.png").rgb == rgb).all()
+        converted = load(tmp_path / "wide.png").rgb
+        expected = ImageCms.profileToProfile(
+            Image.fromarray(rgb), ImageCms.ImageCmsProfile(_stream(wide)), srgb
+        )
+        assert (converted == np.asarray(expected)).all()
+        assert (converted != rgb).any()
+
+    def test_a_profile_that_is_no_profile_is_passed_over(self, tmp_path, caplog):
+        Image.fromarray(picture(3)).save(tmp_path / "a.png", icc_profile=b"nonsense" * 30)
+        assert (load(tmp_path / "a.png").rgb == picture(3)).all()
+        assert "cannot be used" in caplog.text
+
+    def test_large_pictures_with_transparency_take_little_more_than_their_pixels(self, tmp_path):
+        """A PNG of 25 kB took 3.6 GB: in a process of its own, whose peak is measured."""
+        Image.new("1", (10_000, 10_000)).save(tmp_path / "a.png", transparency=0)
+        code = (
+            "import resource, sys\nfrom soir_qdrant.images import read, decode\n"
+            "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+            "try: decode(read(sys.argv[1]))\n"
+            "except Exception as error: print(error, file=sys.stderr)\n"
+            "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path / "a.png")], capture_output=True, text=True, check=True
+        )
+        assert int(done.stdout) < 900  # MB; the pixels and their mask are 400
+
+
+def _stream(data):
+    import io
+
+    return io.BytesIO(data)
+
+
+def _wide_gamut() -> bytes:
+    """sRGB's profile with red and green primaries swapped: as far from it as a profile can be."""
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    count = int.from_bytes(profile[128:132], "big")
+    tags = {bytes(profile[132 + 12 * i : 136 + 12 * i]): 132 + 12 * i for i in range(count)}
+    red, green = (bytes(profile[tags[name] + 4 : tags[name] + 12]) for name in (b"rXYZ", b"gXYZ"))
+    profile[tags[b"rXYZ"] + 4 : tags[b"rXYZ"] + 12] = green
+    profile[tags[b"gXYZ"] + 4 : tags[b"gXYZ"] + 12] = red
+    return bytes(profile).replace(b"s\0R\0G\0B", b"w\0i\0d\0e").replace(b"sRGB", b"wide")
+
+
+class TestFiles:
+    def test_pipes_and_devices_are_not_waited_for(self, tmp_path):
+        os.mkfifo(tmp_path / "pipe.jpg")
+        (tmp_path / "zero.jpg").symlink_to("/dev/zero")
+        Image.fromarray(picture(1)).save(tmp_path / "good.png")
+        report = ingestor(QdrantClient(":memory:")).add(tmp_path)
+        assert counts(report) == (1, 0, 2)
+        assert all("a pipe, a socket or a device" in failure.reason for failure in report.failed)
+
+    def test_files_beyond_a_size_are_not_read(self, tmp_path, monkeypatch):
+        with (tmp_path / "huge.jpg").open("wb") as stream:
+            stream.truncate(3_000_000_000)  # sparse: takes no space
+        with pytest.raises(ImageError, match="3,000,000,000 bytes, more than"):
+            load(tmp_path / "huge.jpg")
+        monkeypatch.setattr(reading, "MAX_BYTES", 10)
+        Image.fromarray(picture(1)).save(tmp_path / "a.png")
+        with pytest.raises(ImageError, match="more than the 10"):
+            load(tmp_path / "a.png")
+
+    def test_postscript_under_another_name_starts_no_program(self, tmp_path, monkeypatch):
+        (tmp_path / "a.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n")
+        monkeypatch.setattr(subprocess, "check_call", lambda *_, **__: pytest.fail("Ghostscript was started"))
+        with pytest.raises(ImageError, match="format that is not read"):
+            load(tmp_path / "a.jpg")
+
+    def test_heic_says_what_to_install(self, tmp_path):
+        (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic" + b"\0" * 50)
+        report = ingestor(QdrantClient(":memory:")).add(tmp_path)
+        assert counts(report) == (0, 0, 1)
+        assert "HEIC" in report.failed[0].reason
+        assert "soir-qdrant[formats]" in report.failed[0].reason
+
+    def test_what_is_left_out_is_named(self, folder, tmp_path):
+        (folder / "raw.dng").write_bytes(b"x")
+        (folder / "notes.md").write_bytes(b"no image")
+        (folder / "@eaDir").mkdir()
+        Image.fromarray(picture(8)).save(folder / "@eaDir" / "thumb.jpg")
+        elsewhere = tmp_path / "elsewhere"
+        elsewhere.mkdir()
+        (folder / "linked").symlink_to(elsewhere)
+        for call in ("add", "sync"):
+            report = getattr(ingestor(QdrantClient(":memory:")), call)(folder)
+            assert sorted(report.left_out) == ["linked/", "raw.dng"]
+            assert not report.failed
+        assert "2 left out" in summary(ingestor(QdrantClient(":memory:")).add(folder))
+
+    def test_a_folder_that_cannot_be_read_is_a_failure(self, folder, monkeypatch):
+        scandir = os.scandir
+
+        def refusing(path):
+            if str(path).endswith("sub"):
+                raise PermissionError(13, "Permission denied", str(path))
+            return scandir(path)
+
+        monkeypatch.setattr(os, "scandir", refusing)
+        report = ingestor(QdrantClient(":memory:")).add(folder)
+        assert counts(report) == (3, 0, 1)
+        assert "cannot be read" in report.failed[0].reason
+
+    def test_pixels_of_a_batch_stay_within_a_budget(self, monkeypatch, pipeline):
+        from soir_qdrant.ingest import reading
+
+        monkeypatch.setattr(reading.within_budget, "__defaults__", (2 * 40 * 30 * 3,))
+        report = ingestor(QdrantClient(":memory:"), pipeline).add([picture(i) for i in range(5)])
+        assert counts(report) == (5, 0, 0)
+        assert [len(call) for call in pipeline.calls] == [2, 2, 1]
+
+
+class TestItems:
+    BAD: ClassVar = {
+        "shares of the image": [SceneObject((0.1, 0.2, 0.5, 0.9))],
+        "a number beyond floats": [SceneObject((0, 0, 10**400, 9))],
+        "such a score": [SceneObject((0, 0, 9, 9), score=10**400)],
+        "a score that is text": [SceneObject((0, 0, 9, 9), score="high")],
+        "a ragged mask": [SceneObject((0, 0, 9, 9), mask=[[True], [True, False]])],
+        "no list": 7,
+    }
+
+    @pytest.mark.parametrize("bad", BAD.values(), ids=BAD)
+    def test_bad_objects_fail_their_image_alone(self, bad):
+        report = ingestor(QdrantClient(":memory:")).add(
+            [picture(1), picture(2), picture(3)], objects=[None, bad, None], batch_size=3
+        )
+        assert counts(report) == (2, 0, 1)
+        assert report.failed[0].name == "image 2"
+
+    def test_objects_that_raise_fail_their_image_alone(self):
+        def lazily():
+            yield SceneObject((0, 0, 9, 9))
+            raise KeyError("box")
+
+        report = ingestor(QdrantClient(":memory:")).add([picture(1), picture(2)], objects=[lazily(), None])
+        assert counts(report) == (1, 0, 1)
+        assert "KeyError: 'box'" in report.failed[0].reason
+
+    def test_images_that_raise_end_the_call_with_a_report(self):
+        def broken():
+            yield from (picture(i) for i in range(5))
+            raise KeyError("path")
+
+        client = QdrantClient(":memory:")
+        with pytest.raises(IngestStopped, match="KeyError: 'path'") as caught:
+            ingestor(client).add(broken(), batch_size=2)
+        assert counts(caught.value.report) == (5, 0, 0)
+        assert len(stored(client)) == 5
