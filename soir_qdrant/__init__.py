@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from soir_qdrant.aio import AsyncSoirIngestor, AsyncSoirSearcher
     from soir_qdrant.config import Settings
     from soir_qdrant.ingest.ingestor import SoirIngestor
+    from soir_qdrant.kinds import Kind, register_detector, register_encoder, register_segmenter
     from soir_qdrant.pipeline import Pipeline
     from soir_qdrant.rerank.kinds import register_reranker
     from soir_qdrant.search.options import SearchOptions
@@ -38,6 +39,7 @@ __all__ = [
     "Hit",
     "HitGroup",
     "IngestReport",
+    "Kind",
     "Pipeline",
     "Scene",
     "SceneObject",
@@ -48,18 +50,25 @@ __all__ = [
     "SoirSearcher",
     "Text",
     "register_reranker",
+    "register_detector",
+    "register_encoder",
+    "register_segmenter",
 ]
 
 # Loaded on first use, so that importing the package stays light.
 _LAZY = {
     "AsyncSoirIngestor": "aio",
     "AsyncSoirSearcher": "aio",
+    "Kind": "kinds",
     "Pipeline": "pipeline",
     "SearchOptions": "search.options",
     "Settings": "config",
     "SoirIngestor": "ingest.ingestor",
     "SoirSearcher": "search.searcher",
     "register_reranker": "rerank.kinds",
+    "register_detector": "kinds",
+    "register_encoder": "kinds",
+    "register_segmenter": "kinds",
 }
 
 

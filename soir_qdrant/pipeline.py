@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from soir_qdrant.config import SCHEMA, Settings
+from soir_qdrant.config import SCHEMA, Settings, VitSettings
 from soir_qdrant.errors import ConfigError
 from soir_qdrant.geometry.boxes import pick
 from soir_qdrant.geometry.crops import crop, full_mask, square, whole_box
 from soir_qdrant.geometry.plain_background import plain_foreground
-from soir_qdrant.models.tokens import SKIP, TokenSource, tokens_of
-from soir_qdrant.pooling.patches import READ, EncodesBoth, PatchProjection, described, projection_of
+from soir_qdrant.kinds import Parts, make_detector, make_encoder, make_segmenter
+from soir_qdrant.models.tokens import LAYER
+from soir_qdrant.pooling.patches import READ, PatchProjection, described, projection_of
 from soir_qdrant.pooling.pool import generalized_max_pool, mean_pool, normalize
 from soir_qdrant.pooling.whitening import Whitening
 from soir_qdrant.types import (
@@ -30,7 +31,6 @@ from soir_qdrant.types import (
     Detector,
     Encoder,
     Encoding,
-    Fitting,
     LoadedImage,
     Mask,
     Scene,
@@ -67,8 +67,8 @@ class Pipeline:
     """Images to scenes, query crops to vectors.
 
     settings: see `Settings`. detector, segmenter, encoder: used instead of those the settings name;
-    each is loaded when it is first needed. tokens: whose patches `patches` reads; None is the encoder.
-    patch_projection: what makes them small; None is the whitening's part for them.
+    each is loaded when it is first needed. patch_projection: what makes patches small; None is the
+    whitening's part for them.
     """
 
     def __init__(
@@ -78,11 +78,10 @@ class Pipeline:
         detector: Detector | None = None,
         segmenter: Segmenter | None = None,
         encoder: Encoder | None = None,
-        tokens: TokenSource | None = None,
         patch_projection: PatchProjection | None = None,
     ) -> None:
         self.settings = settings or Settings.for_profile()
-        self._tokens, self._patch_projection = tokens, patch_projection
+        self._patch_projection = patch_projection
         self._detector, self._segmenter, self._encoder = detector, segmenter, encoder
 
     def scenes(
@@ -126,13 +125,13 @@ class Pipeline:
         self, crops: NDArray[np.uint8], masks: NDArray[np.float32], patches: bool
     ) -> tuple[Encoding, list[Vector] | None]:
         """The encoding of K crops and, where asked for, what `patches` returns, in one pass if possible."""
+        with_tokens = self.settings.vector.pooling == "mao"
+        encoding = self.encoder.encode(crops, masks, with_tokens=with_tokens, with_patches=patches)
         if not patches:
-            return self.encoder.encode(crops, masks), None
-        if self._tokens is None and isinstance(self.encoder, EncodesBoth):
-            projection = self.patch_projection
-            encoding, tokens = self.encoder.encode_both(crops, masks, skip=SKIP)
-            return encoding, described(np.asarray(tokens.cpu()), masks, projection)
-        return self.encoder.encode(crops, masks), self.patches(crops, masks)
+            return encoding, None
+        if encoding.patches is None:
+            return encoding, self.patches(crops, masks)
+        return encoding, described(encoding.patches, masks, self.patch_projection)
 
     def patches(self, crops: NDArray[np.uint8], masks: NDArray[np.float32]) -> list[Vector]:
         """The patches of K objects for late interaction, float32 [n, d] each, unit rows.
@@ -142,18 +141,13 @@ class Pipeline:
             masks: float32 [K, S, S], 0..1.
 
         Raises:
-            ConfigError: where no tokens can be read, or no projection was fitted for them.
+            ConfigError: where no features can be read, or no projection was fitted for them.
         """
-        projection, source = self.patch_projection, self._tokens or self.encoder
-        if not isinstance(source, TokenSource):
-            raise ConfigError(
-                'rerank="patches" reads the tokens of crops, which this encoder does not give: take one that '
-                "runs here, or a runtime that serves the embedded detector's trunk"
-            )
+        projection, batch = self.patch_projection, self.settings.encoder.batch
         rows: list[Vector] = []
-        for i in range(0, len(crops), self.settings.encoder.batch):
-            part = slice(i, i + self.settings.encoder.batch)
-            rows += described(tokens_of(source, crops[part]), masks[part], projection)
+        for i in range(0, len(crops), batch):
+            part = slice(i, i + batch)
+            rows += described(self.encoder.features(crops[part], [LAYER]), masks[part], projection)
         return rows
 
     @cached_property
@@ -196,14 +190,10 @@ class Pipeline:
         """What was detected, boxes fitted to their masks where the segmenter can. image: uint8 [H, W, 3]."""
         if seen is None or not len(seen.boxes):
             return []
-        fitted: list[tuple[Box, Mask | None]]
-        if isinstance(self.segmenter, Fitting):
-            fitted = [*self.segmenter.fit(image, seen.boxes)]
-        else:
-            fitted = [((x0, y0, x1, y1), None) for x0, y0, x1, y1 in seen.boxes.astype(float).tolist()]
+        refined = self.segmenter.refine_boxes(image, seen.boxes)
         return [
             SceneObject(box, mask, score=float(score))
-            for (box, mask), score in zip(fitted, seen.scores, strict=True)
+            for (box, mask), score in zip(refined, seen.scores, strict=True)
         ]
 
     def _different(self, items: list[SceneObject]) -> list[SceneObject]:
@@ -265,10 +255,8 @@ class Pipeline:
         return square(box, width, height, margin=self.settings.crop.margin, least=least)
 
     def encode_whole(self, crops: NDArray[np.uint8], masks: NDArray[np.float32]) -> Encoding:
-        """`encoder.encode` with its tokens, which a served one sends only where it is asked to. Raises
-        ConfigError for an encoder that has none."""
-        telling = getattr(self.encoder, "telling", lambda: self.encoder)
-        encoding: Encoding = telling().encode(crops, masks)
+        """`encoder.encode` with its tokens. Raises ConfigError for an encoder that has none."""
+        encoding = self.encoder.encode(crops, masks, with_tokens=True)
         if encoding.tokens is None:
             raise ConfigError("heat maps and Q-Perturbation read tokens, and this encoder sends none")
         return encoding
@@ -356,18 +344,7 @@ class Pipeline:
     def encoder(self) -> Encoder:
         if self._encoder is not None:
             return self._encoder
-        from soir_qdrant.models.encoders.vit import ViTEncoder
-
-        held = self.settings.encoder
-        return ViTEncoder(
-            held.weights,
-            input_size=held.input_size,
-            device=held.device,
-            dtype=held.dtype,
-            batch=held.batch,
-            blocks=self.settings.vector.blocks,
-            adapter=held.adapter,
-        )
+        return make_encoder(self.settings.encoder, Parts(self.settings))
 
     @cached_property
     def text_encoder(self) -> TextEncoder | None:
@@ -378,34 +355,28 @@ class Pipeline:
         from soir_qdrant.models.encoders.text import text_encoder
 
         held = self.settings.encoder
-        return text_encoder(held.weights, device=held.device)
+        return text_encoder(held.weights, device=held.device) if isinstance(held, VitSettings) else None
 
     @cached_property
     def detector(self) -> Detector | None:
         if self._detector is not None:
             return self._detector
-        from soir_qdrant.models.detectors.factory import make_detector
-
-        held = self.settings
-        return make_detector(held.detector, self.encoder, held.encoder.device)
+        return make_detector(self.settings.detector, self._parts)
 
     @cached_property
     def segmenter(self) -> Segmenter:
         if self._segmenter is not None:
             return self._segmenter
-        from soir_qdrant.models.segmenters.factory import make_segmenter
+        return make_segmenter(self.settings.segmenter, self._parts)
 
-        held, encoder = self.settings, self.encoder
-        return make_segmenter(held.segmenter, encoder, encoder.fingerprint, held.encoder.device)
+    @property
+    def _parts(self) -> Parts:
+        return Parts(self.settings, lambda: self.encoder)
 
     @cached_property
     def query_segmenter(self) -> Segmenter:
-        """A finer cut for queries: they are few, and all depends on each."""
-        from soir_qdrant.models.segmenters.grabcut import GrabCutSegmenter
-
-        if isinstance(self.segmenter, GrabCutSegmenter):
-            return GrabCutSegmenter(side=160, iterations=5)
-        return self.segmenter
+        """What cuts queries: they are few, and all depends on each."""
+        return self.segmenter.for_queries()
 
     @cached_property
     def whitening(self) -> Whitening | None:
@@ -444,8 +415,7 @@ class Pipeline:
         if self.whitening is not None:
             return self.whitening.dim
         names = self.settings.vector.features
-        inner = self.encoder.last_block.dim if set(names) != {"cls"} else 0  # loads weights, where served
-        return sum(self.encoder.dim if name == "cls" else inner for name in names)
+        return sum(self.encoder.dim if name == "cls" else self.encoder.width for name in names)
 
     @cached_property
     def fingerprint(self) -> dict[str, Any]:
@@ -467,16 +437,14 @@ class Pipeline:
         import torch
 
         from soir_qdrant.mao.refine import MaoSettings, refine
-        from soir_qdrant.models.encoders.vit import pick_dtype
+        from soir_qdrant.models.devices import pick_dtype
 
         held, block = self.settings.vector, self.encoder.last_block
         if encoding.tokens is None:
-            raise ConfigError(
-                "pooling 'mao' reads the tokens, and this served encoder was made without: leave tokens=True"
-            )
+            raise ConfigError("pooling 'mao' reads the tokens: encode the crops with with_tokens=True")
         if held.features != ("cls",):
             raise ConfigError("pooling 'mao' refines the descriptor: set vector.features to ('cls',)")
-        blocks = (block,) if held.blocks == 1 else getattr(self.encoder, "last_blocks", (block,))
+        blocks = self.encoder.last_blocks
         if len(blocks) != held.blocks:
             raise ConfigError(f"vector.blocks {held.blocks}: this encoder exposes {len(blocks)}")
         dtype = pick_dtype(self.settings.encoder.dtype, block.device)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
+
+from soir_qdrant.errors import ConfigError
 
 if TYPE_CHECKING:
     from soir_qdrant.models.last_block import LastBlock
@@ -71,14 +74,15 @@ class Encoding:
 
     descriptor: float32 [B, D_out], the model's own read-out. layers: float32 [B, L, D], the mean of the
     patch tokens under each crop's mask after each of the last L blocks, through the final LayerNorm; the
-    last block's comes last. tokens: [B, N, D], those that enter the last block, or the first of those that
-    are exposed (CLS first, where the encoder has one): a NumPy array or a torch tensor, on the encoder's
-    device; None where a served encoder was asked to leave them behind.
+    last block's comes last. tokens: [B, N, D], those that enter the first of the encoder's `last_blocks`,
+    prefix tokens first: a NumPy array or a torch tensor, on the encoder's device. patches: float16
+    [B, h, w, D], what late interaction compares. Both None where they were not asked for.
     """
 
     descriptor: Vector
     layers: Vector
-    tokens: Any
+    tokens: Any = None
+    patches: NDArray[np.float16] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -197,7 +201,7 @@ class Detector(Protocol):
 
 @runtime_checkable
 class Segmenter(Protocol):
-    """Turns boxes into masks."""
+    """Turns boxes into masks. A subclass gets `refine_boxes` and `for_queries` as they stand here."""
 
     name: str
 
@@ -206,34 +210,104 @@ class Segmenter(Protocol):
         rounded outwards to whole pixels. Never empty: where nothing is found it is the whole box."""
         ...
 
+    def refine_boxes(
+        self,
+        image: RGB,  # noqa: ARG002
+        boxes: NDArray[np.floating],
+    ) -> list[tuple[Box, Mask | None]]:
+        """Detected boxes moved to what is seen of their objects, each with its mask in the frame of the moved
+        box; see `segment`. Unless overridden: the boxes as they are, without masks.
+
+        Args:
+            image: uint8 [H, W, 3].
+            boxes: [k, 4].
+        """
+        return [((x0, y0, x1, y1), None) for x0, y0, x1, y1 in np.asarray(boxes, np.float64).tolist()]
+
+    def for_queries(self) -> Segmenter:
+        """What cuts query crops: they are few, and all depends on each. Unless overridden: itself."""
+        return self
+
 
 @runtime_checkable
-class Fitting(Protocol):
-    """A segmenter that also says where a detector's box should have been."""
+class FeatureSource(Protocol):
+    """What detectors and segmenters read of whole images: an encoder, or its trunk where that is served.
 
-    def fit(self, image: RGB, boxes: NDArray[np.floating]) -> list[tuple[Box, Mask]]:
-        """image: uint8 [H, W, 3]; boxes: [k, 4]. Each box moved to what is seen of its object, and its mask,
-        bool [h, w], in the frame of the moved one; see `Segmenter`."""
+    Attributes:
+        patch: side of a patch in pixels.
+        fingerprint: names the weights; see `Encoder`.
+    """
+
+    patch: int
+    fingerprint: str
+
+    def features(self, images: NDArray[np.uint8], layers: Sequence[int]) -> Vector:
+        """The tokens of the patches after some blocks, side by side.
+
+        Args:
+            images: uint8 [B, H, W, 3], RGB, H and W multiples of `patch`; they need not be square.
+            layers: of the blocks, -1 the last. One before the first counts as the first.
+
+        Returns:
+            float32 [B, H / patch, W / patch, D], D the width of a token times the number of layers.
+
+        Raises:
+            ConfigError: a served trunk that was exported for other layers, or none is served.
+        """
         ...
 
 
 @runtime_checkable
-class Encoder(Protocol):
-    """A vision transformer whose last block is exposed.
+class Encoder(FeatureSource, Protocol):
+    """A vision transformer: crops to descriptors, images to features. A subclass may leave out `last_blocks`,
+    and is then used without MaO, heat maps and Q-Perturbation.
 
-    last_block: its weights, local even where the trunk is served remotely. fingerprint: names the
-    weights and the input size.
+    Attributes:
+        name: of the model.
+        fingerprint: names the weights, an adapter, and the size of the crops.
+        input_size: side of a crop in pixels.
+        prefix_tokens: tokens before those of the patches: CLS, registers.
+        dim: numbers of a descriptor.
+        width: numbers of a token.
     """
 
     name: str
     input_size: int
+    prefix_tokens: int
     dim: int
-    fingerprint: str
+    width: int
 
     @property
-    def last_block(self) -> LastBlock: ...
+    def last_blocks(self) -> tuple[LastBlock, ...]:
+        """The last block, or the last few in order, with the read-out; empty where it is not taken apart.
+        Local even where the trunk is served."""
+        return ()
 
-    def encode(self, crops: NDArray[np.uint8], masks: NDArray[np.float32] | None = None) -> Encoding:
-        """crops: uint8 [B, S, S, 3] with S = input_size, RGB; masks: float32 [B, S, S], the share of each
-        pixel inside the object, 0..1 (all of it)."""
+    @property
+    def last_block(self) -> LastBlock:
+        """The last of `last_blocks`. Raises ConfigError where there is none."""
+        if not self.last_blocks:
+            raise ConfigError(
+                f"pooling 'mao', heat maps and Q-Perturbation read an encoder's last block, and that of "
+                f"{self.name} is not taken apart: choose another encoder, or do without them"
+            )
+        return self.last_blocks[-1]
+
+    def encode(
+        self,
+        crops: NDArray[np.uint8],
+        masks: NDArray[np.float32] | None = None,
+        *,
+        with_tokens: bool = False,
+        with_patches: bool = False,
+    ) -> Encoding:
+        """Describe B crops.
+
+        Args:
+            crops: uint8 [B, S, S, 3], RGB, S = `input_size`.
+            masks: float32 [B, S, S], 0..1, the share of each pixel inside the object; None is all of it.
+            with_tokens: whether the tokens that enter the last blocks are read.
+            with_patches: whether the patches of late interaction are read; an encoder that does not have
+                them in the same pass leaves them None, and `features` is asked.
+        """
         ...

@@ -13,8 +13,6 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 MAX_LINES = 300
 TOO_LONG = {  # to be split, not to grow
     "pipeline.py": 500,
-    "serving/export.py": 380,
-    "serving/triton.py": 365,
     "qdrant/collection.py": 305,
 }
 MAX_FUNCTION = 50
@@ -26,7 +24,9 @@ LONG_FUNCTIONS = {  # the same; lines with signature and docstring
 # Each room may import those before it, and itself. Rooms on one line do not know one another.
 FLOORS = [
     {"errors"},
-    {"types", "config", "registry"},
+    {"types", "registry"},
+    {"kinds"},
+    {"config"},
     {"images", "geometry"},
     {"models", "qdrant"},
     {"pooling", "mao"},

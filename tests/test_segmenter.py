@@ -10,13 +10,14 @@ import pytest
 import torch
 from models import tiny_sam
 
-from soir_qdrant.config import SegmenterSettings
+from soir_qdrant.config import Settings
 from soir_qdrant.errors import ConfigError, ObjectsError, WeightsError
 from soir_qdrant.geometry.boxes import intersection_over_union
 from soir_qdrant.geometry.crops import whole_box
 from soir_qdrant.geometry.masks import ellipse
+from soir_qdrant.kinds import Parts, make_segmenter
 from soir_qdrant.models.encoders.vit import ViTEncoder
-from soir_qdrant.models.segmenters.factory import BoxSegmenter, make_segmenter
+from soir_qdrant.models.segmenters.box import BoxSegmenter
 from soir_qdrant.models.segmenters.grabcut import GrabCutSegmenter
 from soir_qdrant.types import Segmenter
 
@@ -33,8 +34,14 @@ def encoder():
 
 @pytest.fixture(params=["embedded", "grabcut", "box", "sam"])
 def segmenter(request, sam_folder, encoder):
-    settings = SegmenterSettings(kind=request.param, weights=str(sam_folder))
-    return make_segmenter(settings, encoder, encoder.fingerprint)
+    weights = {"weights": str(sam_folder)} if request.param == "sam" else {}
+    return made(encoder, kind=request.param, **weights)
+
+
+def made(encoder=None, **settings):
+    """The segmenter of these settings, on the features of an encoder."""
+    chosen = Settings().but(segmenter=settings)
+    return make_segmenter(chosen.segmenter, Parts(chosen, lambda: encoder))
 
 
 CASES = {
@@ -108,7 +115,7 @@ class TestCutting:
         image, true, box = star(factor)
         x0, y0, x1, y1 = box[0].astype(int)
         true = true[y0:y1, x0:x1]
-        segmenter = make_segmenter(SegmenterSettings(kind=kind), encoder, encoder.fingerprint)
+        segmenter = made(encoder, kind=kind)
         mask = segmenter.segment(image, box)[0]
         assert (mask & true).sum() / (mask | true).sum() > 0.8 > true.mean() + 0.2
 
@@ -116,8 +123,8 @@ class TestCutting:
     def test_moves_a_box_to_the_star_in_it(self, encoder, moved):
         image, _, tight = star(1)
         loose = tight + np.array([moved], np.float32)
-        segmenter = make_segmenter(SegmenterSettings(), encoder, encoder.fingerprint)
-        ((box, mask),) = segmenter.fit(image, loose)
+        segmenter = made(encoder)
+        ((box, mask),) = segmenter.refine_boxes(image, loose)
         fitted = intersection_over_union(np.array([box], np.float32), tight)[0, 0]
         assert fitted > max(0.85, intersection_over_union(loose, tight)[0, 0])
         np.testing.assert_array_equal(mask.shape, (box[3] - box[1], box[2] - box[0]))
@@ -126,8 +133,8 @@ class TestCutting:
     def test_moved_boxes_stay_in_the_image(self, encoder, case):
         (height, width), boxes = CASES[case]
         image = np.random.default_rng(0).integers(0, 255, (height, width, 3), np.uint8)
-        segmenter = make_segmenter(SegmenterSettings(), encoder, encoder.fingerprint)
-        found = segmenter.fit(image, np.array(boxes, np.float32).reshape(-1, 4))
+        segmenter = made(encoder)
+        found = segmenter.refine_boxes(image, np.array(boxes, np.float32).reshape(-1, 4))
         assert len(found) == len(boxes)
         for box, mask in found:
             assert mask.any()
@@ -179,18 +186,18 @@ class TestSam:
 
     def test_missing_weights_say_what_to_do(self, tmp_path):
         with pytest.raises(WeightsError, match=r"config\.json"):
-            make_segmenter(SegmenterSettings(kind="sam", weights=str(tmp_path)))
+            made(kind="sam", weights=str(tmp_path))
 
 
 class TestSegmentAnything:
     def test_says_what_it_needs(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "segment_anything", None)
         with pytest.raises(ConfigError, match="torchvision"):
-            make_segmenter(SegmenterSettings(kind="segment-anything", weights="sam_vit_b_01ec64.pth"))
+            made(kind="segment-anything", weights="sam_vit_b_01ec64.pth")
 
     def test_file_name_says_the_architecture(self, monkeypatch):
-        from soir_qdrant.models.segmenters import sam
+        from soir_qdrant.models.segmenters import segment_anything
 
-        monkeypatch.setattr(sam, "_segment_anything", lambda: ({}, None))
+        monkeypatch.setattr(segment_anything, "_segment_anything", lambda: ({}, None))
         with pytest.raises(WeightsError, match="vit_h, vit_l, vit_b"):
-            sam.SegmentAnythingSegmenter("model.pth")
+            segment_anything.SegmentAnythingSegmenter("model.pth")

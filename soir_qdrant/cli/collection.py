@@ -169,16 +169,19 @@ def info(
     as_json: JsonOption = False,
 ) -> None:
     """Show the profile, its weights and their licences, and what a collection holds."""
+    from soir_qdrant.config import KINDS, VitSettings
     from soir_qdrant.models.weights import cache_dir, resolve
 
     settings = settings_of(profile, whitening)
-    weights = resolve(settings.encoder.weights)
     told: dict[str, Any] = {
         "version": soir_qdrant.__version__,
         "cache": str(cache_dir()),
+        "kinds": {f"{what}s": list(registry) for what, registry in KINDS.items()},
         "settings": settings.model_dump(),
-        "weights": {**asdict(weights.origin), "sha256": weights.sha256},
     }
+    if isinstance(settings.encoder, VitSettings):
+        weights = resolve(settings.encoder.weights)
+        told["weights"] = {**asdict(weights.origin), "sha256": weights.sha256}
     if path or url:
         client = open_client(context, path, url, api_key)
         names = [collection] if collection else [c.name for c in client.get_collections().collections]

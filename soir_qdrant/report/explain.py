@@ -50,7 +50,7 @@ def explain(
     given = None if objects is None else list(objects)
     (items,) = pipeline.find([image], [given])
     crops, masks = pipeline.crops([image.rgb], [items])
-    encoding, block = pipeline.encoder.encode(crops, masks), pipeline.encoder.last_block
+    block, encoding = pipeline.encoder.last_block, pipeline.encode_whole(crops, masks)
     vectors, scene = pipeline.describe(encoding), np.zeros(len(items), np.int64)
     scores = np.array([item.score for item in items], np.float32)
     stored = pipeline.pool(vectors, scene, scores, encoding, masks)[0]

@@ -25,7 +25,7 @@ def save(block: LastBlock, fingerprint: str, file: Path) -> None:
         "heads": block.heads,
         "eps": block.eps,
         "activation": block.activation,
-        "has_cls": block.has_cls,
+        "prefix_tokens": block.prefix_tokens,
         "head": None,
     }
     if block.head is not None:
@@ -78,4 +78,5 @@ def load(file: Path, fingerprint: str) -> LastBlock:
         names = [name for name in tensors if name.startswith(HEAD)]
         head.load_state_dict({name.removeprefix(HEAD): tensors.pop(name) for name in names})
         head.requires_grad_(False)
-    return LastBlock(told["heads"], told["eps"], told["activation"], told["has_cls"], tensors, head)
+    prefix = int(told["prefix_tokens"] if "prefix_tokens" in told else told["has_cls"])  # 0.1 wrote has_cls
+    return LastBlock(told["heads"], told["eps"], told["activation"], prefix, tensors, head)

@@ -31,7 +31,7 @@ class Adapter:
     factors: dict[str, tuple[Tensor, Tensor]]
     fitted_for: str
 
-    def add_to(self, block: Callable[[int], LastBlock]) -> None:
+    def add_to(self, block: Callable[[int], LastBlock | None]) -> None:
         """Add them into a model's weights. block: gives its blocks, whose tensors are the model's own.
 
         Raises ConfigError where the model has no such layer.
@@ -39,7 +39,8 @@ class Adapter:
         with torch.no_grad():
             for name, (down, up) in self.factors.items():
                 index, _, layer = name.partition(".")
-                weight = block(int(index)).weights.get(f"{layer}.weight")
+                held = block(int(index))
+                weight = held.weights.get(f"{layer}.weight") if held else None
                 if weight is None or weight.shape != (len(up), down.shape[1]):
                     raise ConfigError(f"the adapter's layer {name} does not fit this model")
                 weight += (up.float() @ down.float()).to(weight)

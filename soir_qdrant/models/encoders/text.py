@@ -8,9 +8,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from soir_qdrant.errors import ConfigError, WeightsError
-from soir_qdrant.models.encoders.vit import pick_device
-from soir_qdrant.models.weights import quiet, resolve
+from soir_qdrant.errors import ConfigError
+from soir_qdrant.models.devices import pick_device
+from soir_qdrant.models.pretrained import load_config, load_model, loading
+from soir_qdrant.models.weights import resolve
 from soir_qdrant.types import Vector
 
 
@@ -29,6 +30,7 @@ TOWERS = {
     "clip": Tower("CLIPTextModelWithProjection", "text_embeds", True, ("input_ids", "attention_mask")),
     # trained on texts padded to one length, the padding not masked
     "siglip": Tower("SiglipTextModel", "pooler_output", "max_length", ("input_ids",)),
+    "siglip2": Tower("Siglip2TextModel", "pooler_output", "max_length", ("input_ids",)),
 }
 
 
@@ -62,20 +64,13 @@ def text_encoder(weights: str, device: str = "auto") -> TextEncoder | None:
     Raises WeightsError where tower or tokenizer cannot be loaded.
     """
     found = resolve(weights)
-    try:
-        with quiet() as transformers:
-            config = transformers.AutoConfig.from_pretrained(found.path, local_files_only=found.local)
-            tower = TOWERS.get(config.model_type)
-            if tower is None:
-                return None
-            loader = getattr(transformers, tower.loader)
-            model = loader.from_pretrained(found.path, local_files_only=found.local)
-            tokenizer = transformers.AutoTokenizer.from_pretrained(found.path, local_files_only=found.local)
+    tower = TOWERS.get(load_config(found).model_type)
+    if tower is None:
+        return None
+    what = "text tower"
+    model = load_model(found, tower.loader, what)
+    with loading(found, what) as (transformers, options):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(found.path, **options)
         if len(tokenizer) < model.config.vocab_size // 2:  # of a folder without one, an empty one is made
             raise OSError("its tokenizer is missing")
-    except (OSError, ValueError) as error:
-        raise WeightsError(
-            f"{found.path}: its text tower could not be loaded ({str(error).splitlines()[0]}). Give a folder "
-            "with the whole model and its tokenizer, or a hub name"
-        ) from error
     return TextEncoder(model.to(pick_device(device)).eval(), tokenizer, tower)

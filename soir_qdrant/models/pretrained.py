@@ -1,0 +1,63 @@
+"""Models of `transformers`, by the name of their class: one way to load them, and its errors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from soir_qdrant.errors import WeightsError
+from soir_qdrant.models.weights import Weights
+
+
+@contextmanager
+def quiet() -> Iterator[Any]:
+    """`transformers`, without its progress bars and its reports of weights that a part of a model leaves."""
+    import transformers
+
+    level = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        yield transformers
+    finally:
+        transformers.logging.set_verbosity(level)
+
+
+@contextmanager
+def loading(weights: Weights, what: str = "weights") -> Iterator[tuple[Any, dict[str, Any]]]:
+    """`transformers`, and the options that every `from_pretrained` is to have: no code out of the folder.
+
+    Raises:
+        WeightsError: in place of what `transformers` raises.
+    """
+    try:
+        with quiet() as transformers:
+            yield transformers, {"local_files_only": weights.local, "trust_remote_code": False}
+    except (OSError, ValueError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise WeightsError(
+            f"{weights.path}: the {what} could not be loaded ({reason}). Offline, give a folder that holds "
+            "them, saved by `save_pretrained`, or choose a part that needs none (the profile 'embedded')"
+        ) from error
+
+
+def load_config(weights: Weights) -> Any:
+    """The configuration of a model. Raises WeightsError."""
+    with loading(weights) as (transformers, options):
+        return transformers.AutoConfig.from_pretrained(weights.path, **options)
+
+
+def load_model(weights: Weights, loader: str, what: str = "weights") -> Any:
+    """A model in eval mode, without gradients. loader: the name of its class. Raises WeightsError."""
+    with loading(weights, what) as (transformers, options):
+        model = getattr(transformers, loader).from_pretrained(weights.path, use_safetensors=True, **options)
+    return model.eval().requires_grad_(False)
+
+
+def load_of_type(weights: Weights, model_type: str, loader: str) -> Any:
+    """The same for a model that must be of one type. Raises WeightsError, which names the type it is of."""
+    kind = load_config(weights).model_type
+    if kind != model_type:
+        raise WeightsError(f"{weights.path}: a {kind} model where a {model_type} one belongs")
+    return load_model(weights, loader, f"{model_type} weights")
