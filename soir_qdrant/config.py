@@ -65,6 +65,14 @@ class Owlv2Settings(DetectorSettings):
     weights: str = "google/owlv2-base-patch16-ensemble"
 
 
+class RfDetrSettings(DetectorSettings):
+    """Of `rf-detr`. weights: a folder or a hub name. size: side of the square that an image is resized to."""
+
+    kind: str = "rf-detr"
+    weights: str = "Roboflow/rf-detr-base"
+    size: int = Field(560, ge=8)
+
+
 class TokenUnetSettings(SegmenterSettings):
     """Of `embedded`: a head on the encoder's features. head: "shipped", a file made by
     `soir train segmenter`, or None. Without one that was trained for the encoder, `grabcut` stands in."""
@@ -78,6 +86,13 @@ class SamSettings(SegmenterSettings):
 
     kind: str = "sam"
     weights: str = "facebook/sam-vit-base"
+
+
+class Sam2Settings(SegmenterSettings):
+    """Of `sam2`. weights: a folder or a hub name."""
+
+    kind: str = "sam2"
+    weights: str = "facebook/sam2.1-hiera-tiny"
 
 
 class SegmentAnythingSettings(SegmenterSettings):
@@ -173,12 +188,14 @@ class Settings(Frozen):
 MODELS = "soir_qdrant.models"
 register_encoder("vit", f"{MODELS}.encoders.vit:make", VitSettings)
 register_detector("embedded", f"{MODELS}.detectors.token_head:make", TokenHeadSettings, reads_features=True)
-register_detector("proposals", f"{MODELS}.detectors.proposals:make", reads_features=True)
+register_detector("proposals", f"{MODELS}.detectors.proposals.detector:make", reads_features=True)
 register_detector("owlv2", f"{MODELS}.detectors.owlv2:make", Owlv2Settings)
+register_detector("rf-detr", f"{MODELS}.detectors.rf_detr:make", RfDetrSettings)
 register_detector("none", lambda *_: None)
 register_segmenter("embedded", f"{MODELS}.segmenters.token_unet:make", TokenUnetSettings, reads_features=True)
 register_segmenter("grabcut", f"{MODELS}.segmenters.grabcut:make")
 register_segmenter("box", f"{MODELS}.segmenters.box:make")
+register_segmenter("sam2", f"{MODELS}.segmenters.sam2:make", Sam2Settings)
 register_segmenter("sam", f"{MODELS}.segmenters.sam:make", SamSettings)
 register_segmenter("segment-anything", f"{MODELS}.segmenters.segment_anything:make", SegmentAnythingSettings)
 
@@ -207,6 +224,21 @@ PROFILES: dict[str, Settings] = {
             features=("cls",), whitening=None, pooling="mao", iterations=80, lr=0.1, alpha=0.03
         ),
     ),
+    "dinov3": Settings(
+        profile="dinov3",
+        encoder=VitSettings(weights="facebook/dinov3-vits16-pretrain-lvd1689m"),
+        detector=DetectorSettings(kind="proposals"),
+        segmenter=SegmenterSettings(kind="grabcut"),
+        vector=VectorSettings(whitening=None),
+    ),
+    "modern": Settings(
+        profile="modern",
+        encoder=VitSettings(weights="facebook/dinov3-vitb16-pretrain-lvd1689m"),
+        detector=RfDetrSettings(),
+        segmenter=Sam2Settings(),
+        vector=VectorSettings(whitening=None),
+    ),
     "clip": _reading("clip", "openai/clip-vit-base-patch16"),
     "siglip": _reading("siglip", "google/siglip-base-patch16-224"),
+    "siglip2": _reading("siglip2", "google/siglip2-base-patch16-224"),
 }

@@ -10,16 +10,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from models import tiny_owlv2
+from models import tiny_owlv2, tiny_rf_detr
 
 from soir_qdrant.config import Settings
-from soir_qdrant.errors import WeightsError
+from soir_qdrant.errors import ConfigError, WeightsError
 from soir_qdrant.geometry.boxes import finish, intersection_over_union, pick
 from soir_qdrant.kinds import Parts, make_detector
 from soir_qdrant.lab.train.proposals import Example, fit, logistic, measure
-from soir_qdrant.models.detectors import saliency
-from soir_qdrant.models.detectors.proposals import GRID_AREA, ProposalsDetector, token_grid
-from soir_qdrant.models.detectors.regions import gradient, grow, superpixels
+from soir_qdrant.models.detectors.proposals import saliency
+from soir_qdrant.models.detectors.proposals.detector import GRID_AREA, ProposalsDetector, token_grid
+from soir_qdrant.models.detectors.proposals.regions import gradient, grow, superpixels
 from soir_qdrant.models.detectors.token_head import LearnedDetector
 from soir_qdrant.models.heads.boxes import Head, TrainedHead
 from soir_qdrant.models.token_grid import LARGEST, SHARED, spans, tiled_grid
@@ -50,6 +50,11 @@ def owlv2_folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def rf_detr_folder(tmp_path_factory):
+    return tiny_rf_detr(tmp_path_factory.mktemp("rf_detr"))
+
+
+@pytest.fixture(scope="module")
 def head(tmp_path_factory):
     """Random, and far from saying nothing."""
     torch.manual_seed(0)
@@ -61,12 +66,14 @@ def head(tmp_path_factory):
     return TrainedHead.load(file)
 
 
-@pytest.fixture(params=["proposals", "owlv2", "learned"])
-def detector(request, owlv2_folder, head):
+@pytest.fixture(params=["proposals", "owlv2", "learned", "rf-detr"])
+def detector(request, owlv2_folder, rf_detr_folder, head):
     if request.param == "learned":
         return LearnedDetector(ColourTokens(), head)
     if request.param == "owlv2":
         return made(kind="owlv2", weights=str(owlv2_folder), most=25)
+    if request.param == "rf-detr":
+        return made(kind="rf-detr", weights=str(rf_detr_folder), size=64, most=25)
     return made(kind="proposals", most=25)
 
 
@@ -110,7 +117,7 @@ class TestContract:
 
     def test_is_a_named_detector(self, detector):
         assert isinstance(detector, Detector)
-        assert detector.name in ("proposals", "owlv2", "learned")
+        assert detector.name in ("proposals", "owlv2", "learned", "rf-detr")
 
     def test_same_image_same_boxes_and_batch_changes_nothing(self, detector):
         image, _ = scene()
@@ -249,6 +256,32 @@ class TestFitting:
         figures = measure(fit(examples), examples)
         assert figures["average precision"] > 0
         assert figures["calibration error"] < 0.1
+
+
+class TestRfDetr:
+    def test_boxes_are_shares_of_the_image_and_the_best_class_is_the_score(self, rf_detr_folder):
+        from soir_qdrant.models.detectors.rf_detr import RfDetrDetector, preprocess
+
+        image = np.random.default_rng(0).integers(0, 255, (120, 200, 3), np.uint8)
+        detector = RfDetrDetector(
+            str(rf_detr_folder), size=64, threshold=0, iou=1, most=99, dtype="float32", device="cpu"
+        )
+        found = detector.detect([image])[0]
+        with torch.inference_mode():
+            whole = detector.model(pixel_values=preprocess(image, 64))
+        cx, cy, w, h = (whole.pred_boxes[0] * torch.tensor([200, 120, 200, 120])).T
+        expected = torch.stack([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2], 1).numpy()
+        expected = np.clip(expected, 0, [200, 120, 200, 120])
+        scores = whole.logits[0].sigmoid().max(-1).values.numpy()
+        order = np.argsort(-scores, kind="stable")
+        np.testing.assert_allclose(found.scores, scores[order], atol=1e-5)
+        np.testing.assert_allclose(found.boxes, expected[order], atol=1e-2)
+
+    def test_what_does_not_fit_is_refused(self, rf_detr_folder, owlv2_folder):
+        with pytest.raises(ConfigError, match=r"detector\.size 60: give a multiple of 8"):
+            made(kind="rf-detr", weights=str(rf_detr_folder), size=60)
+        with pytest.raises(WeightsError, match="a owlv2 model where a rf_detr one belongs"):
+            made(kind="rf-detr", weights=str(owlv2_folder))
 
 
 class TestOwlv2:

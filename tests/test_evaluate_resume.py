@@ -113,7 +113,7 @@ def test_another_setting_head_label_or_picture_does_not_read_what_was_kept(
 
     head = tmp_path / "head.safetensors"
     head.write_bytes(b"one")
-    trained = tiny_settings.but(detector={"head": str(head)})
+    trained = tiny_settings.but(detector={"kind": "embedded", "head": str(head)})
     assert detected(trained) == 12
     head.write_bytes(b"another")
     assert detected(trained) == 12

@@ -157,13 +157,13 @@ def test_only_what_lies_under_the_mask_counts() -> None:
     rng = np.random.default_rng(0)
     zeros = np.zeros(5, np.float32)
     projection = PatchProjection(zeros, rng.normal(size=(5, 8)).astype(np.float32), zeros + 1, zeros)
-    tokens, masks = rng.normal(size=(2, 17, 5)), np.zeros((2, 32, 32), np.float32)
+    patches, masks = rng.normal(size=(2, 4, 4, 5)), np.zeros((2, 32, 32), np.float32)
     masks[0, 8:24, 8:24] = 1  # the four patches in the middle
     masks[1, :, :16] = 1
-    found = described(tokens, masks, projection)
-    again = tokens.copy()
-    again[1, [3, 4, 7, 8, 11, 12, 15, 16]] = 99  # the right half, and CLS stands first
-    again[:, 0] = again[0, 1] = again[0, 16] = 99
+    found = described(patches, masks, projection)
+    again = patches.copy()
+    again[1, :, 2:] = 99  # the right half
+    again[0, 0, 0] = again[0, 3, 3] = 99
     for one, other in zip(found, described(again, masks, projection), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-6)
     assert [len(one) for one in found] == [4, 8]

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from models import tiny_sam
+from models import tiny_sam, tiny_sam2
 
 from soir_qdrant.config import Settings
 from soir_qdrant.errors import ConfigError, ObjectsError, WeightsError
@@ -32,9 +32,15 @@ def encoder():
     return ViTEncoder(dtype="float32")
 
 
-@pytest.fixture(params=["embedded", "grabcut", "box", "sam"])
-def segmenter(request, sam_folder, encoder):
-    weights = {"weights": str(sam_folder)} if request.param == "sam" else {}
+@pytest.fixture(scope="module")
+def sam2_folder(tmp_path_factory):
+    return tiny_sam2(tmp_path_factory.mktemp("sam2"))
+
+
+@pytest.fixture(params=["embedded", "grabcut", "box", "sam", "sam2"])
+def segmenter(request, sam_folder, sam2_folder, encoder):
+    folders = {"sam": sam_folder, "sam2": sam2_folder}
+    weights = {"weights": str(folders[request.param])} if request.param in folders else {}
     return made(encoder, kind=request.param, **weights)
 
 
@@ -84,7 +90,7 @@ class TestContract:
 
     def test_is_a_named_segmenter(self, segmenter):
         assert isinstance(segmenter, Segmenter)
-        assert segmenter.name in ("learned", "grabcut", "box", "sam")
+        assert segmenter.name in ("learned", "grabcut", "box", "sam", "sam2")
 
     def test_box_outside_is_refused(self, segmenter):
         with pytest.raises(ObjectsError, match="no pixel"):
@@ -187,6 +193,27 @@ class TestSam:
     def test_missing_weights_say_what_to_do(self, tmp_path):
         with pytest.raises(WeightsError, match=r"config\.json"):
             made(kind="sam", weights=str(tmp_path))
+
+
+class TestSam2:
+    def test_takes_the_mask_of_best_predicted_quality(self, sam2_folder):
+        from soir_qdrant.models.segmenters.sam2 import Sam2Segmenter, preprocess
+
+        image = np.random.default_rng(0).integers(0, 255, (60, 100, 3), np.uint8)
+        box = np.array([[10, 5, 80, 50]], np.float32)
+        segmenter = Sam2Segmenter(str(sam2_folder))
+        with torch.inference_mode():
+            found = segmenter.model(
+                pixel_values=preprocess(image, 64),
+                input_boxes=torch.tensor([[[6.4, 5 * 64 / 60, 51.2, 50 * 64 / 60]]]),
+            )
+        best = found.pred_masks[0, 0, found.iou_scores[0, 0].argmax()]
+        whole = torch.nn.functional.interpolate(best[None, None], (60, 100), mode="bilinear")[0, 0] > 0
+        np.testing.assert_array_equal(segmenter.segment(image, box)[0], whole[5:50, 10:80])
+
+    def test_weights_of_another_model_are_refused(self, sam_folder):
+        with pytest.raises(WeightsError, match="a sam model where a sam2 or sam2_video one belongs"):
+            made(kind="sam2", weights=str(sam_folder))
 
 
 class TestSegmentAnything:

@@ -133,7 +133,7 @@ class TestBatches:
         segmenter, sizes = LearnedSegmenter(ColourTokens(), fresh()), []
         forward = segmenter.head.forward
         monkeypatch.setattr(segmenter.head, "forward", lambda *x: sizes.append(len(x[0])) or forward(*x))
-        segmenter.fit(IMAGE, BOXES)
+        segmenter.refine_boxes(IMAGE, BOXES)
         assert sizes == [MAX_BATCH, MAX_BATCH, 5]
 
 
@@ -142,7 +142,7 @@ class TestTokens:
         source = Counting()
         tiled_grid(source, IMAGE, AREA)
         before = source.calls
-        LearnedSegmenter(source, fresh()).fit(IMAGE, BOXES)
+        LearnedSegmenter(source, fresh()).refine_boxes(IMAGE, BOXES)
         assert source.calls == before > 0
         tiled_grid(source, IMAGE[::-1].copy(), AREA)
         assert source.calls == 2 * before  # another image's is not taken for it

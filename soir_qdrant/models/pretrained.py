@@ -25,7 +25,7 @@ def quiet() -> Iterator[Any]:
 
 
 @contextmanager
-def loading(weights: Weights, what: str = "weights") -> Iterator[tuple[Any, dict[str, Any]]]:
+def loading(weights: Weights, what: str = "the weights") -> Iterator[tuple[Any, dict[str, Any]]]:
     """`transformers`, and the options that every `from_pretrained` is to have: no code out of the folder.
 
     Raises:
@@ -37,8 +37,8 @@ def loading(weights: Weights, what: str = "weights") -> Iterator[tuple[Any, dict
     except (OSError, ValueError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise WeightsError(
-            f"{weights.path}: the {what} could not be loaded ({reason}). Offline, give a folder that holds "
-            "them, saved by `save_pretrained`, or choose a part that needs none (the profile 'embedded')"
+            f"{weights.path}: {what} could not be loaded ({reason}). Offline, give a folder with "
+            "the whole model, saved by `save_pretrained`, or choose a part that needs none (profile 'embedded')"
         ) from error
 
 
@@ -48,16 +48,17 @@ def load_config(weights: Weights) -> Any:
         return transformers.AutoConfig.from_pretrained(weights.path, **options)
 
 
-def load_model(weights: Weights, loader: str, what: str = "weights") -> Any:
+def load_model(weights: Weights, loader: str, what: str = "the weights") -> Any:
     """A model in eval mode, without gradients. loader: the name of its class. Raises WeightsError."""
     with loading(weights, what) as (transformers, options):
         model = getattr(transformers, loader).from_pretrained(weights.path, use_safetensors=True, **options)
     return model.eval().requires_grad_(False)
 
 
-def load_of_type(weights: Weights, model_type: str, loader: str) -> Any:
-    """The same for a model that must be of one type. Raises WeightsError, which names the type it is of."""
+def load_of_type(weights: Weights, model_types: str | tuple[str, ...], loader: str) -> Any:
+    """The same for a model that must be of one of some types. Raises WeightsError, which names its type."""
+    known = (model_types,) if isinstance(model_types, str) else model_types
     kind = load_config(weights).model_type
-    if kind != model_type:
-        raise WeightsError(f"{weights.path}: a {kind} model where a {model_type} one belongs")
-    return load_model(weights, loader, f"{model_type} weights")
+    if kind not in known:
+        raise WeightsError(f"{weights.path}: a {kind} model where a {' or '.join(known)} one belongs")
+    return load_model(weights, loader, f"the {known[0]} weights")

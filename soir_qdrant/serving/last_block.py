@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from soir_qdrant.errors import WeightsError
+from soir_qdrant.models.artifacts import write_whole
 
 if TYPE_CHECKING:
     from soir_qdrant.models.last_block import LastBlock
@@ -17,7 +18,7 @@ HEAD = "head."
 
 def save(block: LastBlock, fingerprint: str, file: Path) -> None:
     """Write a last block, in float32. fingerprint: of the encoder it belongs to."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save as packed
 
     tensors = {name: weight.float().cpu().contiguous() for name, weight in block.weights.items()}
     told = {
@@ -42,9 +43,8 @@ def save(block: LastBlock, fingerprint: str, file: Path) -> None:
         }
         state = block.head.state_dict()
         tensors |= {HEAD + name: weight.float().cpu().contiguous() for name, weight in state.items()}
-    file.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, str(file), metadata={"soir": json.dumps(told)})
-    file.chmod(0o644)  # it is written for its owner alone, and served by others
+    write_whole(file, packed(tensors, metadata={"soir": json.dumps(told)}))
+    file.chmod(0o644)  # it is served by others
 
 
 def load(file: Path, fingerprint: str) -> LastBlock:

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from soir_qdrant.geometry.boxes import Floats, intersection_over_union, pick
-from soir_qdrant.models.detectors.proposals import DECAY, ProposalsDetector
-from soir_qdrant.models.detectors.scoring import FIRST, NAMES, Logistic, Scoring
+from soir_qdrant.models.detectors.proposals.detector import DECAY, ProposalsDetector
+from soir_qdrant.models.detectors.proposals.scoring import FIRST, NAMES, Logistic, Scoring
 
 RIDGE = 3.0  # on standardised features
 

@@ -12,7 +12,7 @@ from soir_qdrant.config import TokenHeadSettings
 from soir_qdrant.geometry.boxes import Floats, finish, pick
 from soir_qdrant.kinds import Parts
 from soir_qdrant.models.compatibility import fitting, trunk
-from soir_qdrant.models.detectors import proposals
+from soir_qdrant.models.detectors.proposals import detector as proposals
 from soir_qdrant.models.devices import pick_device
 from soir_qdrant.models.heads.boxes import PIXELS, Head, TrainedHead, flat
 from soir_qdrant.models.token_grid import AREA, tiled_grid

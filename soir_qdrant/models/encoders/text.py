@@ -67,7 +67,7 @@ def text_encoder(weights: str, device: str = "auto") -> TextEncoder | None:
     tower = TOWERS.get(load_config(found).model_type)
     if tower is None:
         return None
-    what = "text tower"
+    what = "its text tower"
     model = load_model(found, tower.loader, what)
     with loading(found, what) as (transformers, options):
         tokenizer = transformers.AutoTokenizer.from_pretrained(found.path, **options)

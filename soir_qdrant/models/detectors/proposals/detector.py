@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from soir_qdrant.geometry.boxes import Floats, finish, pick
 from soir_qdrant.kinds import DetectorSettings, Parts
-from soir_qdrant.models.detectors import saliency
-from soir_qdrant.models.detectors.regions import Tree, gradient, grow, superpixels
-from soir_qdrant.models.detectors.scoring import BY_TOKENS
+from soir_qdrant.models.detectors.proposals import saliency
+from soir_qdrant.models.detectors.proposals.regions import Tree, gradient, grow, superpixels
+from soir_qdrant.models.detectors.proposals.scoring import BY_TOKENS
 from soir_qdrant.models.tokens import LAYER, gridded, sized
 from soir_qdrant.types import RGB, Detections, Detector, FeatureSource
 
