@@ -26,7 +26,7 @@ from soir_qdrant.registry import Registry
 
 if TYPE_CHECKING:
     from soir_qdrant.config import Settings
-    from soir_qdrant.types import Detector, Encoder, FeatureSource, Segmenter
+    from soir_qdrant.contracts import Detector, Encoder, FeatureSource, Segmenter
 
 
 class Frozen(BaseModel):

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from soir_qdrant.config import SCHEMA, Settings, VitSettings
+from soir_qdrant.contracts import Detector, Encoder, Segmenter
 from soir_qdrant.errors import ConfigError
 from soir_qdrant.geometry.boxes import pick
 from soir_qdrant.geometry.crops import crop, full_mask, square, whole_box
@@ -24,20 +25,7 @@ from soir_qdrant.models.tokens import LAYER
 from soir_qdrant.pooling.patches import READ, PatchProjection, described, projection_of
 from soir_qdrant.pooling.pool import generalized_max_pool, mean_pool, normalize
 from soir_qdrant.pooling.whitening import Whitening
-from soir_qdrant.types import (
-    RGB,
-    Box,
-    Detections,
-    Detector,
-    Encoder,
-    Encoding,
-    LoadedImage,
-    Mask,
-    Scene,
-    SceneObject,
-    Segmenter,
-    Vector,
-)
+from soir_qdrant.types import RGB, Box, Detections, Encoding, LoadedImage, Mask, Scene, SceneObject, Vector
 
 if TYPE_CHECKING:
     from soir_qdrant.models.encoders.text import TextEncoder

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from models import tiny_owlv2, tiny_rf_detr
 
 from soir_qdrant.config import Settings
+from soir_qdrant.contracts import Detector
 from soir_qdrant.errors import ConfigError, WeightsError
 from soir_qdrant.geometry.boxes import finish, intersection_over_union, pick
 from soir_qdrant.kinds import Parts, make_detector
@@ -23,7 +24,6 @@ from soir_qdrant.models.detectors.proposals.regions import gradient, grow, super
 from soir_qdrant.models.detectors.token_head import LearnedDetector
 from soir_qdrant.models.heads.boxes import Head, TrainedHead
 from soir_qdrant.models.token_grid import LARGEST, SHARED, spans, tiled_grid
-from soir_qdrant.types import Detector
 
 
 class ColourTokens:

@@ -6,9 +6,9 @@ import torch
 import transformers
 from models import FAMILIES, tiny_encoder
 
+from soir_qdrant.contracts import Encoder
 from soir_qdrant.errors import ConfigError, WeightsError
 from soir_qdrant.models.encoders.vit import ViTEncoder
-from soir_qdrant.types import Encoder
 
 CROPS = np.random.default_rng(0).integers(0, 256, (5, 224, 224, 3), np.uint8)
 

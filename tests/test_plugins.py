@@ -1,6 +1,8 @@
 """A detector of another package, installed beside this one (tests/plugin): a setting like ours."""
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -74,9 +76,14 @@ def test_it_is_chosen_from_python_and_what_all_kinds_share_is_kept():
 
 
 def test_it_is_used_from_the_command_line(profile, photos, tmp_path):
+    """In a process of its own, as a user runs it."""
     command = ["ingest", str(photos), "--path", str(tmp_path / "db"), "--profile", profile]
-    answer = CliRunner().invoke(app, command)
-    assert answer.exit_code == 0, answer.output
+    path = os.pathsep.join([str(PLUGIN), *sys.path])
+    subprocess.run(
+        [sys.executable, "-m", "soir_qdrant", *command],
+        check=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
     client = QdrantClient(path=str(tmp_path / "db"))
     assert boxes(client) == [[0, 0, 20, 10]]
     client.close()

@@ -11,6 +11,7 @@ import torch
 from models import tiny_sam, tiny_sam2
 
 from soir_qdrant.config import Settings
+from soir_qdrant.contracts import Segmenter
 from soir_qdrant.errors import ConfigError, ObjectsError, WeightsError
 from soir_qdrant.geometry.boxes import intersection_over_union
 from soir_qdrant.geometry.crops import whole_box
@@ -19,7 +20,6 @@ from soir_qdrant.kinds import Parts, make_segmenter
 from soir_qdrant.models.encoders.vit import ViTEncoder
 from soir_qdrant.models.segmenters.box import BoxSegmenter
 from soir_qdrant.models.segmenters.grabcut import GrabCutSegmenter
-from soir_qdrant.types import Segmenter
 
 
 @pytest.fixture(scope="module")

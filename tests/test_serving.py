@@ -15,10 +15,10 @@ from PIL import Image
 from qdrant_client import QdrantClient
 
 from soir_qdrant.config import TokenHeadSettings
+from soir_qdrant.contracts import Detector, Encoder, Segmenter
 from soir_qdrant.errors import ConfigError, WeightsError
 from soir_qdrant.ingest.ingestor import SoirIngestor
 from soir_qdrant.serving import last_block, repository, spec
-from soir_qdrant.types import Detector, Encoder, Segmenter
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: the extra onnx has it")
 ROOT = Path(__file__).parents[1]

@@ -170,13 +170,15 @@ def info(
 ) -> None:
     """Show the profile, its weights and their licences, and what a collection holds."""
     from soir_qdrant.config import KINDS, VitSettings
-    from soir_qdrant.models.weights import cache_dir, resolve
+    from soir_qdrant.models.cache import cache_dir
+    from soir_qdrant.models.weights import resolve
+    from soir_qdrant.rerank.kinds import RERANKERS
 
     settings = settings_of(profile, whitening)
     told: dict[str, Any] = {
         "version": soir_qdrant.__version__,
         "cache": str(cache_dir()),
-        "kinds": {f"{what}s": list(registry) for what, registry in KINDS.items()},
+        "kinds": {f"{what}s": [*registry] for what, registry in KINDS.items()} | {"rerankers": [*RERANKERS]},
         "settings": settings.model_dump(),
     }
     if isinstance(settings.encoder, VitSettings):

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from soir_qdrant.errors import WeightsError
-from soir_qdrant.models.weights import Origin, cache_dir, digest_of
+from soir_qdrant.models.cache import Origin, cache_dir, digest_of
 
 if TYPE_CHECKING:
     import numpy as np

@@ -38,7 +38,7 @@ def loading(weights: Weights, what: str = "the weights") -> Iterator[tuple[Any, 
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise WeightsError(
             f"{weights.path}: {what} could not be loaded ({reason}). Offline, give a folder with "
-            "the whole model, saved by `save_pretrained`, or choose a part that needs none (profile 'embedded')"
+            "the whole model, saved by `save_pretrained`, or take the profile 'embedded'"
         ) from error
 
 

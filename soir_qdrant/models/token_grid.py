@@ -14,9 +14,10 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from soir_qdrant.contracts import FeatureSource
 from soir_qdrant.geometry.boxes import Floats
 from soir_qdrant.models.tokens import LAYER, gridded
-from soir_qdrant.types import RGB, FeatureSource
+from soir_qdrant.types import RGB
 
 AREA = 518 * 690  # pixels at which detector and segmenter look at an image
 LARGEST = 37  # tokens along a side of a tile: DINOv2's own grid

@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from soir_qdrant.errors import WeightsError
+from soir_qdrant.models import embedded
+from soir_qdrant.models.cache import Origin, digest_of
 
 EMBEDDED = "embedded"
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """Where a set of weights comes from and under which terms."""
-
-    name: str
-    source: str
-    licence: str
-    note: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +23,6 @@ class Weights:
     origin: Origin
 
 
-def cache_dir() -> Path:
-    """The folder for everything that is downloaded or converted: $SOIR_CACHE, else ~/.cache/soir_qdrant."""
-    return Path(os.environ.get("SOIR_CACHE") or Path.home() / ".cache" / "soir_qdrant").expanduser()
-
-
 def resolve(name: str = EMBEDDED) -> Weights:
     """Find weights by name.
 
@@ -49,8 +33,6 @@ def resolve(name: str = EMBEDDED) -> Weights:
         WeightsError: the folder is incomplete or damaged, or a download or conversion failed.
     """
     if name == EMBEDDED:
-        from soir_qdrant.models import embedded
-
         return Weights(str(embedded.checked_folder()), True, embedded.ONNX_SHA256, embedded.ORIGIN)
     path = Path(name).expanduser()
     if path.exists():
@@ -86,16 +68,6 @@ def fetch(name: str = EMBEDDED) -> Path:
             f"{name} could not be fetched from the hub ({reason}): see that it is reached and that its terms "
             "are accepted, or give a folder saved by `save_pretrained`"
         ) from error
-
-
-def digest_of(files: Sequence[Path]) -> str:
-    """The hex sha256 of files, one after the other."""
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
 
 
 def _files_of(folder: Path) -> list[Path]:

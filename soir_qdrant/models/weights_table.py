@@ -8,7 +8,8 @@ from importlib import resources
 from pathlib import Path
 
 from soir_qdrant.models import embedded
-from soir_qdrant.models.weights import EMBEDDED, digest_of
+from soir_qdrant.models.cache import digest_of
+from soir_qdrant.models.weights import EMBEDDED
 
 DATA = Path(str(resources.files("soir_qdrant") / "data"))
 

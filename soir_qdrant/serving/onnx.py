@@ -80,7 +80,7 @@ class OnnxSession:
 
 
 class OnnxEncoder(ServedEncoder):
-    """`types.Encoder` on a model.onnx. file: the one of soir_encoder. options: of `OnnxSession`.
+    """`contracts.Encoder` on a model.onnx. file: the one of soir_encoder. options: of `OnnxSession`.
 
     The last block is read from the file that the export wrote beside it, when it is first needed.
     """

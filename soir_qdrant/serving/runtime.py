@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from soir_qdrant.config import Settings
+from soir_qdrant.contracts import Detector, Segmenter
 from soir_qdrant.errors import ConfigError, WeightsError
 from soir_qdrant.kinds import Parts, make_detector, make_encoder, make_segmenter
 from soir_qdrant.serving import spec
@@ -14,7 +15,6 @@ from soir_qdrant.serving.served import ServedEncoder, ServedTrunk
 from soir_qdrant.serving.served_detector import ServedDetector, reads_trunk, served_as
 from soir_qdrant.serving.served_segmenter import SERVED_SEGMENTERS, ServedSegmenter
 from soir_qdrant.serving.session import Session
-from soir_qdrant.types import Detector, Segmenter
 
 if TYPE_CHECKING:
     from soir_qdrant.models.last_block import LastBlock

@@ -10,18 +10,19 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from soir_qdrant.contracts import Encoder, FeatureSource
 from soir_qdrant.errors import ConfigError
 from soir_qdrant.geometry.masks import checked_masks
 from soir_qdrant.models.tokens import AFTER, LAYER
 from soir_qdrant.serving.session import Session, of_kind
-from soir_qdrant.types import Encoder, Encoding, FeatureSource, Vector
+from soir_qdrant.types import Encoding, Vector
 
 if TYPE_CHECKING:
     from soir_qdrant.models.last_block import LastBlock
 
 
 class ServedEncoder(Encoder):
-    """`types.Encoder` on a served trunk.
+    """`contracts.Encoder` on a served trunk.
 
     Tokens, over a megabyte for four crops, are fetched only where they are asked for.
 
@@ -86,7 +87,7 @@ class ServedEncoder(Encoder):
 
 
 class ServedTrunk(FeatureSource):
-    """`types.FeatureSource` on a served trunk."""
+    """`contracts.FeatureSource` on a served trunk."""
 
     def __init__(self, session: Session) -> None:
         spec = of_kind(session, "tokens")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from soir_qdrant.config import Owlv2Settings, Settings, TokenHeadSettings
+from soir_qdrant.contracts import Detector
 from soir_qdrant.errors import ConfigError
 from soir_qdrant.geometry.boxes import from_square
 from soir_qdrant.kinds import DETECTORS, SEGMENTERS, DetectorSettings, Parts, kind_of, make_detector
 from soir_qdrant.serving.pixels import padded
 from soir_qdrant.serving.served import ServedTrunk
 from soir_qdrant.serving.session import Session
-from soir_qdrant.types import RGB, Detections, Detector
+from soir_qdrant.types import RGB, Detections
 
 TRUNK = "tokens"  # kind of the served model that detectors which read features look through
 SERVED: dict[str, DetectorSettings] = {TRUNK: TokenHeadSettings(), "owlv2": Owlv2Settings()}
@@ -32,7 +33,7 @@ def reads_trunk(settings: Settings) -> bool:
 
 
 class ServedDetector(Detector):
-    """`types.Detector` on a served model: one that reads features, made here on the served trunk, or OWLv2,
+    """`contracts.Detector` on a served model: one that reads features, made here on the served trunk, or OWLv2,
     whose suppression is done here. Several images are looked at once.
 
     Args:

@@ -6,17 +6,18 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from soir_qdrant.contracts import Segmenter
 from soir_qdrant.errors import ConfigError
 from soir_qdrant.geometry.crops import cut_mask
 from soir_qdrant.serving.pixels import fitted, shrunk
 from soir_qdrant.serving.session import Session, of_kind
-from soir_qdrant.types import RGB, Mask, Segmenter
+from soir_qdrant.types import RGB, Mask
 
 SERVED_SEGMENTERS = ("sam",)  # kinds with models to be served
 
 
 class ServedSegmenter(Segmenter):
-    """`types.Segmenter`, SAM: the image is encoded once; all its boxes go through the decoder in one call."""
+    """`contracts.Segmenter`, SAM: the image is encoded once; all its boxes go through the decoder in one call."""
 
     name = "sam"
 

@@ -134,7 +134,7 @@ class TritonSession:
 
 
 class TritonEncoder(ServedEncoder):
-    """`types.Encoder`. server: a connection, or its URL. last_block: the file that was exported with the
+    """`contracts.Encoder`. server: a connection, or its URL. last_block: the file that was exported with the
     encoder, for the refinement. fingerprint: the weights it must have."""
 
     def __init__(
@@ -150,14 +150,14 @@ class TritonEncoder(ServedEncoder):
 
 
 class TritonDetector(ServedDetector):
-    """`types.Detector`. server: a connection, or its URL. settings: None takes the kind that is served."""
+    """`contracts.Detector`. server: a connection, or its URL. settings: None takes the kind that is served."""
 
     def __init__(self, server: TritonConnection | str, settings: DetectorSettings | None = None) -> None:
         super().__init__(TritonSession(_connection(server), spec.DETECTOR), settings)
 
 
 class TritonSegmenter(ServedSegmenter):
-    """`types.Segmenter`: SAM. server: a connection, or its URL."""
+    """`contracts.Segmenter`: SAM. server: a connection, or its URL."""
 
     def __init__(self, server: TritonConnection | str) -> None:
         held = _connection(server)

@@ -18,6 +18,7 @@ from qdrant_client import QdrantClient
 
 from soir_qdrant import images as pictures
 from soir_qdrant.config import Settings, VitSettings
+from soir_qdrant.contracts import Encoder
 from soir_qdrant.errors import DatasetError
 from soir_qdrant.geometry.crops import whole_box
 from soir_qdrant.geometry.user_objects import clip_box
@@ -27,7 +28,7 @@ from soir_qdrant.lab.evaluate.cache import Entry, SceneCache, recipe_of
 from soir_qdrant.lab.evaluate.searched import Found, asking
 from soir_qdrant.pipeline import Pipeline
 from soir_qdrant.search.searcher import SoirSearcher
-from soir_qdrant.types import RGB, Box, Encoder, Encoding, LoadedImage, Mask, Scene, SceneObject, Vector
+from soir_qdrant.types import RGB, Box, Encoding, LoadedImage, Mask, Scene, SceneObject, Vector
 
 PLAIN = ("global", "global-untuned", "mean", "paper")  # rows of plain crops: no masks, no whitening
 COLLECTION = "evaluate"

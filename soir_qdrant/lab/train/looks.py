@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from soir_qdrant import images as pictures
+from soir_qdrant.contracts import FeatureSource
 from soir_qdrant.errors import DatasetError
 from soir_qdrant.geometry.boxes import areas
 from soir_qdrant.lab.evaluate.bench import Bench, GalleryImage
@@ -20,7 +21,6 @@ from soir_qdrant.lab.train.progress import place_of, write_once
 from soir_qdrant.models.compatibility import trunk
 from soir_qdrant.models.detectors.token_head import inputs
 from soir_qdrant.models.token_grid import AREA
-from soir_qdrant.types import FeatureSource
 
 ZOOMS = (0.6, 0.8, 1.1)  # areas that are looked at, as shares of the usual one
 WHOLE = 0.7  # share of images that are looked at whole

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from soir_qdrant import images as pictures
+from soir_qdrant.contracts import FeatureSource
 from soir_qdrant.errors import DatasetError
 from soir_qdrant.geometry.crops import square_pixels, whole_box
 from soir_qdrant.lab.evaluate.bench import Bench, GalleryImage
@@ -40,7 +41,7 @@ from soir_qdrant.models.segmenters.windows import (
 )
 from soir_qdrant.models.token_grid import AREA, tiled_grid
 from soir_qdrant.pipeline import QUERY_FRAME
-from soir_qdrant.types import RGB, Box, FeatureSource, Mask
+from soir_qdrant.types import RGB, Box, Mask
 
 CELLS = SIDE // CELL  # tokens along a window
 MAX_OBJECTS = 12  # of an image

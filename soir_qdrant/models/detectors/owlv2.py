@@ -10,13 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from soir_qdrant.config import Owlv2Settings
+from soir_qdrant.contracts import Detector
 from soir_qdrant.geometry.boxes import from_square
 from soir_qdrant.kinds import Parts
 from soir_qdrant.models.devices import pick_device, pick_dtype
 from soir_qdrant.models.encoders.backbone import OPENAI
 from soir_qdrant.models.pretrained import load_of_type
 from soir_qdrant.models.weights import resolve
-from soir_qdrant.types import RGB, Detections, Detector
+from soir_qdrant.types import RGB, Detections
 
 GREY = 0.5
 

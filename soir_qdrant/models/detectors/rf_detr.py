@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from soir_qdrant.config import RfDetrSettings
+from soir_qdrant.contracts import Detector
 from soir_qdrant.errors import ConfigError
 from soir_qdrant.geometry.boxes import finish, pick
 from soir_qdrant.kinds import Parts
@@ -18,7 +19,7 @@ from soir_qdrant.models.devices import pick_device, pick_dtype
 from soir_qdrant.models.encoders.backbone import IMAGENET
 from soir_qdrant.models.pretrained import load_of_type
 from soir_qdrant.models.weights import resolve
-from soir_qdrant.types import RGB, Detections, Detector
+from soir_qdrant.types import RGB, Detections
 
 
 class RfDetrDetector(Detector):

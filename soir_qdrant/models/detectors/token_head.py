@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from soir_qdrant.config import TokenHeadSettings
+from soir_qdrant.contracts import Detector, FeatureSource
 from soir_qdrant.geometry.boxes import Floats, finish, pick
 from soir_qdrant.kinds import Parts
 from soir_qdrant.models.compatibility import fitting, trunk
@@ -16,7 +17,7 @@ from soir_qdrant.models.detectors.proposals import detector as proposals
 from soir_qdrant.models.devices import pick_device
 from soir_qdrant.models.heads.boxes import PIXELS, Head, TrainedHead, flat
 from soir_qdrant.models.token_grid import AREA, tiled_grid
-from soir_qdrant.types import RGB, Detections, Detector, FeatureSource
+from soir_qdrant.types import RGB, Detections
 
 THRESHOLD, IOU = 0.25, 0.7  # see docs/concepts/detector.md; boxes are suppressed again once they are fitted
 MAX_CELLS = 1000  # that may name a box

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from soir_qdrant.config import VitSettings
+from soir_qdrant.contracts import Encoder
 from soir_qdrant.errors import ConfigError
 from soir_qdrant.geometry.masks import checked_masks
 from soir_qdrant.kinds import Parts
@@ -22,7 +23,7 @@ from soir_qdrant.models.encoders.lora import Adapter
 from soir_qdrant.models.last_block import LastBlock
 from soir_qdrant.models.tokens import LAYER
 from soir_qdrant.models.weights import EMBEDDED, resolve
-from soir_qdrant.types import Encoder, Encoding, Vector
+from soir_qdrant.types import Encoding, Vector
 
 LAYERS = 4  # blocks whose patch tokens describe an object
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from soir_qdrant.contracts import Segmenter
 from soir_qdrant.geometry.crops import whole_box
 from soir_qdrant.kinds import Parts, SegmenterSettings
-from soir_qdrant.types import RGB, Mask, Segmenter
+from soir_qdrant.types import RGB, Mask
 
 
 class BoxSegmenter(Segmenter):

@@ -9,13 +9,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from soir_qdrant.config import Sam2Settings
+from soir_qdrant.contracts import Segmenter
 from soir_qdrant.geometry.crops import cut_mask
 from soir_qdrant.kinds import Parts
 from soir_qdrant.models.devices import pick_device
 from soir_qdrant.models.encoders.backbone import IMAGENET
 from soir_qdrant.models.pretrained import load_of_type
 from soir_qdrant.models.weights import resolve
-from soir_qdrant.types import RGB, Mask, Segmenter
+from soir_qdrant.types import RGB, Mask
 
 
 class Sam2Segmenter(Segmenter):

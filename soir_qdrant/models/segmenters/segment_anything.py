@@ -9,11 +9,12 @@ import torch
 from numpy.typing import NDArray
 
 from soir_qdrant.config import SegmentAnythingSettings
+from soir_qdrant.contracts import Segmenter
 from soir_qdrant.errors import ConfigError, WeightsError
 from soir_qdrant.geometry.crops import cut_mask
 from soir_qdrant.kinds import Parts
 from soir_qdrant.models.devices import pick_device
-from soir_qdrant.types import RGB, Mask, Segmenter
+from soir_qdrant.types import RGB, Mask
 
 ARCHITECTURES = ("vit_h", "vit_l", "vit_b")
 

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from soir_qdrant.config import TokenUnetSettings
+from soir_qdrant.contracts import FeatureSource, Segmenter
 from soir_qdrant.kinds import Parts
 from soir_qdrant.models.compatibility import fitting, trunk
 from soir_qdrant.models.devices import pick_device
@@ -31,7 +32,7 @@ from soir_qdrant.models.segmenters.windows import (
     window_tokens,
 )
 from soir_qdrant.models.token_grid import AREA, tiled_grid
-from soir_qdrant.types import RGB, Box, FeatureSource, Mask, Segmenter
+from soir_qdrant.types import RGB, Box, Mask
 
 
 class LearnedSegmenter(Segmenter):

@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from soir_qdrant.contracts import FeatureSource
 from soir_qdrant.geometry.boxes import intersection_over_union
 from soir_qdrant.geometry.crops import square, square_pixels, whole_box
 from soir_qdrant.geometry.masks import ellipse
 from soir_qdrant.models.tokens import LAYER
-from soir_qdrant.types import RGB, Box, FeatureSource, Mask
+from soir_qdrant.types import RGB, Box, Mask
 
 MARGIN = 0.25  # around the box, as a fraction of its longer side
 MAX_DISTANCE = 3.0  # from the box's middle, in half its sides, beyond which all is alike

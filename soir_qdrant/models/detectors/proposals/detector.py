@@ -8,13 +8,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from soir_qdrant.contracts import Detector, FeatureSource
 from soir_qdrant.geometry.boxes import Floats, finish, pick
 from soir_qdrant.kinds import DetectorSettings, Parts
 from soir_qdrant.models.detectors.proposals import saliency
 from soir_qdrant.models.detectors.proposals.regions import Tree, gradient, grow, superpixels
 from soir_qdrant.models.detectors.proposals.scoring import BY_TOKENS
 from soir_qdrant.models.tokens import LAYER, gridded, sized
-from soir_qdrant.types import RGB, Detections, Detector, FeatureSource
+from soir_qdrant.types import RGB, Detections
 
 GRID_AREA = 616 * 826  # pixels at which the tokens are computed, whatever the shape of the image
 TREE_AREA = 640 * 480  # pixels at which regions are grown
