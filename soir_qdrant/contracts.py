@@ -29,9 +29,15 @@ class Detector(Protocol):
 
 @runtime_checkable
 class Segmenter(Protocol):
-    """Turns boxes into masks. A subclass gets `refine_boxes` and `for_queries` as they stand here."""
+    """Turns boxes into masks. A subclass gets `refine_boxes`, `for_queries` and `fingerprint` as they stand here.
+
+    Attributes:
+        name: of the kind.
+        fingerprint: names a trained head; empty for one that its settings describe.
+    """
 
     name: str
+    fingerprint: str = ""
 
     def segment(self, image: RGB, boxes: NDArray[np.floating]) -> list[Mask]:
         """image: uint8 [H, W, 3]; boxes: [k, 4]. k masks, bool [h, w], each in the frame of its box

@@ -189,13 +189,13 @@ def kind_of(registry: Registry[Kind], name: str) -> Kind:
     Raises:
         ConfigError: nothing has that name, or a package offers something under it that is no `Kind`.
     """
-    found = registry.get(name)
-    if not isinstance(found, Kind):
+    kind = registry.get(name)
+    if not isinstance(kind, Kind):
         raise ConfigError(
             f"{registry.what} {name!r} of another package is no soir_qdrant.Kind: its entry point has to "
             "name one, such as MINE = Kind(MyClass, MySettings)"
         )
-    return found
+    return kind
 
 
 S = TypeVar("S", bound=PartSettings)
@@ -206,15 +206,17 @@ def settings_of(registry: Registry[Kind], value: Any, before: S | None = None) -
 
     Args:
         registry: of the kinds.
-        value: a dict with a "kind", or settings, which are returned as they are.
+        value: a dict with a "kind", or settings.
         before: those to change; of another kind, what all kinds share is kept.
 
     Raises:
         ConfigError: an unknown kind or setting, or a value out of range; it names the setting.
     """
-    if isinstance(value, BaseModel):
-        return value
     what = registry.what
+    if isinstance(value, _SHARED[what]):
+        if isinstance(value, kind_of(registry, value.kind).settings):
+            return value
+        value = value.model_dump(exclude_unset=True)
     values = dict(value)
     if before is not None:
         same = values.get("kind", before.kind) == before.kind

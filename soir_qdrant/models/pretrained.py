@@ -51,7 +51,9 @@ def load_config(weights: Weights) -> Any:
 def load_model(weights: Weights, loader: str, what: str = "the weights") -> Any:
     """A model in eval mode, without gradients. loader: the name of its class. Raises WeightsError."""
     with loading(weights, what) as (transformers, options):
-        model = getattr(transformers, loader).from_pretrained(weights.path, use_safetensors=True, **options)
+        if weights.local:  # what was fingerprinted, and no pickle beside it
+            options["use_safetensors"] = True
+        model = getattr(transformers, loader).from_pretrained(weights.path, **options)
     return model.eval().requires_grad_(False)
 
 

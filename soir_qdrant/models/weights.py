@@ -58,10 +58,12 @@ def fetch(name: str = EMBEDDED) -> Path:
     weights = resolve(name)
     if weights.local:
         return Path(weights.path)
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import list_repo_files, snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"]))
+        safe = any(file.endswith(".safetensors") for file in list_repo_files(name))
+        tensors = "*.safetensors" if safe else "pytorch_model*.bin"
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.txt", "*.model", tensors]))
     except (OSError, ValueError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise WeightsError(

@@ -51,10 +51,10 @@ def export(
     done = []
     for part in parts(settings, precision):
         done.append(_export(part, folder))
-        made = done[-1]
+        exported = done[-1]
         told(
-            f"{made.name}: {made.bytes / 1e6:.1f} MB, largest difference {made.error:.1e}, "
-            f"least cosine {made.cosine:.7f}, {made.fingerprint}"
+            f"{exported.name}: {exported.bytes / 1e6:.1f} MB, largest difference {exported.error:.1e}, "
+            f"least cosine {exported.cosine:.7f}, {exported.fingerprint}"
         )
         write([part.spec], folder, {part.spec.name: part.fingerprint})
         if backend == "tensorrt":

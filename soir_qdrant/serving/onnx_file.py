@@ -74,8 +74,8 @@ def compare(part: Part, file: Path) -> tuple[float, float]:
     names = [tensor.name for tensor in part.spec.inputs]
     errors, cosines = [0.0], [1.0]
     for arrays in part.checks:
-        found = session.run([t.name for t in part.spec.outputs], dict(zip(names, arrays, strict=True)))
-        for one, other in zip(found, part.expected(*arrays), strict=True):
+        answers = session.run([t.name for t in part.spec.outputs], dict(zip(names, arrays, strict=True)))
+        for one, other in zip(answers, part.expected(*arrays), strict=True):
             if one.shape != other.shape:
                 raise ConfigError(f"{part.spec.name}: the export gives {one.shape}, torch {other.shape}")
             errors.append(np.abs(one - other).max() / max(np.abs(other).max(), 1e-12))
@@ -88,8 +88,8 @@ def _cosines(one: NDArray[Any], other: NDArray[Any]) -> NDArray[np.float64]:
     length = one.shape[-1] if one.ndim < 4 else one[0].size
     a, b = (x.reshape(-1, length).astype(np.float64) for x in (one, other))
     lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    found: NDArray[np.float64] = (a * b).sum(1) / np.maximum(lengths, 1e-300)
-    return found
+    cosines: NDArray[np.float64] = (a * b).sum(1) / np.maximum(lengths, 1e-300)
+    return cosines
 
 
 @contextlib.contextmanager

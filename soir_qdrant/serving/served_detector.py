@@ -80,7 +80,7 @@ class _Owlv2(Detector):
 
 def _on_trunk(session: Session, settings: DetectorSettings) -> Detector:
     trunk = ServedTrunk(session)
-    made = make_detector(settings, Parts(Settings(detector=settings), lambda: trunk))
-    if made is None:
+    detector = make_detector(settings, Parts(Settings(detector=settings), lambda: trunk))
+    if detector is None:
         raise ConfigError(f"setting detector.kind {settings.kind!r}: it makes no detector")
-    return made
+    return detector

@@ -152,7 +152,7 @@ def seen_by(pipeline: Pipeline, blocks: int) -> str:
     """What the views depend on, but for the pictures and their labels."""
     settings = pipeline.settings
     encoder = untouched(local(pipeline).fingerprint, blocks)
-    masks = getattr(pipeline.segmenter, "fingerprint", settings.segmenter.model_dump_json())
+    masks = pipeline.segmenter.fingerprint or settings.segmenter.model_dump_json()
     return f"{encoder} {settings.crop.model_dump_json()} {masks} boxes off by {JITTER}, fitted"
 
 

@@ -53,8 +53,8 @@ class Backbone(ABC):
 
     def block(self, i: int, x: Tensor, context: Context) -> Tensor:
         """Tokens [B, N, D] through the block with this index, in the context that `embed` gave."""
-        made: Tensor | tuple[Tensor, ...] = self.blocks[i](x, **context)
-        return made[0] if isinstance(made, tuple) else made
+        after: Tensor | tuple[Tensor, ...] = self.blocks[i](x, **context)
+        return after[0] if isinstance(after, tuple) else after
 
     def last_block(self, i: int = -1) -> LastBlock | None:  # noqa: ARG002
         """A block, counted from the end, with the read-out, its tensors those of the model.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from soir_qdrant.models.encoders.backbone import Backbone, Context
@@ -18,6 +19,7 @@ class Dinov3(Backbone):
     def __init__(self, model: Any) -> None:
         super().__init__(model)
         self.prefix_tokens = 1 + int(model.config.num_register_tokens)
+        self._frequencies: Tensor = model.rope_embeddings.inv_freq.clone()
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -26,6 +28,11 @@ class Dinov3(Backbone):
 
     def embed(self, pixels: Tensor) -> tuple[Tensor, Context]:
         return self.model.embeddings(pixels), {"position_embeddings": self.model.rope_embeddings(pixels)}
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> None:
+        """The positions' frequencies stay as they are: in half precision they would turn patches too far."""
+        super().to(device, dtype)
+        self.model.rope_embeddings.inv_freq = self._frequencies.to(device)
 
     def last_block(self, i: int = -1) -> LastBlock:
         layer: Any = self.blocks[i]

@@ -17,8 +17,8 @@ from soir_qdrant.types import Vector
 
 @dataclass(frozen=True, slots=True)
 class Tower:
-    """How a text tower is asked. loader: its class in `transformers`; output: what of its answer is the
-    descriptor; padding: of its tokenizer; inputs: what it is given."""
+    """How a text tower is called. loader: its class in `transformers`; output: what of its answer is the
+    descriptor; padding: of its tokenizer; inputs: names of its arguments."""
 
     loader: str
     output: str
@@ -48,14 +48,14 @@ class TextEncoder:
         if not all(text.strip() for text in texts):
             raise ConfigError("the query text is empty: say what to look for")
         longest = self.model.config.max_position_embeddings
-        made = self.tokenizer(
+        tokens = self.tokenizer(
             texts, padding=self.tower.padding, max_length=longest, truncation=True, return_tensors="pt"
         )
-        inputs = {name: made[name].to(self.model.device) for name in self.tower.inputs}
+        inputs = {name: tokens[name].to(self.model.device) for name in self.tower.inputs}
         with torch.inference_mode():
             rows = getattr(self.model(**inputs), self.tower.output)
-        found: Vector = F.normalize(rows.float(), dim=-1).cpu().numpy()
-        return found
+        unit: Vector = F.normalize(rows.float(), dim=-1).cpu().numpy()
+        return unit
 
 
 def text_encoder(weights: str, device: str = "auto") -> TextEncoder | None:
@@ -63,14 +63,14 @@ def text_encoder(weights: str, device: str = "auto") -> TextEncoder | None:
 
     Raises WeightsError where tower or tokenizer cannot be loaded.
     """
-    found = resolve(weights)
-    tower = TOWERS.get(load_config(found).model_type)
+    resolved = resolve(weights)
+    tower = TOWERS.get(load_config(resolved).model_type)
     if tower is None:
         return None
     what = "its text tower"
-    model = load_model(found, tower.loader, what)
-    with loading(found, what) as (transformers, options):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(found.path, **options)
+    model = load_model(resolved, tower.loader, what)
+    with loading(resolved, what) as (transformers, options):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(resolved.path, **options)
         if len(tokenizer) < model.config.vocab_size // 2:  # of a folder without one, an empty one is made
             raise OSError("its tokenizer is missing")
     return TextEncoder(model.to(pick_device(device)).eval(), tokenizer, tower)

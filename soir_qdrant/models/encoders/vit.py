@@ -58,9 +58,9 @@ class ViTEncoder(Encoder):
         blocks: int = 1,
         adapter: str | None = "shipped",
     ) -> None:
-        found = self.weights = resolve(weights)
-        self.backbone = load_backbone(found)
-        self.adapter = fitting(adapter, "encoder.adapter", Adapter.load, found.sha256)
+        self.weights = resolve(weights)
+        self.backbone = load_backbone(self.weights)
+        self.adapter = fitting(adapter, "encoder.adapter", Adapter.load, self.weights.sha256)
         if self.adapter:
             self.adapter.add_to(self.backbone.last_block)
         self.patch, self.prefix_tokens = self.backbone.patch, self.backbone.prefix_tokens
@@ -81,10 +81,10 @@ class ViTEncoder(Encoder):
         )
         self._scale, self._shift = 1 / (255 * std), -mean / std
         self.batch = batch
-        self.name = found.origin.name
+        self.name = self.weights.origin.name
         self.input_size = input_size
-        made_of = found.sha256[:12] + (f"+{self.adapter.name}" if self.adapter else "")
-        self.fingerprint = f"{found.origin.name}@{made_of}/{input_size}px"
+        content = self.weights.sha256[:12] + (f"+{self.adapter.name}" if self.adapter else "")
+        self.fingerprint = f"{self.weights.origin.name}@{content}/{input_size}px"
 
     @property
     def last_blocks(self) -> tuple[LastBlock, ...]:
@@ -123,8 +123,8 @@ class ViTEncoder(Encoder):
             after.append(self._own.forward(after[-1], context))
         height, width = images.shape[1] // self.patch, images.shape[2] // self.patch
         grids = [after[i][:, self.prefix_tokens :].unflatten(1, (height, width)) for i in wanted]
-        found: Vector = torch.cat(grids, -1).cpu().numpy()
-        return found
+        grid: Vector = torch.cat(grids, -1).cpu().numpy()
+        return grid
 
     def trunk(self, images: NDArray[np.uint8], *, skip: int = 0) -> list[Tensor]:
         """Tokens after each block but the last and `skip` more (one runs at least), float32, oldest first.
@@ -168,11 +168,11 @@ class ViTEncoder(Encoder):
         """Tokens after each of the first blocks, float32 [B, N, D], and the context of the call."""
         pixels = torch.from_numpy(np.ascontiguousarray(images)).to(self.device).permute(0, 3, 1, 2)
         x, context = self.backbone.embed((pixels * self._scale + self._shift).to(self.dtype))
-        found = []
+        after = []
         for i in blocks:
             x = self.backbone.block(i, x, context)
-            found.append(x.float())
-        return found, context
+            after.append(x.float())
+        return after, context
 
 
 def make(settings: VitSettings, parts: Parts) -> ViTEncoder:

@@ -42,12 +42,12 @@ class SamSegmenter(Segmenter):
         scale = torch.tensor([inner[1] / width, inner[0] / height] * 2)
         prompts = torch.from_numpy(np.asarray(boxes, np.float32)) * scale
         with torch.inference_mode():
-            found = self.model(
+            answer = self.model(
                 pixel_values=preprocess(image, self.size).to(self.device),
                 input_boxes=prompts[None].to(self.device),
                 multimask_output=True,
             )
-            logits, quality = found.pred_masks[0].float(), found.iou_scores[0].float()
+            logits, quality = answer.pred_masks[0].float(), answer.iou_scores[0].float()
             best = logits[torch.arange(len(boxes)), quality.argmax(dim=1)]
             return [
                 in_frame(plane, row, (height, width), inner, self.size)
