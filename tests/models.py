@@ -85,9 +85,9 @@ def tiny_sam2(folder: Path) -> Path:
 
     torch.manual_seed(0)
     backbone = {
-        "hidden_size": 8, "image_size": [64, 64], "blocks_per_stage": [1, 1, 1, 1],
+        "hidden_size": 8, "image_size": [64, 64], "blocks_per_stage": [1, 1, 2, 1],
         "embed_dim_per_stage": [8, 16, 32, 64], "num_attention_heads_per_stage": [1, 1, 2, 2],
-        "window_size_per_stage": [4, 4, 2, 2], "global_attention_blocks": [2],
+        "window_size_per_stage": [4, 4, 2, 2], "global_attention_blocks": [3],
         "window_positional_embedding_background_size": [4, 4], "model_type": "sam2_hiera_det_model",
     }  # fmt: skip
     vision = {
