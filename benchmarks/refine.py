@@ -29,7 +29,8 @@ from soir_qdrant.lab.needlebench.sources import Sources
 from soir_qdrant.mao.legrad import Workspace
 from soir_qdrant.mao.objective import target
 from soir_qdrant.mao.refine import MaoSettings, averaging, loss, optimize, precompute_all
-from soir_qdrant.models.encoders.vit import ViTEncoder, pick_dtype
+from soir_qdrant.models.devices import pick_dtype
+from soir_qdrant.models.encoders.vit import ViTEncoder
 from soir_qdrant.types import SceneObject
 
 CROPS, ROUNDS, SIDE = 8, 12, 224
@@ -57,7 +58,7 @@ def main() -> None:
 def measure() -> dict[str, float]:
     crops, masks = pictures()
     encoder = ViTEncoder(dtype="float32")
-    encoding = encoder.encode(crops, masks)
+    encoding = encoder.encode(crops, masks, with_tokens=True)
     tokens = torch.as_tensor(encoding.tokens).clone()
     held = precompute_all([encoder.last_block], tokens)
     goal = target(torch.from_numpy(masks), held[0].values.shape[2], PAPER.upsample)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from soir_qdrant.ingest.ingestor import SoirIngestor
     from soir_qdrant.ingest.outcome import IngestStopped
     from soir_qdrant.ingest.sync import SyncReport
+    from soir_qdrant.kinds import Kind, register_detector, register_encoder, register_segmenter
     from soir_qdrant.pipeline import Pipeline
     from soir_qdrant.rerank.kinds import register_reranker
     from soir_qdrant.search.options import SearchOptions
@@ -41,6 +42,7 @@ __all__ = [
     "HitGroup",
     "IngestReport",
     "IngestStopped",
+    "Kind",
     "Pipeline",
     "Scene",
     "SceneObject",
@@ -51,13 +53,17 @@ __all__ = [
     "SoirSearcher",
     "SyncReport",
     "Text",
+    "register_detector",
+    "register_encoder",
     "register_reranker",
+    "register_segmenter",
 ]
 
 # Loaded on first use, so that importing the package stays light.
 _LAZY = {
     "AsyncSoirIngestor": "aio",
     "AsyncSoirSearcher": "aio",
+    "Kind": "kinds",
     "Pipeline": "pipeline",
     "SearchOptions": "search.options",
     "Settings": "config",
@@ -66,6 +72,9 @@ _LAZY = {
     "SoirSearcher": "search.searcher",
     "SyncReport": "ingest.sync",
     "register_reranker": "rerank.kinds",
+    "register_detector": "kinds",
+    "register_encoder": "kinds",
+    "register_segmenter": "kinds",
 }
 
 

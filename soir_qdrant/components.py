@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from soir_qdrant import recipe
-from soir_qdrant.config import Settings
+from soir_qdrant.config import Settings, VitSettings
+from soir_qdrant.contracts import Detector, Encoder, Segmenter
 from soir_qdrant.errors import ConfigError
-from soir_qdrant.models.tokens import TokenSource
+from soir_qdrant.kinds import Parts, make_detector, make_encoder, make_segmenter
 from soir_qdrant.pooling.patches import READ, PatchProjection, projection_of
 from soir_qdrant.pooling.whitening import Whitening
-from soir_qdrant.types import Detector, Encoder, Segmenter
 
 if TYPE_CHECKING:
     from soir_qdrant.models.encoders.text import TextEncoder
@@ -27,8 +27,7 @@ class Components:
     Args:
         settings: see `Settings`; None is the default profile.
         detector, segmenter, encoder: used instead of those that the settings name.
-        tokens: whose patches are read for late interaction; None is the encoder.
-        patch_projection: what makes them small; None is the whitening's part for them.
+        patch_projection: what makes the patches of late interaction small; None is the whitening's part for them.
         as_named: the models handed in are those that the settings name, running elsewhere. Otherwise the
             recipe notes that others stand in for them.
     """
@@ -40,13 +39,12 @@ class Components:
         detector: Detector | None = None,
         segmenter: Segmenter | None = None,
         encoder: Encoder | None = None,
-        tokens: TokenSource | None = None,
         patch_projection: PatchProjection | None = None,
         as_named: bool = False,
     ) -> None:
         self.settings = settings or Settings.for_profile()
         self._detector, self._segmenter, self._encoder = detector, segmenter, encoder
-        self._tokens, self._patch_projection = tokens, patch_projection
+        self._patch_projection = patch_projection
         stand_ins = {} if as_named else {"detector": detector, "segmenter": segmenter}
         self._replaced = {role: part.name for role, part in stand_ins.items() if part is not None}
 
@@ -55,18 +53,7 @@ class Components:
         """What describes crops."""
         if self._encoder is not None:
             return self._encoder
-        from soir_qdrant.models.encoders.vit import ViTEncoder
-
-        settings = self.settings.encoder
-        return ViTEncoder(
-            settings.weights,
-            input_size=settings.input_size,
-            device=settings.device,
-            dtype=settings.dtype,
-            batch=settings.batch,
-            blocks=self.settings.vector.blocks,
-            adapter=settings.adapter,
-        )
+        return make_encoder(self.settings.encoder, Parts(self.settings))
 
     @cached_property
     def text_encoder(self) -> TextEncoder | None:
@@ -76,35 +63,35 @@ class Components:
             return None
         from soir_qdrant.models.encoders.text import text_encoder
 
-        return text_encoder(self.settings.encoder.weights, device=self.settings.encoder.device)
+        settings = self.settings.encoder
+        return (
+            text_encoder(settings.weights, device=settings.device)
+            if isinstance(settings, VitSettings)
+            else None
+        )
 
     @cached_property
     def detector(self) -> Detector | None:
         """What finds objects; None where the whole image is to be the one object."""
         if self._detector is not None:
             return self._detector
-        from soir_qdrant.models.detectors.factory import make_detector
-
-        return make_detector(self.settings.detector, self.encoder, self.settings.encoder.device)
+        return make_detector(self.settings.detector, self._parts)
 
     @cached_property
     def segmenter(self) -> Segmenter:
         """What turns boxes into masks."""
         if self._segmenter is not None:
             return self._segmenter
-        from soir_qdrant.models.segmenters.factory import make_segmenter
+        return make_segmenter(self.settings.segmenter, self._parts)
 
-        encoder, device = self.encoder, self.settings.encoder.device
-        return make_segmenter(self.settings.segmenter, encoder, encoder.fingerprint, device)
+    @property
+    def _parts(self) -> Parts:
+        return Parts(self.settings, lambda: self.encoder)
 
     @cached_property
     def query_segmenter(self) -> Segmenter:
-        """A finer cut for queries: they are few, and all depends on each."""
-        from soir_qdrant.models.segmenters.grabcut import GrabCutSegmenter
-
-        if self.segmenter.name == GrabCutSegmenter.name:
-            return GrabCutSegmenter(side=160, iterations=5)
-        return self.segmenter
+        """What cuts queries: they are few, and all depends on each."""
+        return self.segmenter.for_queries()
 
     @cached_property
     def whitening(self) -> Whitening | None:
@@ -155,8 +142,7 @@ class Components:
         if self.whitening is not None:
             return self.whitening.dim
         names = self.settings.vector.features
-        inner = self.encoder.last_block.dim if set(names) != {"cls"} else 0  # loads weights, where served
-        return sum(self.encoder.dim if name == "cls" else inner for name in names)
+        return sum(self.encoder.dim if name == "cls" else self.encoder.width for name in names)
 
     @cached_property
     def fingerprint(self) -> dict[str, Any]:

@@ -7,31 +7,40 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, ValidationInfo, field_validator
 
 from soir_qdrant.errors import ConfigError
+from soir_qdrant.kinds import (
+    DETECTORS,
+    ENCODERS,
+    SEGMENTERS,
+    DetectorSettings,
+    EncoderSettings,
+    Frozen,
+    Kind,
+    SegmenterSettings,
+    register_detector,
+    register_encoder,
+    register_segmenter,
+    settings_of,
+)
+from soir_qdrant.registry import Registry
 
 SCHEMA = 1  # of the payload and the fingerprint
+KINDS: dict[str, Registry[Kind]] = {"encoder": ENCODERS, "detector": DETECTORS, "segmenter": SEGMENTERS}
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class VitSettings(EncoderSettings):
+    """Of `vit`: a vision transformer of `transformers`. weights: "embedded", a folder or a hub name. adapter:
+    what `soir train encoder` made to be added to them: "shipped" (added to the embedded weights alone), a
+    file, or None."""
 
-
-class EncoderSettings(_Frozen):
-    """weights: "embedded", a folder or a hub name. adapter: what `soir train encoder` made to be added to
-    them: "shipped" (added to the embedded weights alone), a file, or None. input_size: side of a crop in
-    pixels. dtype, device: "auto" takes what the machine does fastest (see docs/lab/decisions.md)."""
-
+    kind: str = "vit"
     weights: str = "embedded"
     adapter: str | None = "shipped"
-    input_size: int = Field(224, ge=14)
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    device: str = "auto"
-    batch: int = Field(32, ge=1)
 
 
-class CropSettings(_Frozen):
+class CropSettings(Frozen):
     """margin: added around the box, as a fraction of its longer side. native: cut no less than
     `input_size` pixels of the image, as the paper does, instead of enlarging small objects.
     background: what becomes of the pixels outside the mask."""
@@ -41,37 +50,62 @@ class CropSettings(_Frozen):
     background: Literal["keep", "blur", "grey"] = "grey"
 
 
-class DetectorSettings(_Frozen):
-    """kind: "embedded" (on the encoder's tokens), "owlv2", or "none" (whole image). weights: of OWLv2.
-    head: of the embedded one: "shipped", a file made by `soir train detector`, or None for the one that is
-    not trained, which also stands in where the head was trained for another encoder. threshold: least
-    score; iou: of the non-maximum suppression; None takes what was measured for each. fitted_iou: of another
-    one, among boxes fitted to their masks. most: objects of an image; a calm one has
-    fewer, since none is below the threshold."""
+class TokenHeadSettings(DetectorSettings):
+    """Of `embedded`: a head on the encoder's features. head: "shipped", a file made by `soir train detector`,
+    or None. Without one that was trained for the encoder, `proposals` stands in."""
 
-    kind: Literal["embedded", "owlv2", "none"] = "embedded"
+    kind: str = "embedded"
+    head: str | None = "shipped"
+
+
+class Owlv2Settings(DetectorSettings):
+    """Of `owlv2`. weights: a folder or a hub name."""
+
+    kind: str = "owlv2"
     weights: str = "google/owlv2-base-patch16-ensemble"
+
+
+class RfDetrSettings(DetectorSettings):
+    """Of `rf-detr`. weights: a folder or a hub name. size: side of the square that an image is resized to."""
+
+    kind: str = "rf-detr"
+    weights: str = "Roboflow/rf-detr-base"
+    size: int = Field(560, ge=8)
+
+
+class TokenUnetSettings(SegmenterSettings):
+    """Of `embedded`: a head on the encoder's features. head: "shipped", a file made by
+    `soir train segmenter`, or None. Without one that was trained for the encoder, `grabcut` stands in."""
+
+    kind: str = "embedded"
     head: str | None = "shipped"
-    threshold: float | None = Field(None, ge=0, le=1)
-    iou: float | None = Field(None, ge=0, le=1)
-    fitted_iou: float = Field(0.7, ge=0, le=1)
-    most: int = Field(100, ge=1)
 
 
-class SegmenterSettings(_Frozen):
-    """kind: "embedded" (on the encoder's tokens), "grabcut", "sam" (transformers), "segment-anything" (its
-    own checkpoints), "box" (no masks). weights: of SAM. head: of the embedded one: "shipped", a file made by
-    `soir train segmenter`, or None; without one that was trained for the encoder, GrabCut stands in."""
+class SamSettings(SegmenterSettings):
+    """Of `sam`. weights: a folder or a hub name."""
 
-    kind: Literal["embedded", "grabcut", "sam", "segment-anything", "box"] = "embedded"
+    kind: str = "sam"
     weights: str = "facebook/sam-vit-base"
-    head: str | None = "shipped"
+
+
+class Sam2Settings(SegmenterSettings):
+    """Of `sam2`. weights: a folder or a hub name."""
+
+    kind: str = "sam2"
+    weights: str = "facebook/sam2.1-hiera-tiny"
+
+
+class SegmentAnythingSettings(SegmenterSettings):
+    """Of `segment-anything`. weights: a checkpoint of that package, such as sam_vit_b_01ec64.pth."""
+
+    kind: str = "segment-anything"
+    weights: str
 
 
 Feature = Literal["cls", "patches", "patches-1", "patches-2", "patches-3"]
 
 
-class VectorSettings(_Frozen):
+class VectorSettings(Frozen):
     """How the objects of an image become its one vector.
 
     features: what describes an object, side by side: "cls", the encoder's descriptor; "patches", the mean
@@ -95,15 +129,20 @@ class VectorSettings(_Frozen):
     blocks: int = Field(1, ge=1)
 
 
-class Settings(_Frozen):
+class Settings(Frozen):
     """Everything that decides what is stored. Make one with `Settings.for_profile`, change with `but`."""
 
     profile: str = "embedded"
-    encoder: EncoderSettings = EncoderSettings()
+    encoder: SerializeAsAny[EncoderSettings] = VitSettings()
     crop: CropSettings = CropSettings()
-    detector: DetectorSettings = DetectorSettings()
-    segmenter: SegmenterSettings = SegmenterSettings()
+    detector: SerializeAsAny[DetectorSettings] = TokenHeadSettings()
+    segmenter: SerializeAsAny[SegmenterSettings] = TokenUnetSettings()
     vector: VectorSettings = VectorSettings()
+
+    @field_validator("encoder", "detector", "segmenter", mode="before")
+    @classmethod
+    def _of_their_kind(cls, value: Any, info: ValidationInfo) -> Any:
+        return settings_of(KINDS[str(info.field_name)], value)
 
     @classmethod
     def for_profile(cls, name: str = "embedded") -> Settings:
@@ -124,31 +163,50 @@ class Settings(_Frozen):
     def but(self, **changes: dict[str, Any]) -> Settings:
         """A copy with some settings changed: `settings.but(vector={"pooling": "mean"})`.
 
+        Another kind of detector, say, keeps what all kinds share and takes its own defaults for the rest.
         Raises ConfigError naming the setting that is unknown or out of range.
         """
-        held = self.model_dump()
+        groups: dict[str, Any] = dict(self)
         for group, values in changes.items():
-            if isinstance(held.get(group), dict):
-                if not isinstance(values, Mapping):
-                    raise ConfigError(f"setting {group}: {values!r} is no object of settings")
-                held[group] = {**held[group], **values}
+            before = groups.get(group)
+            if isinstance(before, BaseModel) and not isinstance(values, Mapping):
+                raise ConfigError(f"setting {group}: {values!r} is no object of settings")
+            if group in KINDS:
+                groups[group] = settings_of(KINDS[group], values, before)
+            elif isinstance(before, BaseModel):
+                groups[group] = {**before.model_dump(), **values}
             else:
-                held[group] = values
+                groups[group] = values
         try:
-            return Settings.model_validate(held)
+            return Settings.model_validate(groups)
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(str(part) for part in first["loc"])
             raise ConfigError(f"setting {place}: {first['msg']}") from error
 
 
+MODELS = "soir_qdrant.models"
+register_encoder("vit", f"{MODELS}.encoders.vit:make", VitSettings)
+register_detector("embedded", f"{MODELS}.detectors.token_head:make", TokenHeadSettings, reads_features=True)
+register_detector("proposals", f"{MODELS}.detectors.proposals.detector:make", reads_features=True)
+register_detector("owlv2", f"{MODELS}.detectors.owlv2:make", Owlv2Settings)
+register_detector("rf-detr", f"{MODELS}.detectors.rf_detr:make", RfDetrSettings)
+register_detector("none", lambda *_: None)
+register_segmenter("embedded", f"{MODELS}.segmenters.token_unet:make", TokenUnetSettings, reads_features=True)
+register_segmenter("grabcut", f"{MODELS}.segmenters.grabcut:make")
+register_segmenter("box", f"{MODELS}.segmenters.box:make")
+register_segmenter("sam2", f"{MODELS}.segmenters.sam2:make", Sam2Settings)
+register_segmenter("sam", f"{MODELS}.segmenters.sam:make", SamSettings)
+register_segmenter("segment-anything", f"{MODELS}.segmenters.segment_anything:make", SegmentAnythingSettings)
+
+
 def _reading(name: str, weights: str) -> Settings:
     """A profile whose encoder reads text too: plain crops, described by what texts are compared with."""
     return Settings(
         profile=name,
-        encoder=EncoderSettings(weights=weights),
+        encoder=VitSettings(weights=weights),
         crop=CropSettings(background="keep"),
-        detector=DetectorSettings(kind="owlv2"),
+        detector=Owlv2Settings(),
         segmenter=SegmenterSettings(kind="box"),
         vector=VectorSettings(features=("cls",), whitening=None),
     )
@@ -158,14 +216,29 @@ PROFILES: dict[str, Settings] = {
     "embedded": Settings(),
     "paper": Settings(
         profile="paper",
-        encoder=EncoderSettings(weights="facebook/dinov2-base"),
+        encoder=VitSettings(weights="facebook/dinov2-base"),
         crop=CropSettings(margin=0, native=True, background="keep"),
-        detector=DetectorSettings(kind="owlv2"),
-        segmenter=SegmenterSettings(kind="sam"),
+        detector=Owlv2Settings(),
+        segmenter=SamSettings(),
         vector=VectorSettings(
             features=("cls",), whitening=None, pooling="mao", iterations=80, lr=0.1, alpha=0.03
         ),
     ),
+    "dinov3": Settings(
+        profile="dinov3",
+        encoder=VitSettings(weights="facebook/dinov3-vits16-pretrain-lvd1689m"),
+        detector=DetectorSettings(kind="proposals"),
+        segmenter=SegmenterSettings(kind="grabcut"),
+        vector=VectorSettings(whitening=None),
+    ),
+    "modern": Settings(
+        profile="modern",
+        encoder=VitSettings(weights="facebook/dinov3-vitb16-pretrain-lvd1689m"),
+        detector=RfDetrSettings(),
+        segmenter=Sam2Settings(),
+        vector=VectorSettings(whitening=None),
+    ),
     "clip": _reading("clip", "openai/clip-vit-base-patch16"),
     "siglip": _reading("siglip", "google/siglip-base-patch16-224"),
+    "siglip2": _reading("siglip2", "google/siglip2-base-patch16-224"),
 }

@@ -11,27 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from soir_qdrant.components import Components
+from soir_qdrant.contracts import Segmenter
 from soir_qdrant.errors import ConfigError
 from soir_qdrant.geometry.boxes import pick
 from soir_qdrant.geometry.crops import crop, full_mask, square, whole_box
 from soir_qdrant.geometry.plain_background import plain_foreground
-from soir_qdrant.models.tokens import SKIP, TokenSource, tokens_of
+from soir_qdrant.models.tokens import LAYER
 from soir_qdrant.pooling.features import side_by_side
-from soir_qdrant.pooling.patches import EncodesBoth, described
+from soir_qdrant.pooling.patches import described
 from soir_qdrant.pooling.pool import normalize, pool_scenes
-from soir_qdrant.types import (
-    RGB,
-    Box,
-    Detections,
-    Encoding,
-    Fitting,
-    LoadedImage,
-    Mask,
-    Scene,
-    SceneObject,
-    Segmenter,
-    Vector,
-)
+from soir_qdrant.types import RGB, Box, Detections, Encoding, LoadedImage, Mask, Scene, SceneObject, Vector
 
 QUERY_FRAME = 0.05  # of each side of a query crop that is taken for background
 
@@ -90,13 +79,13 @@ class Pipeline(Components):
         self, crops: NDArray[np.uint8], masks: NDArray[np.float32], patches: bool
     ) -> tuple[Encoding, list[Vector] | None]:
         """The encoding of K crops and, where asked for, what `patches` returns, in one pass if possible."""
+        with_tokens = self.settings.vector.pooling == "mao"
+        encoding = self.encoder.encode(crops, masks, with_tokens=with_tokens, with_patches=patches)
         if not patches:
-            return self.encoder.encode(crops, masks), None
-        if self._tokens is None and isinstance(self.encoder, EncodesBoth):
-            projection = self.patch_projection
-            encoding, tokens = self.encoder.encode_both(crops, masks, skip=SKIP)
-            return encoding, described(np.asarray(tokens.cpu()), masks, projection)
-        return self.encoder.encode(crops, masks), self.patches(crops, masks)
+            return encoding, None
+        if encoding.patches is None:
+            return encoding, self.patches(crops, masks)
+        return encoding, described(encoding.patches, masks, self.patch_projection)
 
     def patches(self, crops: NDArray[np.uint8], masks: NDArray[np.float32]) -> list[Vector]:
         """The patches of K objects for late interaction, float32 [n, d] each, unit rows.
@@ -106,20 +95,14 @@ class Pipeline(Components):
             masks: float32 [K, S, S], 0..1.
 
         Raises:
-            ConfigError: where no tokens can be read, or no projection was fitted for them.
+            ConfigError: where no features can be read, or no projection was fitted for them.
         """
-        projection, source = self.patch_projection, self._tokens or self.encoder
-        if not isinstance(source, TokenSource):
-            raise ConfigError(
-                'rerank="patches" reads the tokens of crops, which this encoder does not give: take one that '
-                "runs here, or a runtime that serves the embedded detector's trunk"
-            )
-        size = self.settings.encoder.batch
+        projection, size = self.patch_projection, self.settings.encoder.batch
         batches = [slice(i, i + size) for i in range(0, len(crops), size)]
         return [
             row
             for part in batches
-            for row in described(tokens_of(source, crops[part]), masks[part], projection)
+            for row in described(self.encoder.features(crops[part], [LAYER]), masks[part], projection)
         ]
 
     def find(
@@ -150,13 +133,10 @@ class Pipeline(Components):
         """What was detected, boxes fitted to their masks where the segmenter can. image: uint8 [H, W, 3]."""
         if detections is None or not len(detections.boxes):
             return []
-        rows = detections.boxes.astype(float).tolist()
-        fitted: list[tuple[Box, Mask | None]] = [((x0, y0, x1, y1), None) for x0, y0, x1, y1 in rows]
-        if isinstance(self.segmenter, Fitting):
-            fitted = [*self.segmenter.fit(image, detections.boxes)]
+        refined = self.segmenter.refine_boxes(image, detections.boxes)
         return [
             SceneObject(box, mask, score=float(score))
-            for (box, mask), score in zip(fitted, detections.scores, strict=True)
+            for (box, mask), score in zip(refined, detections.scores, strict=True)
         ]
 
     def _different(self, items: list[SceneObject]) -> list[SceneObject]:
@@ -212,10 +192,8 @@ class Pipeline(Components):
         return square(box, shape[1], shape[0], margin=margin, least=min_side)
 
     def encode_whole(self, crops: NDArray[np.uint8], masks: NDArray[np.float32]) -> Encoding:
-        """`encoder.encode` with its tokens, which a served one sends only where it is asked to. Raises
-        ConfigError for an encoder that has none."""
-        with_tokens = getattr(self.encoder, "telling", lambda: self.encoder)
-        encoding: Encoding = with_tokens().encode(crops, masks)
+        """`encoder.encode` with its tokens. Raises ConfigError for an encoder that has none."""
+        encoding = self.encoder.encode(crops, masks, with_tokens=True)
         if encoding.tokens is None:
             raise ConfigError("heat maps and Q-Perturbation read tokens, and this encoder sends none")
         return encoding
@@ -294,7 +272,8 @@ class Pipeline(Components):
         """The joint token of each scene, whitened. See `mao.joint`."""
         from soir_qdrant.mao.joint import joint_tokens
 
-        settings, block = self.settings, self.encoder.last_block
-        blocks = (block,) if settings.vector.blocks == 1 else getattr(self.encoder, "last_blocks", (block,))
-        rows = joint_tokens(encoding, masks, scene_of, blocks, settings.vector, settings.encoder.dtype)
+        settings = self.settings
+        rows = joint_tokens(
+            encoding, masks, scene_of, self.encoder.last_blocks, settings.vector, settings.encoder.dtype
+        )
         return self.whitening(rows) if self.whitening else rows

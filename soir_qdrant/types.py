@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-
-if TYPE_CHECKING:
-    from soir_qdrant.models.last_block import LastBlock
 
 RGB: TypeAlias = NDArray[np.uint8]  # [H, W, 3], 0..255, after EXIF rotation
 Mask: TypeAlias = NDArray[np.bool_]
@@ -85,14 +82,15 @@ class Encoding:
 
     descriptor: float32 [B, D_out], the model's own read-out. layers: float32 [B, L, D], the mean of the
     patch tokens under each crop's mask after each of the last L blocks, through the final LayerNorm; the
-    last block's comes last. tokens: [B, N, D], those that enter the last block, or the first of those that
-    are exposed (CLS first, where the encoder has one): a NumPy array or a torch tensor, on the encoder's
-    device; None where a served encoder was asked to leave them behind.
+    last block's comes last. tokens: [B, N, D], those that enter the first of the encoder's `last_blocks`,
+    prefix tokens first: a NumPy array or a torch tensor, on the encoder's device. patches: float16
+    [B, h, w, D], what late interaction compares. Both None where they were not asked for.
     """
 
     descriptor: Vector
     layers: Vector
-    tokens: Any
+    tokens: Any = None
+    patches: NDArray[np.float16] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -215,58 +213,3 @@ class IngestReport:
 
 
 OnExists: TypeAlias = Literal["skip", "update", "replace"]
-
-
-@runtime_checkable
-class Detector(Protocol):
-    """Finds objects of any class."""
-
-    name: str
-
-    def detect(self, images: list[RGB]) -> list[Detections]:
-        """images: uint8 [H, W, 3] each, sizes may differ. One Detections each, empty where none is found."""
-        ...
-
-
-@runtime_checkable
-class Segmenter(Protocol):
-    """Turns boxes into masks."""
-
-    name: str
-
-    def segment(self, image: RGB, boxes: NDArray[np.floating]) -> list[Mask]:
-        """image: uint8 [H, W, 3]; boxes: [k, 4]. k masks, bool [h, w], each in the frame of its box
-        rounded outwards to whole pixels. Never empty: where nothing is found it is the whole box."""
-        ...
-
-
-@runtime_checkable
-class Fitting(Protocol):
-    """A segmenter that also says where a detector's box should have been."""
-
-    def fit(self, image: RGB, boxes: NDArray[np.floating]) -> list[tuple[Box, Mask]]:
-        """image: uint8 [H, W, 3]; boxes: [k, 4]. Each box moved to what is seen of its object, and its mask,
-        bool [h, w], in the frame of the moved one; see `Segmenter`."""
-        ...
-
-
-@runtime_checkable
-class Encoder(Protocol):
-    """A vision transformer whose last block is exposed.
-
-    last_block: its weights, local even where the trunk is served remotely. fingerprint: names the
-    weights and the input size.
-    """
-
-    name: str
-    input_size: int
-    dim: int
-    fingerprint: str
-
-    @property
-    def last_block(self) -> LastBlock: ...
-
-    def encode(self, crops: NDArray[np.uint8], masks: NDArray[np.float32] | None = None) -> Encoding:
-        """crops: uint8 [B, S, S, 3] with S = input_size, RGB; masks: float32 [B, S, S], the share of each
-        pixel inside the object, 0..1 (all of it)."""
-        ...

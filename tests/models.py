@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -16,17 +17,33 @@ SHAPE = {
 }
 
 
-def tiny_encoder(folder: Path, kind: str = "dinov2") -> Path:
-    """kind: dinov2, clip or siglip."""
+def tiny_vit(kind: str = "dinov2", **config: Any) -> Any:
+    """A model of one of FAMILIES in eval mode. config: in place of SHAPE's."""
     torch.manual_seed(0)
-    if kind == "dinov2":
-        model = transformers.Dinov2Model(transformers.Dinov2Config(**SHAPE, mlp_ratio=2))
-    elif kind == "clip":
-        config = transformers.CLIPVisionConfig(**SHAPE, intermediate_size=48, projection_dim=16)
-        model = transformers.CLIPVisionModelWithProjection(config)
-    else:
-        model = transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**SHAPE, intermediate_size=48))
-    model.save_pretrained(folder)
+    loader, configuration, own = FAMILIES[kind]
+    shape = {**SHAPE, **own, **config}
+    return getattr(transformers, loader)(getattr(transformers, configuration)(**shape)).eval()
+
+
+WIDE = {"intermediate_size": 48}
+FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "dinov2": ("Dinov2Model", "Dinov2Config", {"mlp_ratio": 2}),
+    "dinov2-registers": (
+        "Dinov2WithRegistersModel",
+        "Dinov2WithRegistersConfig",
+        {"mlp_ratio": 2, "num_register_tokens": 4},
+    ),
+    "dinov3": ("DINOv3ViTModel", "DINOv3ViTConfig", {**WIDE, "num_register_tokens": 4}),
+    "clip": ("CLIPVisionModelWithProjection", "CLIPVisionConfig", {**WIDE, "projection_dim": 16}),
+    "siglip": ("SiglipVisionModel", "SiglipVisionConfig", WIDE),
+    "siglip2": ("Siglip2VisionModel", "Siglip2VisionConfig", {**WIDE, "num_patches": 16}),
+    "radio": ("RadioModel", "RadioConfig", {"mlp_ratio": 2.0, "max_img_size": 64}),
+}
+
+
+def tiny_encoder(folder: Path, kind: str = "dinov2") -> Path:
+    """kind: one of FAMILIES."""
+    tiny_vit(kind).save_pretrained(folder)
     return folder
 
 
@@ -60,4 +77,43 @@ def tiny_sam(folder: Path) -> Path:
                "iou_head_hidden_dim": 16}  # fmt: skip
     config = SamConfig(vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=decoder)
     SamModel(config).eval().save_pretrained(folder)
+    return folder
+
+
+def tiny_sam2(folder: Path) -> Path:
+    from transformers import Sam2Config, Sam2Model
+
+    torch.manual_seed(0)
+    backbone = {
+        "hidden_size": 8, "image_size": [64, 64], "blocks_per_stage": [1, 1, 2, 1],
+        "embed_dim_per_stage": [8, 16, 32, 64], "num_attention_heads_per_stage": [1, 1, 2, 2],
+        "window_size_per_stage": [4, 4, 2, 2], "global_attention_blocks": [3],
+        "window_positional_embedding_background_size": [4, 4], "model_type": "sam2_hiera_det_model",
+    }  # fmt: skip
+    vision = {
+        "backbone_config": backbone, "backbone_channel_list": [64, 32, 16, 8],
+        "backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]], "fpn_hidden_size": 32,
+    }  # fmt: skip
+    prompt = {"hidden_size": 32, "image_size": 64, "patch_size": 16, "mask_input_channels": 4}
+    decoder = {"hidden_size": 32, "mlp_dim": 32, "num_attention_heads": 2, "iou_head_hidden_dim": 16}
+    config = Sam2Config(vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=decoder)
+    Sam2Model(config).eval().save_pretrained(folder)
+    return folder
+
+
+def tiny_rf_detr(folder: Path) -> Path:
+    from transformers import RfDetrConfig, RfDetrForObjectDetection
+
+    torch.manual_seed(0)
+    backbone = {
+        "model_type": "rf_detr_dinov2", "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3,
+        "image_size": 64, "patch_size": 8, "num_windows": 1, "mlp_ratio": 2,
+        "out_features": ["stage1", "stage2"],
+    }  # fmt: skip
+    config = RfDetrConfig(
+        backbone_config=backbone, d_model=16, decoder_layers=1, decoder_ffn_dim=32, num_queries=20,
+        decoder_self_attention_heads=2, decoder_cross_attention_heads=2, group_detr=1, c2f_num_blocks=1,
+        num_labels=5,
+    )  # fmt: skip
+    RfDetrForObjectDetection(config).eval().save_pretrained(folder)
     return folder

@@ -10,53 +10,48 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from models import tiny_owlv2
+from models import tiny_owlv2, tiny_rf_detr
 
-from soir_qdrant.config import DetectorSettings
-from soir_qdrant.errors import WeightsError
+from soir_qdrant.config import Settings
+from soir_qdrant.contracts import Detector
+from soir_qdrant.errors import ConfigError, WeightsError
 from soir_qdrant.geometry.boxes import finish, intersection_over_union, pick
+from soir_qdrant.kinds import Parts, make_detector
 from soir_qdrant.lab.train.proposals import Example, fit, logistic, measure
-from soir_qdrant.models.detectors import saliency
-from soir_qdrant.models.detectors.factory import make_detector
-from soir_qdrant.models.detectors.proposals import GRID_AREA, EmbeddedDetector, token_grid
-from soir_qdrant.models.detectors.regions import gradient, grow, superpixels
+from soir_qdrant.models.detectors.proposals import saliency
+from soir_qdrant.models.detectors.proposals.detector import GRID_AREA, ProposalsDetector, token_grid
+from soir_qdrant.models.detectors.proposals.regions import gradient, grow, superpixels
 from soir_qdrant.models.detectors.token_head import LearnedDetector
 from soir_qdrant.models.heads.boxes import Head, TrainedHead
 from soir_qdrant.models.token_grid import LARGEST, SHARED, spans, tiled_grid
-from soir_qdrant.types import Detector
 
 
 class ColourTokens:
-    """An encoder whose tokens are the mean colours of the patches, at the end of a CLS token."""
+    """A source whose features are the mean colours of the patches."""
 
-    patch = 14
+    patch, fingerprint = 14, "colours@1/224px"
 
-    def tokens(self, images, *, skip=0):
+    def features(self, images, layers):
         height, width = images.shape[1] // 14, images.shape[2] // 14
         small = [cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA) for image in images]
-        grid = np.stack(small).reshape(len(images), -1, 3)
-        colours = np.concatenate([grid, 255 - grid, np.full_like(grid, 128)], 2).astype(np.float32) / 255
-        return torch.from_numpy(np.concatenate([np.zeros_like(colours[:, :1]), colours], 1))
+        grid = np.stack(small).reshape(len(images), height, width, 3)
+        return np.concatenate([grid, 255 - grid, np.full_like(grid, 128)], 3).astype(np.float32) / 255
 
 
-class OnGpu(torch.Tensor):
-    """Like a tensor on a GPU: NumPy cannot read it before `cpu()`."""
-
-    def __array__(self, *_):
-        raise TypeError("can't convert cuda:0 device type tensor to numpy")
-
-    def cpu(self):
-        return self.as_subclass(torch.Tensor)
-
-
-class GpuTokens(ColourTokens):
-    def tokens(self, images, *, skip=0):
-        return super().tokens(images, skip=skip).as_subclass(OnGpu)
+def made(source=None, **settings):
+    """The detector of these settings, on the features of a source."""
+    chosen = Settings().but(detector=settings)
+    return make_detector(chosen.detector, Parts(chosen, lambda: source or ColourTokens()))
 
 
 @pytest.fixture(scope="module")
 def owlv2_folder(tmp_path_factory):
     return tiny_owlv2(tmp_path_factory.mktemp("owlv2"))
+
+
+@pytest.fixture(scope="module")
+def rf_detr_folder(tmp_path_factory):
+    return tiny_rf_detr(tmp_path_factory.mktemp("rf_detr"))
 
 
 @pytest.fixture(scope="module")
@@ -71,13 +66,15 @@ def head(tmp_path_factory):
     return TrainedHead.load(file)
 
 
-@pytest.fixture(params=["tokens", "classical", "owlv2", "learned"])
-def detector(request, owlv2_folder, head):
+@pytest.fixture(params=["proposals", "owlv2", "learned", "rf-detr"])
+def detector(request, owlv2_folder, rf_detr_folder, head):
     if request.param == "learned":
         return LearnedDetector(ColourTokens(), head)
     if request.param == "owlv2":
-        return make_detector(DetectorSettings(kind="owlv2", weights=str(owlv2_folder)), None)
-    return make_detector(DetectorSettings(), ColourTokens() if request.param == "tokens" else object())
+        return made(kind="owlv2", weights=str(owlv2_folder), most=25)
+    if request.param == "rf-detr":
+        return made(kind="rf-detr", weights=str(rf_detr_folder), size=64, most=25)
+    return made(kind="proposals", most=25)
 
 
 def scene(height=240, width=320, boxes=((40, 50, 80, 90), (200, 120, 250, 160))):
@@ -120,7 +117,7 @@ class TestContract:
 
     def test_is_a_named_detector(self, detector):
         assert isinstance(detector, Detector)
-        assert detector.name in ("embedded", "owlv2", "learned")
+        assert detector.name in ("proposals", "owlv2", "learned", "rf-detr")
 
     def test_same_image_same_boxes_and_batch_changes_nothing(self, detector):
         image, _ = scene()
@@ -131,12 +128,6 @@ class TestContract:
             np.testing.assert_array_equal(alone.boxes, other.boxes)
             np.testing.assert_array_equal(alone.scores, other.scores)
 
-    def test_an_encoder_on_a_gpu_is_read_too(self, head):
-        image, _ = scene()
-        for make in (lambda source: LearnedDetector(source, head), EmbeddedDetector):
-            here, there = (make(source()).detect([image])[0] for source in (ColourTokens, GpuTokens))
-            np.testing.assert_array_equal(here.boxes, there.boxes)
-
     def test_image_is_left_alone(self, detector):
         image, _ = scene()
         image.setflags(write=False)
@@ -144,27 +135,29 @@ class TestContract:
 
 
 def test_none_is_no_detector():
-    assert make_detector(DetectorSettings(kind="none"), None) is None
+    assert made(kind="none") is None
 
 
-class TestEmbedded:
-    @pytest.mark.parametrize("encoder", [ColourTokens(), None])
+def test_proposals_stand_in_where_no_head_was_trained_for_the_encoder():
+    assert made(kind="embedded").name == "proposals"
+
+
+class TestProposals:
     @pytest.mark.parametrize("factor", [1, 5])
-    def test_finds_plain_objects_at_any_resolution(self, encoder, factor):
+    def test_finds_plain_objects_at_any_resolution(self, factor):
         image, boxes = scene(boxes=((40, 50, 80, 90), (200, 120, 250, 160), (100, 180, 140, 215)))
         image = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)
-        found = make_detector(DetectorSettings(), encoder).detect([image])[0]
+        found = made(kind="proposals").detect([image])[0]
         assert (intersection_over_union(boxes * factor, found.boxes).max(axis=1) >= 0.5).all()
 
     def test_one_colour_holds_no_object(self):
-        for encoder in (ColourTokens(), None):
-            assert len(EmbeddedDetector(encoder).detect([ODD["constant"]])[0].boxes) == 0
+        assert len(ProposalsDetector(ColourTokens()).detect([ODD["constant"]])[0].boxes) == 0
 
     def test_settings_are_kept(self):
         image, _ = scene()
-        everything = EmbeddedDetector(ColourTokens(), threshold=0.0, most=25).detect([image])[0]
-        few = EmbeddedDetector(ColourTokens(), threshold=0.0, most=3).detect([image])[0]
-        sure = EmbeddedDetector(ColourTokens(), threshold=0.5).detect([image])[0]
+        everything = ProposalsDetector(ColourTokens(), threshold=0.0, most=25).detect([image])[0]
+        few = ProposalsDetector(ColourTokens(), threshold=0.0, most=3).detect([image])[0]
+        sure = ProposalsDetector(ColourTokens(), threshold=0.5).detect([image])[0]
         np.testing.assert_array_equal(few.boxes, everything.boxes[:3])
         assert (sure.scores >= 0.5).all()
         overlaps = intersection_over_union(everything.boxes, everything.boxes) - np.eye(len(everything.boxes))
@@ -265,12 +258,38 @@ class TestFitting:
         assert figures["calibration error"] < 0.1
 
 
+class TestRfDetr:
+    def test_boxes_are_shares_of_the_image_and_the_best_class_is_the_score(self, rf_detr_folder):
+        from soir_qdrant.models.detectors.rf_detr import RfDetrDetector, preprocess
+
+        image = np.random.default_rng(0).integers(0, 255, (120, 200, 3), np.uint8)
+        detector = RfDetrDetector(
+            str(rf_detr_folder), size=64, threshold=0, iou=1, most=99, dtype="float32", device="cpu"
+        )
+        found = detector.detect([image])[0]
+        with torch.inference_mode():
+            whole = detector.model(pixel_values=preprocess(image, 64))
+        cx, cy, w, h = (whole.pred_boxes[0] * torch.tensor([200, 120, 200, 120])).T
+        expected = torch.stack([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2], 1).numpy()
+        expected = np.clip(expected, 0, [200, 120, 200, 120])
+        scores = whole.logits[0].sigmoid().max(-1).values.numpy()
+        order = np.argsort(-scores, kind="stable")
+        np.testing.assert_allclose(found.scores, scores[order], atol=1e-5)
+        np.testing.assert_allclose(found.boxes, expected[order], atol=1e-2)
+
+    def test_what_does_not_fit_is_refused(self, rf_detr_folder, owlv2_folder):
+        with pytest.raises(ConfigError, match=r"detector\.size 60: give a multiple of 8"):
+            made(kind="rf-detr", weights=str(rf_detr_folder), size=60)
+        with pytest.raises(WeightsError, match="a owlv2 model where a rf_detr one belongs"):
+            made(kind="rf-detr", weights=str(owlv2_folder))
+
+
 class TestOwlv2:
     def test_missing_weights_say_what_to_do(self, tmp_path):
         with pytest.raises(WeightsError, match="neither"):
-            make_detector(DetectorSettings(kind="owlv2", weights="nowhere"), None)
+            made(kind="owlv2", weights="nowhere")
         with pytest.raises(WeightsError, match=r"config\.json"):
-            make_detector(DetectorSettings(kind="owlv2", weights=str(tmp_path)), None)
+            made(kind="owlv2", weights=str(tmp_path))
 
     def test_boxes_map_back_by_the_longer_side(self, owlv2_folder):
         """Against the whole model, prompted with text, and the processor's own rescaling."""

@@ -1,7 +1,9 @@
 """An evaluation that is killed goes on; what it keeps is never taken for another setting's."""
 
 import json
+import os
 import runpy
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -97,7 +99,7 @@ def test_a_killed_evaluation_goes_on_and_gives_the_same_table(bench, detector, t
     assert figures(more)["default"] == figures(whole)["default"]
 
 
-def test_another_setting_head_label_or_picture_does_not_read_what_was_kept(
+def test_another_setting_file_label_or_picture_does_not_read_what_was_kept(
     bench, detector, tiny_settings, tmp_path
 ):
     def detected(settings=tiny_settings, objects="detected"):
@@ -111,11 +113,10 @@ def test_another_setting_head_label_or_picture_does_not_read_what_was_kept(
     assert detected(tiny_settings.but(detector={"most": 2})) == 12
     assert detected(tiny_settings.but(crop={"margin": 0.2})) == 12
 
-    head = tmp_path / "head.safetensors"
-    head.write_bytes(b"one")
-    trained = tiny_settings.but(detector={"head": str(head)})
+    weights = shutil.copytree(tiny_settings.detector.weights, tmp_path / "owlv2")
+    trained = tiny_settings.but(detector={"weights": str(weights)})
     assert detected(trained) == 12
-    head.write_bytes(b"another")
+    os.utime(weights / "model.safetensors", (1, 1))
     assert detected(trained) == 12
 
     entries = set((tmp_path / "cache").rglob("*.npz"))

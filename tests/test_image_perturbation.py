@@ -87,7 +87,7 @@ def asked(searcher: SoirSearcher, image: RGB) -> SearchQuery:
 
 def crops(pipeline: Pipeline, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     rng = np.random.default_rng(count)
-    encoding = pipeline.encoder.encode(rng.integers(0, 256, (count, 48, 48, 3), np.uint8))
+    encoding = pipeline.encoder.encode(rng.integers(0, 256, (count, 48, 48, 3), np.uint8), with_tokens=True)
     return encoding.tokens, torch.from_numpy(rng.random((count, 36), np.float32))
 
 
@@ -143,7 +143,7 @@ def test_an_encoder_without_cls_is_refused(pipeline: Pipeline) -> None:
     from dataclasses import replace
 
     with pytest.raises(ConfigError, match="no CLS token"):
-        ImagePerturbation(replace(pipeline.encoder.last_block, has_cls=False))
+        ImagePerturbation(replace(pipeline.encoder.last_block, prefix_tokens=0))
     with pytest.raises(ConfigError, match=r"shares \(2, 35\)"):
         ImagePerturbation(pipeline.encoder.last_block).prepare(torch.ones(2, 37, 24), torch.ones(2, 35))
 

@@ -20,7 +20,7 @@ from soir_qdrant.aio import AsyncSoirSearcher
 from soir_qdrant.config import Settings
 from soir_qdrant.errors import ConfigError
 from soir_qdrant.ingest.ingestor import SoirIngestor
-from soir_qdrant.models.tokens import SKIP
+from soir_qdrant.models.tokens import LAYER
 from soir_qdrant.pipeline import Pipeline
 from soir_qdrant.pooling.patches import PatchProjection, described, late_interaction, under_mask
 from soir_qdrant.qdrant.payload import code_cosines, pack_patches, shown, unpack_patches
@@ -60,7 +60,7 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
 def centred(pipeline: Pipeline) -> PatchProjection:
     """Random directions about the mean token of three colours: whitening is for models that have learnt."""
     crops = [pipeline.query_crop(painted((A, colour)), box=A)[0] for colour in (RED, GREEN, BLUE)]
-    tokens = pipeline.encoder.tokens(np.concatenate(crops), skip=SKIP)[:, 1:].flatten(0, 1)
+    tokens = torch.from_numpy(pipeline.encoder.features(np.concatenate(crops), [LAYER])).flatten(0, 2)
     width = tokens.shape[1]
     unit = torch.nn.functional.normalize(torch.nn.functional.layer_norm(tokens, (width,)), dim=1)
     matrix = np.random.default_rng(0).normal(size=(width, DIM)).astype(np.float32)
@@ -157,13 +157,13 @@ def test_only_what_lies_under_the_mask_counts() -> None:
     rng = np.random.default_rng(0)
     zeros = np.zeros(5, np.float32)
     projection = PatchProjection(zeros, rng.normal(size=(5, 8)).astype(np.float32), zeros + 1, zeros)
-    tokens, masks = rng.normal(size=(2, 17, 5)), np.zeros((2, 32, 32), np.float32)
+    patches, masks = rng.normal(size=(2, 4, 4, 5)), np.zeros((2, 32, 32), np.float32)
     masks[0, 8:24, 8:24] = 1  # the four patches in the middle
     masks[1, :, :16] = 1
-    found = described(tokens, masks, projection)
-    again = tokens.copy()
-    again[1, [3, 4, 7, 8, 11, 12, 15, 16]] = 99  # the right half, and CLS stands first
-    again[:, 0] = again[0, 1] = again[0, 16] = 99
+    found = described(patches, masks, projection)
+    again = patches.copy()
+    again[1, :, 2:] = 99  # the right half
+    again[0, 0, 0] = again[0, 3, 3] = 99
     for one, other in zip(found, described(again, masks, projection), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-6)
     assert [len(one) for one in found] == [4, 8]
@@ -271,32 +271,21 @@ def test_a_query_that_is_no_picture_is_refused(pipeline: Pipeline, files: list[P
         searcher.search(searcher.vector(files[0]), rerank="patches")
 
 
-def test_an_encoder_without_projection_or_tokens_is_refused(pipeline: Pipeline) -> None:
+def test_an_encoder_without_projection_is_refused(pipeline: Pipeline) -> None:
     without_projection = Pipeline(pipeline.settings, encoder=pipeline.encoder)
     query = SearchQuery(np.ones(4, np.float32), LoadedImage(painted((A, RED)), "query", None, "0" * 64), A)
     with pytest.raises(ConfigError, match="needs a whitening of the feature"):
         PatchReranker(without_projection).rerank(query, [])
 
-    class Bare:
-        fingerprint, input_size = "bare", 64
 
-    without = Pipeline(pipeline.settings, encoder=Bare(), patch_projection=pipeline.patch_projection)
-    with pytest.raises(ConfigError, match="this encoder does not give"):
-        without.patches(np.zeros((1, 64, 64, 3), np.uint8), np.ones((1, 64, 64), np.float32))
-
-
-def test_tokens_of_another_source_give_the_same_patches(pipeline: Pipeline) -> None:
-    """As a served trunk does, where the encoder itself gives none."""
+def test_patches_of_a_pass_of_their_own_are_the_same(pipeline: Pipeline) -> None:
+    """As a served encoder's are: it gives none with its encoding, and is asked for features."""
     crops = np.random.default_rng(0).integers(
         0, 256, (3, *pipeline.query_crop(painted((A, RED)))[0].shape[1:])
     )
     crops, masks = crops.astype(np.uint8), np.ones(crops.shape[:3], np.float32)
-    other = Pipeline(
-        pipeline.settings, encoder=pipeline.encoder, tokens=pipeline.encoder,
-        patch_projection=pipeline.patch_projection,
-    )  # fmt: skip
     _, own = pipeline._encode(crops, masks, True)
-    _, theirs = other._encode(crops, masks, True)
+    theirs = pipeline.patches(crops, masks)
     for one, two in zip(own, theirs, strict=True):
         np.testing.assert_allclose(one, two, atol=2e-2)
 

@@ -3,10 +3,9 @@
 import numpy as np
 import pytest
 
-from soir_qdrant.config import SegmenterSettings, Settings
+from soir_qdrant.config import Settings
 from soir_qdrant.errors import ConfigError, ObjectsError
 from soir_qdrant.geometry.crops import crop, full_mask, square
-from soir_qdrant.models.segmenters.factory import make_segmenter
 from soir_qdrant.pipeline import Pipeline
 from soir_qdrant.report.explain import explain, save
 from soir_qdrant.types import Detections, LoadedImage, SceneObject
@@ -46,7 +45,7 @@ def test_each_object_is_similar_to_the_one_vector_and_most_to_itself(pipeline, p
 @pytest.mark.parametrize("kind", ["embedded", "grabcut", "box"])
 def test_a_box_may_end_a_hair_beyond_a_pixel(pipeline, picture, kind):
     """In single precision it would end at the pixel, and its mask would be one pixel short."""
-    segmenter = make_segmenter(SegmenterSettings(kind=kind), pipeline.encoder, pipeline.encoder.fingerprint)
+    segmenter = Pipeline(Settings().but(segmenter={"kind": kind}), encoder=pipeline.encoder).segmenter
     items = pipeline.segment(picture.rgb, [SceneObject((50, 40, 110.0000001, 90.0000001))], segmenter)
     assert items[0].mask.shape == (51, 61)
     pipeline.crops([picture.rgb], [items])

@@ -5,51 +5,50 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import (
-    CLIPVisionConfig,
-    CLIPVisionModelWithProjection,
-    Dinov2Config,
-    Dinov2Model,
-    SiglipVisionConfig,
-    SiglipVisionModel,
-)
+from models import tiny_vit
 
 from soir_qdrant.errors import ObjectsError
 from soir_qdrant.mao import refine as mao
 from soir_qdrant.mao.legrad import normalized, precompute, raw_maps, upsampled
 from soir_qdrant.mao.objective import dice, target
 from soir_qdrant.mao.refine import MaoSettings, refine
-from soir_qdrant.models.last_block import LastBlock
+from soir_qdrant.models.encoders.clip import Clip
+from soir_qdrant.models.encoders.dinov2 import Dinov2, Dinov2Registers
+from soir_qdrant.models.encoders.dinov3 import Dinov3
+from soir_qdrant.models.encoders.siglip import Siglip
+from soir_qdrant.models.encoders.siglip2 import Siglip2
 
-SHAPE = {
-    "hidden_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 3,
-    "image_size": 32,
-    "patch_size": 8,
+
+def family(kind, layers=2, **config):
+    """A backbone on a tiny model in float64, and what the model itself says of pixels."""
+    model = tiny_vit(kind, num_hidden_layers=layers, **config).double()
+    shake(model)
+    return BACKBONES[kind](model), DESCRIPTORS.get(kind, lambda m, x: m(x).pooler_output)
+
+
+def naflex(model, pixels):
+    """Patches and the shape of the grid, as SigLIP 2's processor makes them."""
+    from transformers.models.siglip2.image_processing_pil_siglip2 import convert_image_to_patches
+
+    patches = torch.stack([torch.from_numpy(convert_image_to_patches(x.numpy(), 8)) for x in pixels])
+    seen = torch.ones(patches.shape[:2], dtype=torch.long)
+    grid = torch.tensor([[pixels.shape[2] // 8, pixels.shape[3] // 8]] * len(pixels))
+    return model(patches, seen, grid).pooler_output
+
+
+BACKBONES = {
+    "dinov2": Dinov2,
+    "dinov2-registers": Dinov2Registers,
+    "dinov3": Dinov3,
+    "clip": Clip,
+    "siglip": Siglip,
+    "siglip2": Siglip2,
 }
+DESCRIPTORS = {"clip": lambda m, x: m(x).image_embeds, "siglip2": naflex}
 
 
-def dinov2(gated=False):
-    torch.manual_seed(0)
-    model = Dinov2Model(Dinov2Config(**SHAPE, mlp_ratio=2, use_swiglu_ffn=gated)).double().eval()
-    shake(model)
-    return model, LastBlock.from_dinov2(model), lambda m, x: m(x).pooler_output, "encoder.layer"
-
-
-def clip():
-    torch.manual_seed(0)
-    config = CLIPVisionConfig(**SHAPE, intermediate_size=48, projection_dim=16)
-    model = CLIPVisionModelWithProjection(config).double().eval()
-    shake(model)
-    return model, LastBlock.from_clip(model), lambda m, x: m(x).image_embeds, "encoder.layers"
-
-
-def siglip():
-    torch.manual_seed(0)
-    model = SiglipVisionModel(SiglipVisionConfig(**SHAPE, intermediate_size=48)).double().eval()
-    shake(model)
-    return model, LastBlock.from_siglip(model), lambda m, x: m(x).pooler_output, "encoder.layers"
+def block_of(kind, **config):
+    return family(kind, **config)[0].last_block()
 
 
 def shake(model):
@@ -59,23 +58,9 @@ def shake(model):
             p.add_(torch.randn_like(p) * 0.3)
 
 
-def entering(model, path, pixels):
-    """Tokens that enter the last block, caught by a hook."""
-    layers = model.get_submodule(path if hasattr(model, "encoder") else f"vision_model.{path}")
-    caught = []
-    hook = layers[-1].register_forward_pre_hook(
-        lambda _, args, kwargs: caught.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
-    )
-    with torch.no_grad():
-        model(pixels)
-    hook.remove()
-    return caught[0]
-
-
 def twin_map(block, tokens, t, create_graph=False):
     """LeGrad by its definition: d s / d A by autograd, s through the whole block, relu, means; and x2."""
-    normed = block.layer_norm(tokens, "norm1")
-    q, k, v = (block.split(block.linear(normed, name)) for name in "qkv")
+    q, k, v = block.attention_inputs(tokens)
     attention = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1).detach().requires_grad_()
     mixed = (attention @ v).transpose(1, 2).flatten(2)
     x1 = tokens + block.scale("ls1", block.linear(mixed, "o"))
@@ -83,7 +68,7 @@ def twin_map(block, tokens, t, create_graph=False):
     read = block.head(block.norm(x2)) if block.head else block.project(block.norm(x2.mean(1)))
     z = F.normalize(read, dim=-1)
     (grad,) = torch.autograd.grad((t * z).sum(), attention, create_graph=create_graph)
-    return grad.relu().mean((1, 2))[:, int(block.has_cls) :], x2.detach()
+    return grad.relu().mean((1, 2))[:, block.prefix_tokens :], x2.detach()
 
 
 def twin_maps(blocks, tokens, t, create_graph=False):
@@ -96,28 +81,40 @@ def twin_maps(blocks, tokens, t, create_graph=False):
 
 
 def tokens_of(block, crops=4, side=4):
-    return torch.randn(crops, side * side + block.has_cls, 24, dtype=torch.float64)
+    return torch.randn(crops, side * side + block.prefix_tokens, 24, dtype=torch.float64)
 
 
 def unit_rows(count, dim):
     return F.normalize(torch.randn(count, dim, dtype=torch.float64), dim=-1)
 
 
-FAMILIES = [dinov2, lambda: dinov2(gated=True), clip, siglip]
+CASES = [
+    ("dinov2", {}),
+    ("dinov2", {"use_swiglu_ffn": True}),
+    ("dinov2-registers", {}),
+    ("dinov3", {}),
+    ("dinov3", {"use_gated_mlp": True, "hidden_act": "silu"}),
+    ("clip", {}),
+    ("siglip", {}),
+    ("siglip2", {}),
+]
 
 
-@pytest.mark.parametrize("make", FAMILIES)
-def test_the_block_gives_the_models_own_descriptor(make):
-    model, block, read, path = make()
+@pytest.mark.parametrize(("kind", "config"), CASES)
+def test_block_by_block_gives_the_models_own_descriptor(kind, config):
+    backbone, read = family(kind, **config)
     pixels = torch.randn(3, 3, 32, 32, dtype=torch.float64)
     with torch.no_grad():
-        assert torch.allclose(block.descriptor(entering(model, path, pixels)), read(model, pixels), atol=1e-9)
+        x, context = backbone.embed(pixels)
+        x = backbone.block(0, x, context)
+        assert torch.allclose(backbone.last_block().descriptor(x), read(backbone.model, pixels), atol=1e-9)
+        assert torch.allclose(backbone.last_block().forward(x), backbone.block(1, x, context), atol=1e-9)
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(1, 3), st.integers(2, 6), st.sampled_from(FAMILIES), st.integers(0, 999))
-def test_maps_and_their_gradient_equal_those_of_autograd(crops, side, make, seed):
-    _, block, _, _ = make()
+@given(st.integers(1, 3), st.integers(2, 6), st.sampled_from(CASES), st.integers(0, 999))
+def test_maps_and_their_gradient_equal_those_of_autograd(crops, side, case, seed):
+    block = block_of(case[0], **case[1])
     torch.manual_seed(seed)
     tokens, t = tokens_of(block, crops, side), unit_rows(crops, block.dim_out)
     weights = torch.randn(crops, side * side, dtype=torch.float64)
@@ -134,15 +131,16 @@ def test_maps_and_their_gradient_equal_those_of_autograd(crops, side, make, seed
         assert (ours - theirs).abs().max() <= 1e-6 * theirs.abs().max() + 1e-15
 
 
-@pytest.mark.parametrize("make", FAMILIES)
-def test_gradcheck(make):
-    _, block, _, _ = make()
+@pytest.mark.parametrize(("kind", "config"), CASES)
+def test_gradcheck(kind, config):
+    block = block_of(kind, **config)
     torch.manual_seed(4)
     held = precompute(block, tokens_of(block, 2, 2))
     t = torch.randn(2, block.dim_out, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda t: raw_maps(held, F.normalize(t, dim=-1)), (t,), atol=1e-6)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 999), st.booleans(), st.booleans())
 def test_the_gradient_of_dice_is_that_of_autograd(seed, upsample, ties):
     torch.manual_seed(seed)
@@ -163,13 +161,12 @@ def soft_dice(maps, masks):
 
 
 @pytest.mark.parametrize(
-    ("make", "depth", "upsample"),
-    [(dinov2, 1, False), (dinov2, 1, True), (dinov2, 2, True), (siglip, 1, False)],
+    ("kind", "depth", "upsample"),
+    [("dinov2", 1, False), ("dinov2", 1, True), ("dinov2", 2, True), ("siglip", 1, False)],
 )
-def test_eighty_steps_follow_the_autograd_twin(make, depth, upsample):
-    model, _, _, _ = make()
-    read = LastBlock.from_siglip if make is siglip else LastBlock.from_dinov2
-    blocks = [read(model, i) for i in range(-depth, 0)]
+def test_eighty_steps_follow_the_autograd_twin(kind, depth, upsample):
+    backbone, _ = family(kind)
+    blocks = [backbone.last_block(i) for i in range(-depth, 0)]
     torch.manual_seed(2)
     tokens = tokens_of(blocks[0], 5)
     masks = (torch.rand(5, 16, 16, dtype=torch.float64) > 0.6).double()
@@ -193,7 +190,7 @@ def test_eighty_steps_follow_the_autograd_twin(make, depth, upsample):
 
 
 def test_the_loss_and_its_gradient_are_those_of_autograd():
-    _, block, _, _ = clip()
+    block = block_of("clip")
     torch.manual_seed(5)
     tokens, masks = tokens_of(block, 3), (torch.rand(3, 4, 4) > 0.5).double()
     start, t = unit_rows(1, 16), (2 * unit_rows(1, 16)).requires_grad_()
@@ -209,7 +206,7 @@ def test_the_loss_and_its_gradient_are_those_of_autograd():
 
 
 def test_refining_lowers_the_loss_and_scenes_do_not_mix():
-    _, block, _, _ = clip()
+    block = block_of("clip")
     torch.manual_seed(3)
     tokens, masks = torch.randn(6, 17, 24).double(), (torch.rand(6, 8, 8) > 0.5).double()
     scene, descriptors = torch.tensor([0, 0, 0, 0, 1, 1]), block.descriptor(tokens)
@@ -227,7 +224,7 @@ def test_refining_lowers_the_loss_and_scenes_do_not_mix():
 
 
 def test_products_in_bfloat16_turn_the_token_little():
-    _, block, _, _ = dinov2()
+    block = block_of("dinov2")
     torch.manual_seed(6)
     tokens, masks = tokens_of(block, 4).float(), (torch.rand(4, 16, 16) > 0.6).float()
     block, scene = block.to("cpu", torch.float32), torch.zeros(4, dtype=torch.int64)
@@ -246,7 +243,7 @@ def test_a_constant_map_becomes_zeros_without_nan():
 
 
 def test_tokens_that_are_no_numbers_are_refused_by_name():
-    _, block, _, _ = dinov2()
+    block = block_of("dinov2")
     tokens = torch.randn(3, 17, 24).double()
     tokens[1, 2, 3] = float("nan")
     with pytest.raises(ObjectsError, match="crop 1"):

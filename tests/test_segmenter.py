@@ -8,17 +8,18 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from models import tiny_sam
+from models import tiny_sam, tiny_sam2
 
-from soir_qdrant.config import SegmenterSettings
+from soir_qdrant.config import Settings
+from soir_qdrant.contracts import Segmenter
 from soir_qdrant.errors import ConfigError, ObjectsError, WeightsError
 from soir_qdrant.geometry.boxes import intersection_over_union
 from soir_qdrant.geometry.crops import whole_box
 from soir_qdrant.geometry.masks import ellipse
+from soir_qdrant.kinds import Parts, make_segmenter
 from soir_qdrant.models.encoders.vit import ViTEncoder
-from soir_qdrant.models.segmenters.factory import BoxSegmenter, make_segmenter
+from soir_qdrant.models.segmenters.box import BoxSegmenter
 from soir_qdrant.models.segmenters.grabcut import GrabCutSegmenter
-from soir_qdrant.types import Segmenter
 
 
 @pytest.fixture(scope="module")
@@ -31,10 +32,22 @@ def encoder():
     return ViTEncoder(dtype="float32")
 
 
-@pytest.fixture(params=["embedded", "grabcut", "box", "sam"])
-def segmenter(request, sam_folder, encoder):
-    settings = SegmenterSettings(kind=request.param, weights=str(sam_folder))
-    return make_segmenter(settings, encoder, encoder.fingerprint)
+@pytest.fixture(scope="module")
+def sam2_folder(tmp_path_factory):
+    return tiny_sam2(tmp_path_factory.mktemp("sam2"))
+
+
+@pytest.fixture(params=["embedded", "grabcut", "box", "sam", "sam2"])
+def segmenter(request, sam_folder, sam2_folder, encoder):
+    folders = {"sam": sam_folder, "sam2": sam2_folder}
+    weights = {"weights": str(folders[request.param])} if request.param in folders else {}
+    return made(encoder, kind=request.param, **weights)
+
+
+def made(encoder=None, **settings):
+    """The segmenter of these settings, on the features of an encoder."""
+    chosen = Settings().but(segmenter=settings)
+    return make_segmenter(chosen.segmenter, Parts(chosen, lambda: encoder))
 
 
 CASES = {
@@ -77,7 +90,7 @@ class TestContract:
 
     def test_is_a_named_segmenter(self, segmenter):
         assert isinstance(segmenter, Segmenter)
-        assert segmenter.name in ("learned", "grabcut", "box", "sam")
+        assert segmenter.name in ("learned", "grabcut", "box", "sam", "sam2")
 
     def test_box_outside_is_refused(self, segmenter):
         with pytest.raises(ObjectsError, match="no pixel"):
@@ -108,7 +121,7 @@ class TestCutting:
         image, true, box = star(factor)
         x0, y0, x1, y1 = box[0].astype(int)
         true = true[y0:y1, x0:x1]
-        segmenter = make_segmenter(SegmenterSettings(kind=kind), encoder, encoder.fingerprint)
+        segmenter = made(encoder, kind=kind)
         mask = segmenter.segment(image, box)[0]
         assert (mask & true).sum() / (mask | true).sum() > 0.8 > true.mean() + 0.2
 
@@ -116,8 +129,8 @@ class TestCutting:
     def test_moves_a_box_to_the_star_in_it(self, encoder, moved):
         image, _, tight = star(1)
         loose = tight + np.array([moved], np.float32)
-        segmenter = make_segmenter(SegmenterSettings(), encoder, encoder.fingerprint)
-        ((box, mask),) = segmenter.fit(image, loose)
+        segmenter = made(encoder)
+        ((box, mask),) = segmenter.refine_boxes(image, loose)
         fitted = intersection_over_union(np.array([box], np.float32), tight)[0, 0]
         assert fitted > max(0.85, intersection_over_union(loose, tight)[0, 0])
         np.testing.assert_array_equal(mask.shape, (box[3] - box[1], box[2] - box[0]))
@@ -126,8 +139,8 @@ class TestCutting:
     def test_moved_boxes_stay_in_the_image(self, encoder, case):
         (height, width), boxes = CASES[case]
         image = np.random.default_rng(0).integers(0, 255, (height, width, 3), np.uint8)
-        segmenter = make_segmenter(SegmenterSettings(), encoder, encoder.fingerprint)
-        found = segmenter.fit(image, np.array(boxes, np.float32).reshape(-1, 4))
+        segmenter = made(encoder)
+        found = segmenter.refine_boxes(image, np.array(boxes, np.float32).reshape(-1, 4))
         assert len(found) == len(boxes)
         for box, mask in found:
             assert mask.any()
@@ -179,18 +192,39 @@ class TestSam:
 
     def test_missing_weights_say_what_to_do(self, tmp_path):
         with pytest.raises(WeightsError, match=r"config\.json"):
-            make_segmenter(SegmenterSettings(kind="sam", weights=str(tmp_path)))
+            made(kind="sam", weights=str(tmp_path))
+
+
+class TestSam2:
+    def test_takes_the_mask_of_best_predicted_quality(self, sam2_folder):
+        from soir_qdrant.models.segmenters.sam2 import Sam2Segmenter, preprocess
+
+        image = np.random.default_rng(0).integers(0, 255, (60, 100, 3), np.uint8)
+        box = np.array([[10, 5, 80, 50]], np.float32)
+        segmenter = Sam2Segmenter(str(sam2_folder))
+        with torch.inference_mode():
+            found = segmenter.model(
+                pixel_values=preprocess(image, 64),
+                input_boxes=torch.tensor([[[6.4, 5 * 64 / 60, 51.2, 50 * 64 / 60]]]),
+            )
+        best = found.pred_masks[0, 0, found.iou_scores[0, 0].argmax()]
+        whole = torch.nn.functional.interpolate(best[None, None], (60, 100), mode="bilinear")[0, 0] > 0
+        np.testing.assert_array_equal(segmenter.segment(image, box)[0], whole[5:50, 10:80])
+
+    def test_weights_of_another_model_are_refused(self, sam_folder):
+        with pytest.raises(WeightsError, match="a sam model where a sam2 or sam2_video one belongs"):
+            made(kind="sam2", weights=str(sam_folder))
 
 
 class TestSegmentAnything:
     def test_says_what_it_needs(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "segment_anything", None)
         with pytest.raises(ConfigError, match="torchvision"):
-            make_segmenter(SegmenterSettings(kind="segment-anything", weights="sam_vit_b_01ec64.pth"))
+            made(kind="segment-anything", weights="sam_vit_b_01ec64.pth")
 
     def test_file_name_says_the_architecture(self, monkeypatch):
-        from soir_qdrant.models.segmenters import sam
+        from soir_qdrant.models.segmenters import segment_anything
 
-        monkeypatch.setattr(sam, "_segment_anything", lambda: ({}, None))
+        monkeypatch.setattr(segment_anything, "_segment_anything", lambda: ({}, None))
         with pytest.raises(WeightsError, match="vit_h, vit_l, vit_b"):
-            sam.SegmentAnythingSegmenter("model.pth")
+            segment_anything.SegmentAnythingSegmenter("model.pth")

@@ -14,11 +14,11 @@ from models import tiny_encoder
 from PIL import Image
 from qdrant_client import QdrantClient
 
-from soir_qdrant.config import DetectorSettings
+from soir_qdrant.config import TokenHeadSettings
+from soir_qdrant.contracts import Detector, Encoder, Segmenter
 from soir_qdrant.errors import ConfigError, WeightsError
 from soir_qdrant.ingest.ingestor import SoirIngestor
 from soir_qdrant.serving import last_block, repository, spec
-from soir_qdrant.types import Detector, Encoder, Segmenter
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: the extra onnx has it")
 ROOT = Path(__file__).parents[1]
@@ -114,7 +114,7 @@ class TestExport:
         served = OnnxEncoder(made.file)
         local = ViTEncoder(weights, input_size=48, dtype="float32")
         same(served.encode(CROPS[:3]).descriptor, local.encode(CROPS[:3]).descriptor, 0.9999)
-        tokens = local.encode(CROPS[:2]).tokens
+        tokens = local.encode(CROPS[:2], with_tokens=True).tokens
         expected = local.last_block.descriptor(tokens)
         assert torch.allclose(served.last_block.descriptor(tokens), expected, atol=1e-5)
 
@@ -161,7 +161,9 @@ class TestProtocols:
             local.encoder.name, local.encoder.dim, 48, local.encoder.fingerprint,
         )  # fmt: skip
         for count in (1, 8, 19):
-            found, expected = (e.encode(CROPS[:count], MASKS[:count]) for e in (encoder, local.encoder))
+            found, expected = (
+                e.encode(CROPS[:count], MASKS[:count], with_tokens=True) for e in (encoder, local.encoder)
+            )
             same(found.descriptor, expected.descriptor)
             same(found.layers, expected.layers)
             same(found.tokens, expected.tokens)
@@ -177,7 +179,7 @@ class TestProtocols:
     def test_last_block(self, parts):
         """It is local whatever serves the trunk, and goes on where the tokens end."""
         encoder = parts[0].encoder
-        found = encoder.encode(CROPS[:2])
+        found = encoder.encode(CROPS[:2], with_tokens=True)
         same(encoder.last_block.descriptor(torch.as_tensor(found.tokens)).numpy(), found.descriptor)
 
     def test_detector(self, parts):
@@ -232,7 +234,7 @@ class TestOnnxRuntime:
         encoding_of = np.array([0, 0, 1])
         rows = []
         for pipeline in (OnnxRuntime(tiny_models).pipeline(settings), Pipeline(settings)):
-            encoding = pipeline.encoder.encode(CROPS[:3], MASKS[:3])
+            encoding = pipeline.encode_whole(CROPS[:3], MASKS[:3])
             vectors = pipeline.describe(encoding)
             rows.append(pipeline.pool(vectors, encoding_of, np.ones(3, np.float32), encoding, MASKS[:3]))
         same(*rows)
@@ -256,7 +258,7 @@ class TestOnnxRuntime:
 
     def test_says_what_is_wrong(self, tiny_settings, tiny_models, tmp_path):
         from soir_qdrant.serving.onnx import OnnxRuntime, OnnxSession
-        from soir_qdrant.serving.served import ServedDetector
+        from soir_qdrant.serving.served_detector import ServedDetector
 
         with pytest.raises(WeightsError, match="soir export"):
             OnnxSession(tmp_path / "model.onnx")
@@ -264,7 +266,7 @@ class TestOnnxRuntime:
         with pytest.raises(ConfigError, match=r"encoder\.input_size"):
             runtime.pipeline(tiny_settings.but(encoder={"input_size": 64}))
         with pytest.raises(ConfigError, match="another profile"):
-            ServedDetector(runtime.session(spec.DETECTOR), DetectorSettings(kind="embedded"))
+            ServedDetector(runtime.session(spec.DETECTOR), TokenHeadSettings())
         with pytest.raises(WeightsError, match="last block of"):
             last_block.load(tiny_models / spec.ENCODER / last_block.FILE, "another@1")
         with pytest.raises(ConfigError, match="a pipeline or a runtime"):

@@ -5,21 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_detector import ColourTokens, scene
+from test_detector import ColourTokens, made, scene
 
-from soir_qdrant.config import DetectorSettings
 from soir_qdrant.errors import ConfigError
 from soir_qdrant.lab.evaluate.bench import BenchObject, GalleryImage
 from soir_qdrant.lab.train.detector import Plan, _owners, assign, loss, measure, train, untrained
 from soir_qdrant.lab.train.looks import Example, _example
 from soir_qdrant.models import artifacts
-from soir_qdrant.models.detectors.factory import make_detector
 from soir_qdrant.models.detectors.token_head import LearnedDetector, batched, inputs
 from soir_qdrant.models.heads.boxes import STRIDES, Head, TrainedHead, flat
-
-
-class Source(ColourTokens):
-    fingerprint = "colours@1/224px"
 
 
 def scenes(folder, count):
@@ -143,15 +137,15 @@ def test_it_learns_to_find_and_is_used(tmp_path):
     after = measure(head, held[9::10])
     assert after["precision"] > 0.8 > before["precision"]
     head.save(tmp_path / "head.safetensors", "colours@1")
-    chosen = DetectorSettings(head=str(tmp_path / "head.safetensors"))
-    detector = make_detector(chosen, Source())
+    head = str(tmp_path / "head.safetensors")
+    detector = made(head=head)
     assert isinstance(detector, LearnedDetector)
     image, _ = scene()
     assert len(detector.detect([image])[0].boxes)
-    other = Source()
+    other = ColourTokens()
     other.fingerprint = "another@2/224px"
     with pytest.raises(ConfigError, match="was trained for 'colours@1', and the encoder is 'another@2'"):
-        make_detector(chosen, other)
+        made(other, head=head)
 
 
 def test_training_goes_on_from_a_head_that_is_there(tmp_path):

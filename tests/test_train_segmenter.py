@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_detector import ColourTokens, GpuTokens
+from test_detector import ColourTokens
+from test_segmenter import made
 
-from soir_qdrant.config import SegmenterSettings
 from soir_qdrant.errors import ConfigError, DatasetError
 from soir_qdrant.lab.evaluate.bench import load
 from soir_qdrant.lab.evaluate.datasets import load as load_any
@@ -18,7 +18,7 @@ from soir_qdrant.models import artifacts
 from soir_qdrant.models.compatibility import DATA, trunk
 from soir_qdrant.models.encoders.vit import ViTEncoder
 from soir_qdrant.models.heads.masks import CELL, SIDE, MaskHead
-from soir_qdrant.models.segmenters.factory import BoxSegmenter, make_segmenter
+from soir_qdrant.models.segmenters.box import BoxSegmenter
 from soir_qdrant.models.segmenters.grabcut import GrabCutSegmenter
 from soir_qdrant.models.segmenters.token_unet import LearnedSegmenter
 from soir_qdrant.models.segmenters.windows import (
@@ -33,10 +33,6 @@ from soir_qdrant.models.segmenters.windows import (
     window_tokens,
 )
 from soir_qdrant.models.token_grid import AREA, MAX_GRIDS, tiled_grid
-
-
-class Source(ColourTokens):
-    fingerprint = "colours@1/224px"
 
 
 def folder_of(place, scenes):
@@ -81,9 +77,9 @@ class Counting(ColourTokens):
 
     calls = 0
 
-    def tokens(self, images, *, skip=0):
+    def features(self, images, layers):
         self.calls += len(images)
-        return super().tokens(images, skip=skip)
+        return super().features(images, layers)
 
 
 IMAGE = np.random.default_rng(5).integers(0, 256, (300, 400, 3), np.uint8)
@@ -137,7 +133,7 @@ class TestBatches:
         segmenter, sizes = LearnedSegmenter(ColourTokens(), fresh()), []
         forward = segmenter.head.forward
         monkeypatch.setattr(segmenter.head, "forward", lambda *x: sizes.append(len(x[0])) or forward(*x))
-        segmenter.fit(IMAGE, BOXES)
+        segmenter.refine_boxes(IMAGE, BOXES)
         assert sizes == [MAX_BATCH, MAX_BATCH, 5]
 
 
@@ -146,7 +142,7 @@ class TestTokens:
         source = Counting()
         tiled_grid(source, IMAGE, AREA)
         before = source.calls
-        LearnedSegmenter(source, fresh()).fit(IMAGE, BOXES)
+        LearnedSegmenter(source, fresh()).refine_boxes(IMAGE, BOXES)
         assert source.calls == before > 0
         tiled_grid(source, IMAGE[::-1].copy(), AREA)
         assert source.calls == 2 * before  # another image's is not taken for it
@@ -230,16 +226,14 @@ def test_it_learns_to_cut_out_discs_and_goes_on_after_an_interruption(tmp_path):
 
 
 def test_a_head_of_another_resolution_is_run_at_its_own(tmp_path):
-    """Files that name no resolution are of 64 pixels, and of windows alone; the encoder may be on a GPU."""
+    """Files that name no resolution are of 64 pixels, and of windows alone."""
     weights = {name: x.numpy() for name, x in fresh().state_dict().items()}
     artifacts.save(tmp_path / "old.safetensors", weights, fitted_for="colours@1")
     head = MaskHead.load(tmp_path / "old.safetensors")
     assert (head.side, head.cells, head.reads) == (64, 8, "window")
-    for source in (ColourTokens(), GpuTokens()):
-        (mask,) = LearnedSegmenter(source, head).segment(
-            np.zeros((120, 160, 3), np.uint8), np.array([[20, 20, 60, 50]])
-        )
-        assert mask.shape == (30, 40)
+    segmenter = LearnedSegmenter(ColourTokens(), head)
+    (mask,) = segmenter.segment(np.zeros((120, 160, 3), np.uint8), np.array([[20, 20, 60, 50]]))
+    assert mask.shape == (30, 40)
 
 
 def test_what_is_no_head_is_refused(tmp_path):
@@ -323,25 +317,23 @@ def test_a_cache_is_of_the_pictures_and_labels_as_they_are(tmp_path):
 class TestWhichSegmenter:
     def test_the_shipped_head_is_for_the_shipped_encoder(self):
         encoder = ViTEncoder()
-        segmenter = make_segmenter(SegmenterSettings(), encoder, encoder.fingerprint)
+        segmenter = made(encoder)
         assert isinstance(segmenter, LearnedSegmenter)
         assert segmenter.head.fitted_for == trunk(encoder.fingerprint)
         assert not any(parameter.requires_grad for parameter in segmenter.head.parameters())
 
     def test_grabcut_stands_in_for_other_encoders(self):
-        assert isinstance(make_segmenter(SegmenterSettings(), Source(), Source.fingerprint), GrabCutSegmenter)
-        assert isinstance(make_segmenter(SegmenterSettings(), object(), "served"), GrabCutSegmenter)
-        assert isinstance(make_segmenter(SegmenterSettings(kind="box")), BoxSegmenter)
+        assert isinstance(made(ColourTokens()), GrabCutSegmenter)
+        assert isinstance(made(kind="box"), BoxSegmenter)
 
     def test_ones_own_file_for_another_encoder_is_refused(self, tmp_path):
         fresh().save(tmp_path / "mine.safetensors", "another@2")
-        settings = SegmenterSettings(head=str(tmp_path / "mine.safetensors"))
         with pytest.raises(ConfigError, match="soir train segmenter"):
-            make_segmenter(settings, Source(), Source.fingerprint)
+            made(ColourTokens(), head=str(tmp_path / "mine.safetensors"))
         with pytest.raises(ConfigError, match="no segmenter there"):
-            make_segmenter(SegmenterSettings(head=str(tmp_path / "none")), Source(), Source.fingerprint)
+            made(ColourTokens(), head=str(tmp_path / "none"))
         with pytest.raises(ConfigError, match="not the file of a segmenter"):
-            make_segmenter(SegmenterSettings(head=str(DATA / "detector.safetensors")), Source(), "any")
+            made(ColourTokens(), head=str(DATA / "detector.safetensors"))
 
 
 class TestWindow:

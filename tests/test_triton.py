@@ -65,8 +65,8 @@ def vectors(client):
 
 def test_parts_by_themselves(connect):
     held = connect()
-    assert TritonEncoder(held).encode(CROPS[:2]).tokens.shape == (2, 37, 24)
-    assert TritonEncoder(held, tokens=False).encode(CROPS[:2]).tokens is None
+    assert TritonEncoder(held).encode(CROPS[:2], with_tokens=True).tokens.shape == (2, 37, 24)
+    assert TritonEncoder(held).encode(CROPS[:2]).tokens is None
     assert TritonDetector(held).name == "owlv2"
     assert TritonSegmenter(held).segment(picture(0), np.array([[5, 5, 30, 30]], np.float32))[0].any()
 

@@ -178,16 +178,21 @@ def info(
     as_json: JsonOption = False,
 ) -> None:
     """Show the profile, its weights and their licences, and what a collection holds."""
-    from soir_qdrant.models.weights import cache_dir, resolve
+    from soir_qdrant.config import KINDS, VitSettings
+    from soir_qdrant.models.cache import cache_dir
+    from soir_qdrant.models.weights import resolve
+    from soir_qdrant.rerank.kinds import RERANKERS
 
     settings = settings_of(profile, whitening)
-    weights = resolve(settings.encoder.weights)
     about: dict[str, Any] = {
         "version": soir_qdrant.__version__,
         "cache": str(cache_dir()),
+        "kinds": {f"{what}s": [*registry] for what, registry in KINDS.items()} | {"rerankers": [*RERANKERS]},
         "settings": settings.model_dump(),
-        "weights": {**asdict(weights.origin), "sha256": weights.sha256},
     }
+    if isinstance(settings.encoder, VitSettings):
+        weights = resolve(settings.encoder.weights)
+        about["weights"] = {**asdict(weights.origin), "sha256": weights.sha256}
     if path or url:
         client = open_client(context, path, url, api_key)
         names = [collection] if collection else [c.name for c in client.get_collections().collections]

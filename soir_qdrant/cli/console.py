@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 out, err = Console(markup=False), Console(markup=False, stderr=True)  # paths and messages have brackets
 
 ProfileOption = Annotated[
-    str, typer.Option("--profile", help="embedded, paper, clip, siglip, or a JSON file of settings")
+    str,
+    typer.Option("--profile", help="embedded, paper, dinov3, modern, clip, siglip, siglip2, or a JSON file"),
 ]
 WhiteningOption = Annotated[Path | None, typer.Option("--whitening", help="file made by soir calibrate")]
 

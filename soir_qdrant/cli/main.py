@@ -15,6 +15,7 @@ import soir_qdrant
 from soir_qdrant.cli import collection, evaluate, lab, models, sync
 from soir_qdrant.cli.console import err, out
 from soir_qdrant.cli.train import training
+from soir_qdrant.cli.weights import weights
 from soir_qdrant.errors import SoirError
 
 app = typer.Typer(
@@ -25,6 +26,7 @@ app = typer.Typer(
     epilog="First steps:  soir demo; soir ingest photos/ --path ./db; soir search mug.png --path ./db",
 )
 app.add_typer(training, name="train")
+app.add_typer(weights, name="weights")
 
 app.command(epilog="Example:  soir ingest photos/ --path ./needles --collection shelves")(collection.ingest)
 app.command(epilog="Example:  soir sync photos/ --path ./needles --dry-run")(sync.sync)

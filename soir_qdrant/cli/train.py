@@ -155,7 +155,6 @@ def encoder(
     from soir_qdrant.lab.train.progress import contents
     from soir_qdrant.lab.train.tail import Tail
     from soir_qdrant.lab.train.views import local, seen_by
-    from soir_qdrant.models.weights import resolve
 
     settings = Settings.for_profile(profile)
     pipeline = make_pipeline(settings)
@@ -170,7 +169,7 @@ def encoder(
     with bar("steps", -(-steps // plan.every)) as advance:
         data = contents(benches, tuned.fingerprint, seen_by(pipeline, blocks), projected.digest)
         train(tail, seen, projected, plan, **_beside(file), data=data, told=_telling(advance))
-    learnt = tail.adapter(resolve(settings.encoder.weights).sha256)
+    learnt = tail.adapter(tuned.weights.sha256)
     before = tuned.adapter  # what is learnt is learnt on top of it
     (before.then(learnt) if before else learnt).save(file)
     _done(file, f"trained on {sum(map(len, seen))} views")
@@ -198,7 +197,7 @@ def _train_head(
     with bar("tokens", sum(len(bench.gallery) for bench in benches)) as advance:
         scenes = examples(benches, encoder, cache or file.with_suffix(".cache"), advance)
     torch.manual_seed(plan.seed)
-    head = kind(encoder.last_block.dim)
+    head = kind(encoder.width)
     with bar("epochs", plan.epochs) as advance:
         data = contents(benches, fitted_for, also)
         train(head, scenes, plan, **_beside(file), data=data, told=_telling(advance))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
+from soir_qdrant.errors import ConfigError
 from soir_qdrant.types import Mask
 
 
@@ -13,3 +15,19 @@ def ellipse(shape: tuple[int, int]) -> Mask:
     u, v = (2 * x + 1) / shape[1] - 1, (2 * y + 1) / shape[0] - 1
     inside: Mask = u**2 + v**2 <= 1
     return inside
+
+
+def checked_masks(
+    crops: NDArray[np.uint8], masks: NDArray[np.float32] | None, size: int
+) -> NDArray[np.float32]:
+    """The masks of crops of `size` pixels, all ones where there are none.
+
+    Raises:
+        ConfigError: crops or masks of another shape.
+    """
+    if crops.ndim != 4 or crops.shape[1:] != (size, size, 3):
+        raise ConfigError(f"crops of shape {crops.shape}: expected [B, {size}, {size}, 3]")
+    masks = np.ones(crops.shape[:3], np.float32) if masks is None else masks
+    if masks.shape != crops.shape[:3]:
+        raise ConfigError(f"masks of shape {masks.shape}: expected {crops.shape[:3]}")
+    return masks.astype(np.float32, copy=False)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from soir_qdrant.config import VectorSettings
 from soir_qdrant.errors import ConfigError
 from soir_qdrant.mao.refine import MaoSettings, refine
-from soir_qdrant.models.encoders.vit import pick_dtype
+from soir_qdrant.models.devices import pick_dtype
 from soir_qdrant.models.last_block import LastBlock
 from soir_qdrant.types import Encoding, Vector
 
@@ -38,9 +38,7 @@ def joint_tokens(
         ConfigError: where tokens or blocks are missing, or the features are not the descriptor alone.
     """
     if encoding.tokens is None:
-        raise ConfigError(
-            "pooling 'mao' reads the tokens, and this served encoder was made without: leave tokens=True"
-        )
+        raise ConfigError("pooling 'mao' reads the tokens: encode the crops with with_tokens=True")
     if settings.features != ("cls",):
         raise ConfigError("pooling 'mao' refines the descriptor: set vector.features to ('cls',)")
     if len(blocks) != settings.blocks:

@@ -68,8 +68,7 @@ class LegradConstants:
 def precompute(block: LastBlock, tokens: Tensor) -> LegradConstants:
     """The constants of B crops. tokens: [B, N, D], those that enter the last block."""
     with torch.no_grad():
-        normed = block.layer_norm(tokens, "norm1")
-        q, k, v = (block.split(block.linear(normed, name)) for name in "qkv")
+        q, k, v = block.attention_inputs(tokens)
         mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         x1 = tokens + block.scale("ls1", block.linear(mixed, "o"))
         centred, spread = standardize(x1, block.eps)
@@ -85,7 +84,7 @@ def precompute(block: LastBlock, tokens: Tensor) -> LegradConstants:
         slopes = torch.cat(_slopes(block, y), -1) * spread
         return LegradConstants(
             readout=make_readout(block, x2),
-            values=v[:, :, int(block.has_cls) :].contiguous(),
+            values=v[:, :, block.prefix_tokens :].contiguous(),
             slopes=slopes,
             along=slopes * (centred @ (first.T / block.dim)),
             across=centred @ out,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,25 @@ from soir_qdrant.errors import ConfigError
 
 
 def save(file: Path, arrays: Mapping[str, NDArray[Any]], **about: str) -> None:
-    """about: what is to be known of them beside the arrays. Makes the folder where there is none."""
-    from safetensors.numpy import save_file
+    """Write a safetensors file. about: what is to be known of the arrays."""
+    from safetensors.numpy import save as packed
 
+    write_whole(file, packed({name: np.ascontiguousarray(x) for name, x in arrays.items()}, metadata=about))
+
+
+def write_whole(file: Path, content: bytes) -> None:
+    """Write a file whole or not at all, through a new file beside it that no link can stand in for. Makes the
+    folder where there is none."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f".{file.name}.part")
-    save_file({name: np.ascontiguousarray(x) for name, x in arrays.items()}, str(part), metadata=about)
-    part.replace(file)
+    descriptor, name = tempfile.mkstemp(prefix=f".{file.name}-", suffix=".part", dir=file.parent)
+    part = Path(name)
+    try:
+        with open(descriptor, "wb") as stream:  # noqa: PTH123 - a descriptor
+            stream.write(content)
+        part.chmod(0o644)
+        part.replace(file)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def load(file: Path, what: str, command: str, *needed: str) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from soir_qdrant.errors import ConfigError
-from soir_qdrant.models.tokens import SKIP
+from soir_qdrant.models.tokens import AFTER
 
 DATA = Path(str(resources.files("soir_qdrant") / "data"))
 
@@ -48,7 +48,7 @@ def fitting(named: str | None, setting: str, load: Callable[[Path], Part], wante
 def trunk(fingerprint: str) -> str:
     """An encoder's fingerprint without what detector and segmenter do not see: the size of its crops, and an
     adapter of blocks that come after the tokens which they read."""
-    return untouched(fingerprint.rpartition("/")[0], SKIP)
+    return untouched(fingerprint.rpartition("/")[0], AFTER)
 
 
 def untouched(fingerprint: str, blocks: int) -> str:

@@ -5,6 +5,7 @@ An earlier block goes with the same read-out, as LeGrad has it for maps of sever
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -28,14 +29,16 @@ class LastBlock:
     """x1 = x0 + ls1 * Wo concat_h(A_h V_h), x2 = x1 + ls2 * MLP(LN2(x1)), v = read-out of LN(x2).
 
     weights: "norm1", "norm2", "norm" (final), "q", "k", "v", "o", "fc1", "fc2" and, for a gated MLP,
-    "gate", each with ".weight" [out, in] or [D] and ".bias"; optionally "ls1", "ls2" [D] and "projection"
-    [D_out, D]. head: attention pooling (SigLIP) in place of the CLS token.
+    "gate", each with ".weight" [out, in] or [D] and ".bias"; optionally "ls1", "ls2" [D], "projection"
+    [D_out, D] and "rotary" [d / 4], the frequencies of rotary positions on a square grid (DINOv3).
+    prefix_tokens: before those of the patches; the first is CLS, which is read, unless there is a head.
+    head: attention pooling (SigLIP) in place of the CLS token.
     """
 
     heads: int
     eps: float
     activation: Activation
-    has_cls: bool
+    prefix_tokens: int
     weights: dict[str, Tensor]
     head: nn.Module | None = None
 
@@ -58,10 +61,31 @@ class LastBlock:
 
     def forward(self, tokens: Tensor) -> Tensor:
         """x0 [B, N, D] -> x2 [B, N, D]."""
-        q, k, v = (self.split(self.linear(self.layer_norm(tokens, "norm1"), name)) for name in "qkv")
+        q, k, v = self.attention_inputs(tokens)
         mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         x1 = tokens + self.scale("ls1", self.linear(mixed, "o"))
         return x1 + self.scale("ls2", self.mlp(self.layer_norm(x1, "norm2")))
+
+    def attention_inputs(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x0 [B, N, D] -> queries, keys and values, [B, heads, N, d] each, positions applied."""
+        normed = self.layer_norm(tokens, "norm1")
+        q, k, v = (self.split(self.linear(normed, name)) for name in "qkv")
+        return self.rotated(q), self.rotated(k), v
+
+    def keys(self, tokens: Tensor) -> Tensor:
+        """x0 [B, N, D] -> the keys alone, [B, heads, N, d], positions applied."""
+        return self.rotated(self.split(self.linear(self.layer_norm(tokens, "norm1"), "k")))
+
+    def rotated(self, x: Tensor) -> Tensor:
+        """Queries or keys, [B, heads, N, d], with the rotary positions of a square grid, where the block has
+        them; the prefix tokens have no position."""
+        if "rotary" not in self.weights:
+            return x
+        prefix, patches = x.split((self.prefix_tokens, x.shape[2] - self.prefix_tokens), dim=2)
+        cos, sin = _rotary(self.weights["rotary"], patches.shape[2])
+        first, second = patches.chunk(2, dim=-1)
+        turned = patches * cos.to(x) + torch.cat([-second, first], dim=-1) * sin.to(x)
+        return torch.cat([prefix, turned], dim=2)
 
     def descriptor(self, tokens: Tensor) -> Tensor:
         """x0 [B, N, D] -> the model's own descriptor [B, D_out]."""
@@ -80,7 +104,7 @@ class LastBlock:
 
     def masked_mean(self, x2: Tensor, weights: Tensor) -> Tensor:
         """x2 [B, N, D], weights of the M patches [B, M], summing to one -> LN(x2) averaged, [B, D]."""
-        return torch.einsum("bm,bmd->bd", weights, self.norm(x2)[:, int(self.has_cls) :])
+        return torch.einsum("bm,bmd->bd", weights, self.norm(x2)[:, self.prefix_tokens :])
 
     def project(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., D_out]: CLIP's projection, else the identity."""
@@ -108,42 +132,6 @@ class LastBlock:
         """[B, N, D] -> [B, heads, N, D / heads]."""
         return x.view(*x.shape[:-1], self.heads, -1).transpose(1, 2)
 
-    @classmethod
-    def from_dinov2(cls, model: Any, index: int = -1) -> LastBlock:
-        """Of a `transformers.Dinov2Model`, all sizes, gated (giant) or not. index: of the block."""
-        layer, config = model.encoder.layer[index], model.config
-        weights = _attention(layer.attention, "o_proj")
-        weights |= _named(norm1=layer.norm1, norm2=layer.norm2, norm=model.layernorm)
-        if config.use_swiglu_ffn:
-            mlp = layer.mlp
-            weights |= _named(gate=mlp.gate_proj, fc1=mlp.up_proj, fc2=mlp.down_proj)
-        else:
-            weights |= _named(fc1=layer.mlp.fc1, fc2=layer.mlp.fc2)
-        weights |= {"ls1": layer.layer_scale1.lambda1, "ls2": layer.layer_scale2.lambda1}
-        kind = "silu" if config.use_swiglu_ffn else config.hidden_act
-        return cls(config.num_attention_heads, config.layer_norm_eps, _activation(kind), True, _held(weights))
-
-    @classmethod
-    def from_clip(cls, model: Any, index: int = -1) -> LastBlock:
-        """Of a `transformers.CLIPVisionModelWithProjection` or `CLIPVisionModel`."""
-        vision = getattr(model, "vision_model", model)
-        weights = _clip_like(vision, index)
-        if hasattr(model, "visual_projection"):
-            weights["projection"] = model.visual_projection.weight
-        config = vision.config
-        act = _activation(config.hidden_act)
-        return cls(config.num_attention_heads, config.layer_norm_eps, act, True, _held(weights))
-
-    @classmethod
-    def from_siglip(cls, model: Any, index: int = -1) -> LastBlock:
-        """Of a `transformers.SiglipVisionModel`, with its attention-pooling head."""
-        vision = getattr(model, "vision_model", model)
-        if not getattr(vision, "use_head", True):
-            raise ConfigError("this SigLIP vision tower has no pooling head, so it has no descriptor")
-        config, weights = vision.config, _held(_clip_like(vision, index))
-        act = _activation(config.hidden_act)
-        return cls(config.num_attention_heads, config.layer_norm_eps, act, False, weights, vision.head)
-
 
 def activate(x: Tensor, kind: Activation) -> Tensor:
     if kind == "quick_gelu":
@@ -153,25 +141,32 @@ def activate(x: Tensor, kind: Activation) -> Tensor:
     return F.gelu(x, approximate="tanh" if kind == "gelu_tanh" else "none")
 
 
-def _activation(name: str) -> Activation:
+def activation_of(name: str) -> Activation:
+    """By its name in `transformers`. Raises ConfigError for one that is not known."""
     if name not in ACTIVATIONS:
         raise ConfigError(f"activation {name!r}: known are {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]
 
 
-def _attention(attention: Any, out: str) -> dict[str, Tensor]:
-    return _named(q=attention.q_proj, k=attention.k_proj, v=attention.v_proj, o=getattr(attention, out))
+def attention_of(attention: Any, out: str) -> dict[str, Tensor]:
+    """The four matrices of an attention of `transformers`. out: name of its last projection."""
+    projections = dict(attention.named_children())
+    return named(**{name: projections[f"{name}_proj"] for name in "qkv"}, o=projections[out])
 
 
-def _clip_like(vision: Any, index: int) -> dict[str, Tensor]:
-    layer = vision.encoder.layers[index]
-    parts = {"norm1": layer.layer_norm1, "norm2": layer.layer_norm2, "norm": vision.post_layernorm}
-    return _attention(layer.self_attn, "out_proj") | _named(**parts, fc1=layer.mlp.fc1, fc2=layer.mlp.fc2)
+def named(**modules: Any) -> dict[str, Tensor]:
+    """The parameters of modules: "norm1.weight" of `norm1`, and "ls1" of a layer scale `ls1`."""
+    return {
+        name if key == "lambda1" else f"{name}.{key}": parameter.detach()
+        for name, module in modules.items()
+        for key, parameter in module.named_parameters()
+    }
 
 
-def _named(**modules: nn.Module) -> dict[str, Tensor]:
-    return {f"{name}.{key}": p for name, m in modules.items() for key, p in m.named_parameters()}
-
-
-def _held(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: weight.detach() for name, weight in weights.items()}
+def _rotary(frequencies: Tensor, patches: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of the patches of a square grid, [patches, d] each, as DINOv3 has them."""
+    side = math.isqrt(patches)
+    middles = 2 * torch.arange(0.5, side, dtype=torch.float32, device=frequencies.device) / side - 1
+    places = torch.stack(torch.meshgrid(middles, middles, indexing="ij"), dim=-1).flatten(0, 1)  # y, x
+    angles = (2 * math.pi * places[:, :, None] * frequencies).flatten(1, 2).tile(2)
+    return angles.cos(), angles.sin()

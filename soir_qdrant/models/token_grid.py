@@ -14,8 +14,9 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from soir_qdrant.contracts import FeatureSource
 from soir_qdrant.geometry.boxes import Floats
-from soir_qdrant.models.tokens import TokenSource, gridded, tokens_of
+from soir_qdrant.models.tokens import LAYER, gridded
 from soir_qdrant.types import RGB
 
 AREA = 518 * 690  # pixels at which detector and segmenter look at an image
@@ -42,11 +43,11 @@ class GridMemory:
                 self._grids.popitem(last=False)
 
 
-_memories: WeakKeyDictionary[TokenSource, GridMemory] = WeakKeyDictionary()
+_memories: WeakKeyDictionary[FeatureSource, GridMemory] = WeakKeyDictionary()
 
 
-def tiled_grid(source: TokenSource, image: RGB, area: int) -> Floats:
-    """An image's tokens, as `proposals.token_grid` computes them, from tiles. Where these overlap, a token is
+def tiled_grid(source: FeatureSource, image: RGB, area: int) -> Floats:
+    """An image's tokens after the block `LAYER`, from tiles. Where these overlap, a token is
     the mean of theirs, weighted by how far it lies inside them. What was computed of the last few images is
     remembered: the segmenter reads the grid that the detector has read.
 
@@ -68,21 +69,21 @@ def tiled_grid(source: TokenSource, image: RGB, area: int) -> Floats:
     return grid
 
 
-def _memory(source: TokenSource) -> GridMemory:
+def _memory(source: FeatureSource) -> GridMemory:
     try:
         return _memories.setdefault(source, GridMemory())
     except TypeError:  # a source that cannot be hashed, or referred to weakly: nothing is remembered
         return GridMemory()
 
 
-def _from_tiles(source: TokenSource, fitted: RGB, width: int, height: int) -> Floats:
+def _from_tiles(source: FeatureSource, fitted: RGB, width: int, height: int) -> Floats:
     """fitted: uint8, the image in `height` x `width` whole cells."""
     cell = source.patch
     (tall, tops), (wide, lefts) = spans(height), spans(width)
     tiles = np.stack(
         [fitted[y * cell : (y + tall) * cell, x * cell : (x + wide) * cell] for y in tops for x in lefts]
     )
-    seen = tokens_of(source, tiles)[:, -tall * wide :].reshape(len(tops), len(lefts), tall, wide, -1)
+    seen = source.features(tiles, [LAYER]).reshape(len(tops), len(lefts), tall, wide, -1)
     share = (_inside(tall)[:, None] * _inside(wide))[..., None]
     total = np.zeros((height, width, seen.shape[-1]), np.float32)
     weight = np.zeros((height, width, 1), np.float32)

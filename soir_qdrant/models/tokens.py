@@ -1,36 +1,17 @@
-"""An encoder's tokens of whole images: what detector and segmenter read, wherever the encoder runs."""
+"""Which features of whole images detector and segmenter read, and the size at which images are looked at."""
 
 from __future__ import annotations
 
 import math
-from typing import Any, Protocol, runtime_checkable
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from soir_qdrant.types import RGB
 
-SKIP = 2  # blocks before the last: these tell objects from their surroundings best
+LAYER = -4  # blocks, counted from the last: these features tell objects from their surroundings best
+AFTER = -1 - LAYER  # blocks that follow
 MAX_ENLARGED = 4.0
-
-
-@runtime_checkable
-class TokenSource(Protocol):
-    """What the detector asks of an encoder; one without it is not asked."""
-
-    patch: int
-
-    def tokens(self, images: NDArray[np.uint8], *, skip: int = 0) -> Any:
-        """images: uint8 [B, H, W, 3], H and W multiples of `patch`. [B, N, D], the grid at the end of N,
-        `skip` blocks before the last, or as many as there are."""
-        ...
-
-
-def tokens_of(source: TokenSource, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Tokens `SKIP` blocks before the last, float32 [B, N, D], wherever the encoder runs."""
-    found = source.tokens(images, skip=SKIP)
-    return np.asarray(found.cpu() if hasattr(found, "cpu") else found, np.float32)
 
 
 def gridded(image: RGB, cell: int, area: int) -> tuple[RGB, tuple[int, int]]:

@@ -9,36 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isqrt
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from soir_qdrant.models.tokens import SKIP
+from soir_qdrant.models.tokens import LAYER
 from soir_qdrant.pooling.pool import normalize
 from soir_qdrant.pooling.whitening import Whitening
-from soir_qdrant.types import Encoding, Vector
+from soir_qdrant.types import Vector
 
 if TYPE_CHECKING:
     from soir_qdrant.models.last_block import LastBlock
 
 Floats = NDArray[np.floating]
-READ = f"patches-{SKIP + 1}"  # the feature whose tokens these are
+READ = f"patches-{-1 - LAYER}"  # the feature whose tokens these are
 MIN_SHARE = 0.5  # of a patch that must lie under the mask
 BITS = 64  # of a patch
-
-
-@runtime_checkable
-class EncodesBoth(Protocol):
-    """An encoder that gives tokens of an earlier block in the same pass."""
-
-    def encode_both(
-        self, crops: NDArray[np.uint8], masks: NDArray[np.float32], *, skip: int
-    ) -> tuple[Encoding, Any]:
-        """`Encoder.encode`, and the tokens `skip` blocks before the last, a tensor [B, N, D]."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,6 +66,9 @@ def projection_of(whitening: Whitening, features: Sequence[str], block: LastBloc
         whitening: of all features side by side.
         features: their names; `READ` is one of them.
         block: the encoder's last, with the final LayerNorm.
+
+    Raises:
+        ConfigError: the encoder's last block is not taken apart.
     """
     sizes = [block.dim_out if name == "cls" else block.dim for name in features]
     first = sum(sizes[: list(features).index(READ)])
@@ -94,23 +85,22 @@ def projection_of(whitening: Whitening, features: Sequence[str], block: LastBloc
 
 
 def under_mask(shares: Floats) -> NDArray[np.bool_]:
-    """Which patches belong to the object, bool [n]: those mostly under its mask, else the one most so."""
+    """Which patches belong to the object, bool: those mostly under its mask, else the one most so."""
     chosen: NDArray[np.bool_] = shares >= min(MIN_SHARE, float(shares.max()))
     return chosen
 
 
-def described(tokens: Floats, masks: NDArray[np.float32], projection: PatchProjection) -> list[Vector]:
-    """Tokens of K crops as small rows: of each crop those under its mask, float32 [n, d], unit length.
+def described(patches: Floats, masks: NDArray[np.float32], projection: PatchProjection) -> list[Vector]:
+    """Patches of K crops as small rows: of each crop those under its mask, float32 [n, d], unit length.
 
     Args:
-        tokens: float [K, N, D], a square grid of patches at the end of N.
+        patches: float [K, h, w, D], the tokens of each crop's patches.
         masks: float32 [K, S, S], 0..1.
         projection: of the encoder that the tokens are of.
     """
-    side = isqrt(tokens.shape[1])
     rows = []
-    for grid, mask in zip(tokens[:, -side * side :], masks, strict=True):
-        share = cv2.resize(mask, (side, side), interpolation=cv2.INTER_AREA).reshape(-1)
+    for grid, mask in zip(patches, masks, strict=True):
+        share = cv2.resize(mask, (grid.shape[1], grid.shape[0]), interpolation=cv2.INTER_AREA)
         rows.append(projection(grid[under_mask(share)]))
     return rows
 

@@ -62,7 +62,7 @@ def explain(
     """
     (items,) = pipeline.find([image], [None if objects is None else list(objects)])
     crops, masks = pipeline.crops([image.rgb], [items])
-    encoding, block = pipeline.encoder.encode(crops, masks), pipeline.encoder.last_block
+    block, encoding = pipeline.encoder.last_block, pipeline.encode_whole(crops, masks)
     vectors, scene = pipeline.describe(encoding), np.zeros(len(items), np.int64)
     scores = np.array([item.score for item in items], np.float32)
     stored = pipeline.pool(vectors, scene, scores, encoding, masks)[0]

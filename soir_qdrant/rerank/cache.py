@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from soir_qdrant.errors import ConfigError
-from soir_qdrant.models.weights import cache_dir
+from soir_qdrant.models.cache import cache_dir
 
 LIMIT = 2_000_000_000  # bytes; an image with eight objects takes 1.7 MB
 

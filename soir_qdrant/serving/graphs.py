@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from soir_qdrant.models.encoders.vit import IMAGENET, LAYERS, OPENAI, ViTEncoder
+from soir_qdrant.models.encoders.backbone import IMAGENET, OPENAI, Normalisation
+from soir_qdrant.models.encoders.vit import LAYERS, ViTEncoder
 from soir_qdrant.models.last_block import LastBlock
+from soir_qdrant.models.tokens import AFTER
 
 
 class Pixels(nn.Module):
@@ -23,9 +25,7 @@ class Pixels(nn.Module):
     scale: Tensor
     shift: Tensor
 
-    def __init__(
-        self, normalisation: tuple[tuple[float, ...], tuple[float, ...]], dtype: torch.dtype
-    ) -> None:
+    def __init__(self, normalisation: Normalisation, dtype: torch.dtype) -> None:
         super().__init__()
         mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in normalisation)
         self.register_buffer("scale", 1 / (255 * std))
@@ -41,19 +41,19 @@ class Trunk(nn.Module):
 
     def __init__(self, encoder: ViTEncoder, count: int, dtype: torch.dtype) -> None:
         super().__init__()
-        self.family = encoder.family
-        self.model = deepcopy(encoder.model).cpu().to(dtype)
+        self.backbone = deepcopy(encoder.backbone)
+        self.backbone.to(torch.device("cpu"), dtype)
+        self.model = self.backbone.model  # so that its weights are this module's
         self.count = count
-        self.pixels = Pixels(encoder.family.normalisation, dtype)
+        self.pixels = Pixels(encoder.backbone.normalisation, dtype)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        x = self.family.embed(self.model, self.pixels(images))
-        found = []
-        for block in list(self.family.blocks(self.model))[: self.count]:
-            x = block(x, **self.family.options)
-            x = x[0] if isinstance(x, tuple) else x
-            found.append(x.float())
-        return found
+        x, context = self.backbone.embed(self.pixels(images))
+        after = []
+        for i in range(self.count):
+            x = self.backbone.block(i, x, context)
+            after.append(x.float())
+        return after
 
 
 class EncoderGraph(nn.Module):
@@ -64,7 +64,7 @@ class EncoderGraph(nn.Module):
 
     def __init__(self, encoder: ViTEncoder, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
-        self.trunk = Trunk(encoder, len(encoder.blocks), dtype)
+        self.trunk = Trunk(encoder, encoder.depth - 1, dtype)
         self.patch, self.grid = encoder.patch, encoder.input_size // encoder.patch
         self._block = encoder.last_block.to("cpu", torch.float32)
         self.head = self._block.head
@@ -81,8 +81,9 @@ class EncoderGraph(nn.Module):
         block, trunk = self.block, self.trunk(crops)
         last = block.forward(trunk[-1])
         weights = self.patch_weights(masks)[:, None]
-        first = int(block.has_cls)
-        means = [(weights @ block.norm(x)[:, first:])[:, 0] for x in [*trunk[1 - LAYERS :], last]]
+        means = [
+            (weights @ block.norm(x)[:, block.prefix_tokens :])[:, 0] for x in [*trunk[1 - LAYERS :], last]
+        ]
         return block.read(last), torch.stack(means, 1), trunk[-1]
 
     def patch_weights(self, masks: Tensor) -> Tensor:
@@ -94,15 +95,16 @@ class EncoderGraph(nn.Module):
 
 
 class TokensGraph(nn.Module):
-    """images uint8 [B, H, W, 3] -> tokens float32 [B, N, D], `skip` blocks before the last."""
+    """images uint8 [B, H, W, 3] -> the patches' tokens float32 [B, N, D] after the block `LAYER`."""
 
-    def __init__(self, encoder: ViTEncoder, skip: int, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, encoder: ViTEncoder, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
-        self.trunk = Trunk(encoder, max(len(encoder.blocks) - skip, 1), dtype)
+        self.trunk = Trunk(encoder, max(encoder.depth - AFTER, 1), dtype)
+        self.prefix_tokens = encoder.prefix_tokens
 
     def forward(self, images: Tensor) -> Tensor:
-        found: list[Tensor] = self.trunk(images)
-        return found[-1]
+        after: list[Tensor] = self.trunk(images)
+        return after[-1][:, self.prefix_tokens :]
 
 
 class Owlv2Graph(nn.Module):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from soir_qdrant.errors import WeightsError
+from soir_qdrant.models.artifacts import write_whole
 
 if TYPE_CHECKING:
     from soir_qdrant.models.last_block import LastBlock
@@ -17,20 +18,20 @@ HEAD = "head."
 
 def save(block: LastBlock, fingerprint: str, file: Path) -> None:
     """Write a last block, in float32. fingerprint: of the encoder it belongs to."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save as packed
 
     tensors = {name: weight.float().cpu().contiguous() for name, weight in block.weights.items()}
-    told = {
+    about = {
         "fingerprint": fingerprint,
         "heads": block.heads,
         "eps": block.eps,
         "activation": block.activation,
-        "has_cls": block.has_cls,
+        "prefix_tokens": block.prefix_tokens,
         "head": None,
     }
     if block.head is not None:
         config: Any = block.head.mlp.config  # type: ignore[union-attr]
-        told["head"] = {
+        about["head"] = {
             key: getattr(config, key)
             for key in (
                 "hidden_size",
@@ -42,9 +43,8 @@ def save(block: LastBlock, fingerprint: str, file: Path) -> None:
         }
         state = block.head.state_dict()
         tensors |= {HEAD + name: weight.float().cpu().contiguous() for name, weight in state.items()}
-    file.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, str(file), metadata={"soir": json.dumps(told)})
-    file.chmod(0o644)  # it is written for its owner alone, and served by others
+    write_whole(file, packed(tensors, metadata={"soir": json.dumps(about)}))
+    file.chmod(0o644)  # it is served by others
 
 
 def load(file: Path, fingerprint: str) -> LastBlock:
@@ -57,25 +57,28 @@ def load(file: Path, fingerprint: str) -> LastBlock:
     from soir_qdrant.models.last_block import LastBlock
 
     try:
-        with safe_open(str(file), framework="pt") as held:
-            told = json.loads((held.metadata() or {})["soir"])
-            tensors = dict(zip(held.keys(), map(held.get_tensor, held.keys()), strict=True))
+        with safe_open(str(file), framework="pt") as stored:
+            about = json.loads((stored.metadata() or {})["soir"])
+            tensors = dict(zip(stored.keys(), map(stored.get_tensor, stored.keys()), strict=True))
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise WeightsError(
             f"{file}: no last block can be read there ({error}); `soir export` writes one beside the encoder"
         ) from error
-    if told["fingerprint"] != fingerprint:
+    if about["fingerprint"] != fingerprint:
         raise WeightsError(
-            f"{file} is the last block of {told['fingerprint']}, and the encoder that is served is "
+            f"{file} is the last block of {about['fingerprint']}, and the encoder that is served is "
             f"{fingerprint}: take the file that was exported with it"
         )
     head = None
-    if told["head"] is not None:
+    if about["head"] is not None:
         from transformers import SiglipVisionConfig
         from transformers.models.siglip.modeling_siglip import SiglipMultiheadAttentionPoolingHead
 
-        head = SiglipMultiheadAttentionPoolingHead(SiglipVisionConfig(**told["head"])).eval()
+        head = SiglipMultiheadAttentionPoolingHead(SiglipVisionConfig(**about["head"])).eval()
         names = [name for name in tensors if name.startswith(HEAD)]
         head.load_state_dict({name.removeprefix(HEAD): tensors.pop(name) for name in names})
         head.requires_grad_(False)
-    return LastBlock(told["heads"], told["eps"], told["activation"], told["has_cls"], tensors, head)
+    prefix = int(
+        about["prefix_tokens"] if "prefix_tokens" in about else about["has_cls"]
+    )  # 0.1 wrote has_cls
+    return LastBlock(about["heads"], about["eps"], about["activation"], prefix, tensors, head)

@@ -14,11 +14,12 @@ from soir_qdrant.errors import ConfigError, WeightsError
 from soir_qdrant.serving import last_block, spec
 from soir_qdrant.serving.repository import VERSION
 from soir_qdrant.serving.runtime import Runtime
-from soir_qdrant.serving.served import Arrays, ServedEncoder, T, U
+from soir_qdrant.serving.served import ServedEncoder
+from soir_qdrant.serving.session import Arrays, T, U
 
 
 class OnnxSession:
-    """A `served.Session` on one model.onnx.
+    """A `session.Session` on one model.onnx.
 
     file: written by `soir export`. providers: of onnxruntime, in order; None takes the GPU where
     onnxruntime-gpu is installed, else the CPU. threads: 0 for all cores. batch: rows that run at once.
@@ -60,7 +61,7 @@ class OnnxSession:
         self.batch = batch or max(self.spec.usual_batch, 1)
 
     def run(self, inputs: Arrays, outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
-        """See `served.Session`."""
+        """See `session.Session`."""
         if not self.spec.max_batch:
             return dict(zip(outputs, self._session.run(list(outputs), dict(inputs)), strict=True))
         rows = len(next(iter(inputs.values())))
@@ -79,7 +80,7 @@ class OnnxSession:
 
 
 class OnnxEncoder(ServedEncoder):
-    """`types.Encoder` on a model.onnx. file: the one of soir_encoder. options: of `OnnxSession`.
+    """`contracts.Encoder` on a model.onnx. file: the one of soir_encoder. options: of `OnnxSession`.
 
     The last block is read from the file that the export wrote beside it, when it is first needed.
     """

@@ -7,10 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from soir_qdrant.config import Settings
+from soir_qdrant.contracts import Detector, Segmenter
 from soir_qdrant.errors import ConfigError, WeightsError
+from soir_qdrant.kinds import Parts, make_detector, make_encoder, make_segmenter
 from soir_qdrant.serving import spec
-from soir_qdrant.serving.served import ServedDetector, ServedEncoder, ServedSegmenter, ServedTokens, Session
-from soir_qdrant.types import Detector, Segmenter
+from soir_qdrant.serving.served import ServedEncoder, ServedTrunk
+from soir_qdrant.serving.served_detector import ServedDetector, reads_trunk, served_as
+from soir_qdrant.serving.served_segmenter import SERVED_SEGMENTERS, ServedSegmenter
+from soir_qdrant.serving.session import Session
 
 if TYPE_CHECKING:
     from soir_qdrant.models.last_block import LastBlock
@@ -32,17 +36,18 @@ class Runtime:
     def pipeline(self, settings: Settings | None = None) -> Pipeline:
         """The pipeline of these settings on the served models, each of which is looked at now.
 
-        What needs no model of its own (heads on the tokens, GrabCut) runs here. Raises ConfigError where the
-        served models are not those of the settings, and ServerError where the server does not answer.
+        What needs no model of its own (heads on the features, GrabCut) runs here. Raises ConfigError where
+        the served models are not those of the settings, and ServerError where the server does not answer.
         """
         from soir_qdrant.pipeline import Pipeline
 
-        held = settings or self.settings
-        encoder = self.make_encoder(held, tokens=held.vector.pooling == "mao")
-        detector, segmenter = self.make_detector(held), self.make_segmenter(held)
-        tokens = ServedTokens(self.session(spec.DETECTOR)) if held.detector.kind == "embedded" else None
+        chosen = settings or self.settings
         return Pipeline(
-            held, detector=detector, segmenter=segmenter, encoder=encoder, tokens=tokens, as_named=True
+            chosen,
+            detector=self.make_detector(chosen),
+            segmenter=self.make_segmenter(chosen),
+            encoder=self.make_encoder(chosen),
+            as_named=True,
         )
 
     @cached_property
@@ -58,33 +63,38 @@ class Runtime:
     def segmenter(self) -> Segmenter:
         return self.make_segmenter(self.settings)
 
-    def make_encoder(self, settings: Settings, *, tokens: bool = True) -> ServedEncoder:
-        """tokens: whether `encode` fetches them."""
+    def make_encoder(self, settings: Settings) -> ServedEncoder:
+        """The encoder, with the trunk, where that is served too."""
         session = self.session(spec.ENCODER)
-        made = ServedEncoder(
-            session, tokens=tokens, last_block=lambda: self.last_block(settings, session.fingerprint)
+        encoder = ServedEncoder(
+            session,
+            last_block=lambda: self.last_block(settings, session.fingerprint),
+            trunk=self.trunk() if reads_trunk(settings) else None,
         )
-        if made.input_size != settings.encoder.input_size:
+        if encoder.input_size != settings.encoder.input_size:
             raise ConfigError(
-                f"{spec.ENCODER} takes crops of {made.input_size} pixels, and the setting encoder.input_size "
-                f"is {settings.encoder.input_size}: export it for that size, or change the setting"
+                f"{spec.ENCODER} takes crops of {encoder.input_size} pixels, and the setting "
+                f"encoder.input_size is {settings.encoder.input_size}: export it for that size, or change "
+                "the setting"
             )
-        return made
+        return encoder
 
     def make_detector(self, settings: Settings) -> Detector | None:
-        if settings.detector.kind == "none":
-            return None
+        """A kind that no model is served for runs here."""
+        if served_as(settings.detector) is None:
+            return make_detector(settings.detector, Parts(settings, self.trunk))
         return ServedDetector(self.session(spec.DETECTOR), settings.detector)
 
     def make_segmenter(self, settings: Settings) -> Segmenter:
-        if settings.segmenter.kind == "sam":
+        """A kind that no model is served for runs here, on the served trunk. Raises ConfigError where it
+        reads features, and the trunk's place is taken by another detector."""
+        if settings.segmenter.kind in SERVED_SEGMENTERS:
             return ServedSegmenter(self.session(spec.SEGMENTER_ENCODER), self.session(spec.SEGMENTER_DECODER))
-        from soir_qdrant.models.segmenters.factory import make_segmenter
+        return make_segmenter(settings.segmenter, Parts(settings, self.trunk))
 
-        if (settings.segmenter.kind, settings.detector.kind) != ("embedded", "embedded"):
-            return make_segmenter(settings.segmenter)  # no trunk is served that it could look through
-        session = self.session(spec.DETECTOR)
-        return make_segmenter(settings.segmenter, ServedTokens(session), session.fingerprint)
+    def trunk(self) -> ServedTrunk:
+        """What detectors and segmenters look through. Raises ConfigError where another detector is served."""
+        return ServedTrunk(self.session(spec.DETECTOR))
 
     def last_block(self, settings: Settings, fingerprint: str) -> LastBlock:
         """Of the served encoder: from the file that was exported with it, else out of the local weights.
@@ -95,12 +105,8 @@ class Runtime:
 
         if self._last_block_file is not None:
             return last_block.load(self._last_block_file, fingerprint)
-        from soir_qdrant.models.encoders.vit import ViTEncoder
-
-        held = settings.encoder
-        local = ViTEncoder(
-            held.weights, input_size=held.input_size, device="cpu", dtype="float32", adapter=held.adapter
-        )
+        on_cpu = settings.but(encoder={"device": "cpu", "dtype": "float32"})
+        local = make_encoder(on_cpu.encoder, Parts(on_cpu))
         if local.fingerprint != fingerprint:
             raise WeightsError(
                 f"the local weights are {local.fingerprint}, and the encoder that is served is "

@@ -12,7 +12,7 @@ from uuid import uuid4
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from soir_qdrant.serving.triton import TritonConnection
+    from soir_qdrant.serving.triton_connection import TritonConnection
 
 
 class Regions:

@@ -102,8 +102,8 @@ def encoder(
 ) -> ModelSpec:
     """The trunk and the last block of a vision transformer, on square crops.
 
-    size, patch: sides in pixels. dim: of the tokens; dim_out: of the descriptor. cls: 1 where a CLS token
-    leads the others.
+    size, patch: sides in pixels. dim: of the tokens; dim_out: of the descriptor. cls: tokens before those of
+    the patches: CLS, registers.
     """
     tokens = (size // patch) ** 2 + cls
     return ModelSpec(
@@ -125,7 +125,7 @@ def encoder(
 def tokens(
     *, patch: int, dim: int, skip: int, least: int = 14, usual: int = 448, most: int = 1232
 ) -> ModelSpec:
-    """The trunk that the embedded detector looks through: images of any shape, tokens `skip` blocks before
+    """The trunk that detectors look through: images of any shape, the patches' tokens `skip` blocks before
     the last. least, usual, most: sides of an image in pixels; the detector's tiles have about the area of
     `usual` squared, and engines are sized for a square of `most`."""
 
@@ -134,7 +134,7 @@ def tokens(
         return cells * patch, cells * patch, 3
 
     def count(length: int) -> tuple[int, int]:
-        return max(length // patch, 1) ** 2 + 1, dim
+        return max(length // patch, 1) ** 2, dim
 
     images = Tensor("images", "UINT8", (-1, -1, 3), side(least), side(usual), side(most))
     return ModelSpec(

@@ -19,6 +19,7 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
+from soir_qdrant.kinds import PartSettings
 from soir_qdrant.pipeline import Pipeline
 from soir_qdrant.types import LoadedImage, Mask, Scene, SceneObject, Vector
 
@@ -110,12 +111,8 @@ def key_of(image: LoadedImage, objects: Sequence[SceneObject] | None) -> str:
 def recipe_of(pipeline: Pipeline) -> dict[str, Any]:
     """Everything but the image that decides what is ingested of it, JSON-able."""
     settings = pipeline.settings
-    files = {
-        "detector": (settings.detector.head, settings.detector.weights),
-        "segmenter": (settings.segmenter.head, settings.segmenter.weights),
-        "encoder": (settings.encoder.adapter, settings.encoder.weights),
-        "whitening": (settings.vector.whitening,),
-    }
+    files = {part: _texts(getattr(settings, part)) for part in ("detector", "segmenter", "encoder")}
+    files["whitening"] = [settings.vector.whitening or ""]
     return {
         "format": FORMAT,
         "settings": settings.model_dump(mode="json"),
@@ -135,9 +132,14 @@ def code_digest() -> str:
     return digest.hexdigest()[:16]
 
 
-def _digest(part: str, name: str | None) -> str:
+def _texts(settings: PartSettings) -> list[str]:
+    """The settings that may name a file: all that are text."""
+    return [value for _, value in settings if isinstance(value, str)]
+
+
+def _digest(part: str, name: str) -> str:
     """Of the content of a file; of a folder, its files' names, sizes and times; empty for what is neither."""
-    if name is None:
+    if not name:
         return ""
     path = PACKAGE / "data" / f"{part}.safetensors" if name == "shipped" else Path(name).expanduser()
     if path.is_file():

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from qdrant_client import QdrantClient
 
 from soir_qdrant import images as pictures
-from soir_qdrant.config import Settings
+from soir_qdrant.config import Settings, VitSettings
+from soir_qdrant.contracts import Encoder
 from soir_qdrant.errors import DatasetError
 from soir_qdrant.geometry.crops import whole_box
 from soir_qdrant.geometry.user_objects import clip_box
@@ -27,7 +28,7 @@ from soir_qdrant.lab.evaluate.cache import Entry, SceneCache, recipe_of
 from soir_qdrant.lab.evaluate.searched import Found, asking
 from soir_qdrant.pipeline import Pipeline
 from soir_qdrant.search.searcher import SoirSearcher
-from soir_qdrant.types import RGB, Box, Encoder, Encoding, LoadedImage, Mask, Scene, SceneObject, Vector
+from soir_qdrant.types import RGB, Box, Encoding, LoadedImage, Mask, Scene, SceneObject, Vector
 
 PLAIN = ("global", "global-untuned", "mean", "paper")  # rows of plain crops: no masks, no whitening
 COLLECTION = "evaluate"
@@ -138,7 +139,7 @@ class RecordingPipeline(Pipeline):
         out = {name: self.whole(image, name) for name in ("global", "global-untuned") if name in rows}
         if {"mean", "paper"} & set(rows):
             crops, masks = self.as_paper.crops([image], [list(objects)])
-            encoding = self.encoder.encode(crops)
+            encoding = self.encoder.encode(crops, with_tokens="paper" in rows)
             scene_of, ones = np.zeros(len(crops), np.int64), np.ones(len(crops), np.float32)
             if "mean" in rows:
                 described = self.as_paper.describe(encoding)
@@ -156,7 +157,8 @@ class RecordingPipeline(Pipeline):
     @cached_property
     def untuned(self) -> Encoder:
         """The encoder without its adapter."""
-        if self.settings.encoder.adapter is None:
+        encoder = self.settings.encoder
+        if not isinstance(encoder, VitSettings) or encoder.adapter is None:
             return self.encoder
         return Pipeline(self.settings.but(encoder={"adapter": None})).encoder
 

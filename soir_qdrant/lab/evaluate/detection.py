@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 
 from soir_qdrant import images as pictures
 from soir_qdrant.config import Settings
+from soir_qdrant.contracts import Detector
 from soir_qdrant.errors import ConfigError, DatasetError
 from soir_qdrant.geometry.boxes import intersection_over_union
 from soir_qdrant.lab.evaluate.cache import ArrayCache, Arrays, recipe_of
 from soir_qdrant.lab.evaluate.datasets import COCO, load
 from soir_qdrant.lab.evaluate.metrics import box_shares, recall_by_size
 from soir_qdrant.pipeline import Pipeline
-from soir_qdrant.types import RGB, Detector
+from soir_qdrant.types import RGB
 
 SEED = 0  # of the choice of `max_images`
 IOUS = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))

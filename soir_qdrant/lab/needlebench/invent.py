@@ -21,7 +21,7 @@ from soir_qdrant.errors import DatasetError
 from soir_qdrant.lab.needlebench.compose import RGBA, encode_jpeg, encode_png, trim
 from soir_qdrant.lab.needlebench.decode import CUT_SIDE, read_rgba
 from soir_qdrant.lab.needlebench.sources import Sources, locate
-from soir_qdrant.models.weights import cache_dir
+from soir_qdrant.models.cache import cache_dir
 from soir_qdrant.types import RGB
 
 VERSION = 1  # of what is drawn: raise it when the same seed gives other pictures

@@ -24,7 +24,7 @@ from soir_qdrant.errors import DatasetError
 from soir_qdrant.images import iter_sources
 from soir_qdrant.lab.needlebench.compose import RGBA
 from soir_qdrant.lab.needlebench.decode import CUT_SIDE, cut_out, has_alpha, read_rgb, read_rgba
-from soir_qdrant.models.weights import cache_dir
+from soir_qdrant.models.cache import cache_dir
 from soir_qdrant.types import RGB
 
 log = logging.getLogger(__name__)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from soir_qdrant import images as pictures
+from soir_qdrant.contracts import FeatureSource
 from soir_qdrant.errors import DatasetError
 from soir_qdrant.geometry.boxes import areas
 from soir_qdrant.lab.evaluate.bench import Bench, GalleryImage
@@ -20,7 +21,6 @@ from soir_qdrant.lab.train.progress import place_of, write_once
 from soir_qdrant.models.compatibility import trunk
 from soir_qdrant.models.detectors.token_head import inputs
 from soir_qdrant.models.token_grid import AREA
-from soir_qdrant.models.tokens import TokenSource
 
 ZOOMS = (0.6, 0.8, 1.1)  # areas that are looked at, as shares of the usual one
 WHOLE = 0.7  # share of images that are looked at whole
@@ -77,7 +77,7 @@ class Look:
 
 def examples(
     benches: Sequence[Bench],
-    source: TokenSource,
+    source: FeatureSource,
     cache: Path,
     advance: Callable[[], None] = lambda: None,
     *,
@@ -88,7 +88,7 @@ def examples(
     of kinds whose boxes are neither objects nor background."""
     seen = []
     for bench in benches:
-        seen_by = f"detector's looks {seed}", trunk(getattr(source, "fingerprint", ""))
+        seen_by = f"detector's looks {seed}", trunk(source.fingerprint)
         place = place_of(cache, bench, *seen_by, labels=False)
         place.mkdir(parents=True, exist_ok=True)
         for i, entry in enumerate(bench.gallery):
@@ -103,7 +103,7 @@ def examples(
     return seen
 
 
-def _write(source: TokenSource, entry: GalleryImage, look: Look, out: BinaryIO) -> None:
+def _write(source: FeatureSource, entry: GalleryImage, look: Look, out: BinaryIO) -> None:
     image = pictures.load(entry.file).rgb
     x0, y0, x1, y1 = look.pixels(image.shape[1], image.shape[0])
     grid, small = inputs(source, np.ascontiguousarray(image[y0:y1, x0:x1]), look.area)

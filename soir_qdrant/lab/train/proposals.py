@@ -1,4 +1,4 @@
-"""Fit the few coefficients of the embedded detector: python -m soir_qdrant.lab.train.proposals DIR [DIR ...]
+"""Fit the few coefficients of the proposals: python -m soir_qdrant.lab.train.proposals DIR [DIR ...]
 
 DIR: annotated scenes, as NeedleBench writes them. Prints the coefficients that stand in `scoring.py`, and how
 well those fitted on the other folders do on each.
@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from soir_qdrant.geometry.boxes import Floats, intersection_over_union, pick
-from soir_qdrant.models.detectors.proposals import DECAY, EmbeddedDetector
-from soir_qdrant.models.detectors.scoring import FIRST, NAMES, Logistic, Scoring
+from soir_qdrant.models.detectors.proposals.detector import DECAY, ProposalsDetector
+from soir_qdrant.models.detectors.proposals.scoring import FIRST, NAMES, Logistic, Scoring
 
 RIDGE = 3.0  # on standardised features
 
@@ -95,7 +95,7 @@ def measure(scoring: Scoring, examples: list[Example], threshold: float = 0.2) -
     }
 
 
-def examples_of(folder: Path, detector: EmbeddedDetector, most: int = 60) -> list[Example]:
+def examples_of(folder: Path, detector: ProposalsDetector, most: int = 60) -> list[Example]:
     """Examples from the first scenes of an annotated folder."""
     scenes = json.loads((folder / "annotations.json").read_text())["gallery"][:most]
     found = []
@@ -115,19 +115,18 @@ def main(folders: list[str]) -> None:
     """Two rounds: the features of the second look depend on what the first look was fitted to."""
     from soir_qdrant.models.encoders.vit import ViTEncoder
 
-    for name, source in (("BY_TOKENS", ViTEncoder()), ("CLASSICAL", None)):
-        detector = EmbeddedDetector(source)
-        for _ in range(2):
-            sets = {Path(f).name: examples_of(Path(f), detector) for f in folders}
-            detector.scoring = fit([e for part in sets.values() for e in part])
-        for left_out, held in sets.items():
-            others = [e for key, part in sets.items() if key != left_out for e in part]
-            for kind, scoring in (("the others", fit(others or held)), ("all", detector.scoring)):
-                figures = ", ".join(f"{k} {v:.3f}" for k, v in measure(scoring, held).items())
-                print(f"{name}, fitted on {kind}, on {left_out}: {figures}")
-        second = zip(NAMES, detector.scoring.second.weights, strict=True)
-        print(f"{name}, second look: " + ", ".join(f"{n} {w:.2f}" for n, w in second))
-        print(f"{name} = {detector.scoring}", flush=True)
+    detector = ProposalsDetector(ViTEncoder())
+    for _ in range(2):
+        sets = {Path(f).name: examples_of(Path(f), detector) for f in folders}
+        detector.scoring = fit([e for part in sets.values() for e in part])
+    for left_out, held in sets.items():
+        others = [e for key, part in sets.items() if key != left_out for e in part]
+        for kind, scoring in (("the others", fit(others or held)), ("all", detector.scoring)):
+            figures = ", ".join(f"{k} {v:.3f}" for k, v in measure(scoring, held).items())
+            print(f"fitted on {kind}, on {left_out}: {figures}")
+    second = zip(NAMES, detector.scoring.second.weights, strict=True)
+    print("second look: " + ", ".join(f"{n} {w:.2f}" for n, w in second))
+    print(f"BY_TOKENS = {detector.scoring}", flush=True)
 
 
 if __name__ == "__main__":

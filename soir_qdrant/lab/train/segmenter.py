@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from soir_qdrant import images as pictures
+from soir_qdrant.contracts import FeatureSource
 from soir_qdrant.errors import DatasetError
 from soir_qdrant.geometry.crops import square_pixels, whole_box
 from soir_qdrant.lab.evaluate.bench import Bench, GalleryImage
@@ -39,7 +40,6 @@ from soir_qdrant.models.segmenters.windows import (
     window_tokens,
 )
 from soir_qdrant.models.token_grid import AREA, tiled_grid
-from soir_qdrant.models.tokens import TokenSource
 from soir_qdrant.pipeline import QUERY_FRAME
 from soir_qdrant.types import RGB, Box, Mask
 
@@ -73,15 +73,13 @@ def untrained(start: Path | None) -> tuple[Callable[[int], MaskHead], str]:
 
 
 def examples(
-    benches: Sequence[Bench], source: TokenSource, cache: Path, advance: Callable[[], None] = lambda: None
+    benches: Sequence[Bench], source: FeatureSource, cache: Path, advance: Callable[[], None] = lambda: None
 ) -> list[Path]:
     """What the head reads of each image's objects, a file an image, computed once (180 kB a view)."""
     files = []
     for bench in benches:
         outlines = hashlib.sha256(repr([entry.outlines for entry in bench.gallery]).encode()).hexdigest()
-        place = place_of(
-            cache, bench, f"segmenter {SIDE} of {AREA}", outlines, trunk(getattr(source, "fingerprint", ""))
-        )
+        place = place_of(cache, bench, f"segmenter {SIDE} of {AREA}", outlines, trunk(source.fingerprint))
         place.mkdir(parents=True, exist_ok=True)
         for i, entry in enumerate(bench.gallery):
             file = place / f"{i:05d}.npy"
@@ -178,7 +176,7 @@ def overlaps(head: MaskHead, views: Views) -> list[NDArray[np.float32]]:
     return np.split(np.concatenate(shares), views.ends[:-1])
 
 
-def _write(source: TokenSource, entry: GalleryImage, rng: np.random.Generator, out: BinaryIO) -> None:
+def _write(source: FeatureSource, entry: GalleryImage, rng: np.random.Generator, out: BinaryIO) -> None:
     """Some objects of an image, under every jitter and as a query shows them, one record each."""
     image = pictures.load(entry.file)
     masks = [

@@ -28,8 +28,10 @@ class Tail(nn.Module):
             raise ConfigError(f"blocks {blocks}: the last 1 to {LAYERS} can be tuned")
         self.features = features
         self.in_bfloat16 = encoder.dtype != torch.float32
-        made = [encoder.family.last_block(encoder.model, i) for i in range(-blocks, 0)]
-        self.held = [block.to(encoder.device, torch.float32) for block in made]
+        made = [encoder.backbone.last_block(i) for i in range(-blocks, 0)]
+        self.held = [block.to(encoder.device, torch.float32) for block in made if block]
+        if not self.held:
+            raise ConfigError(f"{encoder.name}: its last blocks are not taken apart, so they cannot be tuned")
         self.down, self.up = nn.ParameterDict(), nn.ParameterDict()
         for i, block in enumerate(self.held):
             for name in LINEAR:

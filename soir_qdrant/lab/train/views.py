@@ -114,7 +114,7 @@ def _write(bench: Bench, pipeline: Pipeline, blocks: int, place: Path, advance: 
         raise DatasetError(
             f"{bench.root}: no object has an instance (docs/how-to/evaluation.md): there is nothing to tell apart"
         )
-    shape = {"patches": (encoder.input_size // encoder.patch) ** 2, "cls": int(encoder.last_block.has_cls)}
+    shape = {"patches": (encoder.input_size // encoder.patch) ** 2, "cls": encoder.prefix_tokens}
     part = place / ".views.part"
     part.write_text(
         json.dumps(shape | {"dim": encoder.last_block.dim, "layers": LAYERS - blocks, "views": told})
@@ -131,7 +131,7 @@ def _entering(
         trunk = encoder.trunk(crops[i : i + encoder.batch], skip=blocks - 1)
         share = patch_weights(
             torch.from_numpy(masks[i : i + encoder.batch]).to(encoder.device),
-            trunk[-1].shape[1] - last.has_cls,
+            trunk[-1].shape[1] - encoder.prefix_tokens,
         )
         means = [last.masked_mean(x, share) for x in trunk[len(trunk) - (LAYERS - blocks) :]]
         empty = trunk[-1].new_zeros(len(share), 0, last.dim)
@@ -152,7 +152,7 @@ def seen_by(pipeline: Pipeline, blocks: int) -> str:
     """What the views depend on, but for the pictures and their labels."""
     settings = pipeline.settings
     encoder = untouched(local(pipeline).fingerprint, blocks)
-    masks = getattr(pipeline.segmenter, "fingerprint", settings.segmenter.model_dump_json())
+    masks = pipeline.segmenter.fingerprint or settings.segmenter.model_dump_json()
     return f"{encoder} {settings.crop.model_dump_json()} {masks} boxes off by {JITTER}, fitted"
 
 

@@ -9,18 +9,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from soir_qdrant.errors import WeightsError
+from soir_qdrant.config import Owlv2Settings
+from soir_qdrant.contracts import Detector
 from soir_qdrant.geometry.boxes import from_square
-from soir_qdrant.models.encoders.vit import OPENAI, pick_device, pick_dtype
+from soir_qdrant.kinds import Parts
+from soir_qdrant.models.devices import pick_device, pick_dtype
+from soir_qdrant.models.encoders.backbone import OPENAI
+from soir_qdrant.models.pretrained import load_of_type
 from soir_qdrant.models.weights import resolve
 from soir_qdrant.types import RGB, Detections
 
 GREY = 0.5
 
 
-class Owlv2Detector:
+class Owlv2Detector(Detector):
     """weights: a folder saved by `save_pretrained`, or a hub name. threshold: least objectness; iou: of the
-    suppression; most: boxes per image. device, dtype: as of `ViTEncoder`.
+    suppression; most: boxes per image. device, dtype: see `pick_dtype`.
 
     Raises WeightsError where the weights cannot be loaded or are of another model.
     """
@@ -42,7 +46,8 @@ class Owlv2Detector:
         self.most = most
         self.device = pick_device(device)
         self.dtype = pick_dtype(dtype, self.device)
-        self.model = load("Owlv2ForObjectDetection", weights, "owlv2").to(self.device, self.dtype)
+        self.model = load_of_type(resolve(weights), "owlv2", "Owlv2ForObjectDetection")
+        self.model = self.model.to(self.device, self.dtype)
         self.size = int(self.model.config.vision_config.image_size)
 
     def detect(self, images: list[RGB]) -> list[Detections]:
@@ -64,6 +69,11 @@ class Owlv2Detector:
         return boxes.cpu().double().numpy(), logits.sigmoid().cpu().double().numpy()
 
 
+def make(settings: Owlv2Settings, parts: Parts) -> Owlv2Detector:
+    """The kind `owlv2`."""
+    return Owlv2Detector(settings.weights, device=parts.device, **settings.limits)
+
+
 def preprocess(image: RGB, size: int) -> Tensor:
     """Pad to a square with grey (right, bottom), resize smoothly, normalise. Float32 [1, 3, size, size].
 
@@ -76,29 +86,5 @@ def preprocess(image: RGB, size: int) -> Tensor:
     side = max(height, width)
     pixels = F.pad(pixels, (0, side - width, 0, side - height), value=GREY)
     pixels = F.interpolate(pixels, (size, size), mode="bilinear", antialias=True, align_corners=False)
-    mean, deviation = (torch.tensor(v).view(1, 3, 1, 1) for v in OPENAI)
-    return (pixels.clamp(0, 1) - mean) / deviation
-
-
-def load(loader: str, weights: str, kind: str) -> Any:
-    """A `transformers` model by the name of its class. kind: the `model_type` its config must have."""
-    import transformers
-
-    found = resolve(weights)
-    quiet = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    try:
-        config = transformers.AutoConfig.from_pretrained(found.path, local_files_only=found.local)
-        if config.model_type != kind:
-            raise WeightsError(f"{weights}: a {config.model_type} model where a {kind} one belongs")
-        model = getattr(transformers, loader).from_pretrained(found.path, local_files_only=found.local)
-    except (OSError, ValueError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise WeightsError(
-            f"{weights}: the {kind} weights could not be loaded ({reason}). Offline, give a folder "
-            "that holds them, saved by `save_pretrained`, or choose the embedded kind, which needs none"
-        ) from error
-    finally:
-        transformers.logging.set_verbosity(quiet)
-    return model.eval().requires_grad_(False)
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in OPENAI)
+    return (pixels.clamp(0, 1) - mean) / std

@@ -8,10 +8,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from soir_qdrant.config import TokenHeadSettings
+from soir_qdrant.contracts import Detector, FeatureSource
 from soir_qdrant.geometry.boxes import Floats, finish, pick
+from soir_qdrant.kinds import Parts
+from soir_qdrant.models.compatibility import fitting, trunk
+from soir_qdrant.models.detectors.proposals import detector as proposals
+from soir_qdrant.models.devices import pick_device
 from soir_qdrant.models.heads.boxes import PIXELS, Head, TrainedHead, flat
 from soir_qdrant.models.token_grid import AREA, tiled_grid
-from soir_qdrant.models.tokens import TokenSource
 from soir_qdrant.types import RGB, Detections
 
 THRESHOLD, IOU = 0.25, 0.7  # see docs/concepts/detector.md; boxes are suppressed again once they are fitted
@@ -19,7 +24,7 @@ MAX_CELLS = 1000  # that may name a box
 
 
 def inputs(
-    source: TokenSource, image: RGB, area: int = AREA
+    source: FeatureSource, image: RGB, area: int = AREA
 ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
     """What a head sees of an image at about this area: tokens, float32 [h, w, D], and a small image, uint8
     [8 h, 8 w, 3]."""
@@ -36,7 +41,7 @@ def batched(seen: list[tuple[NDArray[np.floating], NDArray[np.uint8]]]) -> tuple
     return tokens, pixels
 
 
-class LearnedDetector:
+class LearnedDetector(Detector):
     """Class-agnostic.
 
     Args:
@@ -53,7 +58,7 @@ class LearnedDetector:
 
     def __init__(
         self,
-        source: TokenSource,
+        source: FeatureSource,
         head: TrainedHead,
         *,
         device: str | torch.device = "cpu",
@@ -81,6 +86,19 @@ class LearnedDetector:
         )
         size = (image.shape[1], image.shape[0])
         return chosen(scores, boxes, size, threshold=self.threshold, iou=self.iou, most=self.most)
+
+
+def make(settings: TokenHeadSettings, parts: Parts) -> Detector:
+    """The kind `embedded`: with the head that was trained for the encoder, else without training.
+
+    Raises:
+        ConfigError: the settings name a head of another encoder.
+    """
+    source = parts.source
+    head = fitting(settings.head, "detector.head", TrainedHead.load, trunk(source.fingerprint))
+    if head is None:
+        return proposals.make(settings, parts)
+    return LearnedDetector(source, head, device=pick_device(parts.device), **settings.limits)
 
 
 @torch.inference_mode()

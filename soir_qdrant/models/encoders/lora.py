@@ -31,7 +31,7 @@ class Adapter:
     factors: dict[str, tuple[Tensor, Tensor]]
     fitted_for: str
 
-    def add_to(self, block: Callable[[int], LastBlock]) -> None:
+    def add_to(self, block: Callable[[int], LastBlock | None]) -> None:
         """Add them into a model's weights. block: gives its blocks, whose tensors are the model's own.
 
         Raises ConfigError where the model has no such layer.
@@ -39,7 +39,8 @@ class Adapter:
         with torch.no_grad():
             for name, (down, up) in self.factors.items():
                 index, _, layer = name.partition(".")
-                weight = block(int(index)).weights.get(f"{layer}.weight")
+                exposed = block(int(index))
+                weight = exposed.weights.get(f"{layer}.weight") if exposed else None
                 if weight is None or weight.shape != (len(up), down.shape[1]):
                     raise ConfigError(f"the adapter's layer {name} does not fit this model")
                 weight += (up.float() @ down.float()).to(weight)
@@ -64,12 +65,12 @@ class Adapter:
 
     @property
     def _digest(self) -> str:
-        made = hashlib.sha256()
+        digest = hashlib.sha256()
         for name, pair in sorted(self.factors.items()):
-            made.update(name.encode())
+            digest.update(name.encode())
             for factor in pair:
-                made.update(factor.half().cpu().contiguous().numpy().tobytes())
-        return made.hexdigest()[:8]
+                digest.update(factor.half().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:8]
 
     def save(self, file: Path) -> None:
         """Write a safetensors file in float16, whole or not at all."""
@@ -83,8 +84,8 @@ class Adapter:
     @classmethod
     def load(cls, file: Path) -> Adapter:
         """Raises ConfigError where the file is missing or no adapter."""
-        held, about = artifacts.load(file, "adapter of an encoder", "soir train encoder")
-        tensors = {name: torch.from_numpy(x) for name, x in held.items()}
+        arrays, about = artifacts.load(file, "adapter of an encoder", "soir train encoder")
+        tensors = {name: torch.from_numpy(x) for name, x in arrays.items()}
         names = [name.removesuffix(DOWN) for name in tensors if name.endswith(DOWN)]
         if not names or any(name + UP not in tensors for name in names):
             raise ConfigError(f"{file}: not the file of an adapter; make one with `soir train encoder`")

@@ -8,16 +8,17 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from soir_qdrant.errors import ConfigError, WeightsError
-from soir_qdrant.models.encoders.vit import pick_device
-from soir_qdrant.models.weights import quiet, resolve
+from soir_qdrant.errors import ConfigError
+from soir_qdrant.models.devices import pick_device
+from soir_qdrant.models.pretrained import load_config, load_model, loading
+from soir_qdrant.models.weights import resolve
 from soir_qdrant.types import Vector
 
 
 @dataclass(frozen=True, slots=True)
 class Tower:
-    """How a text tower is asked. loader: its class in `transformers`; output: what of its answer is the
-    descriptor; padding: of its tokenizer; inputs: what it is given."""
+    """How a text tower is called. loader: its class in `transformers`; output: what of its answer is the
+    descriptor; padding: of its tokenizer; inputs: names of its arguments."""
 
     loader: str
     output: str
@@ -29,6 +30,7 @@ TOWERS = {
     "clip": Tower("CLIPTextModelWithProjection", "text_embeds", True, ("input_ids", "attention_mask")),
     # trained on texts padded to one length, the padding not masked
     "siglip": Tower("SiglipTextModel", "pooler_output", "max_length", ("input_ids",)),
+    "siglip2": Tower("Siglip2TextModel", "pooler_output", "max_length", ("input_ids",)),
 }
 
 
@@ -46,14 +48,14 @@ class TextEncoder:
         if not all(text.strip() for text in texts):
             raise ConfigError("the query text is empty: say what to look for")
         longest = self.model.config.max_position_embeddings
-        made = self.tokenizer(
+        tokens = self.tokenizer(
             texts, padding=self.tower.padding, max_length=longest, truncation=True, return_tensors="pt"
         )
-        inputs = {name: made[name].to(self.model.device) for name in self.tower.inputs}
+        inputs = {name: tokens[name].to(self.model.device) for name in self.tower.inputs}
         with torch.inference_mode():
             rows = getattr(self.model(**inputs), self.tower.output)
-        found: Vector = F.normalize(rows.float(), dim=-1).cpu().numpy()
-        return found
+        unit: Vector = F.normalize(rows.float(), dim=-1).cpu().numpy()
+        return unit
 
 
 def text_encoder(weights: str, device: str = "auto") -> TextEncoder | None:
@@ -61,21 +63,14 @@ def text_encoder(weights: str, device: str = "auto") -> TextEncoder | None:
 
     Raises WeightsError where tower or tokenizer cannot be loaded.
     """
-    found = resolve(weights)
-    try:
-        with quiet() as transformers:
-            config = transformers.AutoConfig.from_pretrained(found.path, local_files_only=found.local)
-            tower = TOWERS.get(config.model_type)
-            if tower is None:
-                return None
-            loader = getattr(transformers, tower.loader)
-            model = loader.from_pretrained(found.path, local_files_only=found.local)
-            tokenizer = transformers.AutoTokenizer.from_pretrained(found.path, local_files_only=found.local)
+    resolved = resolve(weights)
+    tower = TOWERS.get(load_config(resolved).model_type)
+    if tower is None:
+        return None
+    what = "its text tower"
+    model = load_model(resolved, tower.loader, what)
+    with loading(resolved, what) as (transformers, options):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(resolved.path, **options)
         if len(tokenizer) < model.config.vocab_size // 2:  # of a folder without one, an empty one is made
             raise OSError("its tokenizer is missing")
-    except (OSError, ValueError) as error:
-        raise WeightsError(
-            f"{found.path}: its text tower could not be loaded ({str(error).splitlines()[0]}). Give a folder "
-            "with the whole model and its tokenizer, or a hub name"
-        ) from error
     return TextEncoder(model.to(pick_device(device)).eval(), tokenizer, tower)

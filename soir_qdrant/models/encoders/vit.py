@@ -1,97 +1,50 @@
-"""A vision transformer whose last block is exposed: DINOv2, CLIP and SigLIP vision towers, in torch."""
+"""Crops to descriptors, images to features: a vision transformer of any family, in torch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from soir_qdrant.errors import ConfigError, WeightsError
+from soir_qdrant.config import VitSettings
+from soir_qdrant.contracts import Encoder
+from soir_qdrant.errors import ConfigError
+from soir_qdrant.geometry.masks import checked_masks
+from soir_qdrant.kinds import Parts
 from soir_qdrant.models.compatibility import fitting
+from soir_qdrant.models.devices import pick_device, pick_dtype
+from soir_qdrant.models.encoders.backbone import Backbone, Context
+from soir_qdrant.models.encoders.families import load_backbone
 from soir_qdrant.models.encoders.lora import Adapter
 from soir_qdrant.models.last_block import LastBlock
-from soir_qdrant.models.weights import EMBEDDED, Weights, quiet, resolve
-from soir_qdrant.types import Encoding
-
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-OPENAI = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
-HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+from soir_qdrant.models.tokens import LAYER
+from soir_qdrant.models.weights import EMBEDDED, resolve
+from soir_qdrant.types import Encoding, Vector
 
 LAYERS = 4  # blocks whose patch tokens describe an object
 
 
-@dataclass(frozen=True, slots=True)
-class Family:
-    """How one `transformers` architecture is taken apart.
+class ViTEncoder(Encoder):
+    """A vision transformer of `transformers`, run here.
 
-    embed: pixels [B, 3, H, W] -> tokens [B, N, D] that enter the first block, position table interpolated.
-    blocks: the list of blocks. last_block: holder of one of them (counted from the end) and the read-out.
-    normalisation: mean and standard deviation of the pixels. options: what each block is called with.
-    """
+    The read-out (last block, final LayerNorm) always runs in float32, where the family takes it apart.
 
-    loader: str
-    embed: Callable[[Any, Tensor], Tensor]
-    blocks: Callable[[Any], nn.ModuleList]
-    last_block: Callable[[Any, int], LastBlock]
-    normalisation: tuple[tuple[float, float, float], tuple[float, float, float]]
-    options: dict[str, Any]
+    Args:
+        weights: "embedded", a folder or a hub name.
+        input_size: side of the square crops in pixels; a multiple of the patch size.
+        device: "auto" takes the first GPU, else the CPU.
+        dtype: "auto" takes bfloat16 where the device has it; see `pick_dtype`.
+        batch: crops that run at once.
+        blocks: how many of the last ones are exposed to the refinement.
+        adapter: see `EncoderSettings`.
 
-
-def _embed_clip(model: Any, pixels: Tensor) -> Tensor:
-    vision = getattr(model, "vision_model", model)
-    embedded: Tensor = vision.pre_layrnorm(vision.embeddings(pixels, interpolate_pos_encoding=True))
-    return embedded
-
-
-def _embed_siglip(model: Any, pixels: Tensor) -> Tensor:
-    vision = getattr(model, "vision_model", model)
-    embedded: Tensor = vision.embeddings(pixels, interpolate_pos_encoding=True)
-    return embedded
-
-
-FAMILIES = {
-    "dinov2": Family(
-        "Dinov2Model",
-        lambda m, x: m.embeddings(x),
-        lambda m: m.encoder.layer,
-        LastBlock.from_dinov2,
-        IMAGENET,
-        {},
-    ),
-    "clip": Family(
-        "CLIPVisionModelWithProjection",
-        _embed_clip,
-        lambda m: getattr(m, "vision_model", m).encoder.layers,
-        LastBlock.from_clip,
-        OPENAI,
-        {"attention_mask": None},
-    ),
-    "siglip": Family(
-        "SiglipVisionModel",
-        _embed_siglip,
-        lambda m: getattr(m, "vision_model", m).encoder.layers,
-        LastBlock.from_siglip,
-        HALF,
-        {"attention_mask": None},
-    ),
-}
-
-
-class ViTEncoder:
-    """Crops to descriptors and last-block tokens.
-
-    weights: "embedded", a folder or a hub name. input_size: side of the square crops in pixels; a multiple
-    of the patch size. device, dtype: "auto" takes the first GPU and its bfloat16, else the CPU (see
-    `pick_dtype`). blocks: how many of the last ones are exposed to the refinement. adapter: see
-    `EncoderSettings`. The read-out (last block, final LayerNorm) always runs in float32.
-    Raises WeightsError where the weights cannot be loaded, ConfigError for an input size, dtype or adapter
-    that does not fit.
+    Raises:
+        WeightsError: the weights cannot be loaded, or are of a family that is not known.
+        ConfigError: an input size, dtype, number of blocks or adapter that does not fit.
     """
 
     def __init__(
@@ -105,94 +58,152 @@ class ViTEncoder:
         blocks: int = 1,
         adapter: str | None = "shipped",
     ) -> None:
-        found = resolve(weights)
-        model, family = _load(found)
-        added = fitting(adapter, "encoder.adapter", Adapter.load, found.sha256)
-        self.adapter = added
-        if added:
-            added.add_to(lambda index: family.last_block(model, index))
-        self.patch = int(model.config.patch_size)
+        self.weights = resolve(weights)
+        self.backbone = load_backbone(self.weights)
+        self.adapter = fitting(adapter, "encoder.adapter", Adapter.load, self.weights.sha256)
+        if self.adapter:
+            self.adapter.add_to(self.backbone.last_block)
+        self.patch, self.prefix_tokens = self.backbone.patch, self.backbone.prefix_tokens
+        self.dim, self.width, self.depth = self.backbone.dim, self.backbone.width, len(self.backbone.blocks)
         if input_size < self.patch or input_size % self.patch:
             raise ConfigError(f"input_size {input_size}: give a multiple of the patch size, {self.patch}")
+        if not 1 <= blocks < self.depth:
+            raise ConfigError(f"blocks {blocks}: this encoder has {self.depth}")
         self.device = pick_device(device)
         self.dtype = pick_dtype(dtype, self.device)
-        if not 1 <= blocks < len(family.blocks(model)):
-            raise ConfigError(f"blocks {blocks}: this encoder has {len(family.blocks(model))}")
-        self.last_blocks = tuple(
-            family.last_block(model, i).to(self.device, torch.float32) for i in range(-blocks, 0)
+        exposed = [self.backbone.last_block(i) for i in range(-blocks, 0)]
+        self._last_blocks = tuple(block.to(self.device, torch.float32) for block in exposed if block)
+        self.backbone.to(self.device, self.dtype)
+        self._own = _ModelsOwn(self.backbone, self.dtype)
+        self._readout = self._last_blocks[-1] if self._last_blocks else self._own
+        mean, std = (
+            torch.tensor(v, device=self.device).view(1, 3, 1, 1) for v in self.backbone.normalisation
         )
-        self.last_block = self.last_blocks[-1]
-        self.family = family
-        self.blocks = list(family.blocks(model))[:-1]
-        self.model = model.to(self.device, self.dtype)
-        mean, std = (torch.tensor(v, device=self.device).view(1, 3, 1, 1) for v in family.normalisation)
         self._scale, self._shift = 1 / (255 * std), -mean / std
         self.batch = batch
-        self.name = found.origin.name
+        self.name = self.weights.origin.name
         self.input_size = input_size
-        self.dim = self.last_block.dim_out
-        made_of = found.sha256[:12] + (f"+{added.name}" if added else "")
-        self.fingerprint = f"{found.origin.name}@{made_of}/{input_size}px"
+        content = self.weights.sha256[:12] + (f"+{self.adapter.name}" if self.adapter else "")
+        self.fingerprint = f"{self.weights.origin.name}@{content}/{input_size}px"
 
-    def encode(self, crops: NDArray[np.uint8], masks: NDArray[np.float32] | None = None) -> Encoding:
-        """crops: uint8 [B, S, S, 3], RGB, S = input_size; masks: float32 [B, S, S], 0..1. See `Encoding`."""
-        return self.encode_both(crops, masks)[0]
+    @property
+    def last_blocks(self) -> tuple[LastBlock, ...]:
+        """In float32, on the encoder's device."""
+        return self._last_blocks
 
-    def encode_both(
-        self, crops: NDArray[np.uint8], masks: NDArray[np.float32] | None = None, *, skip: int = 0
-    ) -> tuple[Encoding, Tensor]:
-        """`encode` and `tokens` in one pass, the tokens in half precision."""
-        size = self.input_size
-        if crops.ndim != 4 or crops.shape[1:] != (size, size, 3):
-            raise ConfigError(f"crops of shape {crops.shape}: expected [B, {size}, {size}, 3]")
-        masks = np.ones(crops.shape[:3], np.float32) if masks is None else masks
-        if masks.shape != crops.shape[:3]:
-            raise ConfigError(f"masks of shape {masks.shape}: expected {crops.shape[:3]}")
+    def encode(
+        self,
+        crops: NDArray[np.uint8],
+        masks: NDArray[np.float32] | None = None,
+        *,
+        with_tokens: bool = False,
+        with_patches: bool = False,
+    ) -> Encoding:
+        """See `Encoder`: tokens and patches are read in the same pass."""
+        masks = checked_masks(crops, masks, self.input_size)
         if not len(crops):
-            count = (size // self.patch) ** 2 + self.last_block.has_cls
-            nothing = torch.zeros(0, count, self.last_block.dim, device=self.device)
-            empty = np.zeros((0, LAYERS, self.last_block.dim), np.float32)
-            return Encoding(np.zeros((0, self.dim), np.float32), empty, nothing), nothing.half()
+            return self._of_nothing(with_tokens, with_patches)
         parts = [
-            self._encode(crops[i : i + self.batch], masks[i : i + self.batch], skip)
+            self._encode(crops[i : i + self.batch], masks[i : i + self.batch], with_tokens, with_patches)
             for i in range(0, len(crops), self.batch)
         ]
-        descriptor, layers, tokens, earlier = (torch.cat(column) for column in zip(*parts, strict=True))
-        return Encoding(descriptor.cpu().numpy(), layers.cpu().numpy(), tokens), earlier
+        descriptor, layers, tokens, patches = zip(*parts, strict=True)
+        return Encoding(
+            torch.cat(descriptor).cpu().numpy(),
+            torch.cat(layers).cpu().numpy(),
+            torch.cat(tokens) if with_tokens else None,
+            torch.cat(patches).cpu().numpy() if with_patches else None,
+        )
 
-    def tokens(self, images: NDArray[np.uint8], *, skip: int = 0) -> Tensor:
-        """images: uint8 [B, H, W, 3], H and W multiples of the patch size (they need not be square).
+    def features(self, images: NDArray[np.uint8], layers: Sequence[int]) -> Vector:
+        """See `Encoder`."""
+        wanted = [max(self.depth + layer, 0) for layer in layers]
+        after, context = self._run(images, range(min(max(wanted) + 1, self.depth - 1)))
+        if self.depth - 1 in wanted:
+            after.append(self._own.forward(after[-1], context))
+        height, width = images.shape[1] // self.patch, images.shape[2] // self.patch
+        grids = [after[i][:, self.prefix_tokens :].unflatten(1, (height, width)) for i in wanted]
+        grid: Vector = torch.cat(grids, -1).cpu().numpy()
+        return grid
 
-        Float32 tokens [B, N, D] that enter the last block (`skip` blocks earlier, where asked).
-        """
-        return self.trunk(images, skip=skip)[-1]
-
-    def _encode(
-        self, crops: NDArray[np.uint8], masks: NDArray[np.float32], skip: int
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        block = self.last_block
-        with torch.inference_mode():
-            trunk = self.trunk(crops)
-            last = block.forward(trunk[-1])
-            weights = patch_weights(torch.from_numpy(masks).to(self.device), last.shape[1] - block.has_cls)
-            means = [block.masked_mean(x, weights) for x in [*trunk[1 - LAYERS :], last]]
-            earlier = trunk[max(len(trunk) - 1 - skip, 0)].half()
-            return block.read(last), torch.stack(means, 1), trunk[-len(self.last_blocks)], earlier
-
-    @torch.inference_mode()
     def trunk(self, images: NDArray[np.uint8], *, skip: int = 0) -> list[Tensor]:
         """Tokens after each block but the last and `skip` more (one runs at least), float32, oldest first.
 
         images: uint8 [B, H, W, 3], sides multiples of the patch size. [B, N, D] each.
         """
+        return self._run(images, range(max(self.depth - 1 - skip, 1)))[0]
+
+    def _of_nothing(self, with_tokens: bool, with_patches: bool) -> Encoding:
+        side = self.input_size // self.patch
+        rows = min(LAYERS, self.depth)
+        return Encoding(
+            np.zeros((0, self.dim), np.float32),
+            np.zeros((0, rows, self.width), np.float32),
+            torch.zeros(0, side**2 + self.prefix_tokens, self.width) if with_tokens else None,
+            np.zeros((0, side, side, self.width), np.float16) if with_patches else None,
+        )
+
+    @torch.inference_mode()
+    def _encode(
+        self, crops: NDArray[np.uint8], masks: NDArray[np.float32], with_tokens: bool, with_patches: bool
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        after, context = self._run(crops, range(self.depth - 1))
+        exposed = self._last_blocks
+        last = exposed[-1].forward(after[-1]) if exposed else self._own.forward(after[-1], context)
+        weights = patch_weights(torch.from_numpy(masks).to(self.device), last.shape[1] - self.prefix_tokens)
+        means = [
+            torch.einsum("bm,bmd->bd", weights, self._readout.norm(x)[:, self.prefix_tokens :])
+            for x in [*after[1 - LAYERS :], last]
+        ]
+        tokens = after[-max(len(self.last_blocks), 1)] if with_tokens else None
+        patches = None
+        if with_patches:
+            side = self.input_size // self.patch
+            early = after[max(self.depth + LAYER, 0)][:, self.prefix_tokens :]
+            patches = early.half().unflatten(1, (side, side))
+        return self._readout.read(last), torch.stack(means, 1), tokens, patches
+
+    @torch.inference_mode()
+    def _run(self, images: NDArray[np.uint8], blocks: range) -> tuple[list[Tensor], Context]:
+        """Tokens after each of the first blocks, float32 [B, N, D], and the context of the call."""
         pixels = torch.from_numpy(np.ascontiguousarray(images)).to(self.device).permute(0, 3, 1, 2)
-        x = self.family.embed(self.model, (pixels * self._scale + self._shift).to(self.dtype))
-        found = []
-        for block in self.blocks[: max(len(self.blocks) - skip, 1)]:
-            x = block(x, **self.family.options)
-            x = x[0] if isinstance(x, tuple) else x
-            found.append(x.float())
-        return found
+        x, context = self.backbone.embed((pixels * self._scale + self._shift).to(self.dtype))
+        after = []
+        for i in blocks:
+            x = self.backbone.block(i, x, context)
+            after.append(x.float())
+        return after, context
+
+
+def make(settings: VitSettings, parts: Parts) -> ViTEncoder:
+    """The kind `vit`."""
+    return ViTEncoder(
+        settings.weights,
+        input_size=settings.input_size,
+        device=settings.device,
+        dtype=settings.dtype,
+        batch=settings.batch,
+        blocks=parts.settings.vector.blocks,
+        adapter=settings.adapter,
+    )
+
+
+class _ModelsOwn:
+    """The last block and the read-out as the model runs them: on any grid, and where they are not taken
+    apart."""
+
+    def __init__(self, backbone: Backbone, dtype: torch.dtype) -> None:
+        self.backbone, self.dtype = backbone, dtype
+
+    @torch.inference_mode()
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        return self.backbone.block(len(self.backbone.blocks) - 1, x.to(self.dtype), context).float()
+
+    def norm(self, x: Tensor) -> Tensor:
+        return self.backbone.norm(x.to(self.dtype)).float()
+
+    def read(self, x: Tensor) -> Tensor:
+        return self.backbone.read(x.to(self.dtype)).float()
 
 
 def patch_weights(masks: Tensor, patches: int) -> Tensor:
@@ -203,45 +214,3 @@ def patch_weights(masks: Tensor, patches: int) -> Tensor:
     share = F.adaptive_avg_pool2d(masks[:, None].float(), round(patches**0.5)).flatten(1)
     share = torch.where(share.sum(1, keepdim=True) > 1e-6, share, torch.ones_like(share))
     return share / share.sum(1, keepdim=True)
-
-
-def pick_device(device: str) -> torch.device:
-    """ "auto": the first CUDA device, else the CPU."""
-    if device != "auto":
-        return torch.device(device)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """ "auto": bfloat16 on a GPU that has it and on a CPU with bfloat16 instructions, else float32."""
-    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if dtype in known:
-        return known[dtype]
-    if dtype != "auto":
-        raise ConfigError(f"dtype {dtype!r}: choose one of auto, {', '.join(known)}")
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    return torch.bfloat16 if _cpu_has_bfloat16() else torch.float32
-
-
-def _cpu_has_bfloat16() -> bool:
-    probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    return bool(probe and probe())
-
-
-def _load(found: Weights) -> tuple[Any, Family]:
-    try:
-        with quiet() as transformers:
-            config = transformers.AutoConfig.from_pretrained(found.path, local_files_only=found.local)
-            kind = config.model_type.removesuffix("_vision_model")
-            if kind not in FAMILIES:
-                known = ", ".join(FAMILIES)
-                raise WeightsError(f"{found.path}: a {config.model_type} model; known are {known}")
-            loader = getattr(transformers, FAMILIES[kind].loader)
-            model = loader.from_pretrained(found.path, local_files_only=found.local)
-    except (OSError, ValueError) as error:
-        raise WeightsError(
-            f"{found.path}: the weights could not be loaded ({str(error).splitlines()[0]}). Offline, give a "
-            "folder that holds them, or the weights 'embedded'"
-        ) from error
-    return model.eval().requires_grad_(False), FAMILIES[kind]

@@ -6,12 +6,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from soir_qdrant.contracts import Segmenter
 from soir_qdrant.geometry.crops import whole_box
 from soir_qdrant.geometry.masks import ellipse
+from soir_qdrant.kinds import Parts, SegmenterSettings
 from soir_qdrant.types import RGB, Mask
 
 
-class GrabCutSegmenter:
+class GrabCutSegmenter(Segmenter):
     """GrabCut on a bounded crop around each box: at first all of the box may be the object, and a margin
     around it surely is not.
 
@@ -32,6 +34,10 @@ class GrabCutSegmenter:
         height, width = image.shape[:2]
         return [self._cut(image, whole_box(_box(row), width, height)) for row in boxes]
 
+    def for_queries(self) -> GrabCutSegmenter:
+        """A finer cut."""
+        return GrabCutSegmenter(side=160, iterations=5, margin=self.margin)
+
     def _cut(self, image: RGB, frame: tuple[int, int, int, int]) -> Mask:
         x0, y0, x1, y1 = frame
         shape = (y1 - y0, x1 - x0)
@@ -49,7 +55,7 @@ class GrabCutSegmenter:
         except cv2.error:  # a crop with too few colours for its mixture models
             return ellipse(shape)
         mask = np.isin(seed[top:bottom, left:right], (cv2.GC_FGD, cv2.GC_PR_FGD))
-        mask = _fit(mask, shape)
+        mask = _resized(mask, shape)
         return mask if 0.1 <= mask.mean() <= 0.98 else ellipse(shape)
 
     def _crop(self, image: RGB, frame: tuple[int, int, int, int]) -> tuple[RGB, tuple[int, int, int, int]]:
@@ -67,7 +73,12 @@ class GrabCutSegmenter:
         return np.ascontiguousarray(crop), (left, top, min(right, size[0]), min(bottom, size[1]))
 
 
-def _fit(mask: Mask, shape: tuple[int, int]) -> Mask:
+def make(settings: SegmenterSettings, parts: Parts) -> GrabCutSegmenter:  # noqa: ARG001
+    """The kind `grabcut`."""
+    return GrabCutSegmenter()
+
+
+def _resized(mask: Mask, shape: tuple[int, int]) -> Mask:
     resized = cv2.resize(mask.astype(np.float32), (shape[1], shape[0]), interpolation=cv2.INTER_LINEAR) >= 0.5
     return resized if resized.any() else np.ones(shape, np.bool_)
 

@@ -9,7 +9,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from soir_qdrant.config import TokenUnetSettings
+from soir_qdrant.contracts import FeatureSource, Segmenter
+from soir_qdrant.kinds import Parts
+from soir_qdrant.models.compatibility import fitting, trunk
+from soir_qdrant.models.devices import pick_device
 from soir_qdrant.models.heads.masks import MaskHead
+from soir_qdrant.models.segmenters.grabcut import GrabCutSegmenter
 from soir_qdrant.models.segmenters.windows import (
     FEW_CELLS,
     MAX_BATCH,
@@ -26,16 +32,15 @@ from soir_qdrant.models.segmenters.windows import (
     window_tokens,
 )
 from soir_qdrant.models.token_grid import AREA, tiled_grid
-from soir_qdrant.models.tokens import TokenSource
 from soir_qdrant.types import RGB, Box, Mask
 
 
-class LearnedSegmenter:
+class LearnedSegmenter(Segmenter):
     """A mask for each box, by a head that was trained on the tokens of `source`.
 
-    Detected boxes (`fit`) take their tokens from those of the whole image, which the detector has computed;
-    other boxes (`segment`), such as a query's, are looked at alone, smaller. A head that was trained on the
-    tokens of windows alone gets those for both.
+    Detected boxes (`refine_boxes`) take their tokens from those of the whole image, which the detector has
+    computed; other boxes (`segment`), such as a query's, are looked at alone, smaller. A head that was
+    trained on the tokens of windows alone gets those for both.
 
     Args:
         source: its tokens are read.
@@ -45,7 +50,7 @@ class LearnedSegmenter:
 
     name = "learned"
 
-    def __init__(self, source: TokenSource, head: MaskHead, *, device: str | torch.device = "cpu") -> None:
+    def __init__(self, source: FeatureSource, head: MaskHead, *, device: str | torch.device = "cpu") -> None:
         self.source = source
         self.device = torch.device(device)
         self.fingerprint = f"{self.name} {_digest(head)}"  # what its masks depend on, but for the encoder
@@ -58,13 +63,13 @@ class LearnedSegmenter:
             in_box(whole, box, at, image.shape) for box, at, whole in self._windows(image, boxes, alone=True)
         ]
 
-    def fit(self, image: RGB, boxes: NDArray[np.floating]) -> list[tuple[Box, Mask]]:
-        """image: uint8 [H, W, 3]; boxes: [k, 4]. See `Fitting`."""
-        fitted = []
+    def refine_boxes(self, image: RGB, boxes: NDArray[np.floating]) -> list[tuple[Box, Mask | None]]:
+        """image: uint8 [H, W, 3]; boxes: [k, 4]. See `Segmenter`."""
+        refined: list[tuple[Box, Mask | None]] = []
         for box, at, whole in self._windows(image, boxes, alone=self.head.reads == "window"):
             moved = around(whole, box, at, image.shape)
-            fitted.append((moved, in_box(whole, moved, at, image.shape)))
-        return fitted
+            refined.append((moved, in_box(whole, moved, at, image.shape)))
+        return refined
 
     def chances(self, image: RGB, boxes: list[Box], windows: list[Window], tokens: Array) -> Array:
         """The chance of each pixel of k windows to be the object's, float32 [k, side, side].
@@ -109,6 +114,19 @@ class LearnedSegmenter:
         arrays = (torch.from_numpy(x).to(self.device, self.dtype) for x in (small, planes, tokens))
         logits: torch.Tensor = self.head(*arrays)
         return np.asarray(logits.float().sigmoid().cpu().numpy(), np.float32)
+
+
+def make(settings: TokenUnetSettings, parts: Parts) -> Segmenter:
+    """The kind `embedded`: the head that was trained for the encoder, else GrabCut.
+
+    Raises:
+        ConfigError: the settings name a head of another encoder.
+    """
+    source = parts.source
+    head = fitting(settings.head, "segmenter.head", MaskHead.load, trunk(source.fingerprint))
+    if head is None:
+        return GrabCutSegmenter()
+    return LearnedSegmenter(source, head, device=pick_device(parts.device))
 
 
 def _digest(head: MaskHead) -> str:

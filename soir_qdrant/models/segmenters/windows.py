@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from soir_qdrant.contracts import FeatureSource
 from soir_qdrant.geometry.boxes import intersection_over_union
 from soir_qdrant.geometry.crops import square, square_pixels, whole_box
 from soir_qdrant.geometry.masks import ellipse
-from soir_qdrant.models.tokens import TokenSource, tokens_of
+from soir_qdrant.models.tokens import LAYER
 from soir_qdrant.types import RGB, Box, Mask
 
 MARGIN = 0.25  # around the box, as a fraction of its longer side
@@ -58,22 +59,16 @@ def box_planes(box: Box, at: Window, size: int) -> Array:
     return planes
 
 
-def window_tokens(source: TokenSource, images: Sequence[RGB], windows: Sequence[Window], cells: int) -> Array:
+def window_tokens(
+    source: FeatureSource, images: Sequence[RGB], windows: Sequence[Window], cells: int
+) -> Array:
     """The tokens of windows that are looked at alone, one of each image, float32 [k, cells^2, D]."""
     side = cells * source.patch
+    looks = [window_image(image, at, side) for image, at in zip(images, windows, strict=True)]
     seen = [
-        tokens_of(
-            source,
-            np.stack(
-                [
-                    window_image(image, at, side)
-                    for image, at in zip(images[i : i + MAX_BATCH], windows[i : i + MAX_BATCH], strict=True)
-                ]
-            ),
-        )[:, -(cells**2) :]
-        for i in range(0, len(windows), MAX_BATCH)
+        source.features(np.stack(looks[i : i + MAX_BATCH]), [LAYER]) for i in range(0, len(looks), MAX_BATCH)
     ]
-    return np.concatenate(seen)
+    return np.concatenate(seen).reshape(len(looks), cells**2, -1)
 
 
 def resized_tokens(tokens: Array, cells: int) -> Array:

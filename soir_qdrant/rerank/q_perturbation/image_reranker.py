@@ -153,7 +153,7 @@ class QPerturbation:
             "boxes": torch.tensor(boxes, dtype=torch.float32),
             "vectors": torch.from_numpy(self.pipeline.describe(encoding)),
             "tokens": tokens.half().cpu(),
-            "shares": _shares(masks, tokens.shape[1] - 1).half(),
+            "shares": _shares(masks, tokens.shape[1] - self.reader.block.prefix_tokens).half(),
         }
 
     def _query(self, query: SearchQuery) -> _QueryReading:

@@ -42,7 +42,7 @@ class ImagePerturbation:
     settings: PerturbSettings = WINNER
 
     def __post_init__(self) -> None:
-        if not self.block.has_cls:
+        if not self.block.prefix_tokens:
             raise ConfigError("rerank q-perturbation: this encoder has no CLS token to read with")
 
     def query(self, tokens: Tensor) -> Tensor:
@@ -53,17 +53,18 @@ class ImagePerturbation:
     def prepare(self, tokens: Tensor, shares: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What of k crops does not depend on the query: their patch tokens, keys and subspaces.
 
-        tokens: [k, N, D], those that enter the block, CLS first. shares: [k, N - 1], 0..1, of each patch
-        inside the object. Returns patches [k, N - 1, D] (through the final LayerNorm), keys [k, heads, N, d]
-        and bases [k, heads, d, r].
+        tokens: [k, N, D], those that enter the block, CLS first. shares: [k, n], 0..1, of each of the n
+        patches inside the object. Returns patches [k, n, D] (through the final LayerNorm), keys
+        [k, heads, N, d] and bases [k, heads, d, r].
         """
-        if tokens.ndim != 3 or shares.shape != (len(tokens), tokens.shape[1] - 1):
+        first = self.block.prefix_tokens
+        if tokens.ndim != 3 or shares.shape != (len(tokens), tokens.shape[1] - first):
             raise ConfigError(
-                f"tokens {tuple(tokens.shape)}, shares {tuple(shares.shape)}: give [k, N, D] and [k, N - 1]"
+                f"tokens {tuple(tokens.shape)}, shares {tuple(shares.shape)}: give [k, N, D] and "
+                f"[k, N - {first}]"
             )
         tokens, shares, settings = tokens.float(), shares.float(), self.settings
-        patches = self.block.norm(tokens)[:, 1:]
-        keys = self.block.split(self.block.linear(self.block.layer_norm(tokens, "norm1"), "k"))
+        patches, keys = self.block.norm(tokens)[:, first:], self.block.keys(tokens)
         grams = [gram(keys[i], shares[i : i + 1])[0] for i in range(len(keys))]
         phi = basis(
             torch.stack(grams),
@@ -84,6 +85,6 @@ class ImagePerturbation:
         queries = query.expand(len(phi), -1, -1)[:, :, None]
         moved = perturb(queries, phi[None], alpha[None], keep_norm=self.settings.keep_norm)
         attention = (moved @ keys.transpose(-1, -2) / query.shape[-1] ** 0.5).softmax(-1)
-        weights = attention[:, :, 0, 1:].mean(1)  # [k, N - 1]; what CLS drew is left out
+        weights = attention[:, :, 0, self.block.prefix_tokens :].mean(1)  # what CLS drew is left out
         weights = weights / weights.sum(1, keepdim=True)
         return torch.einsum("kn,knd->kd", weights, patches)

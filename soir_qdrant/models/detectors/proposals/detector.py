@@ -1,4 +1,4 @@
-"""The embedded detector: regions that the encoder's tokens say are objects. See docs/concepts/detector.md."""
+"""A detector without training: regions that an encoder's features say are objects. See docs/concepts/detector.md."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from soir_qdrant.contracts import Detector, FeatureSource
 from soir_qdrant.geometry.boxes import Floats, finish, pick
-from soir_qdrant.models.detectors import saliency
-from soir_qdrant.models.detectors.regions import Tree, gradient, grow, superpixels
-from soir_qdrant.models.detectors.scoring import BY_TOKENS, CLASSICAL
-from soir_qdrant.models.tokens import TokenSource, gridded, sized, tokens_of
+from soir_qdrant.kinds import DetectorSettings, Parts
+from soir_qdrant.models.detectors.proposals import saliency
+from soir_qdrant.models.detectors.proposals.regions import Tree, gradient, grow, superpixels
+from soir_qdrant.models.detectors.proposals.scoring import BY_TOKENS
+from soir_qdrant.models.tokens import LAYER, gridded, sized
 from soir_qdrant.types import RGB, Detections
 
 GRID_AREA = 616 * 826  # pixels at which the tokens are computed, whatever the shape of the image
 TREE_AREA = 640 * 480  # pixels at which regions are grown
 STEP = 12  # grid of the superpixels, in pixels
-CELL = 14  # of the classical features
 LEAST_AREA, MOST_AREA, MOST_STRETCH = 0.0025, 0.08, 5.0  # boxes: share of the image, ratio of the sides
 DIMS = 16  # principal components of the tokens that count when regions are compared
 BY_COLOUR, BY_TOKEN, BY_SIZE = 0.5, 48.0, 0.5  # what makes regions alike
@@ -28,20 +29,19 @@ CANDIDATES = 800
 FIRST_MOST, FIRST_LEAST = 12, 0.25  # boxes of the first look, and the score they need
 
 
-class EmbeddedDetector:
+class ProposalsDetector(Detector):
     """Class-agnostic, without weights of its own.
 
-    encoder: anything; where it has `tokens` and `patch` (`TokenSource`) they decide, else colours and
-    gradients do, which finds fewer objects. threshold, iou, most: see `DetectorSettings`.
+    source: an encoder, whose features decide. threshold, iou, most: see `DetectorSettings`.
     """
 
-    name = "embedded"
+    name = "proposals"
 
     def __init__(
-        self, encoder: object | None, *, threshold: float = 0.2, iou: float = 0.4, most: int = 25
+        self, source: FeatureSource, *, threshold: float = 0.2, iou: float = 0.4, most: int = 25
     ) -> None:
-        self.source = encoder if isinstance(encoder, TokenSource) else None
-        self.scoring = BY_TOKENS if self.source else CLASSICAL
+        self.source = source
+        self.scoring = BY_TOKENS
         self.threshold = threshold
         self.iou = iou
         self.most = most
@@ -63,7 +63,7 @@ class EmbeddedDetector:
     def candidates(self, image: RGB) -> tuple[Floats, Floats]:
         """Boxes in pixels of the image, [n, 4], and their features, [n, 14], see `scoring.NAMES`."""
         height, width = image.shape[:2]
-        grid = self._grid(image)
+        grid = token_grid(self.source, image)
         coordinates, variance = saliency.principal(grid, 2 * DIMS)
         far = saliency.distance(saliency.whiten(coordinates, variance, 1.0))
         tokens = saliency.whiten(coordinates[..., :DIMS], variance[:DIMS], 0.3)
@@ -94,18 +94,17 @@ class EmbeddedDetector:
             ground[int(y0) : math.ceil(y1), int(x0) : math.ceil(x1)] = False
         return ground if ground.mean() > 0.1 else np.ones_like(ground)
 
-    def _grid(self, image: RGB) -> NDArray[np.float32]:
-        """Features of the cells of a grid over the image, float32 [h, w, D]."""
-        if self.source is None:
-            return saliency.cell_descriptors(gridded(image, CELL, GRID_AREA)[0], CELL)
-        return token_grid(self.source, image)
+
+def make(settings: DetectorSettings, parts: Parts) -> ProposalsDetector:
+    """The kind `proposals`."""
+    return ProposalsDetector(parts.source, **settings.limits)
 
 
-def token_grid(source: TokenSource, image: RGB) -> NDArray[np.float32]:
-    """The tokens that a picture is judged by, float32 [h, w, D]: `SKIP` blocks before the last."""
-    fitted, (width, height) = gridded(image, source.patch, GRID_AREA)
-    found = tokens_of(source, fitted[None])[0, -height * width :]
-    return found.reshape(height, width, -1)
+def token_grid(source: FeatureSource, image: RGB) -> NDArray[np.float32]:
+    """The features that an image is judged by, float32 [h, w, D]: those after the block `LAYER`."""
+    fitted, _ = gridded(image, source.patch, GRID_AREA)
+    grid: NDArray[np.float32] = source.features(fitted[None], [LAYER])[0]
+    return grid
 
 
 def _plausible(tree: Tree) -> NDArray[np.int64]:

@@ -68,24 +68,3 @@ def resample(channels: Floats, *, size: tuple[int, int] | None = None, blur: flo
         plane = cv2.GaussianBlur(plane, (0, 0), blur) if blur else plane
         done.append(cv2.resize(plane, size, interpolation=cv2.INTER_LINEAR) if size else plane)
     return np.stack(done, axis=2)
-
-
-def cell_descriptors(rgb: NDArray[np.uint8], cell: int) -> Floats:
-    """Classical features, where there are no tokens: mean and deviation of the Lab colour and a histogram
-    of gradient directions, of each cell and of its neighbourhood. rgb: [H, W, 3], H and W multiples of
-    `cell`. Float32 [H / cell, W / cell, 28], each channel with mean 0 and deviation 1.
-    """
-    lab = cv2.cvtColor(rgb, cv2.COLOR_RGB2LAB).astype(np.float32)
-    dx, dy = (cv2.Sobel(lab[..., 0], cv2.CV_32F, *d, ksize=3, scale=1 / 8) for d in ((1, 0), (0, 1)))
-    strength, turn = np.hypot(dx, dy), np.mod(np.arctan2(dy, dx), np.pi) / np.pi * 8
-    bins = np.stack([strength * np.clip(1 - np.abs((turn - b + 4) % 8 - 4), 0, 1) for b in range(8)], axis=2)
-    size = rgb.shape[1] // cell, rgb.shape[0] // cell
-    mean, square, edges = (_area(x, size) for x in (lab, lab**2, bins))
-    near = np.concatenate([mean, np.sqrt(np.maximum(square - mean**2, 0)), np.sqrt(edges)], axis=2)
-    both = np.concatenate([near, resample(near, blur=1.5)], axis=2)
-    return np.asarray((both - both.mean(axis=(0, 1))) / (both.std(axis=(0, 1)) + 1e-3), np.float32)
-
-
-def _area(channels: Floats, size: tuple[int, int]) -> Floats:
-    planes = (np.ascontiguousarray(channels[..., c]) for c in range(channels.shape[2]))
-    return np.stack([cv2.resize(p, size, interpolation=cv2.INTER_AREA) for p in planes], axis=2)

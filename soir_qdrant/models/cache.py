@@ -1,0 +1,34 @@
+"""The folder for what is downloaded or converted, and what is known of the files in it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a set of weights comes from and under which terms."""
+
+    name: str
+    source: str
+    licence: str
+    note: str
+
+
+def cache_dir() -> Path:
+    """The folder for everything that is downloaded or converted: $SOIR_CACHE, else ~/.cache/soir_qdrant."""
+    return Path(os.environ.get("SOIR_CACHE") or Path.home() / ".cache" / "soir_qdrant").expanduser()
+
+
+def digest_of(files: Sequence[Path]) -> str:
+    """The hex sha256 of files, one after the other."""
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()

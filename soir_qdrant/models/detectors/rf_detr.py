@@ -1,0 +1,94 @@
+"""RF-DETR (arXiv 2511.09554) in class-agnostic use: the highest of its class scores is the objectness."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from soir_qdrant.config import RfDetrSettings
+from soir_qdrant.contracts import Detector
+from soir_qdrant.errors import ConfigError
+from soir_qdrant.geometry.boxes import finish, pick
+from soir_qdrant.kinds import Parts
+from soir_qdrant.models.devices import pick_device, pick_dtype
+from soir_qdrant.models.encoders.backbone import IMAGENET
+from soir_qdrant.models.pretrained import load_of_type
+from soir_qdrant.models.weights import resolve
+from soir_qdrant.types import RGB, Detections
+
+
+class RfDetrDetector(Detector):
+    """Boxes of RF-DETR whatever their class; it was trained on the classes of COCO.
+
+    Args:
+        weights: a folder saved by `save_pretrained`, or a hub name.
+        size: side of the square that an image is resized to, its shape not kept.
+        threshold: lowest score; iou: of the suppression; most: boxes of an image.
+        device, dtype: see `pick_device`, `pick_dtype`.
+
+    Raises:
+        WeightsError: the weights cannot be loaded or are of another model.
+        ConfigError: a size that is no multiple of the model's windows.
+    """
+
+    name = "rf-detr"
+
+    def __init__(
+        self,
+        weights: str = "Roboflow/rf-detr-base",
+        *,
+        size: int = 560,
+        threshold: float = 0.2,
+        iou: float = 0.7,
+        most: int = 100,
+        device: str = "auto",
+        dtype: str = "auto",
+    ) -> None:
+        self.size, self.threshold, self.iou, self.most = size, threshold, iou, most
+        self.device = pick_device(device)
+        self.dtype = pick_dtype(dtype, self.device)
+        model = load_of_type(resolve(weights), "rf_detr", "RfDetrForObjectDetection")
+        self.model: Any = model.to(self.device, self.dtype)
+        backbone = model.config.backbone_config
+        step = backbone.patch_size * backbone.num_windows
+        if size % step:
+            raise ConfigError(f"detector.size {size}: give a multiple of {step}, a window of this RF-DETR")
+
+    def detect(self, images: list[RGB]) -> list[Detections]:
+        """images: list of uint8 [H, W, 3]. See `Detector`. One at a time."""
+        return [self._detect(image) for image in images]
+
+    def _detect(self, image: RGB) -> Detections:
+        boxes, scores = self.forward(preprocess(image, self.size).to(self.device, self.dtype))
+        height, width = image.shape[:2]
+        corners = boxes * np.array([width, height, width, height])
+        above = scores >= self.threshold
+        kept, values = pick(corners[above], scores[above], iou=self.iou, most=self.most)
+        return finish(corners[above][kept], values, image.shape, threshold=self.threshold)
+
+    @torch.inference_mode()
+    def forward(self, pixels: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Boxes as x0 y0 x1 y1 in shares of the image, [n, 4], and the highest of their class scores, [n]."""
+        answer = self.model(pixel_values=pixels)
+        centre, sides = answer.pred_boxes[0].double().chunk(2, dim=-1)
+        boxes = torch.cat([centre - sides / 2, centre + sides / 2], dim=-1)
+        scores = answer.logits[0].double().sigmoid().amax(-1)
+        return boxes.cpu().numpy(), scores.cpu().numpy()
+
+
+def make(settings: RfDetrSettings, parts: Parts) -> RfDetrDetector:
+    """The kind `rf-detr`."""
+    return RfDetrDetector(settings.weights, size=settings.size, device=parts.device, **settings.limits)
+
+
+def preprocess(image: RGB, size: int) -> Tensor:
+    """Resized to a square, normalised: float32 [1, 3, size, size]. image: uint8 [H, W, 3]."""
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
+    pixels = F.interpolate(pixels, (size, size), mode="bilinear", antialias=True, align_corners=False)
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in IMAGENET)
+    return (pixels.clamp(0, 1) - mean) / std

@@ -1,0 +1,120 @@
+"""Every trained or foreign file that our profiles use, as data: whose it is, under which terms, how large."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+
+from soir_qdrant.models import embedded
+from soir_qdrant.models.cache import digest_of
+from soir_qdrant.models.weights import EMBEDDED
+
+DATA = Path(str(resources.files("soir_qdrant") / "data"))
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """Weights that are known by name.
+
+    Attributes:
+        name: what a setting says, or a file of this package.
+        used_for: what they do here.
+        origin: where they come from.
+        licence: their terms.
+        megabytes: about how much is fetched, or lies in the package.
+        revision: of the origin; None takes its newest.
+        sha256: of each file that is compared; empty where none is pinned.
+    """
+
+    name: str
+    used_for: str
+    origin: str
+    licence: str
+    megabytes: float
+    revision: str | None = None
+    sha256: Mapping[str, str] = field(default_factory=dict)
+
+
+def _hub(name: str, used_for: str, licence: str, megabytes: float) -> Known:
+    return Known(name, used_for, f"https://huggingface.co/{name}", licence, megabytes)
+
+
+def _shipped(file: str, command: str, megabytes: float, sha256: str) -> Known:
+    name = f"data/{file}.safetensors"
+    return Known(
+        name, f"{file}, made by `{command}`", "this package", "Apache-2.0", megabytes, None, {name: sha256}
+    )
+
+
+TABLE: tuple[Known, ...] = (
+    Known(
+        EMBEDDED,
+        "encoder of the profile embedded",
+        embedded.ORIGIN.source,
+        embedded.ORIGIN.licence,
+        90.2,
+        embedded.WHEEL.partition("==")[2],
+        {embedded.ONNX_IN_WHEEL: embedded.ONNX_SHA256, "tensors": embedded.TENSORS_SHA256},
+    ),
+    _shipped(
+        "encoder",
+        "soir train encoder",
+        3.5,
+        "fb723afa51f2a2af2c89bdb9edb09da4b821d6b88d345051a32bcafd630c0d91",
+    ),
+    _shipped(
+        "detector",
+        "soir train detector",
+        4.8,
+        "0b8af6ae4315a2a97dcc9541712980072124f1654e0b279050bab1bb20270a24",
+    ),
+    _shipped(
+        "segmenter",
+        "soir train segmenter",
+        1.4,
+        "cd3b88388ce64ec88e88d3f439920ceb506d5e5c5e7d952c31ff5e6e3da75b1a",
+    ),
+    _shipped(
+        "whitening", "soir calibrate", 3.9, "6b13bfe5dd11fcf76286c13810691235a3afd7c264b63b50bd1dc8391406d5df"
+    ),
+    _hub("facebook/dinov2-base", "encoder of the profile paper", "Apache-2.0", 346),
+    _hub("google/owlv2-base-patch16-ensemble", "detector owlv2", "Apache-2.0", 620),
+    _hub("facebook/sam-vit-base", "segmenter sam", "Apache-2.0", 375),
+    _hub(
+        "facebook/dinov3-vits16-pretrain-lvd1689m",
+        "encoder of the profile dinov3",
+        "DINOv3 License (gated)",
+        86,
+    ),
+    _hub(
+        "facebook/dinov3-vitb16-pretrain-lvd1689m",
+        "encoder of the profile modern",
+        "DINOv3 License (gated)",
+        343,
+    ),
+    _hub("Roboflow/rf-detr-base", "detector rf-detr", "Apache-2.0", 128),
+    _hub("facebook/sam2.1-hiera-tiny", "segmenter sam2", "Apache-2.0", 156),
+    _hub("openai/clip-vit-base-patch16", "encoder of the profile clip", "MIT", 599),
+    _hub("google/siglip-base-patch16-224", "encoder of the profile siglip", "Apache-2.0", 813),
+    _hub("google/siglip2-base-patch16-224", "encoder of the profile siglip2", "Apache-2.0", 1500),
+)
+
+
+def here(known: Known) -> bool:
+    """Whether they lie on this machine, so that no network is needed."""
+    if known.name == EMBEDDED:
+        return embedded.folder_of_cache().is_dir()
+    if known.origin == "this package":
+        return True
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(known.name, "config.json"), str)
+
+
+def damaged(known: Known) -> list[str]:
+    """The files of the package that are not those in the table."""
+    if known.origin != "this package":
+        return []
+    return [name for name, sha in known.sha256.items() if digest_of([DATA.parent / name]) != sha]

@@ -1,0 +1,41 @@
+"""Real photographs that come with the package: what an export is compared on."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from soir_qdrant.types import RGB
+
+PICTURES = Path(str(resources.files("soir_qdrant") / "data" / "pictures"))
+
+
+def backgrounds() -> list[RGB]:
+    """Real photographs to check an export on."""
+    files = sorted((PICTURES / "grounds").iterdir())
+    return [np.asarray(Image.open(file).convert("RGB")) for file in files]
+
+
+def real_crops(size: int, count: int = 5) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Things in photographs: crops uint8 [count, size, size, 3]; masks float32 [count, size, size], 0..1."""
+    things = sorted((PICTURES / "cutouts").iterdir())[:count]
+    crops, masks = [], []
+    for ground, thing in zip(backgrounds() * count, things, strict=False):
+        cutout = Image.open(thing).convert("RGBA").resize((size * 3 // 4,) * 2)
+        picture = Image.fromarray(resized(ground, (size, size)))
+        inside = Image.new("L", (size, size))
+        place = (size // 8, size // 8)
+        picture.paste(cutout, place, cutout)
+        inside.paste(cutout.getchannel("A"), place)
+        crops.append(np.asarray(picture))
+        masks.append(np.asarray(inside, np.float32) / 255)
+    return np.stack(crops), np.stack(masks)
+
+
+def resized(image: RGB, shape: tuple[int, int]) -> RGB:
+    """To a shape (height, width)."""
+    return np.asarray(Image.fromarray(image).resize((shape[1], shape[0])))

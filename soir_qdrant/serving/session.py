@@ -1,0 +1,44 @@
+"""A model that runs elsewhere, in onnxruntime or Triton: arrays in, arrays out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
+
+from numpy.typing import NDArray
+
+from soir_qdrant.errors import ConfigError
+from soir_qdrant.serving.spec import ModelSpec
+
+T = TypeVar("T")
+U = TypeVar("U")
+Arrays = Mapping[str, NDArray[Any]]
+
+
+class Session(Protocol):
+    """One served model. spec, fingerprint: as it was exported."""
+
+    spec: ModelSpec
+    fingerprint: str
+
+    def run(self, inputs: Arrays, outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
+        """The named outputs. inputs: all of the spec's, by name, B rows each (of a model without a batch
+        dimension, as the spec says). B is at least 1; the session cuts it into batches.
+
+        Raises ServerError where the model did not answer.
+        """
+        ...
+
+    def each(self, action: Callable[[T], U], items: Iterable[T]) -> list[U]:
+        """The results of `action` in the order of `items`; several may run at once."""
+        ...
+
+
+def of_kind(session: Session, kind: str) -> ModelSpec:
+    """The spec of a session. Raises ConfigError where its model is of another kind."""
+    if session.spec.kind != kind:
+        raise ConfigError(
+            f"{session.spec.name} is a model of kind {session.spec.kind!r}, and {kind!r} is asked for: "
+            "was it exported for another profile?"
+        )
+    return session.spec
