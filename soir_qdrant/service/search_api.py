@@ -134,7 +134,10 @@ async def run_search(
     if isinstance(first, TextQuery) or examples or negatives or fields.group_by:
         future = backend.worker.submit(Priority.SEARCH, lambda: run.one(first, examples, negatives))
     else:
-        key = (collection, json.dumps(fields.model_dump(), sort_keys=True))
+        key = (
+            collection,
+            json.dumps(fields.model_dump(include=set(SearchFields.model_fields)), sort_keys=True),
+        )
         future = backend.worker.submit_batched(key, first, run.many)
     found, seconds = await answered(future, backend)
     total = time.perf_counter() - began
