@@ -66,7 +66,15 @@ def run(app: FastAPI, settings: ServiceSettings, announce: Callable[[str], None]
     Raises:
         ConfigError: where the address cannot be listened on.
     """
-    config = uvicorn.Config(
+    socket_ = listener(settings)
+    host, port = socket_.getsockname()[:2]
+    announce(f"http://{f'[{host}]' if ':' in host else host}:{port}/")
+    Server(configuration(app)).run(sockets=[socket_])
+
+
+def configuration(app: FastAPI) -> uvicorn.Config:
+    """How uvicorn runs the app: with bounds on heads, connections and the time of a stop."""
+    return uvicorn.Config(
         app,
         http=PatientForAWhile,
         ws="none",
@@ -79,13 +87,9 @@ def run(app: FastAPI, settings: ServiceSettings, announce: Callable[[str], None]
         limit_concurrency=400,
         h11_max_incomplete_event_size=32_768,
     )
-    listener = _listener(settings)
-    host, port = listener.getsockname()[:2]
-    announce(f"http://{f'[{host}]' if ':' in host else host}:{port}/")
-    Server(config).run(sockets=[listener])
 
 
-def _listener(settings: ServiceSettings) -> socket.socket:
+def listener(settings: ServiceSettings) -> socket.socket:
     """A socket at the address of the settings; uvicorn's own would exit with its own message."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(

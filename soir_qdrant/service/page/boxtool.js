@@ -3,7 +3,9 @@
 import { rectangle, svg } from "./dom.js";
 import { contains, fromDrag, moved, resized, rounded, smallestAround } from "./geometry.js";
 
-const HANDLES = ["nw", "n", "ne", "e", "se", "s", "sw", "w"];
+const CORNERS = ["nw", "ne", "se", "sw"];
+const SIDES = ["n", "e", "s", "w"];
+const ROOMY = 8; // a side of the box gets a handle of its own where it is so many radii long
 const CLICK = 5; // pixels of the screen that a click may move
 const KEYS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 
@@ -25,6 +27,7 @@ export class BoxTool {
   open(width, height, objects = []) {
     Object.assign(this, { width, height, objects, box: null, drag: null, object: -1 });
     this.layer.setAttribute("viewBox", `0 0 ${width} ${height}`);
+    this.layer.parentElement.style.setProperty("--shape", width / height);
     this.draw();
   }
 
@@ -54,7 +57,8 @@ export class BoxTool {
       parts.push(svg("path", { class: "veil", d: veil, "fill-rule": "evenodd" }));
       parts.push(rectangle(this.box, { class: "box" }));
       const radius = (matchMedia("(pointer: coarse)").matches ? 11 : 6) * scale;
-      for (const sides of HANDLES) {
+      const roomy = Math.min(x1 - x0, y1 - y0) > ROOMY * radius;
+      for (const sides of roomy ? [...SIDES, ...CORNERS] : CORNERS) {
         const [cx, cy] = this.corner(sides);
         parts.push(svg("circle", { class: `handle ${sides}`, cx, cy, r: radius, "data-sides": sides }));
       }
