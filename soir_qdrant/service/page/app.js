@@ -237,7 +237,8 @@ async function loadFilters() {
 /** Show what an address says. */
 async function restore() {
   state = fromAddress(location.search);
-  state.collection ||= service.collections[0]?.name ?? "";
+  const first = service.collections.find(({ count }) => count) ?? service.collections[0];
+  state.collection ||= first?.name ?? "";
   byId("collection").value = state.collection;
   await loadFilters();
   await openQuery();
