@@ -26,6 +26,7 @@ router = APIRouter(prefix="/v1/collections/{collection}", tags=["images"])
 Side = Annotated[int, Query(ge=16, le=2048, description="pixels of the longer side, at most")]
 BoxText = Annotated[str | None, Query(max_length=100, description="x0,y0,x1,y1 in pixels")]
 ObjectNumber = Annotated[int | None, Query(ge=0, description="number of a stored object")]
+MAX_HEAT_OBJECTS = 8
 JPEG, PNG = "image/jpeg", "image/png"
 _ERRORS = responses(401, 404, 422, 503)
 
@@ -127,22 +128,29 @@ async def heat(
     id: str,
     backend: Service,
     search: Annotated[str, Query(max_length=60, description="`search` of the answer that found it")],
+    object: ObjectNumber = None,
     side: Side = 640,
 ) -> Response:
-    """Where in the image the thing seems to be: a transparent PNG to lay over it. Takes seconds."""
+    """Where in the image the thing seems to be: a transparent PNG to lay over it. Takes seconds.
+
+    It looks into the object that matched, where `object` names it, and into the few that the detector was
+    surest of.
+    """
     asked = backend.searches.get(search)
     if asked is None or asked.collection != collection:
         raise Forgotten("this search is no longer known: search again for its heat maps")
     if asked.image is None:
         raise Refusal(422, "heat maps are made with an image: this search was by words")
-    key = f"heat {search} {id} {side}"
+    key = f"heat {search} {id} {object} {side}"
     data = backend.thumbnails.get(key)
     if data is None:
         query = await run_in_threadpool(image_query, backend, collection, asked.image)
         payload = await run_in_threadpool(_checked_payload, backend, collection, id)
+        hit = Hit(
+            id=id, score=0.0, uri=str(payload["soir"]["uri"]), box=None, payload=_fewer(payload, object)
+        )
 
         def make() -> bytes:
-            hit = Hit(id=id, score=0.0, uri=str(payload["soir"]["uri"]), box=None, payload=payload)
             return heat_png(backend.searcher(collection).heat(query, hit), side)
 
         data = await answered(backend.worker.submit(Priority.PICTURE, make), backend)
@@ -171,6 +179,16 @@ async def mask(
 
     made = await answered(backend.worker.submit(Priority.PICTURE, make), backend)
     return Response(made, media_type=PNG, headers={"Cache-Control": "private, max-age=600"})
+
+
+def _fewer(payload: dict[str, Any], matched: int | None) -> dict[str, Any]:
+    """The payload with MAX_HEAT_OBJECTS objects: each takes a part of a second."""
+    objects = list(enumerate(payload["soir"].get("objects") or []))
+    objects.sort(key=lambda item: (item[0] != matched, -float(item[1].get("score") or 0)))
+    return {
+        **payload,
+        "soir": {**payload["soir"], "objects": [item for _, item in objects[:MAX_HEAT_OBJECTS]]},
+    }
 
 
 def _checked_payload(backend: Backend, collection: str, id_: str) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from soir_qdrant.types import Box
 
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "JPEG2000", "PPM")
 _ORIENTATION = 0x0112  # EXIF's
+HEAT_FLOOR = 0.2  # of the largest value: below it, the image is left as it is
 QUALITY = 82  # of JPEG
 
 
@@ -151,7 +152,7 @@ def heat_png(values: NDArray[np.float32], side: int) -> bytes:
     small = np.clip(_shrunk(values, side), 0, 1)
     scaled = small / max(float(small.max()), 1e-6)
     colours = cv2.applyColorMap((255 * scaled).astype(np.uint8), cv2.COLORMAP_INFERNO)
-    alpha = (200 * np.sqrt(scaled)).astype(np.uint8)
+    alpha = (220 * np.clip((scaled - HEAT_FLOOR) / (1 - HEAT_FLOOR), 0, 1)).astype(np.uint8)
     return _png(np.dstack([colours, alpha]))
 
 

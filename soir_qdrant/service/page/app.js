@@ -34,7 +34,7 @@ const tool = new BoxTool(byId("boxes"), {
 const viewer = new Viewer((image, number) => searchFrom(image, number));
 const overlays = {
   heat: new Overlays("heat", (image) => shown.search &&
-    imageAddress(state.collection, image.id, "heat", { search: shown.search, side: 480 })),
+    imageAddress(state.collection, image.id, "heat", { search: shown.search, object: image.object, side: 480 })),
   mask: new Overlays("mask", (image) => (image.object ?? null) === null ? null :
     imageAddress(state.collection, image.id, "mask", { object: image.object, side: 480 })),
 };
@@ -78,6 +78,7 @@ async function search(push = true) {
     shown = await run(state, source, signal, (seconds) => say(`The service is busy: trying again in ${seconds} s …`));
     draw();
     say(summary(state, shown, service));
+    if (matchMedia("(max-width: 760px)").matches && shown.images.length) byId("results").scrollIntoView();
   } catch (problem) {
     if (problem.name === "AbortError") return undefined;
     shown = { images: [], groups: null, next: null, search: null };

@@ -55,7 +55,7 @@ export class BoxTool {
       const [x0, y0, x1, y1] = this.box;
       const veil = `M0 0H${this.width}V${this.height}H0Z M${x0} ${y0}V${y1}H${x1}V${y0}Z`;
       parts.push(svg("path", { class: "veil", d: veil, "fill-rule": "evenodd" }));
-      parts.push(rectangle(this.box, { class: "box" }));
+      parts.push(rectangle(this.box, { class: "halo" }), rectangle(this.box, { class: "box" }));
       const radius = (matchMedia("(pointer: coarse)").matches ? 11 : 6) * scale;
       const roomy = Math.min(x1 - x0, y1 - y0) > ROOMY * radius;
       for (const sides of roomy ? [...SIDES, ...CORNERS] : CORNERS) {

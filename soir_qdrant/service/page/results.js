@@ -32,7 +32,7 @@ function boxes(image, actions, focusable) {
   const parts = order.filter(({ number }) => number !== image.object).map((object) => part(image, object, "object", actions, focusable));
   if (image.box) {
     const matched = { box: image.box, number: image.object, label: image.objects[image.object]?.label };
-    parts.push(part(image, matched, "matched", actions, focusable));
+    parts.push(rectangle(image.box, { class: "halo" }), part(image, matched, "matched", actions, focusable));
   }
   return parts;
 }

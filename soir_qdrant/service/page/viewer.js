@@ -72,7 +72,7 @@ export class Viewer {
       this.frame.querySelector(`img.${kind}`)?.remove();
       return;
     }
-    const options = kind === "heat" ? { search: this.search } : { object: image.object };
+    const options = kind === "heat" ? { search: this.search, object: image.object } : { object: image.object };
     const source = imageAddress(this.collection, image.id, kind, { ...options, side: 1024 });
     const { frame } = this;
     await lay(frame, kind, source);
