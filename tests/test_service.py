@@ -1,11 +1,24 @@
 """Searching over HTTP, as a page or a program does."""
 
+import io
 import json
+import os
+import signal
+import subprocess
+import sys
 import threading
+import time
+from pathlib import Path
 
+import httpx
 import pytest
+from browser import running
 from conftest import ColourPipeline, painted
-from service_app import BLUE, BOTTOM, GREEN, RED, TOP, ids, names, png, search, service, shelf
+from PIL import Image
+from qdrant_client import QdrantClient
+from service_app import BLUE, BOTTOM, GREEN, RED, TOP, fill, ids, names, png, search, service, shelf
+
+from soir_qdrant import Pipeline, SoirIngestor
 
 
 @pytest.fixture
@@ -219,3 +232,77 @@ def _refs(value):
     elif isinstance(value, list):
         for item in value:
             yield from _refs(item)
+
+
+class Reading(ColourPipeline):
+    """Knows one word."""
+
+    def text(self, words):
+        return self.query(painted(((0, 0, 80, 60), {"red": RED}[words])))
+
+
+def test_words_find_too_where_the_profile_reads_them(tmp_path, monkeypatch):
+    monkeypatch.setattr("soir_qdrant.service.backend.WORDS", "red")
+    with service(tmp_path / "photos", pipeline=Reading()) as web:
+        assert web.get("/v1").json()["reads_text"]
+        answer = search(web, query={"text": "red"})
+        assert set(names(answer)[:2]) == {"red-green.png", "red-blue.png"}
+        heat = web.get(
+            f"/v1/collections/shelves/images/{answer.json()['hits'][0]['id']}/heat",
+            params={"search": answer.json()["search"]},
+        )
+        assert "made with an image" in heat.json()["detail"]
+
+
+@pytest.mark.slow
+def test_heat_maps_and_masks_are_pictures_to_lay_over_the_hits(tmp_path, tiny_settings):
+    pipeline = Pipeline(tiny_settings)
+    client = QdrantClient(":memory:")
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(shelf(RED, BLUE)).save(tmp_path / "photos" / "a.png")
+    SoirIngestor(client, "shelves", pipeline=pipeline).add(tmp_path / "photos", progress=False)
+    with service(tmp_path, pipeline=pipeline, client=client, filled=False) as web:
+        found = search(web, png(shelf(RED, BLUE)), box=list(TOP)).json()
+        hit = found["hits"][0]
+        address = f"/v1/collections/shelves/images/{hit['id']}"
+        heat = web.get(f"{address}/heat", params={"search": found["search"], "object": hit["object"]})
+        mask = web.get(f"{address}/mask", params={"object": hit["object"]})
+        for answer in (heat, mask):
+            assert answer.status_code == 200, answer.text
+            overlay = Image.open(io.BytesIO(answer.content))
+            assert (overlay.mode, overlay.size) == ("RGBA", (80, 60))
+        assert web.get(f"{address}/heat", params={"search": "gone"}).status_code == 410
+
+
+def test_the_example_client_works(tmp_path):
+    client = QdrantClient(":memory:")
+    fill(client, tmp_path / "photos")
+    Image.fromarray(shelf(RED, BLUE)).save(tmp_path / "query.png")
+    example = Path(__file__).parents[1] / "examples" / "service_client.py"
+    with running(client, roots=(tmp_path / "photos",), writable=True) as origin:
+        env = {**os.environ, "SOIR_URL": origin, "SOIR_COLLECTION": "shelves"}
+        command = [sys.executable, str(example), "query.png", "5,5,25,25", "--add", "."]
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=True)
+    assert "3/3, 0 failed" in done.stdout
+    assert "red-blue.png" in done.stdout
+    assert Image.open(tmp_path / "best.jpg").size == (80, 60)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="no SIGTERM there")
+def test_soir_serve_starts_and_ends_in_order(tmp_path):
+    QdrantClient(path=str(tmp_path / "db")).close()
+    command = [sys.executable, "-m", "soir_qdrant", "serve", "--path", str(tmp_path / "db"), "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        address = process.stderr.readline().split()[0]
+        for _ in range(300):
+            try:
+                if httpx.get(f"{address}readyz").status_code == 200:
+                    break
+            except httpx.TransportError:
+                pass
+            time.sleep(0.2)
+        assert httpx.get(f"{address}v1/collections").json() == []
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(40) in (0, -signal.SIGTERM)
+        assert "Traceback" not in process.stderr.read()

@@ -20,34 +20,42 @@ from soir_qdrant.cli.options import (
     served_pipeline,
 )
 
+CollectionsOption = Annotated[
+    list[str] | None, typer.Option("--collection", help="one that may be used; repeatable; default: all")
+]
+HostOption = Annotated[str, typer.Option(help="address; any but this machine's own needs a token")]
+TokenOption = Annotated[
+    str | None, typer.Option(envvar="SOIR_TOKEN", help="what clients must present; better as the variable")
+]
+RootOption = Annotated[
+    list[Path] | None, typer.Option("--root", help="open images below this folder only; repeatable")
+]
+WritableOption = Annotated[bool, typer.Option("--writable", help="let clients add and delete images")]
+UploadsOption = Annotated[Path | None, typer.Option(help="folder that keeps images which clients send")]
+AllowHostOption = Annotated[
+    list[str] | None, typer.Option("--allow-host", help="another name of this service; repeatable")
+]
+MaxOption = Annotated[int, typer.Option(min=1, help="megabytes of one request, or of one stored file")]
+QueueOption = Annotated[int, typer.Option(min=1, help="searches that may wait; then: 503, try later")]
+RateOption = Annotated[float, typer.Option(min=0, help="searches a second for each client; 0: no limit")]
+
 
 def serve(
     context: typer.Context,
     path: FolderOption = None,
     url: UrlOption = None,
     api_key: KeyOption = None,
-    collection: Annotated[
-        list[str] | None, typer.Option("--collection", help="one that may be used; repeatable; default: all")
-    ] = None,
-    host: Annotated[
-        str, typer.Option(help="address; any but this machine's own needs a token")
-    ] = "127.0.0.1",
+    collection: CollectionsOption = None,
+    host: HostOption = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
-    token: Annotated[
-        str | None,
-        typer.Option(envvar="SOIR_TOKEN", help="what clients must present; better in the variable"),
-    ] = None,
-    root: Annotated[
-        list[Path] | None, typer.Option("--root", help="open images below this folder only; repeatable")
-    ] = None,
-    writable: Annotated[bool, typer.Option("--writable", help="let clients add and delete images")] = False,
-    uploads: Annotated[Path | None, typer.Option(help="folder that keeps images which clients send")] = None,
-    allow_host: Annotated[
-        list[str] | None, typer.Option("--allow-host", help="another name of this service; repeatable")
-    ] = None,
-    max_mb: Annotated[int, typer.Option(min=1, help="megabytes of one request, or of one stored file")] = 20,
-    queue: Annotated[int, typer.Option(min=1, help="searches that may wait; then: 503, try later")] = 32,
-    rate: Annotated[float, typer.Option(min=0, help="searches a second for each client; 0: no limit")] = 5.0,
+    token: TokenOption = None,
+    root: RootOption = None,
+    writable: WritableOption = False,
+    uploads: UploadsOption = None,
+    allow_host: AllowHostOption = None,
+    max_mb: MaxOption = 20,
+    queue: QueueOption = 32,
+    rate: RateOption = 5.0,
     profile: ProfileOption = "embedded",
     whitening: WhiteningOption = None,
     triton: TritonOption = None,

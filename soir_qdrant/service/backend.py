@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from qdrant_client import QdrantClient
 
-from soir_qdrant.errors import SoirError
+from soir_qdrant.errors import ConfigError, SoirError
 from soir_qdrant.ingest.ingestor import SoirIngestor
 from soir_qdrant.qdrant.transport import Retry
 from soir_qdrant.search.searcher import SoirSearcher
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 UPLOAD_BYTES, UPLOAD_SECONDS = 256_000_000, 1800.0
 SEARCHES, THUMBNAIL_BYTES = 1000, 64_000_000
+WORDS = "a thing"  # to see whether the encoder reads any
 RETRY = Retry(attempts=2)  # a person waits
 
 
@@ -72,6 +73,7 @@ class Backend:
         self.jobs = Jobs(self)
         self.stopping = threading.Event()
         self.ready = threading.Event()
+        self.reads_text = False  # known once the models are loaded
         self.failure: str | None = None  # why the models could not be loaded
         self._make_pipeline = pipeline
         self._pipeline: Pipeline | None = None
@@ -84,12 +86,6 @@ class Backend:
             self._pipeline = self._make_pipeline()
         return self._pipeline
 
-    @property
-    def reads_text(self) -> bool:
-        """Whether the profile's encoder reads words."""
-        settings: Any = getattr(self._pipeline, "settings", None)
-        return settings is not None and settings.profile in ("clip", "siglip")
-
     def start(self) -> None:
         """Load the models, in the worker's thread; `ready` is set afterwards."""
 
@@ -99,8 +95,10 @@ class Backend:
             except (SoirError, OSError) as error:
                 self.failure = str(error)
                 raise
+            self.reads_text = _reads_text(self.pipeline)
             self.ready.set()
 
+        self.worker.start()
         self.worker.submit(Priority.INGEST, load)
 
     def stop(self) -> None:
@@ -136,3 +134,12 @@ class Backend:
         payload = self.collections.payload(collection, id_)
         soir = payload.get("soir") or {}
         return stored_bytes(soir, self.settings.folders, self.settings.max_bytes), payload
+
+
+def _reads_text(pipeline: Pipeline) -> bool:
+    """Whether the profile's encoder reads words."""
+    try:
+        pipeline.text(WORDS)
+    except ConfigError:
+        return False
+    return True

@@ -30,7 +30,7 @@ from soir_qdrant.service.schemas import (
     UploadRequest,
 )
 from soir_qdrant.service.worker import Priority
-from soir_qdrant.types import Hit, HitGroup
+from soir_qdrant.types import Hit, HitGroup, Text
 
 router = APIRouter(tags=["search"])
 PER_GROUP = 4
@@ -206,7 +206,7 @@ class _Run:
         try:
             searcher = self.backend.searcher(self.collection)
             options = {**self.options, "examples": examples, "negatives": negatives}
-            value = searcher.pipeline.text(query.text) if isinstance(query, TextQuery) else query
+            value = Text(query.text) if isinstance(query, TextQuery) else query
             if self.group_by:
                 found: list[Any] = searcher.search_groups(
                     value, self.group_by, group_size=PER_GROUP, **options

@@ -62,6 +62,9 @@ class ModelWorker:
         self._stopping = False
         self._seconds = 1.0  # of one task, a running mean
         self._thread = threading.Thread(target=self._loop, name="soir-models", daemon=True)
+
+    def start(self) -> None:
+        """Begin. Not before: a thread would not outlive the fork of a server that loads the app beforehand."""
         self._thread.start()
 
     @property
@@ -100,7 +103,8 @@ class ModelWorker:
         for task in tasks:
             if task.future.set_running_or_notify_cancel():
                 task.future.set_exception(Busy("the service is stopping", 10))
-        self._thread.join(timeout)
+        if self._thread.is_alive():
+            self._thread.join(timeout)
 
     def _put(
         self, priority: Priority, item: Any, run: Callable[[list[Any]], list[Any]], key: Hashable
