@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import threading
 from collections.abc import Iterator
@@ -49,10 +50,12 @@ def running(client: QdrantClient, pipeline: Any = None, **settings: Any) -> Iter
 @contextmanager
 def chromium() -> Iterator[Any]:
     """Debian's Chromium under Playwright; skips where there is none."""
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     program = next(filter(None, map(shutil.which, NAMES)), None)
+    if program is None and os.environ.get("SOIR_BROWSER") == "required":
+        pytest.fail("no Chromium here: apt-get install chromium")
     if program is None:
         pytest.skip("no Chromium here: apt-get install chromium")
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=OPTIONS)
         yield browser

@@ -62,9 +62,6 @@ def serve(
     onnx: OnnxOption = None,
 ) -> None:
     """Serve a page on which one draws a box and finds the thing, and the same as a REST interface."""
-    _need_extra()
-    from soir_qdrant.service.app import create_app
-    from soir_qdrant.service.run import run
     from soir_qdrant.service.settings import ServiceSettings
 
     settings = ServiceSettings(
@@ -82,6 +79,10 @@ def serve(
     )
     chosen = settings_of(profile, whitening)
     client = open_client(context, path, url, api_key, shared=True)
+    _need_extra()
+    from soir_qdrant.service.app import create_app
+    from soir_qdrant.service.run import run
+
     logging.getLogger("soir_qdrant.service").setLevel(logging.INFO)
     app = create_app(client, lambda: served_pipeline(chosen, triton, onnx), settings)
     run(app, settings, lambda address: err.print(f"{address}   (end with Ctrl-C)", highlight=False))
