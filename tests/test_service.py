@@ -203,6 +203,32 @@ def test_searches_that_wait_run_together_and_a_bad_one_fails_alone(held, monkeyp
     assert refused[0].status_code == 422
 
 
+def test_fifty_clients_lose_nothing(tmp_path):
+    """Each searches three times, and comes back after 503 when it is told to."""
+    client = QdrantClient(":memory:")
+    fill(client, tmp_path / "photos")
+    image, answers = png(shelf(RED, BLUE)), []
+
+    def visit(origin):
+        with httpx.Client(base_url=origin, timeout=60) as http:
+            for _ in range(3):
+                while (answer := search(http, image, box=list(TOP))).status_code == 503:
+                    time.sleep(0.1)  # so that the test is over sooner than `Retry-After` says
+                answers.append(answer)
+
+    with running(client, rate=0, queue=16) as origin:
+        threads = [threading.Thread(target=visit, args=(origin,)) for _ in range(50)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(120)
+        busy = httpx.get(f"{origin}/metrics").text
+    assert len(answers) == 150
+    assert {answer.status_code for answer in answers} == {200}
+    assert {names(answer)[0] for answer in answers} <= {"red-blue.png", "red-green.png"}
+    assert "soir_batch_size" in busy
+
+
 def test_probes_and_metrics(web):
     assert web.get("/healthz").status_code == 200
     assert web.get("/readyz").json()["status"] == "ok"

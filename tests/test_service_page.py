@@ -52,7 +52,7 @@ def page(browser, origin):
 
 def choose(page, image):
     page.set_input_files("#file", {"name": "query.png", "mimeType": "image/png", "buffer": png(image)})
-    page.wait_for_selector("#stage:not([hidden])")
+    status(page, "Draw a box round one thing.")
 
 
 def found(page):
@@ -103,7 +103,7 @@ def test_keys_alone_are_enough(page):
     page.keyboard.press("Shift+ArrowUp")
     page.keyboard.press("Enter")
     assert set(found(page)[:2]) == {"red-green.png", "red-blue.png"}
-    page.locator(".card .zoom").first.focus()
+    page.locator(".card").first.get_by_text("Enlarge").focus()
     page.keyboard.press("Enter")
     page.wait_for_selector("#viewer[open]")
     page.keyboard.press("ArrowRight")
@@ -258,4 +258,32 @@ def test_objects_of_an_upload_are_shown_and_masks_laid_over_hits(browser, client
         page.get_by_label("Masks").check()
         page.wait_for_selector(".card img.mask")
         assert re.search(r"upload=50,30,75,55", page.url.replace("%2C", ","))
+        page.close()
+
+
+def test_pictures_are_added_with_their_progress_and_deleted_again(browser, tmp_path):
+    made = QdrantClient(":memory:")
+    fill(made, tmp_path / "photos")
+    (tmp_path / "uploads").mkdir()
+    folders = {"roots": (tmp_path / "photos",), "uploads": tmp_path / "uploads"}
+    with running(made, writable=True, **folders) as address:
+        page = browser.new_page()
+        page.goto(address)
+        status(page, "3 pictures")
+        page.click("#add > summary")
+        sent = [
+            {"name": "new.png", "mimeType": "image/png", "buffer": png(shelf(BLUE, GREEN))},
+            {"name": "bad.png", "mimeType": "image/png", "buffer": b"no picture"},
+        ]
+        page.set_input_files("#add-files", sent)
+        page.locator("#add-status", has_text="1 in the collection, 1 failed").wait_for()
+        assert "bad.png" in page.locator("#add-failed").inner_text()
+        status(page, "4 pictures")
+        page.click("#browse")
+        status(page, "Click an object")
+        page.on("dialog", lambda dialog: dialog.accept())
+        page.locator(".card").first.get_by_text("Enlarge").click()
+        page.click("#viewer-remove")
+        page.locator("#collection option", has_text="shelves (3)").wait_for(state="attached")
+        assert made.count("shelves").count == 3
         page.close()

@@ -3,6 +3,7 @@
 import io
 import os
 import socket
+import tempfile
 import threading
 import time
 
@@ -188,6 +189,40 @@ def test_log_lines_and_ids_cannot_be_forged(tmp_path, caplog):
         )
     assert any("trace-12345678 GET /v1 200" in record.getMessage() for record in caplog.records)
     assert not any("\nfake" in record.getMessage() for record in caplog.records)
+
+
+def test_what_a_client_searches_with_never_touches_the_disk(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise AssertionError("an upload went to the disk")
+
+    noise = np.random.default_rng(0).integers(0, 255, (900, 900, 3), np.uint8)
+    with service(tmp_path / "photos") as web:
+        monkeypatch.setattr(tempfile.SpooledTemporaryFile, "rollover", refuse)
+        image = png(noise)
+        assert len(image) > 2_000_000
+        assert search(web, image, box=[10, 10, 50, 50]).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        '{"box": [NaN, 0, 10, 10]}',
+        '{"box": [0, 0, 1e999, 10]}',
+        '{"score_threshold": NaN}',
+        '{"limit": 1e30}',
+        '{"filter": ' + '{"must": [' * 3000 + "]}" * 3000 + "}",
+        '{"group_by": "a\\u0000b"}',
+        "[" * 100_000,
+    ],
+)
+def test_strange_numbers_and_deep_json_are_wrong_requests_not_failures(tmp_path, request_):
+    with service(tmp_path / "photos") as web:
+        form = {"files": {"image": png(shelf(RED, RED))}, "data": {"request": request_}}
+        assert web.post("/v1/collections/shelves/search", **form).status_code in (200, 422)
+        address = "/v1/collections/shelves/images"
+        assert web.get(address, params={"filter": request_[:20_000]}).status_code in (200, 422)
+        box = {"box": "nan,0,inf,9"}
+        assert web.get(f"{address}/{ids(web)['red-green.png']}/crop", params=box).status_code == 422
 
 
 def test_a_connection_that_never_finishes_its_request_is_closed(tmp_path, monkeypatch):

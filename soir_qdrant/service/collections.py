@@ -53,9 +53,10 @@ class Collections:
         self.client, self.allowed, self.folders = client, allowed, folders
 
     def names(self) -> list[str]:
-        """Those that exist and may be used, sorted. Raises ServerError where Qdrant does not answer."""
-        answer = _RETRY(self.client.get_collections, "list the collections")
-        found = sorted(item.name for item in answer.collections)
+        """Those that exist and may be used, aliases too, sorted. Raises ServerError where Qdrant does not answer."""
+        collections = _RETRY(self.client.get_collections, "list the collections").collections
+        aliases = _RETRY(self.client.get_aliases, "list the aliases").aliases
+        found = sorted({item.name for item in collections} | {item.alias_name for item in aliases})
         return [name for name in found if self.allowed is None or name in self.allowed]
 
     def check(self, name: str) -> None:

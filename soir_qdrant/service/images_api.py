@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import math
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
+from pydantic_core import from_json
 from starlette.concurrency import run_in_threadpool
 
 from soir_qdrant.geometry.crops import full_mask
@@ -51,7 +52,7 @@ async def images(
 ) -> ImagePage:
     """Some images, in order of their ids."""
     try:
-        condition = filter_of(json.loads(filter) if filter else None)
+        condition = filter_of(from_json(filter) if filter else None)
     except ValueError as error:
         raise Refusal(422, f"filter: no JSON ({error})") from error
     return await run_in_threadpool(backend.collections.page, collection, limit, after, condition)
@@ -117,6 +118,8 @@ def _box(payload: dict[str, object], number: int | None, text: str | None) -> Bo
         return object_box(payload, number)
     try:
         x0, y0, x1, y1 = (float(part) for part in (text or "").split(","))
+        if not all(map(math.isfinite, (x0, y0, x1, y1))):
+            raise ValueError
     except ValueError:
         raise Refusal(422, f"box {text!r}: give four numbers, x0,y0,x1,y1") from None
     return x0, y0, x1, y1

@@ -22,6 +22,7 @@ from soir_qdrant.service.backend import Backend
 from soir_qdrant.service.collections import point_id
 from soir_qdrant.service.deps import Service, answered
 from soir_qdrant.service.errors import NotAllowed
+from soir_qdrant.service.forms import form_of, is_form
 from soir_qdrant.service.jobs import Job
 from soir_qdrant.service.pictures import opened
 from soir_qdrant.service.problems import Refusal, parsed, responses
@@ -69,7 +70,7 @@ async def add(collection: str, request: Request, backend: Service) -> JobModel:
         raise NotAllowed(
             f"collection {collection[:80]!r} is not one of those that this service was started for"
         )
-    if request.headers.get("content-type", "").startswith("multipart/form-data"):
+    if is_form(request):
         files, payload = await _uploaded(request, backend)
         job = backend.jobs.add(collection, files, payload)
     else:
@@ -90,7 +91,7 @@ async def _uploaded(request: Request, backend: Backend) -> tuple[list[tuple[str,
     if folder is None:
         raise NotAllowed("this service keeps no new files: start it with --uploads FOLDER, or give paths")
     files = []
-    async with request.form(max_files=MAX_FILES, max_fields=4) as form:
+    async with form_of(request, MAX_FILES) as form:
         payload = parsed(dict[str, Any], str(form.get("payload") or "{}").encode())
         for item in form.getlist("images"):
             if isinstance(item, UploadFile):

@@ -21,6 +21,7 @@ from soir_qdrant.errors import (
     SoirError,
     WeightsError,
 )
+from soir_qdrant.qdrant.transport import Refused
 from soir_qdrant.service.errors import Busy, Forgotten, NoCollection, NoImage, NotAllowed, NotServed
 from soir_qdrant.service.schemas import Problem
 
@@ -37,6 +38,7 @@ _STATUS: tuple[tuple[type[Exception], int], ...] = (  # the first that fits
     (ImageError, 422),
     (ObjectsError, 422),
     (ConfigError, 422),
+    (Refused, 422),
     (CollectionError, 409),
     (ServerError, 503),
     (WeightsError, 503),
@@ -91,6 +93,8 @@ def _id(request: Request) -> str | None:
 
 async def _soir(request: Request, error: Exception) -> JSONResponse:
     status = next(code for kind, code in _STATUS if isinstance(error, kind))
+    if isinstance(error, Refused) and error.status == 404:  # the collection was deleted meanwhile
+        status = 404
     headers = {}
     if status == 503:
         headers["Retry-After"] = str(error.retry_after if isinstance(error, Busy) else 5)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, FiniteFloat, Tag, model_validator
 
 Id = Annotated[
     int | str, Field(description="a point's id: a whole number or a UUID", union_mode="left_to_right")
 ]
 BoxField = Annotated[
-    list[float],
+    list[FiniteFloat],
     Field(min_length=4, max_length=4, description="x0, y0, x1, y1 in pixels of the upright image"),
 ]
 EXAMPLE_ID = "5f0f3d4e-7c6b-5a2e-9d0a-3b1c2d3e4f50"
@@ -65,7 +65,7 @@ class SearchFields(_Strict):
     group_by: str | None = Field(
         None, max_length=200, description="a payload key: the best images of each value"
     )
-    score_threshold: float | None = None
+    score_threshold: FiniteFloat | None = None
 
 
 def _kind(query: Any) -> str:

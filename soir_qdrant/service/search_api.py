@@ -16,7 +16,8 @@ from soir_qdrant.errors import CollectionError, ConfigError
 from soir_qdrant.query import Query
 from soir_qdrant.service.backend import Asked, Backend
 from soir_qdrant.service.deps import Service, answered
-from soir_qdrant.service.problems import Refusal, invalid, parsed, responses
+from soir_qdrant.service.forms import file_bytes, form_of, is_form
+from soir_qdrant.service.problems import invalid, parsed, responses
 from soir_qdrant.service.queries import image_query, read_upload
 from soir_qdrant.service.schemas import (
     BoxQuery,
@@ -77,7 +78,7 @@ async def search(collection: str, request: Request, backend: Service) -> SearchA
     multipart form with an image.
     """
     await run_in_threadpool(backend.collections.check, collection)
-    if request.headers.get("content-type", "").startswith("multipart/form-data"):
+    if is_form(request):
         fields, query, upload = await _form(request, backend)
     else:
         body = parsed(SearchRequest, await request.body())
@@ -86,19 +87,13 @@ async def search(collection: str, request: Request, backend: Service) -> SearchA
 
 
 async def _form(request: Request, backend: Backend) -> tuple[SearchFields, ImageQuery, str]:
-    async with request.form(max_files=2, max_fields=4) as form:
-        data = await _bytes(form.get("image"), "image")
-        mask = await _bytes(form["mask"], "mask") if "mask" in form else None
+    async with form_of(request, max_files=2) as form:
+        data = await file_bytes(form.get("image"), "image")
+        mask = await file_bytes(form["mask"], "mask") if "mask" in form else None
         body = parsed(UploadRequest, str(form.get("request") or "{}").encode())
     upload = await run_in_threadpool(read_upload, data, mask, backend.settings.max_pixels)
     key = backend.uploads.add(upload)
     return body, ImageQuery(upload=key, box=body.box), key
-
-
-async def _bytes(field: Any, name: str) -> bytes:
-    if field is None or isinstance(field, str):
-        raise Refusal(422, f"{name}: send the image as a file of the form")
-    return bytes(await field.read())
 
 
 def filter_of(value: dict[str, Any] | None) -> models.Filter | None:

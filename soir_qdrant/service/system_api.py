@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
 
-from fastapi import APIRouter, File, Form, Request, Response, UploadFile
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
 from starlette.concurrency import run_in_threadpool
 
@@ -17,12 +16,29 @@ from soir_qdrant.service.access import COOKIE, Access
 from soir_qdrant.service.backend import Backend
 from soir_qdrant.service.deps import Service, answered
 from soir_qdrant.service.errors import Forgotten
+from soir_qdrant.service.forms import file_bytes, form_of
 from soir_qdrant.service.problems import Refusal, responses
 from soir_qdrant.service.queries import read_upload
 from soir_qdrant.service.schemas import CollectionModel, DetectedObjects, Login, ServiceModel, StoredObject
 from soir_qdrant.service.worker import Priority
 
 router = APIRouter()
+_OBJECTS_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "properties": {
+                        "image": {"type": "string", "format": "binary"},
+                        "upload": {"type": "string", "description": "an image that was sent before"},
+                    },
+                }
+            }
+        },
+    }
+}
 PAGE = Path(__file__).parent / "page"
 
 
@@ -59,20 +75,23 @@ def _service(backend: Backend) -> ServiceModel:
     )
 
 
-@router.post("/v1/objects", tags=["search"], responses=responses(401, 410, 413, 422, 429, 503))
-async def objects(
-    backend: Service,
-    image: Annotated[UploadFile | None, File(description="an image")] = None,
-    upload: Annotated[str | None, Form(max_length=60, description="or one that was sent before")] = None,
-) -> DetectedObjects:
+@router.post(
+    "/v1/objects",
+    tags=["search"],
+    responses=responses(401, 410, 413, 415, 422, 429, 503),
+    openapi_extra=_OBJECTS_BODY,
+)
+async def objects(request: Request, backend: Service) -> DetectedObjects:
     """The objects that the detector finds in an image, to search for one of them. Takes seconds."""
-    if (image is None) == (upload is None):
-        raise Refusal(422, "send an image, or the upload of an earlier answer: one of the two")
-    if image is not None:
-        data = await image.read()
+    async with form_of(request, max_files=1) as form:
+        upload = str(form["upload"]) if "upload" in form else None
+        if (upload is None) == ("image" not in form):
+            raise Refusal(422, "send an image, or the upload of an earlier answer: one of the two")
+        data = b"" if upload is not None else await file_bytes(form["image"], "image")
+    if upload is None:
         sent = await run_in_threadpool(read_upload, data, None, backend.settings.max_pixels)
         upload = backend.uploads.add(sent)
-    known = backend.uploads.get(upload or "")
+    known = backend.uploads.get(upload)
     if known is None:
         raise Forgotten("the uploaded image is no longer in memory: send it again")
 
@@ -82,7 +101,7 @@ async def objects(
         return [StoredObject(box=list(item.box), score=item.score, label=item.label) for item in found]
 
     detected = await answered(backend.worker.submit(Priority.PICTURE, detect), backend)
-    return DetectedObjects(upload=upload or "", width=known.size[0], height=known.size[1], objects=detected)
+    return DetectedObjects(upload=upload, width=known.size[0], height=known.size[1], objects=detected)
 
 
 @router.post("/v1/session", status_code=204, tags=["service"], responses=responses(401, 429))

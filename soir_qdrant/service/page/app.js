@@ -1,5 +1,6 @@
 // The page: what is searched (state.js), asked of the service (requests.js) and shown (results.js).
 
+import { letAdd, remove } from "./add.js";
 import { Problem, address, call, imageAddress, onLoginNeeded } from "./api.js";
 import { BoxTool } from "./boxtool.js";
 import { drawChips } from "./chips.js";
@@ -8,7 +9,7 @@ import { isFiltered } from "./filters.js";
 import { showFilters } from "./filterform.js";
 import { askForToken } from "./login.js";
 import { LIMIT, detect, run } from "./requests.js";
-import { Overlays, card } from "./results.js";
+import { Overlays, drawGrid } from "./results.js";
 import { summary, welcome } from "./sentences.js";
 import { listen, openFile, openStored } from "./source.js";
 import { emptyState, fromAddress, placeText, toAddress } from "./state.js";
@@ -18,7 +19,8 @@ import { Viewer } from "./viewer.js";
 let service = { collections: [], reads_text: false, max_bytes: 20e6 };
 let state = emptyState();
 let source = null; // {file, upload, width, height} of a picture that is not in the collection
-let shown = { images: [], groups: null, next: null, search: null };
+const nothing = { images: [], groups: null, next: null, search: null };
+let shown = nothing;
 let running = null; // of the search that runs now
 const earlier = []; // `after` of the pages of browsing
 
@@ -31,7 +33,7 @@ const tool = new BoxTool(byId("boxes"), {
   changed: (box) => { byId("whole").disabled = !box; },
   entered: () => go({ box: tool.box, object: tool.object >= 0 ? tool.object : null }),
 });
-const viewer = new Viewer((image, number) => searchFrom(image, number));
+const viewer = new Viewer(searchFrom, (image) => remove(state.collection, image.id).then(recount, fail));
 const overlays = {
   heat: new Overlays("heat", (image) => shown.search &&
     imageAddress(state.collection, image.id, "heat", { search: shown.search, object: image.object, side: 480 })),
@@ -81,12 +83,11 @@ async function search(push = true) {
     if (matchMedia("(max-width: 760px)").matches && shown.images.length) byId("results").scrollIntoView();
   } catch (problem) {
     if (problem.name === "AbortError") return undefined;
-    shown = { images: [], groups: null, next: null, search: null };
+    shown = nothing;
     draw();
     fail(problem);
   }
-  byId("results").removeAttribute("aria-busy");
-  return undefined;
+  return byId("results").removeAttribute("aria-busy");
 }
 
 function draw() {
@@ -96,21 +97,11 @@ function draw() {
     more: (image, object) => refine(state.examples, image, object),
     less: (image, object) => refine(state.negatives, image, object),
   };
-  const cards = new Map();
-  const cardsOf = (images) => images.map((image) => {
-    const made = card(state.collection, image, actions);
-    cards.set(made, image);
-    return made;
-  });
-  const parts = shown.groups
-    ? shown.groups.map(({ key, hits }) => element("section", { class: "group" },
-      element("h3", {}, String(key)), element("div", { class: "cards" }, ...cardsOf(hits))))
-    : [element("div", { class: "cards" }, ...cardsOf(shown.images))];
-  byId("grid").replaceChildren(...parts);
+  const cards = drawGrid(state.collection, shown, actions);
   byId("toggles").hidden = !shown.images.length;
   byId("paging").hidden = Boolean(shown.groups) || (shown.next === null && !state.offset && !earlier.length);
   byId("previous").disabled = state.query?.kind === "browse" ? !earlier.length : !state.offset;
-  byId("next").disabled = shown.next === null || shown.next === undefined;
+  byId("next").disabled = (shown.next ?? null) === null;
   byId("show-heat").disabled = !shown.search;
   overlays.heat.show(byId("show-heat").checked && shown.search ? cards : new Map());
   overlays.mask.show(byId("show-masks").checked ? cards : new Map());
@@ -284,15 +275,27 @@ async function start() {
   onLoginNeeded(askForToken);
   wire();
   try {
-    service = await call(address("../v1"));
+    await learn();
   } catch (problem) {
-    fail(problem);
-    return;
+    return fail(problem);
   }
+  byId("words").hidden = !service.reads_text;
+  byId("viewer-remove").hidden = !service.writable;
+  if (service.uploads) letAdd(() => state.collection, service.max_bytes, recount);
+  return restore();
+}
+
+async function learn() {
+  service = await call(address("../v1"));
   const options = service.collections.map(({ name, count }) => element("option", { value: name }, `${name} (${count})`));
   byId("collection").replaceChildren(...options);
-  byId("words").hidden = !service.reads_text;
-  await restore();
+}
+
+async function recount() {
+  await learn(); // the collection has changed
+  byId("collection").value = state.collection;
+  await loadFilters();
+  await search(false);
 }
 
 start();

@@ -1,7 +1,7 @@
 // The images that were found: cards with their boxes, heat maps and masks laid over them once they are there.
 
 import { imageAddress } from "./api.js";
-import { element, rectangle, svg } from "./dom.js";
+import { byId, element, rectangle, svg } from "./dom.js";
 
 const SIDE = 480;
 
@@ -55,10 +55,23 @@ function size([x0, y0, x1, y1]) {
   return (x1 - x0) * (y1 - y0);
 }
 
+/** All of them, in groups where there are some. Returns a Map of card -> image. */
+export function drawGrid(collection, { images, groups }, actions) {
+  const cards = new Map();
+  const grid = (some) => element("div", { class: "cards" }, ...some.map((image) => {
+    const made = card(collection, image, actions);
+    cards.set(made, image);
+    return made;
+  }));
+  const parts = groups?.map(({ key, hits }) => element("section", { class: "group" }, element("h3", {}, String(key)), grid(hits)));
+  byId("grid").replaceChildren(...(parts ?? [grid(images)]));
+  return cards;
+}
+
 /** A found image. actions: pick, zoom(image), more(image), less(image). */
-export function card(collection, hit, actions) {
+function card(collection, hit, actions) {
   const zoom = element("button", {
-    type: "button", class: "zoom", "aria-label": `Enlarge ${hit.name}`, on: { click: () => actions.zoom(hit) },
+    type: "button", class: "zoom", tabindex: -1, "aria-hidden": "true", on: { click: () => actions.zoom(hit) },
   });
   const shown = picture(collection, hit, actions);
   shown.prepend(zoom);
@@ -66,10 +79,12 @@ export function card(collection, hit, actions) {
   const rank = hit.rank === undefined ? null : element("strong", {}, `${hit.rank}`);
   const about = element("p", { class: "caption" }, rank, score, element("span", { class: "name", title: hit.name }, hit.name));
   const place = hit.object ?? null;
+  const enlarge = button("Enlarge", `enlarge ${hit.name}`, () => actions.zoom(hit)); // an object may cover it all
   const buttons = element("div", { class: "actions" },
     button("Search from here", "search for this object", () => actions.pick(hit, place)),
     button("More like this", "add it to the examples", () => actions.more(hit, place)),
     button("Not this", "add it to what is not meant", () => actions.less(hit, place)),
+    enlarge,
   );
   return element("article", { class: "card", "data-id": hit.id, "aria-label": hit.name }, shown, about, buttons);
 }

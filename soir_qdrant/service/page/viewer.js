@@ -8,11 +8,12 @@ const SIDE = 2048;
 const ZOOMS = [1, 1.5, 2, 3, 4];
 
 export class Viewer {
-  /** pick(image, number): an object was chosen. */
-  constructor(pick) {
-    Object.assign(this, { pick, images: [], at: 0, zoom: 0, collection: "", search: null });
+  /** pick(image, number): an object was chosen. take(image): it is to be deleted. */
+  constructor(pick, take) {
+    Object.assign(this, { pick, take, images: [], at: 0, zoom: 0, collection: "", search: null });
     this.dialog = byId("viewer");
     byId("viewer-close").addEventListener("click", () => this.dialog.close());
+    byId("viewer-remove").addEventListener("click", () => this.remove());
     byId("viewer-previous").addEventListener("click", () => this.go(-1));
     byId("viewer-next").addEventListener("click", () => this.go(1));
     byId("viewer-in").addEventListener("click", () => this.enlarge(1));
@@ -30,6 +31,13 @@ export class Viewer {
     Object.assign(this, { collection, images, search, at: images.indexOf(image), zoom: 0 });
     this.draw();
     if (!this.dialog.open) this.dialog.showModal();
+  }
+
+  async remove() {
+    const image = this.images[this.at];
+    if (!confirm(`Take ${image.name} out of the collection? Its file stays.`)) return;
+    await this.take(image);
+    this.dialog.close();
   }
 
   go(by) {
