@@ -35,7 +35,7 @@ def test_secrets_come_from_the_environment():
         for k, v in s.get("environment", {}).items()
         if "KEY" in k or "TOKEN" in k
     ]
-    assert len(held) == 3
+    assert len(held) == 6
     assert all(re.fullmatch(r"\$\{\w+:[?-].*\}", value) for value in held)
 
 
@@ -76,6 +76,17 @@ def test_the_worker_speaks_the_options_of_the_command():
     for name in ("SOIR_TRITON", "QDRANT_URL", "QDRANT_API_KEY"):
         assert name in BASE["services"]["worker"]["environment"]
         assert name in help_text
+
+
+def test_the_service_is_watched_bounded_and_can_write_nothing():
+    service = BASE["services"]["service"]
+    assert service["healthcheck"]["test"]
+    assert set(service["deploy"]["resources"]["limits"]) == {"cpus", "memory"}
+    assert service["read_only"]
+    assert service["cap_drop"] == ["ALL"]
+    assert all(port.startswith("127.0.0.1:") for port in service["ports"])
+    assert all(volume.endswith(":ro") for volume in service["volumes"])
+    assert "SOIR_TOKEN" in service["environment"]
 
 
 def test_the_image_copies_what_the_context_lets_through():

@@ -36,7 +36,7 @@ FLOORS = [
     {"assembly"},
     {"ingest", "search"},
     {"aio", "report"},
-    {"lab"},
+    {"lab", "service"},
     {"cli"},
 ]
 ROOF = {"__init__", "__main__"}  # they only hand on what is below

@@ -37,9 +37,15 @@ JsonOption = Annotated[bool, typer.Option("--json", help="print JSON, for script
 
 
 def open_client(
-    context: typer.Context, path: Path | None, url: str | None, api_key: str | None, *, there: bool = True
+    context: typer.Context,
+    path: Path | None,
+    url: str | None,
+    api_key: str | None,
+    *,
+    there: bool = True,
+    shared: bool = False,
 ) -> QdrantClient:
-    """there: whether a folder must hold a Qdrant already."""
+    """there: whether a folder must hold a Qdrant already. shared: for several threads."""
     from soir_qdrant.errors import ConfigError
     from soir_qdrant.qdrant.transport import connect
 
@@ -51,7 +57,7 @@ def open_client(
     if path:
         if there and not (path / "meta.json").is_file():
             raise ConfigError(f"{path}: no embedded Qdrant there; `soir ingest` makes one")
-        return connect(path=path)
+        return connect(path=path, force_disable_check_same_thread=shared)
     return connect(url=url, api_key=api_key)
 
 

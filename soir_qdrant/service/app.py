@@ -1,0 +1,80 @@
+"""The ASGI application."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from fastapi import FastAPI
+from qdrant_client import QdrantClient
+from starlette.staticfiles import StaticFiles
+
+import soir_qdrant
+from soir_qdrant.service import images_api, jobs_api, problems, search_api, system_api
+from soir_qdrant.service.access import Access
+from soir_qdrant.service.backend import Backend
+from soir_qdrant.service.guard import Guard
+from soir_qdrant.service.schemas import SearchRequest
+from soir_qdrant.service.settings import ServiceSettings
+
+if TYPE_CHECKING:
+    from soir_qdrant.pipeline import Pipeline
+
+
+def create_app(
+    client: QdrantClient,
+    pipeline: Callable[[], Pipeline],
+    settings: ServiceSettings | None = None,
+) -> FastAPI:
+    """The service for one client and one pipeline.
+
+    Args:
+        client: of Qdrant; an embedded one is put behind a lock.
+        pipeline: makes what encodes the queries; called once, in the thread that runs the models.
+        settings: limits and permissions; None is those of a service for this machine alone.
+
+    Returns:
+        An ASGI application, with `state.backend`. Its lifespan loads the models and stops the thread.
+    """
+    settings = settings or ServiceSettings()
+    backend = Backend(client, pipeline, settings)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        backend.start()
+        yield
+        backend.stop()
+
+    app = FastAPI(
+        title="soir_qdrant",
+        version=soir_qdrant.__version__,
+        summary="Find the images that hold this one small thing.",
+        lifespan=lifespan,
+        docs_url=None,  # those pages load from other hosts
+        redoc_url=None,
+    )
+    app.state.backend = backend
+    app.state.access = Access(settings.token)
+    problems.install(app)
+    for part in (system_api, search_api, images_api, jobs_api):
+        app.include_router(part.router)
+    app.mount("/page", StaticFiles(directory=system_api.PAGE), name="page")
+    app.add_middleware(Guard, settings=settings, metrics=backend.metrics, access=app.state.access)
+    _describe_bodies(app)
+    return app
+
+
+def _describe_bodies(app: FastAPI) -> None:
+    """Put the schema of a search into OpenAPI: its route reads JSON and forms by itself."""
+    made = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        schema = made()
+        parts = schema["components"]["schemas"]
+        own = SearchRequest.model_json_schema(ref_template="#/components/schemas/{model}")
+        parts.update(own.pop("$defs", {}))
+        parts["SearchRequest"] = own
+        return schema
+
+    app.openapi = openapi  # type: ignore[method-assign]

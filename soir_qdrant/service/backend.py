@@ -1,0 +1,145 @@
+"""What the routes share: one client, one pipeline, one worker, and what is remembered for a while."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from qdrant_client import QdrantClient
+
+from soir_qdrant.errors import ConfigError, SoirError
+from soir_qdrant.ingest.ingestor import SoirIngestor
+from soir_qdrant.qdrant.transport import Retry
+from soir_qdrant.search.searcher import SoirSearcher
+from soir_qdrant.service.collections import Collections
+from soir_qdrant.service.jobs import Jobs
+from soir_qdrant.service.local import threadsafe
+from soir_qdrant.service.metrics import Metrics
+from soir_qdrant.service.pictures import stored_bytes
+from soir_qdrant.service.recent import Recent
+from soir_qdrant.service.settings import ServiceSettings
+from soir_qdrant.service.worker import ModelWorker, Priority
+
+if TYPE_CHECKING:
+    from soir_qdrant.pipeline import Pipeline
+    from soir_qdrant.service.schemas import ImageQuery
+
+UPLOAD_BYTES, UPLOAD_SECONDS = 256_000_000, 1800.0
+SEARCHES, THUMBNAIL_BYTES = 1000, 64_000_000
+WORDS = "a thing"  # to see whether the encoder reads any
+RETRY = Retry(attempts=2)  # a person waits
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """An image that a client sent. It is kept in memory alone. size: width, height, upright."""
+
+    data: bytes
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The query of a search that was run, for heat maps. image: None for words."""
+
+    collection: str
+    image: ImageQuery | None
+
+
+class Backend:
+    """One service's parts.
+
+    Args:
+        client: of Qdrant.
+        pipeline: makes the pipeline; called once, in the worker's thread.
+        settings: limits and permissions.
+    """
+
+    def __init__(
+        self, client: QdrantClient, pipeline: Callable[[], Pipeline], settings: ServiceSettings
+    ) -> None:
+        self.client = threadsafe(client)
+        self.settings = settings
+        self.metrics = Metrics()
+        self.collections = Collections(self.client, settings.collections, settings.folders)
+        self.worker = ModelWorker(settings.queue, settings.batch, self.metrics.observe_task)
+        self.metrics.watch_queue(lambda: self.worker.waiting)
+        self.uploads: Recent[Upload] = Recent(UPLOAD_BYTES, UPLOAD_SECONDS, lambda item: len(item.data))
+        self.searches: Recent[Asked] = Recent(SEARCHES, UPLOAD_SECONDS)
+        self.thumbnails: Recent[bytes] = Recent(THUMBNAIL_BYTES, 86_400.0, len)
+        self.jobs = Jobs(self)
+        self.stopping = threading.Event()
+        self.ready = threading.Event()
+        self.reads_text = False  # known once the models are loaded
+        self.failure: str | None = None  # why the models could not be loaded
+        self._make_pipeline = pipeline
+        self._pipeline: Pipeline | None = None
+        self._searchers: dict[str, SoirSearcher] = {}
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """The models; for the worker's thread."""
+        if self._pipeline is None:
+            self._pipeline = self._make_pipeline()
+        return self._pipeline
+
+    def start(self) -> None:
+        """Load the models, in the worker's thread; `ready` is set afterwards."""
+
+        def load() -> None:
+            try:
+                self.pipeline.query(np.full((32, 32, 3), 124, np.uint8), box=(4.0, 4.0, 28.0, 28.0))
+            except (SoirError, OSError) as error:
+                self.failure = str(error)
+                raise
+            self.reads_text = _reads_text(self.pipeline)
+            self.ready.set()
+
+        self.worker.start()
+        self.worker.submit(Priority.INGEST, load)
+
+    def stop(self) -> None:
+        """Finish what runs, refuse what waits."""
+        self.stopping.set()
+        self.jobs.stop()
+        self.worker.stop()
+
+    def searcher(self, collection: str) -> SoirSearcher:
+        """That of a collection; for the worker's thread."""
+        if collection not in self._searchers:
+            self._searchers[collection] = SoirSearcher(
+                self.client,
+                collection,
+                pipeline=self.pipeline,
+                max_pixels=self.settings.max_pixels,
+                retry=RETRY,
+            )
+        return self._searchers[collection]
+
+    def ingestor(self, collection: str) -> SoirIngestor:
+        """One for a collection; for the worker's thread."""
+        return SoirIngestor(
+            self.client, collection, pipeline=self.pipeline, max_pixels=self.settings.max_pixels
+        )
+
+    def forget(self, collection: str) -> None:
+        """Make the searcher of a collection anew, after an error that says the collection has changed."""
+        self._searchers.pop(collection, None)
+
+    def image_bytes(self, collection: str, id_: int | str) -> tuple[bytes, dict[str, Any]]:
+        """The file of a stored image, and its payload. Raises NoImage, NotServed."""
+        payload = self.collections.payload(collection, id_)
+        soir = payload.get("soir") or {}
+        return stored_bytes(soir, self.settings.folders, self.settings.max_bytes), payload
+
+
+def _reads_text(pipeline: Pipeline) -> bool:
+    """Whether the profile's encoder reads words."""
+    try:
+        pipeline.text(WORDS)
+    except ConfigError:
+        return False
+    return True

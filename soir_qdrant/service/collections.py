@@ -1,0 +1,168 @@
+"""What a collection holds, for the page: its images, its size, what they can be filtered by."""
+
+from __future__ import annotations
+
+import uuid
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from qdrant_client import QdrantClient, models
+
+from soir_qdrant.errors import ConfigError
+from soir_qdrant.qdrant.payload import KEY, PATCHES, PointId
+from soir_qdrant.qdrant.transport import Retry
+from soir_qdrant.service.errors import NoCollection, NoImage
+from soir_qdrant.service.schemas import Facet, Facets, ImagePage, StoredImage, StoredObject
+
+SAMPLE = 400  # images that the filters are learnt from
+MAX_VALUES, MAX_KEYS, MAX_TEXT = 30, 20, 80
+_RETRY = Retry(attempts=2)
+_READABLE = models.PayloadSelectorExclude(exclude=[f"{KEY}.{PATCHES}"])
+
+
+def point_id(text: int | str) -> PointId:
+    """An id as Qdrant takes it, from a part of an address. Raises ConfigError for what is none."""
+    if isinstance(text, int) or text.isdecimal():
+        if 0 <= int(text) < 2**64:
+            return int(text)
+    else:
+        try:
+            return str(uuid.UUID(text))
+        except ValueError:
+            pass
+    raise ConfigError(f"id {str(text)[:80]!r}: ids are whole numbers from 0 or UUIDs")
+
+
+class Collections:
+    """The collections of one client that this service may show.
+
+    Args:
+        client: may be shared by threads.
+        allowed: names; None for all.
+        folders: of the images, resolved; names are shown as paths below them.
+    """
+
+    def __init__(
+        self,
+        client: QdrantClient,
+        allowed: Sequence[str] | None = None,
+        folders: Sequence[Path] | None = None,
+    ) -> None:
+        self.client, self.allowed, self.folders = client, allowed, folders
+
+    def names(self) -> list[str]:
+        """Those that exist and may be used, aliases too, sorted. Raises ServerError where Qdrant does not answer."""
+        collections = _RETRY(self.client.get_collections, "list the collections").collections
+        aliases = _RETRY(self.client.get_aliases, "list the aliases").aliases
+        found = sorted({item.name for item in collections} | {item.alias_name for item in aliases})
+        return [name for name in found if self.allowed is None or name in self.allowed]
+
+    def check(self, name: str) -> None:
+        """Raises NoCollection where there is none of this name, or it is not allowed."""
+        allowed = self.allowed is None or name in self.allowed
+        if allowed and _RETRY(lambda: self.client.collection_exists(name), "look for the collection"):
+            return
+        raise NoCollection(
+            f"there is no collection {name[:80]!r} here: choose another, or ingest images into it with "
+            "`soir ingest FOLDER --collection NAME`"
+        )
+
+    def count(self, name: str) -> int:
+        """How many images it holds."""
+        return _RETRY(lambda: self.client.count(name), "count the images").count
+
+    def payload(self, name: str, id_: int | str) -> dict[str, Any]:
+        """All that is stored beside the vector of an image. Raises NoImage where there is none."""
+        key = point_id(id_)
+        self.check(name)
+        found = _RETRY(
+            lambda: self.client.retrieve(name, [key], with_payload=_READABLE, with_vectors=False),
+            "look up the image",
+        )
+        if not found:
+            raise NoImage(f"collection {name!r} has no image {key}: it was deleted, or the address is old")
+        return dict(found[0].payload or {})
+
+    def page(self, name: str, limit: int, after: int | str | None, filter: models.Filter | None) -> ImagePage:
+        """Some images in order of their ids. after: `next` of the page before."""
+        self.check(name)
+        offset = None if after is None else point_id(after)
+        points, following = _RETRY(
+            lambda: self.client.scroll(
+                name, limit=limit, offset=offset, scroll_filter=filter, with_payload=_READABLE
+            ),
+            "list the images",
+        )
+        images = [self.image(_plain(point.id), point.payload or {}) for point in points]
+        return ImagePage(images=images, next=None if following is None else _plain(following))
+
+    def facets(self, name: str) -> Facets:
+        """What a sample of the images can be filtered by."""
+        self.check(name)
+        points, _ = _RETRY(
+            lambda: self.client.scroll(name, limit=SAMPLE, with_payload=_READABLE), "read some images"
+        )
+        return facets_of([point.payload or {} for point in points])
+
+    def image(self, id_: PointId, payload: Mapping[str, Any]) -> StoredImage:
+        """A stored image as it is shown."""
+        return StoredImage(id=id_, **self.fields(payload))
+
+    def fields(self, payload: Mapping[str, Any]) -> dict[str, Any]:
+        """What is shown of a payload: not the codes, and no path outside the folders."""
+        soir = payload.get(KEY) or {}
+        return {
+            "name": self._name(soir.get("uri")),
+            "width": soir.get("width"),
+            "height": soir.get("height"),
+            "objects": [
+                StoredObject(**{key: item.get(key) for key in ("box", "score", "area", "label")})
+                for item in soir.get("objects") or []
+            ],
+            "labels": list(soir.get("labels") or []),
+            "payload": {key: value for key, value in payload.items() if key != KEY},
+        }
+
+    def _name(self, uri: object) -> str:
+        if not isinstance(uri, str):
+            return "image without a file"
+        for folder in self.folders or ():
+            if Path(uri).is_relative_to(folder):
+                return Path(uri).relative_to(folder).as_posix()
+        return Path(uri).name
+
+
+def _plain(id_: Any) -> PointId:
+    return id_ if isinstance(id_, int) else str(id_)
+
+
+def facets_of(payloads: Iterable[Mapping[str, Any]]) -> Facets:
+    """The labels and the users' keys of some payloads, each with its most frequent values or its range."""
+    labels: Counter[str] = Counter()
+    values: defaultdict[str, list[Any]] = defaultdict(list)
+    sampled, most = 0, 0
+    for payload in payloads:
+        sampled += 1
+        soir = payload.get(KEY) or {}
+        labels.update(soir.get("labels") or [])
+        most = max(most, int(soir.get("count") or 0))
+        for key, value in payload.items():
+            if key != KEY:
+                values[key] += value if isinstance(value, list) else [value]
+    keys = [facet for key, items in sorted(values.items()) if (facet := _facet(key, items)) is not None]
+    top = [label for label, _ in labels.most_common(200)]
+    return Facets(labels=sorted(top), keys=keys[:MAX_KEYS], max_count=most, sampled=sampled)
+
+
+def _facet(key: str, items: Sequence[Any]) -> Facet | None:
+    """A key that all images use in one way; None for nested, long or mixed values."""
+    if items and all(isinstance(item, bool) for item in items):
+        return Facet(key=key, kind="boolean", values=[True, False])
+    if items and all(isinstance(item, (int, float)) and not isinstance(item, bool) for item in items):
+        return Facet(key=key, kind="number", min=min(items), max=max(items))
+    if items and all(isinstance(item, str) and len(item) <= MAX_TEXT for item in items):
+        frequent = [value for value, _ in Counter(items).most_common(MAX_VALUES)]
+        return Facet(key=key, kind="text", values=sorted(frequent))
+    return None

@@ -1,0 +1,35 @@
+"""What routes are handed: the backend, and the answers of its thread."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import Future
+from typing import Annotated, TypeVar
+
+from fastapi import Depends, Request
+from starlette.exceptions import HTTPException
+
+from soir_qdrant.service.backend import Backend
+
+T = TypeVar("T")
+
+
+def backend_of(request: Request) -> Backend:
+    """The app's backend."""
+    found: Backend = request.app.state.backend
+    return found
+
+
+Service = Annotated[Backend, Depends(backend_of)]
+
+
+async def answered(future: Future[T], backend: Backend) -> T:
+    """The result of a task. A request that gives up, or takes too long, takes its task out of the queue."""
+    try:
+        return await asyncio.wait_for(asyncio.wrap_future(future), backend.settings.timeout)
+    except TimeoutError:
+        raise HTTPException(
+            503,
+            f"no answer within {backend.settings.timeout:.0f} s: the service is busy, try again",
+            {"Retry-After": "10"},
+        ) from None

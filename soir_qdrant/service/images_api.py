@@ -1,0 +1,199 @@
+"""The images of a collection: lists, metadata, and what is drawn of them."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request, Response
+from pydantic_core import from_json
+from starlette.concurrency import run_in_threadpool
+
+from soir_qdrant.geometry.crops import full_mask
+from soir_qdrant.images import load
+from soir_qdrant.service.backend import Backend
+from soir_qdrant.service.deps import Service, answered
+from soir_qdrant.service.errors import Forgotten
+from soir_qdrant.service.pictures import heat_png, mask_png, opened, small_jpeg
+from soir_qdrant.service.problems import Refusal, responses
+from soir_qdrant.service.queries import image_query, object_box
+from soir_qdrant.service.schemas import Facets, ImagePage, StoredImage
+from soir_qdrant.service.search_api import filter_of
+from soir_qdrant.service.worker import Priority
+from soir_qdrant.types import Box, Hit, SceneObject
+
+router = APIRouter(prefix="/v1/collections/{collection}", tags=["images"])
+Side = Annotated[int, Query(ge=16, le=2048, description="pixels of the longer side, at most")]
+BoxText = Annotated[str | None, Query(max_length=100, description="x0,y0,x1,y1 in pixels")]
+ObjectNumber = Annotated[int | None, Query(ge=0, description="number of a stored object")]
+MAX_HEAT_OBJECTS = 8
+JPEG, PNG = "image/jpeg", "image/png"
+_ERRORS = responses(401, 404, 422, 503)
+
+
+def _content(kind: str) -> dict[int | str, dict[str, object]]:
+    return {200: {"content": {kind: {"schema": {"type": "string", "format": "binary"}}}}, **_ERRORS}
+
+
+@router.get("/facets", responses=_ERRORS)
+async def facets(collection: str, backend: Service) -> Facets:
+    """What the images can be filtered by: labels and payload keys of a sample."""
+    return await run_in_threadpool(backend.collections.facets, collection)
+
+
+@router.get("/images", responses=_ERRORS)
+async def images(
+    collection: str,
+    backend: Service,
+    limit: Annotated[int, Query(ge=1, le=200)] = 24,
+    after: Annotated[str | None, Query(max_length=60, description="`next` of the page before")] = None,
+    filter: Annotated[str | None, Query(max_length=20_000, description="of Qdrant, as JSON")] = None,
+) -> ImagePage:
+    """Some images, in order of their ids."""
+    try:
+        condition = filter_of(from_json(filter) if filter else None)
+    except ValueError as error:
+        raise Refusal(422, f"filter: no JSON ({error})") from error
+    return await run_in_threadpool(backend.collections.page, collection, limit, after, condition)
+
+
+@router.get("/images/{id}", responses=_ERRORS)
+async def image(collection: str, id: str, backend: Service) -> StoredImage:
+    """What is known of one image."""
+    payload = await run_in_threadpool(backend.collections.payload, collection, id)
+    return backend.collections.image(int(id) if id.isdecimal() else id, payload)
+
+
+@router.get("/images/{id}/thumbnail", response_class=Response, responses=_content(JPEG))
+async def thumbnail(
+    collection: str, id: str, request: Request, backend: Service, side: Side = 320
+) -> Response:
+    """The image, upright and small, without metadata."""
+    return await run_in_threadpool(_jpeg, backend, collection, id, side, None, request)
+
+
+@router.get("/images/{id}/crop", response_class=Response, responses=_content(JPEG))
+async def crop(
+    collection: str,
+    id: str,
+    request: Request,
+    backend: Service,
+    object: ObjectNumber = None,
+    box: BoxText = None,
+    side: Side = 320,
+) -> Response:
+    """One object of the image, or what a box shows."""
+    place = (object, box)
+    return await run_in_threadpool(_jpeg, backend, collection, id, side, place, request)
+
+
+def _jpeg(
+    backend: Backend,
+    collection: str,
+    id_: str,
+    side: int,
+    place: tuple[int | None, str | None] | None,
+    request: Request,
+) -> Response:
+    payload = backend.collections.payload(collection, id_)
+    box = None if place is None else _box(payload, *place)
+    sha256 = str((payload.get("soir") or {}).get("sha256"))
+    tag = hashlib.sha256(f"{sha256} {side} {box}".encode()).hexdigest()[:32]
+    headers = {"ETag": f'"{tag}"', "Cache-Control": "private, max-age=600"}
+    if request.headers.get("if-none-match") == headers["ETag"]:
+        return Response(status_code=304, headers=headers)
+    data = backend.thumbnails.get(tag)
+    if data is None:
+        full, _ = backend.image_bytes(collection, id_)
+        data = small_jpeg(full, side, backend.settings.max_pixels, box)
+        backend.thumbnails.put(tag, data)
+    return Response(data, media_type=JPEG, headers=headers)
+
+
+def _box(payload: dict[str, object], number: int | None, text: str | None) -> Box:
+    if (number is None) == (text is None):
+        raise Refusal(422, "give object=NUMBER or box=x0,y0,x1,y1: one of the two")
+    if number is not None:
+        return object_box(payload, number)
+    try:
+        x0, y0, x1, y1 = (float(part) for part in (text or "").split(","))
+        if not all(map(math.isfinite, (x0, y0, x1, y1))):
+            raise ValueError
+    except ValueError:
+        raise Refusal(422, f"box {text!r}: give four numbers, x0,y0,x1,y1") from None
+    return x0, y0, x1, y1
+
+
+@router.get("/images/{id}/heat", response_class=Response, responses=_content(PNG))
+async def heat(
+    collection: str,
+    id: str,
+    backend: Service,
+    search: Annotated[str, Query(max_length=60, description="`search` of the answer that found it")],
+    object: ObjectNumber = None,
+    side: Side = 640,
+) -> Response:
+    """Where in the image the thing seems to be: a transparent PNG to lay over it. Takes seconds.
+
+    It looks into the object that matched, where `object` names it, and into the few that the detector was
+    surest of.
+    """
+    asked = backend.searches.get(search)
+    if asked is None or asked.collection != collection:
+        raise Forgotten("this search is no longer known: search again for its heat maps")
+    if asked.image is None:
+        raise Refusal(422, "heat maps are made with an image: this search was by words")
+    key = f"heat {search} {id} {object} {side}"
+    data = backend.thumbnails.get(key)
+    if data is None:
+        query = await run_in_threadpool(image_query, backend, collection, asked.image)
+        payload = await run_in_threadpool(_checked_payload, backend, collection, id)
+        hit = Hit(
+            id=id, score=0.0, uri=str(payload["soir"]["uri"]), box=None, payload=_fewer(payload, object)
+        )
+
+        def make() -> bytes:
+            return heat_png(backend.searcher(collection).heat(query, hit), side)
+
+        data = await answered(backend.worker.submit(Priority.PICTURE, make), backend)
+        backend.thumbnails.put(key, data)
+    return Response(data, media_type=PNG)
+
+
+@router.get("/images/{id}/mask", response_class=Response, responses=_content(PNG))
+async def mask(
+    collection: str,
+    id: str,
+    backend: Service,
+    object: ObjectNumber = None,
+    box: BoxText = None,
+    side: Side = 640,
+) -> Response:
+    """Which pixels of a box are the object: a transparent PNG to lay over the image. Takes a second."""
+    data, payload = await run_in_threadpool(backend.image_bytes, collection, id)
+    place = _box(payload, object, box)
+
+    def make() -> bytes:
+        opened(data, backend.settings.max_pixels)
+        picture = load(data, name=f"image {id}", max_pixels=backend.settings.max_pixels)
+        (found,) = backend.pipeline.segment(picture.rgb, [SceneObject(place)])
+        return mask_png(full_mask(found, picture.width, picture.height), side)
+
+    made = await answered(backend.worker.submit(Priority.PICTURE, make), backend)
+    return Response(made, media_type=PNG, headers={"Cache-Control": "private, max-age=600"})
+
+
+def _fewer(payload: dict[str, Any], matched: int | None) -> dict[str, Any]:
+    """The payload with MAX_HEAT_OBJECTS objects: each takes a part of a second."""
+    objects = list(enumerate(payload["soir"].get("objects") or []))
+    objects.sort(key=lambda item: (item[0] != matched, -float(item[1].get("score") or 0)))
+    return {
+        **payload,
+        "soir": {**payload["soir"], "objects": [item for _, item in objects[:MAX_HEAT_OBJECTS]]},
+    }
+
+
+def _checked_payload(backend: Backend, collection: str, id_: str) -> dict[str, Any]:
+    """Of an image whose file may be opened: the searcher will open it by its uri."""
+    return backend.image_bytes(collection, id_)[1]

@@ -1,0 +1,39 @@
+"""Embedded Qdrant under several threads: one call at a time."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable
+from typing import Any, cast
+
+from qdrant_client import QdrantClient
+from qdrant_client.local.qdrant_local import QdrantLocal
+
+
+class _OneAtATime:
+    """A client whose methods wait for one another: embedded Qdrant must not be read while it is written."""
+
+    def __init__(self, client: QdrantClient) -> None:
+        self._wrapped = client
+        self._lock = threading.RLock()
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._wrapped, name)
+        if name.startswith("_") or not callable(value):
+            return value
+        method: Callable[..., Any] = value
+
+        @functools.wraps(method)
+        def locked(*arguments: Any, **options: Any) -> Any:
+            with self._lock:
+                return method(*arguments, **options)
+
+        return locked
+
+
+def threadsafe(client: QdrantClient) -> QdrantClient:
+    """The client itself where it talks to a server; an embedded one behind a lock."""
+    if isinstance(getattr(client, "_client", None), QdrantLocal):
+        return cast("QdrantClient", _OneAtATime(client))
+    return client

@@ -1,0 +1,301 @@
+// The page: what is searched (state.js), asked of the service (requests.js) and shown (results.js).
+
+import { letAdd, remove } from "./add.js";
+import { Problem, address, call, imageAddress, onLoginNeeded } from "./api.js";
+import { BoxTool } from "./boxtool.js";
+import { drawChips } from "./chips.js";
+import { byId, element } from "./dom.js";
+import { isFiltered } from "./filters.js";
+import { showFilters } from "./filterform.js";
+import { askForToken } from "./login.js";
+import { LIMIT, detect, run } from "./requests.js";
+import { Overlays, drawGrid } from "./results.js";
+import { summary, welcome } from "./sentences.js";
+import { listen, openFile, openStored } from "./source.js";
+import { emptyState, fromAddress, placeText, toAddress } from "./state.js";
+import { keepTheme } from "./theme.js";
+import { Viewer } from "./viewer.js";
+
+let service = { collections: [], reads_text: false, max_bytes: 20e6 };
+let state = emptyState();
+let source = null; // {file, upload, width, height} of a picture that is not in the collection
+const nothing = { images: [], groups: null, next: null, search: null };
+let shown = nothing;
+let running = null; // of the search that runs now
+const earlier = []; // `after` of the pages of browsing
+
+const tool = new BoxTool(byId("boxes"), {
+  drawn: () => go({ box: tool.box, object: null }),
+  picked: (number) => {
+    tool.set(tool.objects[number], number);
+    go({ box: tool.box, object: number });
+  },
+  changed: (box) => { byId("whole").disabled = !box; },
+  entered: () => go({ box: tool.box, object: tool.object >= 0 ? tool.object : null }),
+});
+const viewer = new Viewer(searchFrom, (image) => remove(state.collection, image.id).then(recount, fail));
+const overlays = {
+  heat: new Overlays("heat", (image) => shown.search &&
+    imageAddress(state.collection, image.id, "heat", { search: shown.search, object: image.object, side: 480 })),
+  mask: new Overlays("mask", (image) => (image.object ?? null) === null ? null :
+    imageAddress(state.collection, image.id, "mask", { object: image.object, side: 480 })),
+};
+
+// -- searching ---------------------------------------------------------------------------------------------
+
+/** Search for a place in the query's picture. */
+function go({ box, object }) {
+  if (!state.query || state.query.kind === "browse" || state.query.kind === "text") {
+    if (!source) return say("Choose a picture first.");
+    state.query = { kind: "upload", box };
+  } else if (state.query.kind === "stored") {
+    state.query = { kind: "stored", id: state.query.id, object, box: object === null ? box : null };
+  } else {
+    state.query = { kind: "upload", box };
+  }
+  state.offset = 0;
+  return search();
+}
+
+/** Search for an object of an image of the collection. number: null for its box, or all of it. */
+async function searchFrom(image, number) {
+  const box = number === null ? (image.box ?? null) : null;
+  state.query = { kind: "stored", id: image.id, object: number, box };
+  state.offset = 0;
+  await openQuery();
+  byId("query").scrollIntoView({ block: "nearest" });
+  return search();
+}
+
+/** Run what the state says, and show it. push: whether it becomes a new address. */
+async function search(push = true) {
+  running?.abort();
+  running = new AbortController();
+  const { signal } = running;
+  if (push) history.pushState(null, "", toAddress(state) || location.pathname);
+  if (!state.query) return greet();
+  byId("results").setAttribute("aria-busy", "true");
+  say(state.query.kind === "browse" ? "Looking through the collection …" : "Searching …");
+  try {
+    shown = await run(state, source, signal, (seconds) => say(`The service is busy: trying again in ${seconds} s …`));
+    draw();
+    say(summary(state, shown, service));
+    if (matchMedia("(max-width: 760px)").matches && shown.images.length) byId("results").scrollIntoView();
+  } catch (problem) {
+    if (problem.name === "AbortError") return undefined;
+    shown = nothing;
+    draw();
+    fail(problem);
+  }
+  return byId("results").removeAttribute("aria-busy");
+}
+
+function draw() {
+  const actions = {
+    pick: searchFrom,
+    zoom: (image) => viewer.open(state.collection, shown.images, image, shown.search),
+    more: (image, object) => refine(state.examples, image, object),
+    less: (image, object) => refine(state.negatives, image, object),
+  };
+  const cards = drawGrid(state.collection, shown, actions);
+  byId("toggles").hidden = !shown.images.length;
+  byId("paging").hidden = Boolean(shown.groups) || (shown.next === null && !state.offset && !earlier.length);
+  byId("previous").disabled = state.query?.kind === "browse" ? !earlier.length : !state.offset;
+  byId("next").disabled = (shown.next ?? null) === null;
+  byId("show-heat").disabled = !shown.search;
+  overlays.heat.show(byId("show-heat").checked && shown.search ? cards : new Map());
+  overlays.mask.show(byId("show-masks").checked ? cards : new Map());
+  byId("grid").classList.toggle("no-boxes", !byId("show-boxes").checked);
+  drawChips(state, search);
+}
+
+function page(by) {
+  if (state.query.kind === "browse") {
+    if (by > 0) earlier.push(state.query.after ?? null);
+    state.query.after = by > 0 ? shown.next : earlier.pop();
+  } else {
+    state.offset = by > 0 ? shown.next : Math.max(0, state.offset - LIMIT);
+  }
+  byId("results").focus();
+  return search();
+}
+
+// -- more like, not like -----------------------------------------------------------------------------------
+
+function refine(list, image, object) {
+  const place = { id: image.id, object: object ?? null, box: (object ?? null) === null ? (image.box ?? null) : null };
+  if (!list.some((one) => placeText(one) === placeText(place))) list.push(place);
+  state.offset = 0;
+  if (!state.query || state.query.kind === "browse") return searchFrom(image, object);
+  return search();
+}
+
+// -- the query's picture -----------------------------------------------------------------------------------
+
+/** Show the picture that the state searches with. */
+async function openQuery() {
+  const { query } = state;
+  const visible = query?.kind === "stored" || (query?.kind === "upload" && Boolean(source));
+  for (const id of ["stage", "keys", "query-actions"]) byId(id).hidden = !visible;
+  byId("drop").hidden = visible;
+  byId("detect").hidden = query?.kind !== "upload";
+  byId("text").value = query?.kind === "text" ? query.text : "";
+  if (!visible) return;
+  if (query.kind === "upload") {
+    tool.open(source.width, source.height, source.objects ?? []);
+    if (query.box) tool.set(query.box);
+    return;
+  }
+  try {
+    const image = await openStored(state.collection, query.id);
+    tool.open(image.width, image.height, image.objects.map((object) => object.box));
+    const box = query.object === null || query.object === undefined ? query.box : tool.objects[query.object];
+    if (box) tool.set(box, query.object ?? -1);
+  } catch (problem) {
+    fail(problem);
+  }
+}
+
+async function chooseFile(file) {
+  try {
+    source = await openFile(file, service.max_bytes);
+  } catch (problem) {
+    return fail(problem);
+  }
+  state = { ...emptyState(state.collection), filters: state.filters, group: state.group, query: { kind: "upload", box: null } };
+  await openQuery();
+  byId("boxes").focus();
+  return say("Draw a box round one thing. To search with the whole picture, press Search.");
+}
+
+async function detectObjects() {
+  byId("detect").disabled = true;
+  say("Looking for objects …");
+  try {
+    const objects = await detect(source, undefined, (seconds) => say(`The service is busy: trying again in ${seconds} s …`));
+    source.objects = objects;
+    tool.showObjects(objects);
+    say(objects.length ? `${objects.length} objects. Click one to search for it.` : "No object was found: draw a box.");
+  } catch (problem) {
+    fail(problem);
+  }
+  byId("detect").disabled = false;
+}
+
+// -- the rest of the page ----------------------------------------------------------------------------------
+
+function say(text) {
+  byId("status").classList.remove("problem");
+  byId("status").textContent = text;
+}
+
+function fail(problem) {
+  say(problem instanceof Problem ? problem.message : `Something went wrong in the page: ${problem.message}`);
+  byId("status").classList.add("problem");
+}
+
+function greet() {
+  byId("grid").replaceChildren();
+  byId("toggles").hidden = byId("paging").hidden = true;
+  drawChips(state, search);
+  say(welcome(state, service));
+}
+
+async function chooseCollection(name) {
+  state = { ...emptyState(name), query: source ? { kind: "upload", box: tool.box } : null };
+  await loadFilters();
+  await openQuery();
+  return search();
+}
+
+async function loadFilters() {
+  if (!service.collections.some(({ name }) => name === state.collection)) return;
+  try {
+    const facets = await call(address(`collections/${encodeURIComponent(state.collection)}/facets`));
+    const changed = (filters, group) => {
+      state.filters = filters ?? emptyState().filters;
+      state.group = group;
+      state.offset = 0;
+      if (filters === null) showFilters(facets, state, changed);
+      if (state.query) search();
+    };
+    showFilters(facets, state, changed);
+    byId("filters").open ||= isFiltered(state.filters);
+  } catch (problem) {
+    fail(problem);
+  }
+}
+
+/** Show what an address says. */
+async function restore() {
+  state = fromAddress(location.search);
+  const first = service.collections.find(({ count }) => count) ?? service.collections[0];
+  state.collection ||= first?.name ?? "";
+  byId("collection").value = state.collection;
+  await loadFilters();
+  await openQuery();
+  await search(false);
+}
+
+function wire() {
+  const click = (id, action) => byId(id).addEventListener("click", action);
+  click("search", () => go({ box: tool.box, object: tool.object >= 0 ? tool.object : null }));
+  click("whole", () => tool.set(null));
+  click("detect", detectObjects);
+  click("another", () => {
+    source = null;
+    state = { ...emptyState(state.collection), filters: state.filters };
+    openQuery();
+    search();
+  });
+  click("browse", () => {
+    earlier.length = 0;
+    state.query = { kind: "browse", after: null };
+    search();
+  });
+  click("previous", () => page(-1));
+  click("next", () => page(1));
+  for (const id of ["show-boxes", "show-heat", "show-masks"]) byId(id).addEventListener("change", draw);
+  byId("collection").addEventListener("change", (event) => chooseCollection(event.target.value));
+  byId("words").addEventListener("submit", (event) => {
+    event.preventDefault();
+    const text = byId("text").value.trim();
+    if (!text) return;
+    state.query = { kind: "text", text };
+    state.offset = 0;
+    openQuery();
+    search();
+  });
+  listen(chooseFile, say);
+  window.addEventListener("popstate", restore);
+}
+
+async function start() {
+  keepTheme(byId("theme"));
+  onLoginNeeded(askForToken);
+  wire();
+  try {
+    await learn();
+  } catch (problem) {
+    return fail(problem);
+  }
+  byId("words").hidden = !service.reads_text;
+  byId("viewer-remove").hidden = !service.writable;
+  if (service.uploads) letAdd(() => state.collection, service.max_bytes, recount);
+  return restore();
+}
+
+async function learn() {
+  service = await call(address("../v1"));
+  const options = service.collections.map(({ name, count }) => element("option", { value: name }, `${name} (${count})`));
+  byId("collection").replaceChildren(...options);
+}
+
+async function recount() {
+  await learn(); // the collection has changed
+  byId("collection").value = state.collection;
+  await loadFilters();
+  await search(false);
+}
+
+start();

@@ -1,0 +1,92 @@
+// From the page's state to a request for the service.
+
+import { Problem, address, call, json } from "./api.js";
+import { toFilter } from "./filters.js";
+
+export const LIMIT = 24;
+
+/** Search, or list images. source: {file, upload} of a picture that is not in the collection, else null.
+ *  waiting(seconds): the service is busy. Returns {images, groups, next, search}. */
+export async function run(state, source, signal, waiting) {
+  const { kind } = state.query;
+  if (kind === "browse") return browse(state, signal, waiting);
+  const options = { ...common(state) };
+  const url = address(`collections/${encodeURIComponent(state.collection)}/search`);
+  if (kind !== "upload") {
+    options.query = kind === "text" ? { text: state.query.text } : place(state.query);
+    return shaped(await call(url, json(options, signal), waiting));
+  }
+  if (!source?.file) {
+    throw new Problem("This address was made with a picture that is not in the collection: choose it again.", 0);
+  }
+  return shaped(await uploaded(url, options, state.query.box, source, signal, waiting));
+}
+
+/** The picture goes along once; then the service knows it by a name, for a while. */
+async function uploaded(url, options, box, source, signal, waiting) {
+  if (source.upload) {
+    try {
+      return await call(url, json({ ...options, query: { upload: source.upload, box } }, signal), waiting);
+    } catch (problem) {
+      if (problem.status !== 410) throw problem;
+      source.upload = null;
+    }
+  }
+  const body = new FormData();
+  body.set("image", source.file);
+  body.set("request", JSON.stringify({ ...options, box }));
+  const answer = await call(url, { method: "POST", body, signal }, waiting);
+  source.upload = answer.upload;
+  return answer;
+}
+
+function common(state) {
+  const options = { limit: LIMIT, filter: filterOf(state) };
+  if (state.examples.length) options.examples = state.examples.map(place);
+  if (state.negatives.length) options.negatives = state.negatives.map(place);
+  if (state.group) options.group_by = state.group;
+  else options.offset = state.offset;
+  return options;
+}
+
+function place({ id, object, box }) {
+  const named = { id: /^\d+$/.test(String(id)) && Number.isSafeInteger(Number(id)) ? Number(id) : id };
+  if ((object ?? null) !== null) return { ...named, object };
+  return box ? { ...named, box } : named;
+}
+
+function filterOf(state) {
+  try {
+    return toFilter(state.filters);
+  } catch (error) {
+    throw new Problem(`The filter is no JSON: ${error.message}. Mend it, or empty its field.`, 0);
+  }
+}
+
+async function browse(state, signal, waiting) {
+  const filter = filterOf(state);
+  const parameters = { limit: LIMIT, after: state.query.after, filter: filter && JSON.stringify(filter) };
+  const url = address(`collections/${encodeURIComponent(state.collection)}/images`, parameters);
+  const { images, next } = await call(url, { signal }, waiting);
+  return { images, groups: null, next, search: null };
+}
+
+function shaped({ hits, groups, next_offset: next, search, seconds }) {
+  return { images: groups ? groups.flatMap((group) => group.hits) : hits, groups, next, search, seconds };
+}
+
+/** The objects of a picture that is not in the collection. */
+export async function detect(source, signal, waiting) {
+  const body = new FormData();
+  if (source.upload) body.set("upload", source.upload);
+  else body.set("image", source.file);
+  try {
+    const found = await call(address("objects"), { method: "POST", body, signal }, waiting);
+    source.upload = found.upload;
+    return found.objects.map((object) => object.box);
+  } catch (problem) {
+    if (problem.status !== 410 || !source.upload) throw problem;
+    source.upload = null;
+    return detect(source, signal, waiting);
+  }
+}

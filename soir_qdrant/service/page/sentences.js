@@ -1,0 +1,40 @@
+// What the page says of a search: how many, or what to do. Nothing here touches the page.
+
+import { isFiltered } from "./filters.js";
+
+/** After a search. shown: what was found. */
+export function summary(state, shown, service) {
+  const count = shown.images.length;
+  if (count && state.query.kind === "browse") return `${pictures(count)}. Click an object to search for it.`;
+  if (count) {
+    const seconds = (shown.seconds.wait + shown.seconds.search).toFixed(1);
+    const groups = shown.groups ? ` in ${shown.groups.length} groups` : "";
+    return `${pictures(count)}${groups}, the most alike first (${seconds} s).`;
+  }
+  if (countOf(state, service) === 0) return empty(state);
+  if (isFiltered(state.filters)) return "No picture passes the filter. Take a condition off under “Filter and group”.";
+  if (state.group) return `No picture has the key “${state.group}”. Group by another, or by nothing.`;
+  if (state.offset) return "There are no more pictures.";
+  return "Nothing was found. Draw the box closer round one thing, or choose another picture.";
+}
+
+/** Before the first search. */
+export function welcome(state, service) {
+  if (!service.collections.length) return "There is no collection yet. Make one: soir ingest FOLDER --collection NAME";
+  const count = countOf(state, service);
+  if (count === null) return `There is no collection “${state.collection}” here: choose another above.`;
+  if (count === 0) return empty(state);
+  return `“${state.collection}” holds ${pictures(count)}. Choose a picture to search with, or take one from the collection.`;
+}
+
+function empty({ collection }) {
+  return `The collection “${collection}” is empty. Put pictures in: soir ingest FOLDER --collection ${collection}`;
+}
+
+function countOf(state, service) {
+  return service.collections.find(({ name }) => name === state.collection)?.count ?? null;
+}
+
+function pictures(count) {
+  return count === 1 ? "1 picture" : `${count} pictures`;
+}

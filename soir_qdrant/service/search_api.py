@@ -1,0 +1,225 @@
+"""Searching: POST /v1/collections/{collection}/search."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import APIRouter, Request
+from pydantic import ValidationError
+from qdrant_client import models
+from starlette.concurrency import run_in_threadpool
+
+from soir_qdrant.errors import CollectionError, ConfigError
+from soir_qdrant.query import Query
+from soir_qdrant.service.backend import Asked, Backend
+from soir_qdrant.service.deps import Service, answered
+from soir_qdrant.service.forms import file_bytes, form_of, is_form
+from soir_qdrant.service.problems import invalid, parsed, responses
+from soir_qdrant.service.queries import image_query, read_upload
+from soir_qdrant.service.schemas import (
+    BoxQuery,
+    GroupModel,
+    HitModel,
+    ImageQuery,
+    SearchAnswer,
+    SearchFields,
+    SearchRequest,
+    TextQuery,
+    UploadRequest,
+)
+from soir_qdrant.service.worker import Priority
+from soir_qdrant.types import Hit, HitGroup, Text
+
+router = APIRouter(tags=["search"])
+PER_GROUP = 4
+_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {"schema": {"$ref": "#/components/schemas/SearchRequest"}},
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["image"],
+                    "properties": {
+                        "image": {"type": "string", "format": "binary", "description": "the query image"},
+                        "mask": {
+                            "type": "string",
+                            "format": "binary",
+                            "description": "an image of the same size: where it is light, the thing is",
+                        },
+                        "request": {
+                            "type": "string",
+                            "contentMediaType": "application/json",
+                            "description": "an UploadRequest as JSON: box, filter, limit ...",
+                            "example": '{"box": [410, 220, 470, 300], "limit": 20}',
+                        },
+                    },
+                }
+            },
+        },
+    }
+}
+
+
+@router.post(
+    "/v1/collections/{collection}/search",
+    response_model=SearchAnswer,
+    responses=responses(401, 404, 409, 413, 422, 429, 503),
+    openapi_extra=_BODY,
+)
+async def search(collection: str, request: Request, backend: Service) -> SearchAnswer:
+    """The images that hold the thing, best first, each with the box of the object that matched.
+
+    Send JSON to search with an object of a stored image (or words, where the profile reads them), or a
+    multipart form with an image.
+    """
+    await run_in_threadpool(backend.collections.check, collection)
+    if is_form(request):
+        fields, query, upload = await _form(request, backend)
+    else:
+        body = parsed(SearchRequest, await request.body())
+        fields, query, upload = body, body.query, None
+    return await run_search(collection, fields, query, upload, backend)
+
+
+async def _form(request: Request, backend: Backend) -> tuple[SearchFields, ImageQuery, str]:
+    async with form_of(request, max_files=2) as form:
+        data = await file_bytes(form.get("image"), "image")
+        mask = await file_bytes(form["mask"], "mask") if "mask" in form else None
+        body = parsed(UploadRequest, str(form.get("request") or "{}").encode())
+    upload = await run_in_threadpool(read_upload, data, mask, backend.settings.max_pixels)
+    key = backend.uploads.add(upload)
+    return body, ImageQuery(upload=key, box=body.box), key
+
+
+def filter_of(value: dict[str, Any] | None) -> models.Filter | None:
+    """Qdrant's filter. Raises Refusal for what is none."""
+    if value is None:
+        return None
+    try:
+        return models.Filter.model_validate(value)
+    except ValidationError as error:
+        raise invalid(error, "filter: no filter of Qdrant: ") from error
+
+
+async def run_search(
+    collection: str,
+    fields: SearchFields,
+    query: ImageQuery | TextQuery | BoxQuery,
+    upload: str | None,
+    backend: Backend,
+) -> SearchAnswer:
+    """Open the images in a thread, queue the search, and shape its answer."""
+    options = _options(fields)
+    images = [query] if isinstance(query, ImageQuery) else []
+    opened = await run_in_threadpool(
+        lambda: [
+            image_query(backend, collection, one) for one in [*images, *fields.examples, *fields.negatives]
+        ]
+    )
+    first: Query | TextQuery = opened[0] if images else query  # type: ignore[assignment]
+    examples = opened[len(images) : len(images) + len(fields.examples)]
+    negatives = opened[len(images) + len(fields.examples) :]
+    began = time.perf_counter()
+    run = _Run(backend, collection, options, fields.group_by)
+    if isinstance(first, TextQuery) or examples or negatives or fields.group_by:
+        future = backend.worker.submit(Priority.SEARCH, lambda: run.one(first, examples, negatives))
+    else:
+        key = (
+            collection,
+            json.dumps(fields.model_dump(include=set(SearchFields.model_fields)), sort_keys=True),
+        )
+        future = backend.worker.submit_batched(key, first, run.many)
+    found, seconds = await answered(future, backend)
+    total = time.perf_counter() - began
+    asked = Asked(collection, query if isinstance(query, ImageQuery) else None)
+    answer = SearchAnswer(
+        collection=collection,
+        search=backend.searches.add(asked),
+        upload=upload,
+        hits=[],
+        offset=fields.offset,
+        seconds={"wait": round(max(0.0, total - seconds), 4), "search": round(seconds, 4)},
+    )
+    return shaped(answer, found, fields, backend)
+
+
+def shaped(
+    answer: SearchAnswer, found: list[Hit] | list[HitGroup], fields: SearchFields, backend: Backend
+) -> SearchAnswer:
+    """The answer with its hits or groups."""
+    if fields.group_by:
+        answer.groups = [
+            GroupModel(
+                key=group.key, hits=[_hit(hit, rank, backend) for rank, hit in enumerate(group.hits, 1)]
+            )
+            for group in found
+            if isinstance(group, HitGroup)
+        ]
+        return answer
+    hits = [hit for hit in found if isinstance(hit, Hit)]
+    answer.hits = [_hit(hit, rank, backend) for rank, hit in enumerate(hits, fields.offset + 1)]
+    answer.next_offset = fields.offset + len(hits) if len(hits) == fields.limit else None
+    return answer
+
+
+def _hit(hit: Hit, rank: int, backend: Backend) -> HitModel:
+    fields = backend.collections.fields(hit.payload)
+    box = list(hit.box) if hit.box else None
+    return HitModel(id=hit.id, rank=rank, score=hit.score, box=box, object=hit.object, **fields)
+
+
+def _options(fields: SearchFields) -> dict[str, Any]:
+    if fields.group_by and fields.offset:
+        raise ConfigError("group_by has no pages: leave offset out, or ask for more groups with limit")
+    return {
+        "limit": fields.limit,
+        "filter": filter_of(fields.filter),
+        "rerank": None if fields.rerank in (None, "none") else fields.rerank,
+        "score_threshold": fields.score_threshold,
+        **({} if fields.group_by else {"offset": fields.offset}),
+    }
+
+
+class _Run:
+    """A search as the worker runs it. Each method also says how long it took."""
+
+    def __init__(
+        self, backend: Backend, collection: str, options: dict[str, Any], group_by: str | None
+    ) -> None:
+        self.backend, self.collection, self.options, self.group_by = backend, collection, options, group_by
+
+    def one(
+        self, query: Query | TextQuery, examples: Sequence[Query], negatives: Sequence[Query]
+    ) -> tuple[list[Any], float]:
+        """With examples, in groups, or by words."""
+        began = time.perf_counter()
+        try:
+            searcher = self.backend.searcher(self.collection)
+            options = {**self.options, "examples": examples, "negatives": negatives}
+            value = Text(query.text) if isinstance(query, TextQuery) else query
+            if self.group_by:
+                found: list[Any] = searcher.search_groups(
+                    value, self.group_by, group_size=PER_GROUP, **options
+                )
+            else:
+                found = searcher.search(value, **options)
+        except CollectionError:
+            self.backend.forget(self.collection)
+            raise
+        return found, time.perf_counter() - began
+
+    def many(self, queries: list[Query]) -> list[tuple[list[Hit], float]]:
+        """Several with the same options."""
+        began = time.perf_counter()
+        try:
+            found = self.backend.searcher(self.collection).search_many(queries, **self.options)
+        except CollectionError:
+            self.backend.forget(self.collection)
+            raise
+        seconds = time.perf_counter() - began
+        return [(hits, seconds) for hits in found]

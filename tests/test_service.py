@@ -1,0 +1,334 @@
+"""Searching over HTTP, as a page or a program does."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+from browser import running
+from conftest import ColourPipeline, painted
+from PIL import Image
+from qdrant_client import QdrantClient
+from service_app import BLUE, BOTTOM, GREEN, RED, TOP, fill, ids, names, png, search, service, shelf
+
+from soir_qdrant import Pipeline, SoirIngestor
+
+
+@pytest.fixture
+def web(tmp_path):
+    with service(tmp_path / "photos") as made:
+        yield made
+
+
+def test_a_box_in_an_uploaded_image_finds_the_images_that_hold_the_thing_and_where(web):
+    upload = png(painted(((30, 20, 60, 50), GREEN)))
+    answer = search(web, upload, box=[30, 20, 60, 50])
+    assert set(names(answer)[:2]) == {"red-green.png", "green-blue.png"}
+    for hit in answer.json()["hits"][:2]:
+        assert tuple(hit["box"]) == (BOTTOM if hit["name"] == "red-green.png" else TOP)
+        assert hit["objects"][hit["object"]]["box"] == hit["box"]
+        assert "code" not in json.dumps(hit)
+
+
+def test_an_uploaded_image_can_be_searched_again_without_sending_it(web):
+    upload = png(shelf(GREEN, BLUE))
+    first = search(web, upload, box=list(TOP)).json()
+    again = search(web, query={"upload": first["upload"], "box": list(BOTTOM)})
+    assert set(names(again)[:2]) == {"red-blue.png", "green-blue.png"}
+    assert search(web, query={"upload": "never-sent"}).status_code == 410
+
+
+def test_an_object_of_a_stored_image_is_searched_for_in_one_click(web):
+    answer = search(web, query={"id": ids(web)["red-green.png"], "object": 0})
+    assert set(names(answer)[:2]) == {"red-green.png", "red-blue.png"}
+    assert [hit["object"] for hit in answer.json()["hits"][:2]] == [0, 0]
+
+
+def test_a_mask_says_which_pixels_are_the_thing(web):
+    picture = painted(((0, 0, 80, 60), GREEN), ((30, 20, 60, 50), RED))
+    mask = painted(((0, 0, 80, 60), (0, 0, 0)), ((30, 20, 60, 50), (255, 255, 255)))
+    answer = web.post(
+        "/v1/collections/shelves/search",
+        files={"image": png(picture), "mask": png(mask)},
+        data={"request": "{}"},
+    )
+    assert set(names(answer)[:2]) == {"red-green.png", "red-blue.png"}
+
+
+def test_examples_negatives_filters_and_groups(web):
+    known, red = ids(web), {"id": ids(web)["red-green.png"], "object": 0}
+    green = {"id": known["green-blue.png"], "object": 0}
+    both = search(web, query=red, examples=[green], negatives=[{"id": known["red-blue.png"], "object": 1}])
+    assert names(both)[0] == "red-green.png"
+    south = {"must": [{"key": "shop", "match": {"value": "south"}}]}
+    assert "red-green.png" not in names(search(web, query=red, filter=south))
+    groups = search(web, query=red, group_by="shop").json()["groups"]
+    assert {group["key"]: group["hits"][0]["name"] for group in groups} == {
+        "north": "red-green.png",
+        "south": "red-blue.png",
+    }
+
+
+def test_pages_follow_one_another(web):
+    query = {"id": ids(web)["red-green.png"], "object": 0}
+    whole = names(search(web, query=query))
+    first = search(web, query=query, limit=2)
+    rest = search(web, query=query, limit=2, offset=first.json()["next_offset"])
+    assert names(first) + names(rest) == whole
+    assert [hit["rank"] for hit in rest.json()["hits"]] == [3]
+    assert rest.json()["next_offset"] is None
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "said"),
+    [
+        ({"query": {"object": 0}}, 422, "give the id of a stored image"),
+        ({"query": {"id": 7, "object": 0}}, 404, "has no image 7"),
+        ({"query": {"id": "a mug", "object": 0}}, 422, "UUIDs"),
+        ({"query": {"text": "a red mug"}}, 422, "reads no text"),
+        ({"query": {"upload": "x"}, "rerank": "magic"}, 410, "send it again"),
+        ({"query": {"upload": "x"}, "limit": 0}, 422, "limit"),
+        ({"query": {"upload": "x"}, "filter": {"must": 3}}, 422, "no filter of Qdrant"),
+        ({"query": {"upload": "x"}, "colour": "red"}, 422, "colour"),
+    ],
+)
+def test_a_wrong_request_is_answered_by_a_sentence(web, request_, status, said):
+    answer = search(web, **request_)
+    problem = answer.json()
+    assert (answer.status_code, problem["status"]) == (status, status), problem
+    assert said in problem["detail"]
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert problem["request_id"] == answer.headers["x-request-id"]
+
+
+def test_what_is_wrong_with_an_image_or_a_name_is_said(web):
+    assert "known kind" in search(web, b"%!PS-Adobe-3.0 EPSF-3.0").json()["detail"]
+    red = png(shelf(RED, BLUE))
+    assert "choose" in search(web, red, rerank="magic").json()["detail"]
+    assert "box" in search(web, red, box=[500, 500, 600, 600]).json()["detail"]
+    missing = search(web, red, collection="cars")
+    assert missing.status_code == 404
+    assert "soir ingest" in missing.json()["detail"]
+
+
+def test_the_page_learns_what_there_is_and_what_to_filter_by(web):
+    about = web.get("/v1").json()
+    assert about["collections"] == [{"name": "shelves", "count": 3}]
+    assert not about["writable"]
+    facets = web.get("/v1/collections/shelves/facets").json()
+    assert facets["labels"] == ["blue", "green", "red"]
+    assert {key["key"]: key for key in facets["keys"]}["shop"]["values"] == ["north", "south"]
+    assert {key["key"]: (key["min"], key["max"]) for key in facets["keys"]}["price"] == (0, 20)
+    page = web.get("/v1/collections/shelves/images", params={"limit": 2}).json()
+    rest = web.get("/v1/collections/shelves/images", params={"limit": 2, "after": page["next"]}).json()
+    assert len({image["id"] for image in page["images"] + rest["images"]}) == 3
+
+
+class Slow(ColourPipeline):
+    """Waits in a query until it may go on, and counts them."""
+
+    def __init__(self):
+        super().__init__()
+        self.go, self.began, self.seen = threading.Event(), threading.Event(), 0
+        self.go.set()
+
+    def query(self, image, *, box=None, mask=None):
+        self.seen += 1
+        self.began.set()
+        assert self.go.wait(20)
+        return super().query(image, box=box, mask=mask)
+
+
+@pytest.fixture
+def held(tmp_path):
+    """A service with a queue of two, whose models hold until `release`."""
+    pipeline = Slow()
+    with service(tmp_path / "photos", pipeline=pipeline, queue=2) as made:
+        pipeline.go.clear()
+        pipeline.began.clear()
+        made.pipeline = pipeline
+        yield made
+        pipeline.go.set()
+
+
+def _in_background(call, count=1):
+    answers = []
+    threads = [threading.Thread(target=lambda: answers.append(call())) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    return threads, answers
+
+
+def test_a_full_queue_sends_the_next_one_away_for_a_while(held):
+    query = png(shelf(RED, BLUE))
+    running, first = _in_background(lambda: search(held, query))
+    assert held.pipeline.began.wait(10)
+    waiting, rest = _in_background(lambda: search(held, query), 2)
+    while held.service.worker.waiting < 2:
+        pass
+    refused = search(held, query)
+    assert refused.status_code == 503
+    assert int(refused.headers["retry-after"]) >= 1
+    held.pipeline.go.set()
+    for thread in running + waiting:
+        thread.join(20)
+    assert [answer.status_code for answer in first + rest] == [200, 200, 200]
+
+
+def test_searches_that_wait_run_together_and_a_bad_one_fails_alone(held, monkeypatch):
+    batches = []
+    searcher = held.service.searcher("shelves")
+    many = searcher.search_many
+    monkeypatch.setattr(
+        searcher, "search_many", lambda queries, **o: batches.append(len(queries)) or many(queries, **o)
+    )
+    running, _ = _in_background(lambda: search(held, png(shelf(RED, BLUE))))
+    assert held.pipeline.began.wait(10)
+    good, found = _in_background(lambda: search(held, png(shelf(GREEN, BLUE)), box=list(TOP)))
+    bad, refused = _in_background(lambda: search(held, png(shelf(GREEN, BLUE)), box=[900, 900, 901, 901]))
+    while held.service.worker.waiting < 2:
+        pass
+    held.pipeline.go.set()
+    for thread in running + good + bad:
+        thread.join(20)
+    assert batches[:2] == [1, 2]
+    assert found[0].status_code == 200
+    assert refused[0].status_code == 422
+
+
+def test_fifty_clients_lose_nothing(tmp_path):
+    """Each searches three times, and comes back after 503 when it is told to."""
+    client = QdrantClient(":memory:")
+    fill(client, tmp_path / "photos")
+    image, answers = png(shelf(RED, BLUE)), []
+
+    def visit(origin):
+        with httpx.Client(base_url=origin, timeout=60) as http:
+            for _ in range(3):
+                while (answer := search(http, image, box=list(TOP))).status_code == 503:
+                    time.sleep(0.1)  # so that the test is over sooner than `Retry-After` says
+                answers.append(answer)
+
+    with running(client, rate=0, queue=16) as origin:
+        threads = [threading.Thread(target=visit, args=(origin,)) for _ in range(50)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(120)
+        busy = httpx.get(f"{origin}/metrics").text
+    assert len(answers) == 150
+    assert {answer.status_code for answer in answers} == {200}
+    assert {names(answer)[0] for answer in answers} <= {"red-blue.png", "red-green.png"}
+    assert "soir_batch_size" in busy
+
+
+def test_probes_and_metrics(web):
+    assert web.get("/healthz").status_code == 200
+    assert web.get("/readyz").json()["status"] == "ok"
+    search(web, png(shelf(RED, BLUE)))
+    told = web.get("/metrics").text
+    route = 'route="/v1/collections/{collection}/search"'
+    assert f'soir_requests_total{{method="POST",{route},status="200"}} 1.0' in told
+    assert 'soir_stage_seconds_count{stage="run"}' in told
+
+
+def test_openapi_is_complete_enough_to_make_a_client_of(web):
+    schema = web.get("/openapi.json").json()
+    content = schema["paths"]["/v1/collections/{collection}/search"]["post"]["requestBody"]["content"]
+    assert set(content) == {"application/json", "multipart/form-data"}
+    refs = set(_refs(schema))
+    assert refs
+    for ref in refs:
+        assert ref.rpartition("/")[2] in schema["components"]["schemas"]
+    assert schema["components"]["schemas"]["SearchRequest"]["examples"]
+
+
+def _refs(value):
+    if isinstance(value, dict):
+        yield from ([value["$ref"]] if "$ref" in value else [])
+        for item in value.values():
+            yield from _refs(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _refs(item)
+
+
+class Reading(ColourPipeline):
+    """Knows one word."""
+
+    def text(self, words):
+        return self.query(painted(((0, 0, 80, 60), {"red": RED}[words])))
+
+
+def test_words_find_too_where_the_profile_reads_them(tmp_path, monkeypatch):
+    monkeypatch.setattr("soir_qdrant.service.backend.WORDS", "red")
+    with service(tmp_path / "photos", pipeline=Reading()) as web:
+        assert web.get("/v1").json()["reads_text"]
+        answer = search(web, query={"text": "red"})
+        assert set(names(answer)[:2]) == {"red-green.png", "red-blue.png"}
+        heat = web.get(
+            f"/v1/collections/shelves/images/{answer.json()['hits'][0]['id']}/heat",
+            params={"search": answer.json()["search"]},
+        )
+        assert "made with an image" in heat.json()["detail"]
+
+
+@pytest.mark.slow
+def test_heat_maps_and_masks_are_pictures_to_lay_over_the_hits(tmp_path, tiny_settings):
+    pipeline = Pipeline(tiny_settings)
+    client = QdrantClient(":memory:")
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(shelf(RED, BLUE)).save(tmp_path / "photos" / "a.png")
+    SoirIngestor(client, "shelves", pipeline=pipeline).add(tmp_path / "photos", progress=False)
+    with service(tmp_path, pipeline=pipeline, client=client, filled=False) as web:
+        found = search(web, png(shelf(RED, BLUE)), box=list(TOP)).json()
+        hit = found["hits"][0]
+        address = f"/v1/collections/shelves/images/{hit['id']}"
+        heat = web.get(f"{address}/heat", params={"search": found["search"], "object": hit["object"]})
+        mask = web.get(f"{address}/mask", params={"object": hit["object"]})
+        for answer in (heat, mask):
+            assert answer.status_code == 200, answer.text
+            overlay = Image.open(io.BytesIO(answer.content))
+            assert (overlay.mode, overlay.size) == ("RGBA", (80, 60))
+        assert web.get(f"{address}/heat", params={"search": "gone"}).status_code == 410
+
+
+def test_the_example_client_works(tmp_path):
+    client = QdrantClient(":memory:")
+    fill(client, tmp_path / "photos")
+    Image.fromarray(shelf(RED, BLUE)).save(tmp_path / "query.png")
+    example = Path(__file__).parents[1] / "examples" / "service_client.py"
+    with running(client, roots=(tmp_path / "photos",), writable=True) as origin:
+        env = {**os.environ, "SOIR_URL": origin, "SOIR_COLLECTION": "shelves"}
+        command = [sys.executable, str(example), "query.png", "5,5,25,25", "--add", "."]
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=True)
+    assert "3/3, 0 failed" in done.stdout
+    assert "red-blue.png" in done.stdout
+    assert Image.open(tmp_path / "best.jpg").size == (80, 60)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="no SIGTERM there")
+def test_soir_serve_starts_and_ends_in_order(tmp_path):
+    QdrantClient(path=str(tmp_path / "db")).close()
+    command = [sys.executable, "-m", "soir_qdrant", "serve", "--path", str(tmp_path / "db"), "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        address = process.stderr.readline().split()[0]
+        for _ in range(300):
+            try:
+                if httpx.get(f"{address}readyz").status_code == 200:
+                    break
+            except httpx.TransportError:
+                pass
+            time.sleep(0.2)
+        assert httpx.get(f"{address}v1/collections").json() == []
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(40) in (0, -signal.SIGTERM)
+        assert "Traceback" not in process.stderr.read()

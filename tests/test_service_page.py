@@ -1,0 +1,289 @@
+"""The page in a real browser, as people use it."""
+
+import re
+
+import pytest
+from browser import chromium, drag, running, shoot, watched
+from conftest import ColourPipeline
+from qdrant_client import QdrantClient
+from service_app import BLUE, BOTTOM, GREEN, RED, TOP, fill, png, shelf
+
+from soir_qdrant.types import SceneObject
+
+SIZE = (80, 60)
+EVIL = "<img src=x onerror=document.title='gone'>"
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with chromium() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory):
+    made = QdrantClient(":memory:")
+    fill(made, tmp_path_factory.mktemp("photos"))
+    points, _ = made.scroll("shelves", limit=10)
+    made.set_payload("shelves", {"note": EVIL}, points=[point.id for point in points])
+    made.create_collection("empty", made.get_collection("shelves").config.params.vectors)
+    return made
+
+
+@pytest.fixture(scope="module")
+def origin(client):
+    with running(client, rate=0) as address:
+        yield address
+
+
+@pytest.fixture
+def page(browser, origin):
+    made = browser.new_page(viewport={"width": 1280, "height": 860})
+    made.set_default_timeout(20_000)
+    wrong = watched(made, origin)
+    made.goto(origin)
+    status(made, "3 pictures")
+    made.wrong = wrong
+    yield made
+    made.close()
+    assert not wrong
+
+
+def choose(page, image):
+    page.set_input_files("#file", {"name": "query.png", "mimeType": "image/png", "buffer": png(image)})
+    status(page, "Draw a box round one thing.")
+
+
+def found(page):
+    """Names of the images on the page, once a search is through."""
+    page.wait_for_selector("#results:not([aria-busy])")
+    page.wait_for_selector(".card")
+    return page.locator(".card .name").all_inner_texts()
+
+
+def status(page, text):
+    page.locator("#status", has_text=text).wait_for()
+
+
+def test_draw_a_box_and_find_the_thing_and_where_it_is(page):
+    shoot(page, "welcome")
+    choose(page, shelf(GREEN, BLUE))
+    drag(page, TOP, SIZE)
+    assert set(found(page)[:2]) == {"red-green.png", "green-blue.png"}
+    card = page.locator(".card", has_text="red-green.png")
+    matched = card.locator("rect.matched")
+    assert [float(matched.get_attribute(name)) for name in ("x", "y")] == list(BOTTOM[:2])
+    assert card.locator(".picture > img:not(.overlay)").evaluate(
+        "image => image.complete && image.naturalWidth > 0"
+    )
+    shoot(page, "found")
+
+
+def test_the_box_is_moved_and_resized_and_searched_with_again(page):
+    choose(page, shelf(GREEN, BLUE))
+    drag(page, TOP, SIZE)
+    found(page)
+    with page.expect_response("**/search"):
+        frame = page.locator("#boxes rect.box").bounding_box()
+        layer = page.locator("#boxes").bounding_box()
+        page.mouse.move(frame["x"] + frame["width"] / 2, frame["y"] + frame["height"] / 2)
+        page.mouse.down()
+        page.mouse.move(layer["x"] + layer["width"] * 0.78, layer["y"] + layer["height"] * 0.7, steps=5)
+        page.mouse.up()
+    assert set(found(page)[:2]) == {"red-blue.png", "green-blue.png"}
+
+
+def test_keys_alone_are_enough(page):
+    choose(page, shelf(RED, GREEN))
+    page.keyboard.press("ArrowRight")  # a box in the middle
+    for _ in range(40):
+        page.keyboard.press("ArrowLeft")
+        page.keyboard.press("ArrowUp")
+    page.keyboard.press("Shift+ArrowUp")
+    page.keyboard.press("Enter")
+    assert set(found(page)[:2]) == {"red-green.png", "red-blue.png"}
+    page.locator(".card").first.get_by_text("Enlarge").focus()
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#viewer[open]")
+    page.keyboard.press("ArrowRight")
+    shoot(page, "viewer")
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#viewer:not([open])", state="attached")
+
+
+def test_a_click_on_an_object_of_a_hit_searches_from_there(page):
+    page.click("#browse")
+    found(page)
+    page.locator(".card", has_text="red-blue.png").hover()
+    page.locator(".card", has_text="red-blue.png").locator("rect[data-object='1']").click()
+    page.wait_for_selector("#stored:not([hidden])")
+    assert set(found(page)[:2]) == {"red-blue.png", "green-blue.png"}
+    page.locator("#boxes rect[data-object='0']").click(force=True)
+    page.wait_for_url(lambda url: "o0" in url)
+    assert set(found(page)[:2]) == {"red-blue.png", "red-green.png"}
+
+
+def test_an_address_shows_others_the_same_and_back_goes_back(page, browser):
+    page.click("#browse")
+    found(page)
+    page.locator(".card", has_text="red-green.png").get_by_text("Search from here").click()
+    page.wait_for_url(lambda url: "id=" in url)
+    page.click("#filters > summary")
+    page.get_by_label("south").check()
+    page.wait_for_url(lambda url: "south" in url)
+    names = found(page)
+    assert "red-green.png" not in names
+    other = browser.new_page()
+    other.goto(page.url)
+    assert found(other) == names
+    other.close()
+    page.go_back()
+    page.wait_for_url(lambda url: "south" not in url)
+    status(page, "3 pictures")
+
+
+def test_more_like_this_and_not_this(page):
+    page.click("#browse")
+    found(page)
+    page.locator(".card", has_text="red-green.png").get_by_text("Search from here").click()
+    status(page, "alike first")
+    page.locator(".card", has_text="green-blue.png").get_by_text("More like this").click()
+    page.wait_for_selector("#chips li.more img")
+    page.locator(".card", has_text="red-blue.png").get_by_text("Not this").click()
+    page.wait_for_selector("#chips li.not")
+    shoot(page, "examples")
+    page.locator("#chips li.not button").click()
+    page.wait_for_selector("#chips li.not", state="detached")
+
+
+def test_groups_and_names_that_are_not_html(page):
+    choose(page, shelf(RED, BLUE))
+    page.click("#filters > summary")
+    page.get_by_label("Group by").select_option("shop")
+    page.wait_for_selector(".group")
+    assert page.locator(".group h3").all_inner_texts() == ["south", "north"]
+    assert page.get_by_label(EVIL).count() == 1  # as a text among the filters
+    assert page.title() == "Find the thing"
+
+
+def test_what_to_do_is_said_when_nothing_is_found(page):
+    page.select_option("#collection", "empty")
+    status(page, "soir ingest FOLDER --collection empty")
+    page.select_option("#collection", "shelves")
+    choose(page, shelf(RED, BLUE))
+    page.click("#filters > summary")
+    page.get_by_label("at least").fill("50")
+    page.get_by_label("at least").press("Tab")
+    status(page, "Take a condition off")
+    page.get_by_text("As Qdrant's JSON").click()
+    page.locator("textarea").fill("{")
+    page.locator("textarea").blur()
+    status(page, "no JSON")
+    shoot(page, "no-hits")
+
+
+def test_a_phone_with_touch_in_the_dark(browser, origin):
+    context = browser.new_context(
+        viewport={"width": 390, "height": 780}, has_touch=True, is_mobile=True, color_scheme="dark"
+    )
+    page = context.new_page()
+    wrong = watched(page, origin)
+    page.goto(origin)
+    choose(page, shelf(GREEN, BLUE))
+    frame = page.locator("#boxes").bounding_box()
+    scale = frame["width"] / SIZE[0]
+    touch = context.new_cdp_session(page)
+
+    def send(kind, *places):
+        points = [{"x": frame["x"] + x * scale, "y": frame["y"] + y * scale} for x, y in places]
+        touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+    send("touchStart", TOP[:2])
+    send("touchMove", (15, 15))
+    send("touchMove", TOP[2:])
+    send("touchEnd")
+    assert set(found(page)[:2]) == {"red-green.png", "green-blue.png"}
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    shoot(page, "phone")
+    context.close()
+    assert not wrong
+
+
+def test_a_token_is_asked_for_once(browser, client):
+    token = "a long enough token"
+    with running(client, token=token) as address:
+        page = browser.new_page()
+        page.goto(address)
+        page.wait_for_selector("#login[open]")
+        page.fill("#token", "a wrong guess")
+        page.click("#login button")
+        page.locator("#login-error", has_text="not the token").wait_for()
+        shoot(page, "login")
+        page.fill("#token", token)
+        page.click("#login button")
+        status(page, "3 pictures")
+        page.reload()
+        status(page, "3 pictures")
+        page.close()
+
+
+def test_a_service_that_is_gone_is_named_and_the_page_goes_on_when_it_is_back(page):
+    choose(page, shelf(RED, BLUE))
+    page.route("**/search", lambda route: route.abort())
+    page.click("#search")
+    status(page, "does not answer")
+    shoot(page, "gone")
+    page.wrong.clear()  # the browser's own line on a failed request
+    page.unroute("**/search")
+    page.click("#search")
+    assert found(page)
+
+
+class Looking(ColourPipeline):
+    """Detects two objects in everything."""
+
+    def find(self, images, objects):
+        return [[SceneObject(TOP), SceneObject(BOTTOM)] for _ in images]
+
+
+def test_objects_of_an_upload_are_shown_and_masks_laid_over_hits(browser, client):
+    with running(client, Looking(), rate=0) as address:
+        page = browser.new_page()
+        page.goto(address)
+        choose(page, shelf(RED, BLUE))
+        page.click("#detect")
+        page.locator("#boxes rect.object[data-object='1']").click(force=True)
+        assert set(found(page)[:2]) == {"red-blue.png", "green-blue.png"}
+        page.get_by_label("Masks").check()
+        page.wait_for_selector(".card img.mask")
+        assert re.search(r"upload=50,30,75,55", page.url.replace("%2C", ","))
+        page.close()
+
+
+def test_pictures_are_added_with_their_progress_and_deleted_again(browser, tmp_path):
+    made = QdrantClient(":memory:")
+    fill(made, tmp_path / "photos")
+    (tmp_path / "uploads").mkdir()
+    folders = {"roots": (tmp_path / "photos",), "uploads": tmp_path / "uploads"}
+    with running(made, writable=True, **folders) as address:
+        page = browser.new_page()
+        page.goto(address)
+        status(page, "3 pictures")
+        page.click("#add > summary")
+        sent = [
+            {"name": "new.png", "mimeType": "image/png", "buffer": png(shelf(BLUE, GREEN))},
+            {"name": "bad.png", "mimeType": "image/png", "buffer": b"no picture"},
+        ]
+        page.set_input_files("#add-files", sent)
+        page.locator("#add-status", has_text="1 in the collection, 1 failed").wait_for()
+        assert "bad.png" in page.locator("#add-failed").inner_text()
+        status(page, "4 pictures")
+        page.click("#browse")
+        status(page, "Click an object")
+        page.on("dialog", lambda dialog: dialog.accept())
+        page.locator(".card").first.get_by_text("Enlarge").click()
+        page.click("#viewer-remove")
+        page.locator("#collection option", has_text="shelves (3)").wait_for(state="attached")
+        assert made.count("shelves").count == 3
+        page.close()
