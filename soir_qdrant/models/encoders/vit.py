@@ -226,7 +226,8 @@ def _in_order(parts: list[tuple[NDArray[np.int64], Tensor]]) -> Tensor | None:
     if not parts:
         return None
     order = np.argsort(np.concatenate([rows for rows, _ in parts]))
-    return torch.cat([part for _, part in parts])[torch.from_numpy(order)]
+    together = torch.cat([part for _, part in parts])
+    return together[torch.from_numpy(order).to(together.device)]
 
 
 def _as_numpy(x: Tensor | None) -> NDArray[np.float16] | None:
