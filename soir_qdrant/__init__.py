@@ -49,9 +49,9 @@ __all__ = [
     "SoirIngestor",
     "SoirSearcher",
     "Text",
-    "register_reranker",
     "register_detector",
     "register_encoder",
+    "register_reranker",
     "register_segmenter",
 ]
 

@@ -9,7 +9,7 @@ from hypothesis.extra.numpy import arrays
 from models import tiny_encoder
 
 from soir_qdrant.errors import ConfigError
-from soir_qdrant.models.encoders.visible import batches, patch_weights, visible
+from soir_qdrant.geometry.patches import batches, patch_weights, visible
 from soir_qdrant.models.encoders.vit import ViTEncoder
 
 SIDE, PATCH = 8, 8  # patches along a side; pixels of each
@@ -40,15 +40,17 @@ def test_all_of_the_object_is_looked_at_and_what_is_added_lies_nearest(weights):
 
 
 def test_crops_of_a_batch_have_equally_many_patches_and_each_crop_comes_once():
-    weights = patch_weights(torch.rand(23, SIDE, SIDE) ** 8 * (torch.rand(23, SIDE, SIDE) > 0.6), SIDE**2)
+    rng = np.random.default_rng(0)
+    cells = rng.random((23, SIDE, SIDE)) * (rng.random((23, SIDE, SIDE)) > rng.random((23, 1, 1)))
+    weights = patch_weights(cells.astype(np.float32), SIDE)
     parts = list(batches(weights, 4, object_only=True))
     assert sorted(row for part in parts for row in part.rows.tolist()) == list(range(23))
     assert all(len(part.rows) <= 4 for part in parts)
     for part in parts:
-        torch.testing.assert_close(part.weights.sum(1), torch.ones(len(part.rows)))
+        np.testing.assert_allclose(part.weights.sum(1), 1, rtol=1e-5)
     whole = list(batches(weights, 4, object_only=False))
     assert [row for part in whole for row in part.rows.tolist()] == list(range(23))
-    assert all(part.patches is None for part in whole)
+    assert all(part.patches.shape == (len(part.rows), SIDE**2) for part in whole)
 
 
 def scene():

@@ -159,9 +159,10 @@ def _entering(
     views: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
     for batch in encoder.batches(masks):
         trunk = encoder.trunk(crops[batch.rows], skip=blocks - 1, patches=batch.patches)
-        means = [last.masked_mean(x, batch.weights) for x in trunk[len(trunk) - (LAYERS - blocks) :]]
+        weights = torch.from_numpy(batch.weights).to(encoder.device)
+        means = [last.masked_mean(x, weights) for x in trunk[len(trunk) - (LAYERS - blocks) :]]
         before = torch.stack(means, 1) if means else trunk[-1].new_zeros(len(batch.rows), 0, last.dim)
-        views |= zip(batch.rows.tolist(), zip(trunk[-1], before, batch.weights, strict=True), strict=True)
+        views |= zip(batch.rows.tolist(), zip(trunk[-1], before, weights, strict=True), strict=True)
     return [views[i] for i in range(len(crops))]
 
 

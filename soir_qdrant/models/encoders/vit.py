@@ -12,13 +12,13 @@ from torch import Tensor
 from soir_qdrant.config import VitSettings
 from soir_qdrant.errors import ConfigError
 from soir_qdrant.geometry.masks import checked_masks
+from soir_qdrant.geometry.patches import Batch, batches, patch_weights
 from soir_qdrant.kinds import Parts
 from soir_qdrant.models.compatibility import fitting
 from soir_qdrant.models.devices import pick_device, pick_dtype
 from soir_qdrant.models.encoders.backbone import Backbone, Context
 from soir_qdrant.models.encoders.families import load_backbone
 from soir_qdrant.models.encoders.lora import Adapter
-from soir_qdrant.models.encoders.visible import Batch, batches, only, patch_weights
 from soir_qdrant.models.last_block import LastBlock
 from soir_qdrant.models.tokens import LAYER
 from soir_qdrant.models.weights import EMBEDDED, resolve
@@ -113,7 +113,9 @@ class ViTEncoder(Encoder):
         layers = torch.zeros(len(crops), min(LAYERS, self.depth), self.width)
         read: list[tuple[NDArray[np.int64], Tensor | None, Tensor | None]] = []
         for batch in self.batches(masks, all_patches=with_tokens):
-            row, means, tokens, patches = self._encode(crops[batch.rows], batch, with_tokens, with_patches)
+            row, means, tokens, patches = self.encode_batch(
+                crops[batch.rows], batch, with_tokens, with_patches
+            )
             descriptor[batch.rows], layers[batch.rows] = row.cpu(), means.cpu()
             read.append((batch.rows, tokens, patches))
         return Encoding(
@@ -125,9 +127,8 @@ class ViTEncoder(Encoder):
 
     def batches(self, masks: NDArray[np.float32], *, all_patches: bool = False) -> list[Batch]:
         """The batches in which crops are encoded. masks: float32 [B, S, S], 0..1."""
-        weights = patch_weights(torch.from_numpy(masks), (self.input_size // self.patch) ** 2)
-        found = batches(weights.to(self.device), self.batch, object_only=self.object_only and not all_patches)
-        return list(found)
+        weights = patch_weights(masks, self.input_size // self.patch)
+        return [*batches(weights, self.batch, object_only=self.object_only and not all_patches)]
 
     def features(self, images: NDArray[np.uint8], layers: Sequence[int]) -> Vector:
         """See `Encoder`."""
@@ -141,7 +142,7 @@ class ViTEncoder(Encoder):
         return found
 
     def trunk(
-        self, images: NDArray[np.uint8], *, skip: int = 0, patches: Tensor | None = None
+        self, images: NDArray[np.uint8], *, skip: int = 0, patches: NDArray[np.int64] | None = None
     ) -> list[Tensor]:
         """Tokens after each block but the last and `skip` more (one runs at least), oldest first.
 
@@ -166,14 +167,16 @@ class ViTEncoder(Encoder):
         )
 
     @torch.inference_mode()
-    def _encode(
+    def encode_batch(
         self, crops: NDArray[np.uint8], batch: Batch, with_tokens: bool, with_patches: bool
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """Descriptor, layers, tokens and patches, as in `Encoding`, of the crops of one batch."""
         after, context = self._run(crops, range(self.depth - 1), batch.patches)
         exposed = self._last_blocks
         last = exposed[-1].forward(after[-1]) if exposed else self._own.forward(after[-1], context)
+        weights = torch.from_numpy(batch.weights).to(self.device)
         means = [
-            torch.einsum("bm,bmd->bd", batch.weights, self._readout.norm(x)[:, self.prefix_tokens :])
+            torch.einsum("bm,bmd->bd", weights, self._readout.norm(x)[:, self.prefix_tokens :])
             for x in [*after[1 - LAYERS :], last]
         ]
         tokens = after[-max(len(self.last_blocks), 1)] if with_tokens else None
@@ -183,23 +186,22 @@ class ViTEncoder(Encoder):
             patches = self._on_grid(early, batch.patches)
         return self._readout.read(last), torch.stack(means, 1), tokens, patches
 
-    def _on_grid(self, rows: Tensor, patches: Tensor | None) -> Tensor:
+    def _on_grid(self, rows: Tensor, patches: NDArray[np.int64]) -> Tensor:
         """Rows of patches [B, m, D] at their places, [B, side, side, D]; zeros where none was looked at."""
         side = self.input_size // self.patch
-        if patches is not None:
-            places = patches[..., None].expand(-1, -1, rows.shape[2])
-            rows = rows.new_zeros(len(rows), side**2, rows.shape[2]).scatter(1, places, rows)
-        return rows.unflatten(1, (side, side))
+        places = torch.from_numpy(patches).to(rows.device)[..., None].expand(-1, -1, rows.shape[2])
+        grid = rows.new_zeros(len(rows), side**2, rows.shape[2]).scatter(1, places, rows)
+        return grid.view(len(rows), side, side, -1)
 
     @torch.inference_mode()
     def _run(
-        self, images: NDArray[np.uint8], blocks: range, patches: Tensor | None = None
+        self, images: NDArray[np.uint8], blocks: range, patches: NDArray[np.int64] | None = None
     ) -> tuple[list[Tensor], Context]:
         """Tokens after each of the first blocks, float32 [B, N, D], and the context of the call."""
         pixels = torch.from_numpy(np.ascontiguousarray(images)).to(self.device).permute(0, 3, 1, 2)
         x, context = self.backbone.embed((pixels * self._scale + self._shift).to(self.dtype))
-        if patches is not None:
-            x = only(x, patches, self.prefix_tokens)
+        if patches is not None and patches.shape[1] < x.shape[1] - self.prefix_tokens:
+            x = only(x, torch.from_numpy(patches).to(x.device), self.prefix_tokens)
         found = []
         for i in blocks:
             x = self.backbone.block(i, x, context)
@@ -227,7 +229,7 @@ def _in_order(parts: list[tuple[NDArray[np.int64], Tensor]]) -> Tensor | None:
         return None
     order = np.argsort(np.concatenate([rows for rows, _ in parts]))
     together = torch.cat([part for _, part in parts])
-    return together[torch.from_numpy(order).to(together.device)]
+    return together.index_select(0, torch.from_numpy(order).to(together.device))
 
 
 def _as_numpy(x: Tensor | None) -> NDArray[np.float16] | None:
@@ -250,3 +252,9 @@ class _ModelsOwn:
 
     def read(self, x: Tensor) -> Tensor:
         return self.backbone.read(x.to(self.dtype)).float()
+
+
+def only(tokens: Tensor, patches: Tensor, prefix: int) -> Tensor:
+    """Of tokens [B, N, D], the `prefix` first and, of those after them, `patches`, int64 [B, m]."""
+    places = patches[..., None].expand(-1, -1, tokens.shape[2])
+    return torch.cat([tokens[:, :prefix], tokens[:, prefix:].gather(1, places)], 1)

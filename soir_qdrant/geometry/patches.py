@@ -11,10 +11,7 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
 
 STEPS = 8  # numbers of patches are multiples of this part of the grid, so that crops fall into few batches
 
@@ -25,26 +22,34 @@ class Batch:
 
     Attributes:
         rows: int64 [b], which of all crops.
-        patches: int64 [b, m], those that are looked at, by their place in the grid, ascending; None is all.
+        patches: int64 [b, m], those that are looked at, by their place in the grid, ascending.
         weights: float32 [b, m], of those patches in their mean, summing to one.
     """
 
     rows: NDArray[np.int64]
-    patches: Tensor | None
-    weights: Tensor
+    patches: NDArray[np.int64]
+    weights: NDArray[np.float32]
 
 
-def patch_weights(masks: Tensor, patches: int) -> Tensor:
-    """Masks [B, S, S], 0..1, as weights of the patches [B, n]: area share, summing to one per crop.
+def patch_weights(masks: NDArray[np.float32], side: int) -> NDArray[np.float32]:
+    """Masks as weights of the patches: area share, summing to one per crop.
 
-    patches: n, a square number. A mask without area weighs all patches alike.
+    Args:
+        masks: float32 [B, S, S], 0..1, S a multiple of `side`. One without area weighs all patches alike.
+        side: patches along a side.
+
+    Returns:
+        float32 [B, side * side].
     """
-    share = F.adaptive_avg_pool2d(masks[:, None].float(), round(patches**0.5)).flatten(1)
-    share = torch.where(share.sum(1, keepdim=True) > 1e-6, share, torch.ones_like(share))
-    return share / share.sum(1, keepdim=True)
+    cell = masks.shape[1] // side
+    share = masks.reshape(len(masks), side, cell, side, cell).mean((2, 4), dtype=np.float32)
+    share = share.reshape(len(masks), side * side)
+    share = np.where(share.sum(1, keepdims=True) > 1e-6, share, np.float32(1))
+    weights: NDArray[np.float32] = share / share.sum(1, keepdims=True)
+    return weights
 
 
-def batches(weights: Tensor, size: int, *, object_only: bool) -> Iterator[Batch]:
+def batches(weights: NDArray[np.float32], size: int, *, object_only: bool) -> Iterator[Batch]:
     """Crops in batches of at most `size`; those of a batch have equally many patches.
 
     Args:
@@ -52,18 +57,14 @@ def batches(weights: Tensor, size: int, *, object_only: bool) -> Iterator[Batch]
         size: the largest batch.
         object_only: whether patches that show nothing of the object are left out.
     """
-    if not object_only:
-        for rows in np.array_split(np.arange(len(weights)), range(size, len(weights), size)):
-            yield Batch(rows, None, weights[rows])
-        return
-    chosen = [visible(row) for row in weights.cpu().numpy()]
-    counts = np.array([len(patches) for patches in chosen])
+    every = np.arange(weights.shape[1])
+    chosen = [visible(row) if object_only else every for row in weights]
+    counts = np.array([len(patches) for patches in chosen], np.int64)
     for count in np.unique(counts):
         alike = np.flatnonzero(counts == count)
         for rows in np.array_split(alike, range(size, len(alike), size)):
-            patches = torch.from_numpy(np.stack([chosen[i] for i in rows])).to(weights.device)
-            seen = weights[rows].gather(1, patches)
-            yield Batch(rows, patches, seen)
+            patches = np.stack([chosen[i] for i in rows])
+            yield Batch(rows, patches, np.take_along_axis(weights[rows], patches, 1))
 
 
 def visible(weights: NDArray[np.float32]) -> NDArray[np.int64]:
@@ -82,9 +83,3 @@ def visible(weights: NDArray[np.float32]) -> NDArray[np.int64]:
     distance = cv2.distanceTransform(outside, cv2.DIST_L2, cv2.DIST_MASK_PRECISE).ravel()
     count = min(-(-int(inside.sum()) // step) * step, len(weights))
     return np.sort(np.argsort(distance, kind="stable")[:count])
-
-
-def only(tokens: Tensor, patches: Tensor, prefix: int) -> Tensor:
-    """Of tokens [B, N, D], the `prefix` first and, of those after them, `patches` [B, m]."""
-    rows = torch.arange(len(tokens), device=tokens.device)[:, None]
-    return torch.cat([tokens[:, :prefix], tokens[rows, prefix + patches]], 1)
