@@ -29,7 +29,8 @@ from tritonserver import NoTriton, Triton
 
 from soir_qdrant.config import Settings
 from soir_qdrant.models.encoders.vit import ViTEncoder
-from soir_qdrant.serving.export import export, real_crops
+from soir_qdrant.serving.check_images import real_crops
+from soir_qdrant.serving.export import export
 from soir_qdrant.serving.onnx import OnnxEncoder
 from soir_qdrant.serving.triton import TritonConnection, TritonEncoder
 from soir_qdrant.types import Encoding

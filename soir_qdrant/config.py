@@ -43,11 +43,12 @@ class VitSettings(EncoderSettings):
 class CropSettings(Frozen):
     """margin: added around the box, as a fraction of its longer side. native: cut no less than
     `input_size` pixels of the image, as the paper does, instead of enlarging small objects.
-    background: what becomes of the pixels outside the mask."""
+    background: what becomes of the pixels outside the mask; "drop" is grey too, and leaves patches that show
+    nothing of the object out of the encoder: objects take half the time."""
 
     margin: float = Field(0.1, ge=0, le=2)
     native: bool = False
-    background: Literal["keep", "blur", "grey"] = "grey"
+    background: Literal["keep", "blur", "grey", "drop"] = "grey"
 
 
 class TokenHeadSettings(DetectorSettings):
@@ -159,6 +160,11 @@ class Settings(Frozen):
         except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
             raise ConfigError(f"profile {name}: no JSON object of settings there ({error})") from error
         return base.but(**changes)
+
+    @property
+    def object_only(self) -> bool:
+        """Whether the encoder leaves out patches that show nothing of the object; "mao" refines on all."""
+        return self.crop.background == "drop" and self.vector.pooling != "mao"
 
     def but(self, **changes: dict[str, Any]) -> Settings:
         """A copy with some settings changed: `settings.but(vector={"pooling": "mean"})`.

@@ -53,7 +53,7 @@ class TestRepository:
 
     def test_shape_profiles_name_every_input(self):
         (model,) = (m for m in spec.PROFILES["embedded"] if m.name == "soir_encoder")
-        assert repository.profile(model, "most") == "crops:32x224x224x3,masks:32x224x224"
+        assert repository.profile(model, "most") == "crops:32x224x224x3,masks:32x224x224,patches:32x256"
 
     def test_a_model_of_another_version_is_refused(self):
         model = spec.PROFILES["paper"][0]

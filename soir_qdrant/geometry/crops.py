@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from soir_qdrant.errors import ObjectsError
 from soir_qdrant.types import RGB, Box, Mask, SceneObject
 
-Background = Literal["keep", "blur", "grey"]
+Background = Literal["keep", "blur", "grey", "drop"]
 GREY = np.uint8(124)  # about the mean pixel that the encoders subtract
 
 
@@ -111,7 +111,9 @@ def crop(
     )
     if background != "keep":
         other = (
-            np.full_like(small, GREY) if background == "grey" else cv2.GaussianBlur(small, (0, 0), size / 16)
+            np.full_like(small, GREY)
+            if background in ("grey", "drop")
+            else cv2.GaussianBlur(small, (0, 0), size / 16)
         )
         blend = share[..., None]
         small = (small * blend + other * (1 - blend)).round().astype(np.uint8)

@@ -11,7 +11,8 @@ from typing import Any
 from qdrant_client import QdrantClient, models
 
 from soir_qdrant.errors import ConfigError
-from soir_qdrant.qdrant.payload import KEY, PATCHES, PointId
+from soir_qdrant.qdrant.identity import PointId
+from soir_qdrant.qdrant.payload import KEY, PATCHES
 from soir_qdrant.qdrant.transport import Retry
 from soir_qdrant.service.errors import NoCollection, NoImage
 from soir_qdrant.service.schemas import Facet, Facets, ImagePage, StoredImage, StoredObject

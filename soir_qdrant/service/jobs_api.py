@@ -171,11 +171,12 @@ async def delete(collection: str, body: DeleteRequest, backend: Service) -> Dele
     ids = [point_id(id_) for id_ in body.ids]
 
     def remove() -> int:
-        store = SoirIngestor(backend.client, collection, pipeline=backend.pipeline).store
-        there = store.existing(ids)
-        if there:
-            store.call("delete from", backend.client.delete, points_selector=list(there), wait=True)
-        return len(there)
+        def there() -> int:
+            return len(backend.client.retrieve(collection, ids, with_payload=False, with_vectors=False))
+
+        before = there()
+        SoirIngestor(backend.client, collection, pipeline=backend.pipeline).remove(ids=ids)
+        return before - there()
 
     return Deleted(deleted=await answered(backend.worker.submit(Priority.SEARCH, remove), backend))
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from soir_qdrant.config import Owlv2Settings, SamSettings, Settings
 from soir_qdrant.errors import ConfigError
+from soir_qdrant.geometry.patches import Batch, batches, patch_weights
 from soir_qdrant.kinds import Parts, make_encoder
 from soir_qdrant.models.detectors.owlv2 import Owlv2Detector
 from soir_qdrant.models.encoders.backbone import IMAGENET, OPENAI
@@ -81,11 +82,19 @@ def _of_trunk(encoder: ViTEncoder, precision: Precision, dtype: torch.dtype) -> 
 
 
 def _of_encoder(encoder: ViTEncoder, precision: Precision, dtype: torch.dtype) -> Part:
-    def expected(crops: NDArray[np.uint8], masks: NDArray[np.float32]) -> tuple[NDArray[Any], ...]:
-        answer = encoder.encode(crops, masks, with_tokens=True)
-        return answer.descriptor, answer.layers, answer.tokens.numpy()
+    side = encoder.input_size // encoder.patch
+
+    def expected(
+        crops: NDArray[np.uint8], masks: NDArray[np.float32], patches: NDArray[np.int64]
+    ) -> tuple[NDArray[Any], ...]:
+        weights = np.take_along_axis(patch_weights(masks, side), patches, 1)
+        answer = encoder.encode_batch(crops, Batch(np.arange(len(crops)), patches, weights), True, False)
+        return tuple(x.numpy() for x in answer[:3] if x is not None)
 
     crops, masks = real_crops(encoder.input_size)
+    weights = patch_weights(masks, side)
+    whole = next(batches(weights[:1], 1, object_only=False))
+    parts = max(batches(weights, len(crops), object_only=True), key=lambda batch: len(batch.rows))
     return Part(
         spec.encoder(
             size=encoder.input_size,
@@ -96,7 +105,7 @@ def _of_encoder(encoder: ViTEncoder, precision: Precision, dtype: torch.dtype) -
         ),
         graphs.EncoderGraph(encoder, dtype),
         encoder.fingerprint,
-        [(crops[:1], masks[:1]), (crops, masks)],
+        [(crops[batch.rows], masks[batch.rows], batch.patches) for batch in (whole, parts)],
         expected,
         spec.TOLERANCES[precision],
     )

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from soir_qdrant.models.encoders.backbone import IMAGENET, OPENAI, Normalisation
-from soir_qdrant.models.encoders.vit import LAYERS, ViTEncoder
+from soir_qdrant.models.encoders.vit import LAYERS, ViTEncoder, only
 from soir_qdrant.models.last_block import LastBlock
 from soir_qdrant.models.tokens import AFTER
 
@@ -47,8 +47,11 @@ class Trunk(nn.Module):
         self.count = count
         self.pixels = Pixels(encoder.backbone.normalisation, dtype)
 
-    def forward(self, images: Tensor) -> list[Tensor]:
+    def forward(self, images: Tensor, patches: Tensor | None = None) -> list[Tensor]:
+        """patches: int64 [B, m], those that are looked at; None is all."""
         x, context = self.backbone.embed(self.pixels(images))
+        if patches is not None:
+            x = only(x, patches, self.backbone.prefix_tokens)
         after = []
         for i in range(self.count):
             x = self.backbone.block(i, x, context)
@@ -57,7 +60,8 @@ class Trunk(nn.Module):
 
 
 class EncoderGraph(nn.Module):
-    """crops uint8 [B, S, S, 3], masks [B, S, S] -> descriptor, layers, tokens: see `types.Encoding`.
+    """crops uint8 [B, S, S, 3], masks [B, S, S], patches int64 [B, m] -> descriptor, layers, tokens: see
+    `types.Encoding`, and `geometry.patches.Batch`.
 
     The last block stays in float32, as it does in `ViTEncoder`.
     """
@@ -77,17 +81,17 @@ class EncoderGraph(nn.Module):
         held = {name: getattr(self, _flat(name)) for name in self._block.weights}
         return replace(self._block, weights=held, head=self.head)
 
-    def forward(self, crops: Tensor, masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        block, trunk = self.block, self.trunk(crops)
+    def forward(self, crops: Tensor, masks: Tensor, patches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        block, trunk = self.block, self.trunk(crops, patches)
         last = block.forward(trunk[-1])
-        weights = self.patch_weights(masks)[:, None]
+        weights = self.patch_weights(masks).gather(1, patches)[:, None]
         means = [
             (weights @ block.norm(x)[:, block.prefix_tokens :])[:, 0] for x in [*trunk[1 - LAYERS :], last]
         ]
         return block.read(last), torch.stack(means, 1), trunk[-1]
 
     def patch_weights(self, masks: Tensor) -> Tensor:
-        """As `encoder.patch_weights`, by a reshape: adaptive pooling does not export."""
+        """As `geometry.patches.patch_weights`."""
         cells = masks.reshape(-1, self.grid, self.patch, self.grid, self.patch)
         share = cells.mean((2, 4)).flatten(1)
         share = torch.where(share.sum(1, keepdim=True) > 1e-6, share, torch.ones_like(share))

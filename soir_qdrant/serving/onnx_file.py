@@ -31,7 +31,7 @@ def write_onnx(part: Part, file: Path) -> None:
         ) from error
     example = part.checks[-1]
     for tensor, array in zip(part.spec.inputs, example, strict=True):
-        assert array.dtype == {"UINT8": np.uint8, "FP32": np.float32}[tensor.dtype]
+        assert array.dtype == {"UINT8": np.uint8, "INT64": np.int64, "FP32": np.float32}[tensor.dtype]
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
             part.graph.eval(),

@@ -70,6 +70,7 @@ class Runtime:
             session,
             last_block=lambda: self.last_block(settings, session.fingerprint),
             trunk=self.trunk() if reads_trunk(settings) else None,
+            object_only=settings.object_only,
         )
         if encoder.input_size != settings.encoder.input_size:
             raise ConfigError(

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from soir_qdrant.contracts import Encoder, FeatureSource
 from soir_qdrant.errors import ConfigError
 from soir_qdrant.geometry.masks import checked_masks
+from soir_qdrant.geometry.patches import batches, patch_weights
 from soir_qdrant.models.tokens import AFTER, LAYER
 from soir_qdrant.serving.session import Session, of_kind
 from soir_qdrant.types import Encoding, Vector
@@ -30,6 +31,7 @@ class ServedEncoder(Encoder):
         session: of the encoder.
         last_block: called when the last block's weights are first needed.
         trunk: of the same encoder, on images of any shape; None where none is served.
+        object_only: whether patches that show nothing of the object are left out, but where tokens are read.
 
     Raises:
         ConfigError: a session of another kind of model.
@@ -41,13 +43,14 @@ class ServedEncoder(Encoder):
         *,
         last_block: Callable[[], LastBlock] | None = None,
         trunk: ServedTrunk | None = None,
+        object_only: bool = False,
     ) -> None:
         spec = of_kind(session, "encoder")
         self._session, self._load_last_block, self._trunk = session, last_block, trunk
         self.input_size, self.patch = spec.fact("size"), spec.fact("patch")
         self.prefix_tokens = spec.fact("cls")
         self.dim, self.width = spec.fact("dim_out"), spec.fact("dim")
-        self.fingerprint = session.fingerprint
+        self.fingerprint, self.object_only = session.fingerprint, object_only
         self.name = session.fingerprint.partition("@")[0]
 
     @cached_property
@@ -68,12 +71,27 @@ class ServedEncoder(Encoder):
         """See `Encoder`. Patches are left to `features`."""
         masks = checked_masks(crops, masks, self.input_size)
         wanted = ["descriptor", "layers", *(["tokens"] if with_tokens else [])]
-        if len(crops):
-            answer = self._session.run({"crops": crops, "masks": masks}, wanted)
-        else:  # Triton refuses a batch of none
-            shapes = {tensor.name: (0, *tensor.dims) for tensor in self._session.spec.outputs}
-            answer = {name: np.zeros(shapes[name], np.float32) for name in wanted}
+        if not len(crops):  # Triton refuses a batch of none
+            sizes = {tensor.name: (0, *tensor.at("most")) for tensor in self._session.spec.outputs}
+            answer = {name: np.zeros(sizes[name], np.float32) for name in wanted}
+        else:
+            answer = self._answer(crops, masks, wanted)
         return Encoding(answer["descriptor"], answer["layers"], answer.get("tokens"))
+
+    def _answer(
+        self, crops: NDArray[np.uint8], masks: NDArray[np.float32], wanted: list[str]
+    ) -> dict[str, NDArray[np.float32]]:
+        """The outputs, in the order of the crops; those of equally many patches travel together."""
+        weights = patch_weights(masks, self.input_size // self.patch)
+        parts = [*batches(weights, len(crops), object_only=self.object_only and "tokens" not in wanted)]
+        answers = self._session.each(
+            lambda part: self._session.run(
+                {"crops": crops[part.rows], "masks": masks[part.rows], "patches": part.patches}, wanted
+            ),
+            parts,
+        )
+        order = np.argsort(np.concatenate([part.rows for part in parts]))
+        return {name: np.concatenate([answer[name] for answer in answers])[order] for name in wanted}
 
     def features(self, images: NDArray[np.uint8], layers: Sequence[int]) -> Vector:
         """See `Encoder`. Raises ConfigError where no trunk is served."""

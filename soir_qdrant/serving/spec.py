@@ -14,7 +14,7 @@ from typing import Literal
 
 from soir_qdrant.errors import ConfigError
 
-DType = Literal["UINT8", "FP32"]
+DType = Literal["UINT8", "INT64", "FP32"]
 Precision = Literal["fp32", "fp16"]
 
 ENCODER = "soir_encoder"
@@ -100,21 +100,25 @@ def _facts(**facts: int) -> tuple[tuple[str, int], ...]:
 def encoder(
     *, size: int, patch: int, dim: int, dim_out: int, cls: int = 1, layers: int = LAYERS
 ) -> ModelSpec:
-    """The trunk and the last block of a vision transformer, on square crops.
+    """The trunk and the last block of a vision transformer, on square crops, each with the patches of it that
+    are looked at.
 
     size, patch: sides in pixels. dim: of the tokens; dim_out: of the descriptor. cls: tokens before those of
     the patches: CLS, registers.
     """
-    tokens = (size // patch) ** 2 + cls
+    grid = (size // patch) ** 2
+    some = max(grid // 8, 1), max(grid // 2, 1), grid
+    patches = Tensor("patches", "INT64", (-1,), *((count,) for count in some))
+    tokens = Tensor("tokens", "FP32", (-1, dim), *((count + cls, dim) for count in some))
     return ModelSpec(
         ENCODER,
         "encoder",
         _facts(size=size, patch=patch, dim=dim, dim_out=dim_out, cls=cls, layers=layers),
-        (Tensor("crops", "UINT8", (size, size, 3)), Tensor("masks", "FP32", (size, size))),
+        (Tensor("crops", "UINT8", (size, size, 3)), Tensor("masks", "FP32", (size, size)), patches),
         (
             Tensor("descriptor", "FP32", (dim_out,)),
             Tensor("layers", "FP32", (layers, dim)),
-            Tensor("tokens", "FP32", (tokens, dim)),  # by far the largest: asked for only by the refinement
+            tokens,  # by far the largest: asked for only by the refinement
         ),
         max_batch=32,
         usual_batch=8,

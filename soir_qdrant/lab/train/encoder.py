@@ -8,7 +8,7 @@ own object than to all others. Pooling and projection are those of the ingestor.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -21,11 +21,11 @@ from torch import Tensor
 from soir_qdrant.errors import DatasetError
 from soir_qdrant.lab.train.progress import Progress, set_rate
 from soir_qdrant.lab.train.tail import Tail
-from soir_qdrant.lab.train.views import Views
+from soir_qdrant.lab.train.views import Group, Views
 from soir_qdrant.pooling.pool import normalize
 from soir_qdrant.pooling.whitening import Whitening
 
-Take: TypeAlias = Callable[[NDArray[np.int64]], tuple[Tensor, Tensor, Tensor]]  # views -> `Tail`'s input
+Take: TypeAlias = Callable[[NDArray[np.int64]], list[Group]]  # views -> what `Tail.of` reads
 ENOUGH = 4  # views that say what a thing looks like
 NEAREST = 12  # things that one is most easily taken for, among which its neighbours in a batch are drawn
 
@@ -113,7 +113,7 @@ def train(
     the same result. Raises DatasetError where too few things come again."""
     device = next(tail.parameters()).device
     project = _Projection(whitening, device)
-    take = _taking(folders, device)
+    take = _taking(folders)
     things = Things(folders)
     things.look(lambda rows: said(tail, project, take, rows))
     held = np.arange(plan.held - 1, len(things.views), plan.held)
@@ -131,7 +131,7 @@ def train(
     for step in range(first, plan.steps):
         set_rate(adam, plan.lr, step / plan.steps, warm=0.02)
         pair = things.batch(kept, np.random.default_rng((plan.seed, step)), plan)
-        stored, asked = project(tail(*take(pair.ravel()))).chunk(2)
+        stored, asked = project(tail.of(take(pair.ravel()))).chunk(2)
         losses = both(stored, asked, plan)
         adam.zero_grad()
         losses.sum().backward()
@@ -180,7 +180,7 @@ def measure(
         return {}
     fixed = Plan(scenes=min(len(held) // plan.objects, 16), objects=plan.objects, near=1)
     pair = things.batch(held, np.random.default_rng(0), fixed)
-    stored, asked = (project(tail(*take(part))) for part in pair)
+    stored, asked = (project(tail.of(take(part))) for part in pair)
     home = torch.arange(len(asked), device=asked.device)
     scenes = pool(stored.view(fixed.scenes, fixed.objects, -1), plan.ridge)
     found = {
@@ -194,7 +194,7 @@ def measure(
 def said(tail: Tail, project: _Projection, take: Take, rows: NDArray[np.int64]) -> NDArray[np.float32]:
     """What the tail says of views, projected: float32 [n, D]."""
     parts = [rows[i : i + 64] for i in range(0, len(rows), 64)]
-    return np.concatenate([project(tail(*take(part))).cpu().numpy() for part in parts])
+    return np.concatenate([project(tail.of(take(part))).cpu().numpy() for part in parts])
 
 
 class _Projection:
@@ -206,13 +206,32 @@ class _Projection:
         return F.normalize((rows - self.mean) @ self.matrix, dim=-1)
 
 
-def _taking(folders: Sequence[Views], device: torch.device) -> Take:
+def _taking(folders: Sequence[Views]) -> Take:
     starts = np.cumsum([0, *(len(part) for part in folders)])
 
-    def take(rows: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
+    def take(rows: NDArray[np.int64]) -> list[Group]:
         which = np.searchsorted(starts, rows, side="right") - 1
-        parts = [folders[i].take([row - starts[i]]) for i, row in zip(which, rows, strict=True)]
-        tokens, before, weights = (torch.cat(column).to(device) for column in zip(*parts, strict=True))
-        return tokens, before, weights
+        groups = []
+        for i in np.unique(which).tolist():
+            place = np.flatnonzero(which == i)
+            for group in folders[i].take((rows[place] - starts[i]).tolist()):
+                groups.append(replace(group, rows=torch.from_numpy(place)[group.rows]))
+        return _joined(groups)
 
     return take
+
+
+def _joined(groups: Sequence[Group]) -> list[Group]:
+    """Groups of equally many patches, from several folders, as one each."""
+    by_count: dict[int, list[Group]] = {}
+    for group in groups:
+        by_count.setdefault(group.weights.shape[1], []).append(group)
+    return [
+        Group(
+            torch.cat([group.rows for group in some]),
+            torch.cat([group.tokens for group in some]),
+            torch.cat([group.before for group in some]),
+            torch.cat([group.weights for group in some]),
+        )
+        for some in by_count.values()
+    ]

@@ -64,11 +64,11 @@ def fit(
 ) -> tuple[Whitening, Scatter]:
     """The projection to `dim` components, and what it was fitted on. tail: the blocks that the views enter.
     advance: called once a folder."""
-    scatter, device = Scatter(), tail.held[0].device
+    scatter = Scatter()
     for part in folders:
         for i in range(0, len(part), BATCH):
             rows = range(i, min(i + BATCH, len(part)))
-            seen = tail(*(x.to(device) for x in part.take(rows)))
+            seen = tail.of(part.take(rows))
             scatter.add(seen.cpu().numpy(), part.things[rows].tolist())
         advance()
     made = fit_discriminative(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from soir_qdrant.config import Feature
 from soir_qdrant.errors import ConfigError
+from soir_qdrant.lab.train.views import Group
 from soir_qdrant.models.encoders.lora import Adapter
 from soir_qdrant.models.encoders.vit import LAYERS, ViTEncoder
 from soir_qdrant.models.last_block import LastBlock
@@ -57,6 +59,13 @@ class Tail(nn.Module):
             for name in self.features
         ]
         return F.normalize(torch.cat([F.normalize(part, dim=-1) for part in parts], -1), dim=-1)
+
+    def of(self, groups: Sequence[Group]) -> Tensor:
+        """Rows, float32 [n, F], of what `Views.take` gave, in the order in which it was asked for."""
+        device = next(self.parameters(), self.held[0].weights["norm.weight"]).device
+        on = [group.to(device) for group in groups]
+        rows = torch.cat([self(group.tokens, group.before, group.weights) for group in on])
+        return rows[torch.cat([group.rows for group in on]).argsort()]
 
     def _tuned(self, i: int) -> LastBlock:
         block, index = self.held[i], i - len(self.held)

@@ -18,7 +18,7 @@ from soir_qdrant.lab.evaluate.bench import Bench
 from soir_qdrant.lab.evaluate.collect import labelled
 from soir_qdrant.lab.train.progress import place_of
 from soir_qdrant.models.compatibility import untouched
-from soir_qdrant.models.encoders.vit import LAYERS, ViTEncoder, patch_weights
+from soir_qdrant.models.encoders.vit import LAYERS, ViTEncoder
 from soir_qdrant.pipeline import Pipeline
 from soir_qdrant.types import Box, Detections, LoadedImage
 
@@ -27,14 +27,37 @@ JITTER = 0.07  # standard deviation of a box's sides, as a share of its width or
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Group:
+    """Views of equally many patches, as `Tail` reads them. rows: where in what was asked for each belongs.
+    tokens: bfloat16 [B, N, D]; before: float32 [B, L, D]; weights: float32 [B, M]; see `Views`."""
+
+    rows: Tensor
+    tokens: Tensor
+    before: Tensor
+    weights: Tensor
+
+    def to(self, device: torch.device) -> Group:
+        """A copy on another device."""
+        return Group(*(x.to(device) for x in (self.rows, self.tokens, self.before, self.weights)))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Views:
-    """n views of a folder. tokens: int16 [n, N, D], the bits of bfloat16, entering the first tuned block;
-    before: float16 [n, L, D], masked patch means after the blocks before it; weights: float16 [n, M], of the
-    patches. things, scenes: [n], what is seen, and where. query: bool [n]."""
+    """n views of a folder, view i of M_i patches and N_i tokens (those and the encoder's prefix).
+
+    Attributes:
+        tokens: int16 [sum of N_i, D], the bits of bfloat16, entering the first tuned block.
+        before: float16 [n, L, D], masked patch means after the blocks before it.
+        weights: float16 [sum of M_i], of the patches.
+        patches: int64 [n], M_i. prefix: tokens before the patches.
+        things, scenes: [n], what is seen, and where. query: bool [n].
+    """
 
     tokens: NDArray[np.int16]
     before: NDArray[np.float16]
     weights: NDArray[np.float16]
+    patches: NDArray[np.int64]
+    prefix: int
     things: NDArray[np.str_]
     scenes: NDArray[np.str_]
     query: NDArray[np.bool_]
@@ -42,14 +65,20 @@ class Views:
     def __len__(self) -> int:
         return len(self.things)
 
-    def take(self, rows: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens in bfloat16, before and weights in float32, of some of the views."""
-        tokens = torch.from_numpy(self.tokens[rows]).view(torch.bfloat16)
-        return (
-            tokens,
-            torch.from_numpy(self.before[rows]).float(),
-            torch.from_numpy(self.weights[rows]).float(),
-        )
+    def take(self, rows: Sequence[int]) -> list[Group]:
+        """Some of the views, in groups of equally many patches."""
+        wanted = np.asarray(rows, np.int64)
+        starts = np.concatenate([[0], np.cumsum(self.patches)])
+        groups = []
+        for count in np.unique(self.patches[wanted]).tolist():
+            place = np.flatnonzero(self.patches[wanted] == count)
+            mine = wanted[place]
+            first = (starts[mine] + mine * self.prefix)[:, None] + np.arange(count + self.prefix)
+            tokens = torch.from_numpy(self.tokens[first]).view(torch.bfloat16)
+            weights = self.weights[starts[mine][:, None] + np.arange(count)]
+            before = torch.from_numpy(self.before[mine]).float()
+            groups.append(Group(torch.from_numpy(place), tokens, before, torch.from_numpy(weights).float()))
+        return groups
 
 
 def views(
@@ -82,6 +111,7 @@ def _write(bench: Bench, pipeline: Pipeline, blocks: int, place: Path, advance: 
     place.mkdir(parents=True, exist_ok=True)
     encoder = local(pipeline)
     told: list[tuple[str, str, bool]] = []
+    counts: list[int] = []
     rng = np.random.default_rng(0)
     with (
         (place / "tokens").open("wb") as tokens,
@@ -94,6 +124,7 @@ def _write(bench: Bench, pipeline: Pipeline, blocks: int, place: Path, advance: 
                 tokens.write(x.to(torch.bfloat16).view(torch.int16).cpu().numpy().tobytes())
                 before.write(means.half().cpu().numpy().tobytes())
                 weights.write(share.half().cpu().numpy().tobytes())
+                counts.append(len(share))
 
         for entry in bench.gallery:
             kept = [i for i, item in enumerate(entry.objects) if item.instance]
@@ -114,29 +145,25 @@ def _write(bench: Bench, pipeline: Pipeline, blocks: int, place: Path, advance: 
         raise DatasetError(
             f"{bench.root}: no object has an instance (docs/how-to/evaluation.md): there is nothing to tell apart"
         )
-    shape = {"patches": (encoder.input_size // encoder.patch) ** 2, "cls": encoder.prefix_tokens}
+    shape = {"prefix": encoder.prefix_tokens, "dim": encoder.last_block.dim, "layers": LAYERS - blocks}
     part = place / ".views.part"
-    part.write_text(
-        json.dumps(shape | {"dim": encoder.last_block.dim, "layers": LAYERS - blocks, "views": told})
-    )
+    part.write_text(json.dumps(shape | {"patches": counts, "views": told}))
     part.replace(place / TOLD)
 
 
 def _entering(
     encoder: ViTEncoder, crops: NDArray[np.uint8], masks: NDArray[np.float32], blocks: int
 ) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Per batch: tokens, means and weights; see `Views`."""
-    last, found = encoder.last_block, []
-    for i in range(0, len(crops), encoder.batch):
-        trunk = encoder.trunk(crops[i : i + encoder.batch], skip=blocks - 1)
-        share = patch_weights(
-            torch.from_numpy(masks[i : i + encoder.batch]).to(encoder.device),
-            trunk[-1].shape[1] - encoder.prefix_tokens,
-        )
-        means = [last.masked_mean(x, share) for x in trunk[len(trunk) - (LAYERS - blocks) :]]
-        empty = trunk[-1].new_zeros(len(share), 0, last.dim)
-        found.append((trunk[-1], torch.stack(means, 1) if means else empty, share))
-    return found
+    """Per crop: tokens [N, D], means [L, D] and weights [M]; see `Views`."""
+    last = encoder.last_block
+    views: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+    for batch in encoder.batches(masks):
+        trunk = encoder.trunk(crops[batch.rows], skip=blocks - 1, patches=batch.patches)
+        weights = torch.from_numpy(batch.weights).to(encoder.device)
+        means = [last.masked_mean(x, weights) for x in trunk[len(trunk) - (LAYERS - blocks) :]]
+        before = torch.stack(means, 1) if means else trunk[-1].new_zeros(len(batch.rows), 0, last.dim)
+        views |= zip(batch.rows.tolist(), zip(trunk[-1], before, weights, strict=True), strict=True)
+    return [views[i] for i in range(len(crops))]
 
 
 def local(pipeline: Pipeline) -> ViTEncoder:
@@ -159,12 +186,18 @@ def seen_by(pipeline: Pipeline, blocks: int) -> str:
 def _read(place: Path) -> Views:
     told = json.loads((place / TOLD).read_text())
     things, scenes, query = (np.array(column) for column in zip(*told["views"], strict=True))
-    n, dim, patches = len(things), told["dim"], told["patches"]
-    shapes = (n, patches + told["cls"], dim), (n, told["layers"], dim), (n, patches)
-    tokens = np.memmap(place / "tokens", np.int16, "r", shape=shapes[0])
-    before = np.fromfile(place / "before", np.float16).reshape(shapes[1])
-    weights = np.fromfile(place / "weights", np.float16).reshape(shapes[2])
-    return Views(tokens, before, weights, things, np.char.add(f"{place.name}/", scenes), query.astype(bool))
+    n, dim, patches = len(things), told["dim"], np.array(told["patches"], np.int64)
+    rows = int(patches.sum()) + n * told["prefix"]
+    return Views(
+        tokens=np.memmap(place / "tokens", np.int16, "r", shape=(rows, dim)),
+        before=np.fromfile(place / "before", np.float16).reshape(n, told["layers"], dim),
+        weights=np.fromfile(place / "weights", np.float16),
+        patches=patches,
+        prefix=told["prefix"],
+        things=things,
+        scenes=np.char.add(f"{place.name}/", scenes),
+        query=query.astype(bool),
+    )
 
 
 def jittered(box: Box, image: LoadedImage, rng: np.random.Generator, by: float = JITTER) -> Box:

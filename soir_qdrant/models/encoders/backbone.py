@@ -30,10 +30,12 @@ class Backbone(ABC):
         prefix_tokens: tokens before those of the patches: CLS, registers.
         width: numbers of a token.
         dim: numbers of the descriptor.
+        positions_in_tokens: whether positions are added to the tokens, so that some of these can be left out.
     """
 
     loader: ClassVar[str]
     normalisation: Normalisation = IMAGENET
+    positions_in_tokens: bool = True
 
     def __init__(self, model: Any) -> None:
         self.model = model

@@ -15,6 +15,7 @@ class Dinov3(Backbone):
     """`transformers.DINOv3ViTModel`, all sizes, gated or not."""
 
     loader = "DINOv3ViTModel"
+    positions_in_tokens = False
 
     def __init__(self, model: Any) -> None:
         super().__init__(model)

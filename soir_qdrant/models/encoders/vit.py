@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -14,6 +13,7 @@ from soir_qdrant.config import VitSettings
 from soir_qdrant.contracts import Encoder
 from soir_qdrant.errors import ConfigError
 from soir_qdrant.geometry.masks import checked_masks
+from soir_qdrant.geometry.patches import Batch, batches, patch_weights
 from soir_qdrant.kinds import Parts
 from soir_qdrant.models.compatibility import fitting
 from soir_qdrant.models.devices import pick_device, pick_dtype
@@ -41,6 +41,8 @@ class ViTEncoder(Encoder):
         batch: crops that run at once.
         blocks: how many of the last ones are exposed to the refinement.
         adapter: see `EncoderSettings`.
+        object_only: whether `encode` leaves out the patches that show nothing of the object (unless it is
+            asked for tokens, which are of all patches).
 
     Raises:
         WeightsError: the weights cannot be loaded, or are of a family that is not known.
@@ -57,6 +59,7 @@ class ViTEncoder(Encoder):
         batch: int = 32,
         blocks: int = 1,
         adapter: str | None = "shipped",
+        object_only: bool = False,
     ) -> None:
         self.weights = resolve(weights)
         self.backbone = load_backbone(self.weights)
@@ -69,6 +72,10 @@ class ViTEncoder(Encoder):
             raise ConfigError(f"input_size {input_size}: give a multiple of the patch size, {self.patch}")
         if not 1 <= blocks < self.depth:
             raise ConfigError(f"blocks {blocks}: this encoder has {self.depth}")
+        if object_only and not self.backbone.positions_in_tokens:
+            raise ConfigError(
+                'crop.background "drop": this encoder takes positions from the whole grid; set it to "grey"'
+            )
         self.device = pick_device(device)
         self.dtype = pick_dtype(dtype, self.device)
         exposed = [self.backbone.last_block(i) for i in range(-blocks, 0)]
@@ -80,7 +87,7 @@ class ViTEncoder(Encoder):
             torch.tensor(v, device=self.device).view(1, 3, 1, 1) for v in self.backbone.normalisation
         )
         self._scale, self._shift = 1 / (255 * std), -mean / std
-        self.batch = batch
+        self.batch, self.object_only = batch, object_only
         self.name = self.weights.origin.name
         self.input_size = input_size
         content = self.weights.sha256[:12] + (f"+{self.adapter.name}" if self.adapter else "")
@@ -103,17 +110,26 @@ class ViTEncoder(Encoder):
         masks = checked_masks(crops, masks, self.input_size)
         if not len(crops):
             return self._of_nothing(with_tokens, with_patches)
-        parts = [
-            self._encode(crops[i : i + self.batch], masks[i : i + self.batch], with_tokens, with_patches)
-            for i in range(0, len(crops), self.batch)
-        ]
-        descriptor, layers, tokens, patches = zip(*parts, strict=True)
+        descriptor = torch.zeros(len(crops), self.dim)
+        layers = torch.zeros(len(crops), min(LAYERS, self.depth), self.width)
+        read: list[tuple[NDArray[np.int64], Tensor | None, Tensor | None]] = []
+        for batch in self.batches(masks, all_patches=with_tokens):
+            row, means, tokens, patches = self.encode_batch(
+                crops[batch.rows], batch, with_tokens, with_patches
+            )
+            descriptor[batch.rows], layers[batch.rows] = row.cpu(), means.cpu()
+            read.append((batch.rows, tokens, patches))
         return Encoding(
-            torch.cat(descriptor).cpu().numpy(),
-            torch.cat(layers).cpu().numpy(),
-            torch.cat(tokens) if with_tokens else None,
-            torch.cat(patches).cpu().numpy() if with_patches else None,
+            descriptor.numpy(),
+            layers.numpy(),
+            _in_order([(rows, tokens) for rows, tokens, _ in read if tokens is not None]),
+            _as_numpy(_in_order([(rows, patches) for rows, _, patches in read if patches is not None])),
         )
+
+    def batches(self, masks: NDArray[np.float32], *, all_patches: bool = False) -> list[Batch]:
+        """The batches in which crops are encoded. masks: float32 [B, S, S], 0..1."""
+        weights = patch_weights(masks, self.input_size // self.patch)
+        return [*batches(weights, self.batch, object_only=self.object_only and not all_patches)]
 
     def features(self, images: NDArray[np.uint8], layers: Sequence[int]) -> Vector:
         """See `Encoder`."""
@@ -126,12 +142,20 @@ class ViTEncoder(Encoder):
         grid: Vector = torch.cat(grids, -1).cpu().numpy()
         return grid
 
-    def trunk(self, images: NDArray[np.uint8], *, skip: int = 0) -> list[Tensor]:
-        """Tokens after each block but the last and `skip` more (one runs at least), float32, oldest first.
+    def trunk(
+        self, images: NDArray[np.uint8], *, skip: int = 0, patches: NDArray[np.int64] | None = None
+    ) -> list[Tensor]:
+        """Tokens after each block but the last and `skip` more (one runs at least), oldest first.
 
-        images: uint8 [B, H, W, 3], sides multiples of the patch size. [B, N, D] each.
+        Args:
+            images: uint8 [B, H, W, 3], sides multiples of the patch size.
+            skip: blocks before the last that are left out.
+            patches: int64 [B, m], those that are looked at; None is all.
+
+        Returns:
+            float32 [B, N, D] each.
         """
-        return self._run(images, range(max(self.depth - 1 - skip, 1)))[0]
+        return self._run(images, range(max(self.depth - 1 - skip, 1)), patches)[0]
 
     def _of_nothing(self, with_tokens: bool, with_patches: bool) -> Encoding:
         side = self.input_size // self.patch
@@ -144,13 +168,14 @@ class ViTEncoder(Encoder):
         )
 
     @torch.inference_mode()
-    def _encode(
-        self, crops: NDArray[np.uint8], masks: NDArray[np.float32], with_tokens: bool, with_patches: bool
+    def encode_batch(
+        self, crops: NDArray[np.uint8], batch: Batch, with_tokens: bool, with_patches: bool
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        after, context = self._run(crops, range(self.depth - 1))
+        """Descriptor, layers, tokens and patches, as in `Encoding`, of the crops of one batch."""
+        after, context = self._run(crops, range(self.depth - 1), batch.patches)
         exposed = self._last_blocks
         last = exposed[-1].forward(after[-1]) if exposed else self._own.forward(after[-1], context)
-        weights = patch_weights(torch.from_numpy(masks).to(self.device), last.shape[1] - self.prefix_tokens)
+        weights = torch.from_numpy(batch.weights).to(self.device)
         means = [
             torch.einsum("bm,bmd->bd", weights, self._readout.norm(x)[:, self.prefix_tokens :])
             for x in [*after[1 - LAYERS :], last]
@@ -158,16 +183,26 @@ class ViTEncoder(Encoder):
         tokens = after[-max(len(self.last_blocks), 1)] if with_tokens else None
         patches = None
         if with_patches:
-            side = self.input_size // self.patch
-            early = after[max(self.depth + LAYER, 0)][:, self.prefix_tokens :]
-            patches = early.half().unflatten(1, (side, side))
+            early = after[max(self.depth + LAYER, 0)][:, self.prefix_tokens :].half()
+            patches = self._on_grid(early, batch.patches)
         return self._readout.read(last), torch.stack(means, 1), tokens, patches
 
+    def _on_grid(self, rows: Tensor, patches: NDArray[np.int64]) -> Tensor:
+        """Rows of patches [B, m, D] at their places, [B, side, side, D]; zeros where none was looked at."""
+        side = self.input_size // self.patch
+        places = torch.from_numpy(patches).to(rows.device)[..., None].expand(-1, -1, rows.shape[2])
+        grid = rows.new_zeros(len(rows), side**2, rows.shape[2]).scatter(1, places, rows)
+        return grid.view(len(rows), side, side, -1)
+
     @torch.inference_mode()
-    def _run(self, images: NDArray[np.uint8], blocks: range) -> tuple[list[Tensor], Context]:
+    def _run(
+        self, images: NDArray[np.uint8], blocks: range, patches: NDArray[np.int64] | None = None
+    ) -> tuple[list[Tensor], Context]:
         """Tokens after each of the first blocks, float32 [B, N, D], and the context of the call."""
         pixels = torch.from_numpy(np.ascontiguousarray(images)).to(self.device).permute(0, 3, 1, 2)
         x, context = self.backbone.embed((pixels * self._scale + self._shift).to(self.dtype))
+        if patches is not None and patches.shape[1] < x.shape[1] - self.prefix_tokens:
+            x = only(x, torch.from_numpy(patches).to(x.device), self.prefix_tokens)
         after = []
         for i in blocks:
             x = self.backbone.block(i, x, context)
@@ -185,7 +220,21 @@ def make(settings: VitSettings, parts: Parts) -> ViTEncoder:
         batch=settings.batch,
         blocks=parts.settings.vector.blocks,
         adapter=settings.adapter,
+        object_only=parts.settings.object_only,
     )
+
+
+def _in_order(parts: list[tuple[NDArray[np.int64], Tensor]]) -> Tensor | None:
+    """Rows of batches, each with its places, in the order of the crops; None where there are none."""
+    if not parts:
+        return None
+    order = np.argsort(np.concatenate([rows for rows, _ in parts]))
+    together = torch.cat([part for _, part in parts])
+    return together.index_select(0, torch.from_numpy(order).to(together.device))
+
+
+def _as_numpy(x: Tensor | None) -> NDArray[np.float16] | None:
+    return None if x is None else x.cpu().numpy()
 
 
 class _ModelsOwn:
@@ -206,11 +255,7 @@ class _ModelsOwn:
         return self.backbone.read(x.to(self.dtype)).float()
 
 
-def patch_weights(masks: Tensor, patches: int) -> Tensor:
-    """Masks [B, S, S], 0..1, as weights of the patches [B, n]: area share, summing to one per crop.
-
-    patches: n, a square number. A mask without area weighs all patches alike.
-    """
-    share = F.adaptive_avg_pool2d(masks[:, None].float(), round(patches**0.5)).flatten(1)
-    share = torch.where(share.sum(1, keepdim=True) > 1e-6, share, torch.ones_like(share))
-    return share / share.sum(1, keepdim=True)
+def only(tokens: Tensor, patches: Tensor, prefix: int) -> Tensor:
+    """Of tokens [B, N, D], the `prefix` first and, of those after them, `patches`, int64 [B, m]."""
+    places = patches[..., None].expand(-1, -1, tokens.shape[2])
+    return torch.cat([tokens[:, :prefix], tokens[:, prefix:].gather(1, places)], 1)
