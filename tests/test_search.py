@@ -431,6 +431,17 @@ def test_points_of_others_are_no_trouble(client):
     assert (hits[0].id, hits[0].uri, hits[0].box, hits[0].payload) == (77, None, None, {"mine": 1})
 
 
+def test_the_collection_is_checked_once(monkeypatch):
+    """A search is one request."""
+    client = QdrantClient(":memory:")
+    fill(client)
+    found = searcher(client)
+    found.search(swatch(RED))
+    monkeypatch.setattr(client, "collection_exists", None)
+    monkeypatch.setattr(client, "get_collection", None)
+    assert found.search(swatch(RED))
+
+
 def test_errors_of_the_server(monkeypatch):
     client = QdrantClient(":memory:")
     fill(client)
