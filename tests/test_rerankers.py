@@ -144,6 +144,15 @@ def test_object_vectors_come_where_they_are_needed(client):
         assert reranker.hits[0].box is None
 
 
+def test_patches_come_where_they_are_needed(client):
+    client.set_payload("images", {"patches": ["stored"]}, points=list(range(6)), key="soir")
+    for needs, fetched in (({"patches"}, True), ({"payload"}, False)):
+        reranker = ByNumber(needs)
+        hits = searcher(client).search(painted((B, BLUE)), rerank=reranker)
+        assert ("patches" in reranker.hits[0].payload["soir"]) is fetched
+        assert all("patches" not in hit.payload["soir"] for hit in hits)
+
+
 def test_hits_come_in_blocks(client):
     class Watching(ByNumber):
         def rerank(self, query, hits, *, failed=None):
