@@ -88,6 +88,15 @@ def test_a_reranker_of_your_own(client):
     assert "code" not in hits[0].payload["soir"]["objects"][0]
 
 
+def test_the_box_of_a_reranker_is_kept(client):
+    class Boxing(ByNumber):
+        def rerank(self, query, hits, *, failed=None):
+            return [replace(hit, box=A) for hit in hits]
+
+    hits = searcher(client).search(painted((B, BLUE)), box=B, rerank=Boxing())
+    assert {hit.box for hit in hits} == {A}  # though the codes would say B
+
+
 def test_by_name(client, monkeypatch):
     monkeypatch.setattr(RERANKERS, "_known", dict(RERANKERS._known))
     contexts = []
