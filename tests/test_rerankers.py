@@ -142,6 +142,13 @@ def test_the_query_as_it_was_searched_with(client):
     np.testing.assert_array_equal(query.vector, vector)
 
 
+def test_the_vector_has_unit_length(client):
+    reranker, found = ByNumber(), searcher(client)
+    found.search([3.0] * 12, rerank=reranker)
+    found.search(painted((B, BLUE)), negatives=[painted((A, RED))], rerank=reranker)
+    assert np.allclose([np.linalg.norm(query.vector) for query in reranker.queries], 1, atol=1e-5)
+
+
 def test_object_vectors_come_where_they_are_needed(client):
     for needs, kept in (({"object vectors"}, True), ({"payload"}, False)):
         reranker = ByNumber(needs)
