@@ -14,7 +14,15 @@ from qdrant_client import QdrantClient
 
 from soir_qdrant import SoirIngestor, SoirSearcher, Text, register_reranker
 from soir_qdrant.errors import ConfigError, ImageError
-from soir_qdrant.rerank import Page, SearchQuery, Window, candidate_blocks, first_candidates, reordered
+from soir_qdrant.rerank import (
+    ObjectReranker,
+    Page,
+    SearchQuery,
+    Window,
+    candidate_blocks,
+    first_candidates,
+    reordered,
+)
 from soir_qdrant.rerank.kinds import RERANKERS
 from soir_qdrant.types import SceneObject
 
@@ -24,13 +32,13 @@ RED, BLUE = (250, 0, 0), (0, 0, 250)
 
 @pytest.fixture
 def client() -> QdrantClient:
-    """Six images of two objects, with their vectors and patches of a kind; `n` counts down."""
+    """Six images of two objects, the first the most like a blue one; `n` counts them."""
     client = QdrantClient(":memory:")
     SoirIngestor(client, pipeline=ColourPipeline(), keep_objects=True).add(
-        [painted((A, RED), (B, (0, 40 * i, 250))) for i in range(6)],
+        [painted((A, RED), (B, (0, green, 250))) for green in (0, 70, 80, 90, 140, 200)],
         ids=range(6),
         objects=[[SceneObject(A), SceneObject(B)]] * 6,
-        payloads=[{"n": 5 - i} for i in range(6)],
+        payloads=[{"n": i} for i in range(6)],
     )
     return client
 
@@ -40,7 +48,7 @@ def searcher(client: QdrantClient) -> SoirSearcher:
 
 
 class ByNumber:
-    """Orders hits by `n` of their payload, and keeps what it was given."""
+    """Orders hits by `n` of their payload, the smallest first, and remembers what it gets. No score for 0."""
 
     name = "by-number"
     candidates = 4
@@ -62,23 +70,31 @@ class ByNumber:
     def _scored(self, hit):
         if hit.payload["n"] == 0:
             raise ImageError("this one cannot be scored")
-        return replace(hit, score=float(hit.payload["n"]))
+        return replace(hit, score=6.0 - hit.payload["n"])
 
 
 # -- one of your own ---------------------------------------------------------------------------------------
 
 
 def test_a_reranker_of_your_own(client):
-    """Of the first four by their vectors, those that can be scored are in its order; the rest stays."""
+    """Of the first four by their vectors, those that can be scored are in its order; the first keeps its place."""
     plain = [hit.id for hit in searcher(client).search(painted((B, BLUE)), box=B, rerank=None)]
     hits = searcher(client).search(painted((B, BLUE)), box=B, rerank=ByNumber(), limit=4)
-    scored = sorted(id_ for id_ in plain[:4] if id_ != 5)  # 5 has n = 0
-    expected = [id_ if id_ == 5 else scored.pop(0) for id_ in plain[:4]]
-    assert [hit.id for hit in hits] == expected
-    assert expected != plain[:4]
-    assert all(hit.score == hit.payload["n"] for hit in hits if hit.id != 5)
+    expected = [0, *sorted(plain[1:4])]
+    assert plain[0] == 0
+    assert [hit.id for hit in hits] == expected != plain[:4]
+    assert [hit.score for hit in hits[1:]] == [6 - n for n in expected[1:]]
     assert hits[0].box == B  # told by the codes, since the reranker did not
     assert "code" not in hits[0].payload["soir"]["objects"][0]
+
+
+def test_the_box_of_a_reranker_is_kept(client):
+    class Boxing(ByNumber):
+        def rerank(self, query, hits, *, failed=None):
+            return [replace(hit, box=A) for hit in hits]
+
+    hits = searcher(client).search(painted((B, BLUE)), box=B, rerank=Boxing())
+    assert {hit.box for hit in hits} == {A}  # though the codes would say B
 
 
 def test_by_name(client, monkeypatch):
@@ -109,7 +125,7 @@ def test_none_is_a_name_too(client):
 
 def test_groups_of_a_reranker_of_your_own(client):
     groups = searcher(client).search_groups(painted((B, BLUE)), "n", rerank=ByNumber(), limit=3)
-    assert [group.key for group in groups] == [5, 4, 3]
+    assert [group.key for group in groups] == [1, 2, 3]
 
 
 # -- what it is given --------------------------------------------------------------------------------------
@@ -126,6 +142,13 @@ def test_the_query_as_it_was_searched_with(client):
     np.testing.assert_array_equal(query.vector, vector)
 
 
+def test_the_vector_has_unit_length(client):
+    reranker, found = ByNumber(), searcher(client)
+    found.search([3.0] * 12, rerank=reranker)
+    found.search(painted((B, BLUE)), negatives=[painted((A, RED))], rerank=reranker)
+    assert np.allclose([np.linalg.norm(query.vector) for query in reranker.queries], 1, atol=1e-5)
+
+
 def test_object_vectors_come_where_they_are_needed(client):
     for needs, kept in (({"object vectors"}, True), ({"payload"}, False)):
         reranker = ByNumber(needs)
@@ -135,6 +158,15 @@ def test_object_vectors_come_where_they_are_needed(client):
         assert all(hit.object_vectors is None for hit in hits)
         assert "code" in reranker.hits[0].payload["soir"]["objects"][0]  # the payload as it is stored
         assert reranker.hits[0].box is None
+
+
+def test_patches_come_where_they_are_needed(client):
+    client.set_payload("images", {"patches": ["stored"]}, points=list(range(6)), key="soir")
+    for needs, fetched in (({"patches"}, True), ({"payload"}, False)):
+        reranker = ByNumber(needs)
+        hits = searcher(client).search(painted((B, BLUE)), rerank=reranker)
+        assert ("patches" in reranker.hits[0].payload["soir"]) is fetched
+        assert all("patches" not in hit.payload["soir"] for hit in hits)
 
 
 def test_hits_come_in_blocks(client):
@@ -189,6 +221,15 @@ def test_what_opens_images_runs_in_one_thread_at_a_time(client, needs, most):
     assert max(seen) == most
 
 
+def test_boxes_of_objects_are_told_by_their_vectors():
+    client = QdrantClient(":memory:")
+    SoirIngestor(client, pipeline=ColourPipeline(), keep_objects=True, object_codes=0).add(
+        [painted((A, RED), (B, BLUE))], ids=[0], objects=[[SceneObject(A), SceneObject(B)]]
+    )
+    (hit,) = searcher(client).search(painted((B, BLUE)), box=B, rerank="objects")
+    assert (hit.box, hit.object) == (B, 1)
+
+
 # -- the window --------------------------------------------------------------------------------------------
 
 
@@ -207,6 +248,21 @@ def test_what_opens_images_runs_in_one_thread_at_a_time(client, needs, most):
 )
 def test_blocks_lie_at_the_same_places_for_every_page(page, window):
     assert candidate_blocks(100, page) == window
+
+
+@pytest.mark.parametrize(
+    ("page", "candidates"),
+    [
+        (Page(10), 100),
+        (Page(10, 5), 150),
+        (Page(3, group_size=5), 150),
+        (Page(10, prefetch=30), 30),
+        (Page(10, 50, prefetch=30), 60),
+    ],
+)
+def test_objects_are_ordered_among_ten_times_the_hits(page, candidates):
+    window = ObjectReranker().window(page)
+    assert (window.limit, window.offset, window.by_objects) == (page.limit, page.offset, candidates)
 
 
 @pytest.mark.parametrize(

@@ -216,10 +216,14 @@ def test_negatives_push_away(client):
     """Blue, but rather not where there is red: image 1, which holds both, loses more than image 3."""
     fill(client)
     before = {hit.id: hit.score for hit in searcher(client).search(swatch(BLUE), rerank=None)}
-    negatives = [Crop(painted((A, RED)), A)]
-    hits = searcher(client).search(swatch(BLUE), rerank=None, negatives=negatives)
+    negative = Crop(painted((A, RED)), A)
+    hits = searcher(client).search(swatch(BLUE), rerank=None, negatives=[negative], with_vectors=True)
     after = {hit.id: hit.score for hit in hits}
     assert before[1] - after[1] > before[3] - after[3]
+    pipeline = ColourPipeline()
+    moved = pipeline.query(swatch(BLUE)) - 0.1 * pipeline.query(negative.image, box=A)
+    moved /= np.linalg.norm(moved)
+    assert np.allclose([hit.score for hit in hits], [hit.vector @ moved for hit in hits], atol=1e-5)
 
 
 def test_a_query_bank_lowers_what_is_like_everything(client):
@@ -227,9 +231,12 @@ def test_a_query_bank_lowers_what_is_like_everything(client):
     pipeline = ColourPipeline()
     reds = np.stack([pipeline.query(swatch(RED))] * 3)
     before = {hit.id: hit.score for hit in searcher(client).search(swatch(BLUE), rerank=None)}
-    hits = searcher(client, bank=reds).search(swatch(BLUE), rerank=None)
+    hits = searcher(client, bank=reds).search(swatch(BLUE), rerank=None, with_vectors=True)
     after = {hit.id: hit.score for hit in hits}
     assert before[0] - after[0] > before[3] - after[3]  # image 0 has red in it, image 3 has none
+    moved = pipeline.query(swatch(BLUE)) - 0.2 * reds[0]
+    moved /= np.linalg.norm(moved)
+    assert np.allclose([hit.score for hit in hits], [hit.vector @ moved for hit in hits], atol=1e-5)
 
 
 def test_a_crop_is_a_picture_with_its_box(client):
@@ -429,6 +436,17 @@ def test_points_of_others_are_no_trouble(client):
     client.upsert("images", [models.PointStruct(id=77, vector=[1.0] * 12, payload={"mine": 1})])
     hits = searcher(client).search([1.0] * 12)
     assert (hits[0].id, hits[0].uri, hits[0].box, hits[0].payload) == (77, None, None, {"mine": 1})
+
+
+def test_the_collection_is_checked_once(monkeypatch):
+    """A search is one request."""
+    client = QdrantClient(":memory:")
+    fill(client)
+    found = searcher(client)
+    found.search(swatch(RED))
+    monkeypatch.setattr(client, "collection_exists", None)
+    monkeypatch.setattr(client, "get_collection", None)
+    assert found.search(swatch(RED))
 
 
 def test_errors_of_the_server(monkeypatch):

@@ -11,13 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import ColourPipeline, painted
 from PIL import Image
+from qdrant_client import QdrantClient
 from test_hooks import model  # noqa: F401
 from typer.testing import CliRunner
 
 from soir_qdrant.cli.main import app
-from soir_qdrant.errors import DatasetError
+from soir_qdrant.errors import ConfigError, DatasetError
 from soir_qdrant.images import load as load_image
+from soir_qdrant.ingest.ingestor import SoirIngestor
 from soir_qdrant.lab.evaluate import text_recall
 from soir_qdrant.lab.evaluate.text_recall import Captioned, evaluate, load
 from soir_qdrant.rerank.base import SearchQuery
@@ -25,7 +28,8 @@ from soir_qdrant.rerank.q_perturbation.hooks import blip2, perturbed
 from soir_qdrant.rerank.q_perturbation.matcher import Matcher
 from soir_qdrant.rerank.q_perturbation.perturb import PerturbSettings
 from soir_qdrant.rerank.q_perturbation.text_reranker import TextPerturbation
-from soir_qdrant.types import Hit
+from soir_qdrant.search.searcher import SoirSearcher
+from soir_qdrant.types import Hit, Vector
 
 CORNERS = "<xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax>"
 BOX = f"<object><name>7</name><bndbox>{CORNERS}</bndbox></object>"
@@ -104,6 +108,29 @@ def test_hits_of_words_are_ordered_by_the_model_itself(folder: Path, matcher: Ma
     assert [hit.score for hit in made[1:]] == sorted((hit.score for hit in made[1:]), reverse=True)
     plain = TextPerturbation(matcher, None, itm=False).rerank(query, hits)
     assert {hit.id for hit in plain} == {0, 1, 2}
+
+
+class Reading(ColourPipeline):
+    """Whose encoder reads text: every sentence is red."""
+
+    def text(self, words: str) -> Vector:
+        return self.query(painted(((0, 0, 80, 60), (250, 0, 0))))
+
+
+def test_words_are_searched_with_blip2(
+    folder: Path, matcher: Matcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By name: the published weights; the first candidates come by the encoder's own vectors."""
+    monkeypatch.setattr(Matcher, "load", lambda weights: matcher)
+    client = QdrantClient(":memory:")
+    SoirIngestor(client, pipeline=Reading()).add(folder / "pictures", progress=False)
+    searcher = SoirSearcher(client, pipeline=Reading())
+    hits = searcher.search(text="a red mug", rerank="blip2")
+    own = TextPerturbation(matcher).rerank(SearchQuery(np.ones(12, np.float32), text="a red mug"), hits)
+    assert [(hit.id, hit.score) for hit in hits] == [(hit.id, hit.score) for hit in own]
+    assert len(hits) == 3
+    with pytest.raises(ConfigError, match=r"needs words, and this query is an image"):
+        searcher.search(painted(), rerank="blip2")
 
 
 def test_folder_is_read_as_published(folder: Path) -> None:

@@ -46,7 +46,7 @@ def finished(hit: Hit, query: Vector) -> Hit:
     The box is that of the object vector with the largest dot product with the query, where they were fetched;
     else of the code with the largest cosine.
     """
-    if hit.object is None and hit.box is None:
+    if hit.box is None:
         match = best_object(hit.payload, query, hit.object_vectors)
         if match is not None:
             hit = replace(hit, box=match.box, object=match.index)
