@@ -42,13 +42,19 @@ OTHER_POINTS = {
     "detector.iou": 0.9,
     "detector.fitted_iou": 0.9,
     "detector.most": 7,
+    "detector.size": 112,
     "segmenter.kind": "box",
     "segmenter.weights": "facebook/other",
     "segmenter.head": None,
     "vector.by_score": 0.1,
 }
 SAME_POINTS = {"encoder.batch": 2, "encoder.dtype": "float32", "encoder.device": "cpu"}  # but for rounding
-ELSEWHERE = {"profile", "encoder.adapter"}  # a name alone; a test of its own
+ELSEWHERE = {"profile", "encoder.adapter", "encoder.kind"}  # a name alone; tests of their own
+KINDS = {
+    "detector.head": "embedded",
+    "segmenter.head": "embedded",
+    "detector.size": "rf-detr",
+}  # that have it
 
 
 @pytest.fixture(scope="module")
@@ -109,8 +115,8 @@ def test_an_adapter_changes_the_fingerprint():
 
 @pytest.mark.parametrize("name", OTHER_POINTS)
 def test_what_makes_other_points_of_comparable_vectors_changes_the_recipe_alone(settings, name):
-    if name.endswith(".head"):
-        settings = but(settings, name.replace("head", "kind"), "embedded")
+    if name in KINDS:
+        settings = but(settings, f"{name.partition('.')[0]}.kind", KINDS[name])
     ours, theirs = short(settings), short(but(settings, name, OTHER_POINTS[name]))
     assert ours[0] == theirs[0]
     assert ours[1] != theirs[1]

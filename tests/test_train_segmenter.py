@@ -104,7 +104,7 @@ def test_a_saved_head_predicts_what_it_predicted(tmp_path):
 class TestBatches:
     def test_many_boxes_are_each_as_alone(self):
         segmenter = LearnedSegmenter(ColourTokens(), loud(fresh()))
-        for method in (segmenter.segment, segmenter.fit):
+        for method in (segmenter.segment, segmenter.refine_boxes):
             together = method(IMAGE, BOXES)
             assert len(together) == len(BOXES)
             for i in (0, MAX_BATCH - 1, MAX_BATCH, len(BOXES) - 1):

@@ -78,7 +78,5 @@ def load(file: Path, fingerprint: str) -> LastBlock:
         names = [name for name in tensors if name.startswith(HEAD)]
         head.load_state_dict({name.removeprefix(HEAD): tensors.pop(name) for name in names})
         head.requires_grad_(False)
-    prefix = int(
-        about["prefix_tokens"] if "prefix_tokens" in about else about["has_cls"]
-    )  # 0.1 wrote has_cls
+    prefix = int(about.get("prefix_tokens", about.get("has_cls", 0)))  # has_cls: files of 0.1
     return LastBlock(about["heads"], about["eps"], about["activation"], prefix, tensors, head)
