@@ -51,7 +51,9 @@ def test_a_folder_is_added_and_what_fails_is_named(web):
     assert sorted(image["name"] for image in listed) == ["day/0.png", "day/1.png", "day/2.png"]
     assert {image["payload"]["shop"] for image in listed} == {"east"}
     again = finished(web, web.post(NEW, json={"paths": ["day/1.png"]}))
-    assert (again["added"], again["skipped"]) == (0, 1)
+    assert (again["added"], again["skipped"], again["stale"]) == (0, 1, 0)
+    anew = finished(web, web.post(NEW, json={"paths": ["day/1.png"], "on_exists": "replace"}))
+    assert (anew["added"], anew["updated"]) == (0, 1)
 
 
 def test_progress_comes_as_events_until_the_end(web):

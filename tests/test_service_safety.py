@@ -24,7 +24,7 @@ def _tamper(client: QdrantClient, name: str, uri: str) -> None:
     """Point the stored image at another file, as one could who may write to Qdrant."""
     points, _ = client.scroll("shelves", limit=10)
     (point,) = [one for one in points if one.payload["soir"]["uri"].endswith(name)]
-    client.set_payload("shelves", {"uri": uri}, points=[point.id], key="soir")
+    client.set_payload("shelves", {"uri": uri, "uris": [uri]}, points=[point.id], key="soir")
 
 
 @pytest.fixture
@@ -130,6 +130,42 @@ def test_another_site_can_neither_post_here_nor_pose_as_this_service(tmp_path):
             not in web.get("/v1", headers={"Origin": "http://evil.example"}).headers
         )
         assert web.get("/").headers["content-security-policy"].startswith("default-src 'self';")
+
+
+def test_a_service_for_a_namespace_knows_nothing_of_the_others(tmp_path):
+    client = QdrantClient(":memory:")
+    fill(client, tmp_path / "theirs")
+    (tmp_path / "ours").mkdir()
+    Image.fromarray(shelf(RED, RED)).save(tmp_path / "ours" / "own.png")
+    SoirIngestor(client, "shelves", pipeline=ColourPipeline(), namespace="us").add(
+        tmp_path / "ours", progress=False
+    )
+    with service(tmp_path, client=client, filled=False) as web:
+        known = ids(web)
+    with service(tmp_path, client=client, filled=False, namespace="us", writable=True) as web:
+        assert set(ids(web)) == {"own.png"}
+        assert web.get("/v1/collections").json() == [{"name": "shelves", "count": 1}]
+        assert web.get("/v1/collections/shelves/facets").json()["labels"] == []
+        assert [hit["name"] for hit in search(web, png(shelf(RED, RED))).json()["hits"]] == ["own.png"]
+        theirs = known["red-green.png"]
+        assert web.get(f"/v1/collections/shelves/images/{theirs}").status_code == 404
+        assert web.get(f"/v1/collections/shelves/images/{theirs}/thumbnail").status_code == 404
+        assert search(web, query={"id": theirs, "object": 0}).status_code == 404
+        gone = web.request("DELETE", "/v1/collections/shelves/images", json={"ids": [theirs]})
+        assert gone.json() == {"deleted": 0}
+    assert client.count("shelves").count == 4
+
+
+def test_an_image_is_shown_from_any_of_its_places(tmp_path):
+    client = QdrantClient(":memory:")
+    (tmp_path / "photos").mkdir()
+    for name in ("a.png", "b.png"):
+        Image.fromarray(shelf(RED, RED)).save(tmp_path / "photos" / name)
+    SoirIngestor(client, "shelves", pipeline=ColourPipeline()).add(tmp_path / "photos", progress=False)
+    with service(tmp_path, client=client, filled=False) as web:
+        (image,) = web.get("/v1/collections/shelves/images").json()["images"]
+        (tmp_path / "photos" / image["name"]).unlink()
+        assert web.get(f"/v1/collections/shelves/images/{image['id']}/thumbnail").status_code == 200
 
 
 def test_a_token_opens_the_service_and_guessing_it_does_not(tmp_path):

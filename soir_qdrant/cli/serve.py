@@ -13,6 +13,7 @@ from soir_qdrant.cli.console import ProfileOption, WhiteningOption, err, setting
 from soir_qdrant.cli.options import (
     FolderOption,
     KeyOption,
+    NamespaceOption,
     OnnxOption,
     TritonOption,
     UrlOption,
@@ -46,6 +47,7 @@ def serve(
     url: UrlOption = None,
     api_key: KeyOption = None,
     collection: CollectionsOption = None,
+    namespace: NamespaceOption = None,
     host: HostOption = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
     token: TokenOption = None,
@@ -69,6 +71,7 @@ def serve(
         port=port,
         token=token or None,
         collections=tuple(collection) if collection else None,
+        namespace=namespace,
         roots=tuple(root) if root else None,
         writable=writable,
         uploads=uploads,

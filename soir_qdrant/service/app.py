@@ -67,10 +67,10 @@ def create_app(
 
 def _describe_bodies(app: FastAPI) -> None:
     """Put the schema of a search into OpenAPI: its route reads JSON and forms by itself."""
-    made = app.openapi
+    generated = app.openapi
 
     def openapi() -> dict[str, Any]:
-        schema = made()
+        schema = generated()
         parts = schema["components"]["schemas"]
         own = SearchRequest.model_json_schema(ref_template="#/components/schemas/{model}")
         parts.update(own.pop("$defs", {}))

@@ -42,7 +42,7 @@ class Upload:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class PastSearch:
     """The query of a search that was run, for heat maps. image: None for words."""
 
     collection: str
@@ -64,11 +64,13 @@ class Backend:
         self.client = threadsafe(client)
         self.settings = settings
         self.metrics = Metrics()
-        self.collections = Collections(self.client, settings.collections, settings.folders)
+        self.collections = Collections(
+            self.client, settings.collections, settings.folders, settings.namespace
+        )
         self.worker = ModelWorker(settings.queue, settings.batch, self.metrics.observe_task)
         self.metrics.watch_queue(lambda: self.worker.waiting)
         self.uploads: Recent[Upload] = Recent(UPLOAD_BYTES, UPLOAD_SECONDS, lambda item: len(item.data))
-        self.searches: Recent[Asked] = Recent(SEARCHES, UPLOAD_SECONDS)
+        self.searches: Recent[PastSearch] = Recent(SEARCHES, UPLOAD_SECONDS)
         self.thumbnails: Recent[bytes] = Recent(THUMBNAIL_BYTES, 86_400.0, len)
         self.jobs = Jobs(self)
         self.stopping = threading.Event()
@@ -115,6 +117,7 @@ class Backend:
                 collection,
                 pipeline=self.pipeline,
                 max_pixels=self.settings.max_pixels,
+                namespace=self.settings.namespace,
                 retry=RETRY,
             )
         return self._searchers[collection]
@@ -122,7 +125,11 @@ class Backend:
     def ingestor(self, collection: str) -> SoirIngestor:
         """One for a collection; for the worker's thread."""
         return SoirIngestor(
-            self.client, collection, pipeline=self.pipeline, max_pixels=self.settings.max_pixels
+            self.client,
+            collection,
+            pipeline=self.pipeline,
+            max_pixels=self.settings.max_pixels,
+            namespace=self.settings.namespace,
         )
 
     def forget(self, collection: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from qdrant_client import QdrantClient, models
 
 from soir_qdrant.errors import ConfigError
-from soir_qdrant.qdrant.identity import PointId
+from soir_qdrant.qdrant.identity import PointId, check_namespace, visible
 from soir_qdrant.qdrant.payload import KEY, PATCHES
 from soir_qdrant.qdrant.transport import Retry
 from soir_qdrant.service.errors import NoCollection, NoImage
@@ -43,6 +43,10 @@ class Collections:
         client: may be shared by threads.
         allowed: names; None for all.
         folders: of the images, resolved; names are shown as paths below them.
+        namespace: whose images are shown alone; None for all.
+
+    Raises:
+        ConfigError: for an empty namespace.
     """
 
     def __init__(
@@ -50,15 +54,17 @@ class Collections:
         client: QdrantClient,
         allowed: Sequence[str] | None = None,
         folders: Sequence[Path] | None = None,
+        namespace: str | None = None,
     ) -> None:
         self.client, self.allowed, self.folders = client, allowed, folders
+        self.namespace = check_namespace(namespace)
 
     def names(self) -> list[str]:
         """Those that exist and may be used, aliases too, sorted. Raises ServerError where Qdrant does not answer."""
         collections = _RETRY(self.client.get_collections, "list the collections").collections
         aliases = _RETRY(self.client.get_aliases, "list the aliases").aliases
-        found = sorted({item.name for item in collections} | {item.alias_name for item in aliases})
-        return [name for name in found if self.allowed is None or name in self.allowed]
+        existing = sorted({item.name for item in collections} | {item.alias_name for item in aliases})
+        return [name for name in existing if self.allowed is None or name in self.allowed]
 
     def check(self, name: str) -> None:
         """Raises NoCollection where there is none of this name, or it is not allowed."""
@@ -72,27 +78,38 @@ class Collections:
 
     def count(self, name: str) -> int:
         """How many images it holds."""
-        return _RETRY(lambda: self.client.count(name), "count the images").count
+        own = visible(self.namespace)
+        return _RETRY(lambda: self.client.count(name, count_filter=own), "count the images").count
 
     def payload(self, name: str, id_: int | str) -> dict[str, Any]:
         """All that is stored beside the vector of an image. Raises NoImage where there is none."""
         key = point_id(id_)
         self.check(name)
-        found = _RETRY(
-            lambda: self.client.retrieve(name, [key], with_payload=_READABLE, with_vectors=False),
+        stored = self.stored(name, [key])
+        if key not in stored:
+            raise NoImage(f"collection {name!r} has no image {key}: it was deleted, or the address is old")
+        return stored[key]
+
+    def stored(self, name: str, ids: Sequence[PointId]) -> dict[PointId, dict[str, Any]]:
+        """The payloads of those of the ids that exist, in the namespace."""
+        records = _RETRY(
+            lambda: self.client.retrieve(name, list(ids), with_payload=_READABLE, with_vectors=False),
             "look up the image",
         )
-        if not found:
-            raise NoImage(f"collection {name!r} has no image {key}: it was deleted, or the address is old")
-        return dict(found[0].payload or {})
+        payloads = {_plain(record.id): dict(record.payload or {}) for record in records}
+        return {id_: payload for id_, payload in payloads.items() if self._is_visible(payload)}
+
+    def _is_visible(self, payload: Mapping[str, Any]) -> bool:
+        return not self.namespace or (payload.get(KEY) or {}).get("namespace") == self.namespace
 
     def page(self, name: str, limit: int, after: int | str | None, filter: models.Filter | None) -> ImagePage:
         """Some images in order of their ids. after: `next` of the page before."""
         self.check(name)
         offset = None if after is None else point_id(after)
+        condition = visible(self.namespace, filter)
         points, following = _RETRY(
             lambda: self.client.scroll(
-                name, limit=limit, offset=offset, scroll_filter=filter, with_payload=_READABLE
+                name, limit=limit, offset=offset, scroll_filter=condition, with_payload=_READABLE
             ),
             "list the images",
         )
@@ -103,7 +120,10 @@ class Collections:
         """What a sample of the images can be filtered by."""
         self.check(name)
         points, _ = _RETRY(
-            lambda: self.client.scroll(name, limit=SAMPLE, with_payload=_READABLE), "read some images"
+            lambda: self.client.scroll(
+                name, limit=SAMPLE, scroll_filter=visible(self.namespace), with_payload=_READABLE
+            ),
+            "read some images",
         )
         return facets_of([point.payload or {} for point in points])
 
@@ -143,18 +163,18 @@ def facets_of(payloads: Iterable[Mapping[str, Any]]) -> Facets:
     """The labels and the users' keys of some payloads, each with its most frequent values or its range."""
     labels: Counter[str] = Counter()
     values: defaultdict[str, list[Any]] = defaultdict(list)
-    sampled, most = 0, 0
+    sampled, max_count = 0, 0
     for payload in payloads:
         sampled += 1
         soir = payload.get(KEY) or {}
         labels.update(soir.get("labels") or [])
-        most = max(most, int(soir.get("count") or 0))
+        max_count = max(max_count, int(soir.get("count") or 0))
         for key, value in payload.items():
             if key != KEY:
                 values[key] += value if isinstance(value, list) else [value]
     keys = [facet for key, items in sorted(values.items()) if (facet := _facet(key, items)) is not None]
     top = [label for label, _ in labels.most_common(200)]
-    return Facets(labels=sorted(top), keys=keys[:MAX_KEYS], max_count=most, sampled=sampled)
+    return Facets(labels=sorted(top), keys=keys[:MAX_KEYS], max_count=max_count, sampled=sampled)
 
 
 def _facet(key: str, items: Sequence[Any]) -> Facet | None:

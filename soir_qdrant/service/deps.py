@@ -16,8 +16,8 @@ T = TypeVar("T")
 
 def backend_of(request: Request) -> Backend:
     """The app's backend."""
-    found: Backend = request.app.state.backend
-    return found
+    backend: Backend = request.app.state.backend
+    return backend
 
 
 Service = Annotated[Backend, Depends(backend_of)]

@@ -117,7 +117,7 @@ class Guard:
     def _limited(self, receive: Receive, headers: Headers) -> Receive:
         """A `receive` that lets in so many bytes, in so many seconds."""
         length = headers.get("content-length", "0")
-        limit, deadline, seen = self.settings.max_bytes, time.monotonic() + self.settings.timeout, 0
+        limit, deadline, received = self.settings.max_bytes, time.monotonic() + self.settings.timeout, 0
         if length.isdecimal() and int(length) > limit:
             raise Refusal(
                 413, f"the request has {int(length):,} bytes, more than the {limit:,} that are taken"
@@ -126,7 +126,7 @@ class Guard:
         over = False
 
         async def limited() -> Message:
-            nonlocal seen, over
+            nonlocal received, over
             if over:  # the body is in: what comes now is that the client has gone
                 return await receive()
             try:
@@ -135,9 +135,9 @@ class Guard:
                 raise Refusal(
                     408, f"the request did not arrive within {self.settings.timeout:.0f} s"
                 ) from None
-            seen += len(message.get("body", b""))
+            received += len(message.get("body", b""))
             over = not message.get("more_body", False)
-            if seen > limit:
+            if received > limit:
                 raise Refusal(413, f"the request has more than the {limit:,} bytes that are taken")
             return message
 

@@ -139,15 +139,15 @@ async def heat(
     It looks into the object that matched, where `object` names it, and into the few that the detector was
     surest of.
     """
-    asked = backend.searches.get(search)
-    if asked is None or asked.collection != collection:
+    past = backend.searches.get(search)
+    if past is None or past.collection != collection:
         raise Forgotten("this search is no longer known: search again for its heat maps")
-    if asked.image is None:
+    if past.image is None:
         raise Refusal(422, "heat maps are made with an image: this search was by words")
     key = f"heat {search} {id} {object} {side}"
     data = backend.thumbnails.get(key)
     if data is None:
-        query = await run_in_threadpool(image_query, backend, collection, asked.image)
+        query = await run_in_threadpool(image_query, backend, collection, past.image)
         payload = await run_in_threadpool(_checked_payload, backend, collection, id)
         hit = Hit(
             id=id, score=0.0, uri=str(payload["soir"]["uri"]), box=None, payload=_fewer(payload, object)
@@ -156,7 +156,7 @@ async def heat(
         def make() -> bytes:
             return heat_png(backend.searcher(collection).heat(query, hit), side)
 
-        data = await answered(backend.worker.submit(Priority.PICTURE, make), backend)
+        data = await answered(backend.worker.submit(Priority.OVERLAY, make), backend)
         backend.thumbnails.put(key, data)
     return Response(data, media_type=PNG)
 
@@ -176,12 +176,12 @@ async def mask(
 
     def make() -> bytes:
         opened(data, backend.settings.max_pixels)
-        picture = load(data, name=f"image {id}", max_pixels=backend.settings.max_pixels)
-        (found,) = backend.pipeline.segment(picture.rgb, [SceneObject(place)])
-        return mask_png(full_mask(found, picture.width, picture.height), side)
+        decoded = load(data, name=f"image {id}", max_pixels=backend.settings.max_pixels)
+        (segmented,) = backend.pipeline.segment(decoded.rgb, [SceneObject(place)])
+        return mask_png(full_mask(segmented, decoded.width, decoded.height), side)
 
-    made = await answered(backend.worker.submit(Priority.PICTURE, make), backend)
-    return Response(made, media_type=PNG, headers={"Cache-Control": "private, max-age=600"})
+    overlay = await answered(backend.worker.submit(Priority.OVERLAY, make), backend)
+    return Response(overlay, media_type=PNG, headers={"Cache-Control": "private, max-age=600"})
 
 
 def _fewer(payload: dict[str, Any], matched: int | None) -> dict[str, Any]:

@@ -38,7 +38,9 @@ class Job:
     state: State = "waiting"
     done: int = 0
     added: int = 0
+    updated: int = 0
     skipped: int = 0
+    stale: int = 0
     failed: list[FailedImage] = field(default_factory=list)
     error: str | None = None
     cancelled: threading.Event = field(default_factory=threading.Event)
@@ -57,7 +59,9 @@ class Job:
             total=len(self.files),
             done=self.done,
             added=self.added,
+            updated=self.updated,
             skipped=self.skipped,
+            stale=self.stale,
             failed=list(self.failed),
             error=self.error,
         )
@@ -137,12 +141,14 @@ class Jobs:
     def _count(self, job: Job, name: str, path: Path, report: IngestReport) -> None:
         job.done += 1
         job.added += report.added
+        job.updated += report.updated
         job.skipped += report.skipped
+        job.stale += report.stale
         if len(job.failed) < MAX_FAILURES:
             reasons = [failure.reason.replace(str(path), name) for failure in report.failed]
             job.failed += [FailedImage(name=name, reason=reason) for reason in reasons]
-        outcomes = {"added": report.added, "skipped": report.skipped, "failed": len(report.failed)}
-        for outcome, count in outcomes.items():
-            self.backend.metrics.images.labels(outcome).inc(count)
+        for outcome in ("added", "updated", "skipped"):
+            self.backend.metrics.images.labels(outcome).inc(getattr(report, outcome))
+        self.backend.metrics.images.labels("failed").inc(len(report.failed))
         for stage, seconds in report.seconds.items():
             self.backend.metrics.stages.labels(stage).observe(seconds)

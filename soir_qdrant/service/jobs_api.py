@@ -17,7 +17,6 @@ from starlette.datastructures import UploadFile
 
 from soir_qdrant.errors import ImageError
 from soir_qdrant.images import SUFFIXES
-from soir_qdrant.ingest.ingestor import SoirIngestor
 from soir_qdrant.service.backend import Backend
 from soir_qdrant.service.collections import point_id
 from soir_qdrant.service.deps import Service, answered
@@ -171,12 +170,10 @@ async def delete(collection: str, body: DeleteRequest, backend: Service) -> Dele
     ids = [point_id(id_) for id_ in body.ids]
 
     def remove() -> int:
-        def there() -> int:
-            return len(backend.client.retrieve(collection, ids, with_payload=False, with_vectors=False))
-
-        before = there()
-        SoirIngestor(backend.client, collection, pipeline=backend.pipeline).remove(ids=ids)
-        return before - there()
+        existing = list(backend.collections.stored(collection, ids))
+        if existing:
+            backend.ingestor(collection).remove(ids=existing)
+        return len(existing)
 
     return Deleted(deleted=await answered(backend.worker.submit(Priority.SEARCH, remove), backend))
 
@@ -197,16 +194,16 @@ async def job(id: str, backend: Service) -> JobModel:
 async def cancel(id: str, backend: Service) -> JobModel:
     """End a job after its current image. What was added stays."""
     _may_write(backend)
-    found = _job(id, backend)
-    found.cancelled.set()
-    return found.model()
+    job_ = _job(id, backend)
+    job_.cancelled.set()
+    return job_.model()
 
 
 def _job(id_: str, backend: Backend) -> Job:
-    found = backend.jobs.get(id_)
-    if found is None:
+    job_ = backend.jobs.get(id_)
+    if job_ is None:
         raise Refusal(404, "there is no such job: the service was started anew, or it is long over")
-    return found
+    return job_
 
 
 @router.get(
@@ -216,12 +213,12 @@ def _job(id_: str, backend: Backend) -> Job:
 )
 async def events(id: str, request: Request, backend: Service) -> StreamingResponse:
     """The progress of a job: events `progress`, with the job as JSON, and at last `end`."""
-    found = _job(id, backend)
+    job_ = _job(id, backend)
 
     async def stream() -> AsyncIterator[str]:
         last, quiet = "", 0.0
         while not (backend.stopping.is_set() or await request.is_disconnected()):
-            over, now = found.over, found.model().model_dump_json()
+            over, now = job_.over, job_.model().model_dump_json()
             if now != last:
                 yield f"event: {'end' if over else 'progress'}\ndata: {now}\n\n"
                 last, quiet = now, 0.0

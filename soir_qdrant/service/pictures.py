@@ -23,24 +23,35 @@ from soir_qdrant.types import Box
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "JPEG2000", "PPM")
 _ORIENTATION = 0x0112  # EXIF's
 HEAT_FLOOR = 0.2  # of the largest value: below it, the image is left as it is
+MAX_PLACES = 8  # of an image's equal files that are tried
 QUALITY = 82  # of JPEG
 
 
 def stored_bytes(soir: Mapping[str, Any], folders: Sequence[Path] | None, max_bytes: int) -> bytes:
-    """The file of a stored image.
+    """The file of a stored image: the first of its places where it can be opened.
 
     Args:
-        soir: what the payload holds of it: `uri` and `sha256`.
+        soir: what the payload holds of it: `uris` (or `uri`) and `sha256`.
         folders: those that it must lie under, links resolved; None for any.
         max_bytes: the largest file that is read.
 
     Raises:
         NotServed: where there is no file, it is no regular one, lies elsewhere, is too large, or is not the
-            image that was ingested.
+            image that was ingested: what holds of the first place.
     """
-    uri, sha256 = soir.get("uri"), soir.get("sha256")
-    if not isinstance(uri, str) or not isinstance(sha256, str):
+    uris, sha256 = soir.get("uris") or [soir.get("uri")], soir.get("sha256")
+    if not isinstance(sha256, str) or not all(isinstance(uri, str) for uri in uris):
         raise NotServed("no file is known for this image: it was ingested from memory")
+    refused: NotServed | None = None
+    for uri in uris[:MAX_PLACES]:
+        try:
+            return _bytes_at(uri, sha256, folders, max_bytes)
+        except NotServed as error:
+            refused = refused or error
+    raise refused or NotServed("no file is known for this image")
+
+
+def _bytes_at(uri: str, sha256: str, folders: Sequence[Path] | None, max_bytes: int) -> bytes:
     name = Path(uri).name
     if "\0" in uri or not Path(uri).is_absolute():
         raise NotServed(f"{name}: its uri is no absolute path of a file")
@@ -160,10 +171,10 @@ def mask_png(mask: NDArray[np.bool_], side: int) -> bytes:
     """A mask, bool [H, W], as a transparent PNG to lay over the image; longer side `side`."""
     inside = _shrunk(mask.astype(np.float32), side) >= 0.5
     edge = inside & ~cv2.erode(inside.astype(np.uint8), np.ones((5, 5), np.uint8)).astype(bool)
-    picture = np.zeros((*inside.shape, 4), np.uint8)
-    picture[inside] = (94, 197, 34, 110)  # blue, green, red, alpha
-    picture[edge] = (94, 197, 34, 255)
-    return _png(picture)
+    overlay = np.zeros((*inside.shape, 4), np.uint8)
+    overlay[inside] = (94, 197, 34, 110)  # blue, green, red, alpha
+    overlay[edge] = (94, 197, 34, 255)
+    return _png(overlay)
 
 
 def _shrunk(values: NDArray[np.float32], side: int) -> NDArray[np.float32]:

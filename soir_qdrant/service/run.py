@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
 from collections.abc import Callable
 from types import FrameType
@@ -21,8 +20,8 @@ HEADER_SECONDS = 15.0  # for the head of a request to arrive
 class PatientForAWhile(H11Protocol):
     """uvicorn's protocol, which closes a connection whose next request has no complete head in time."""
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)  # one for each connection
         self._since = self.loop.time()
         self._watch = self.loop.call_later(HEADER_SECONDS, self._check)
 
@@ -95,13 +94,13 @@ def listener(settings: ServiceSettings) -> socket.socket:
         family, kind, protocol, _, address = socket.getaddrinfo(
             settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        found = socket.socket(family, kind, protocol)
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        found.bind(address)
-        found.listen(256)
+        socket_ = socket.socket(family, kind, protocol)
+        socket_.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        socket_.bind(address)
+        socket_.listen(256)
     except OSError as error:
         raise ConfigError(
             f"cannot listen on {settings.host} port {settings.port} ({error.strerror or error}): "
             "take another with --port, or 0 for a free one"
         ) from error
-    return found
+    return socket_

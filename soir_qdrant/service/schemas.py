@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, FiniteFloat, Tag, model_validator
 
+from soir_qdrant.types import OnExists
+
 Id = Annotated[
     int | str, Field(description="a point's id: a whole number or a UUID", union_mode="left_to_right")
 ]
@@ -198,7 +200,7 @@ class AddRequest(_Strict):
     model_config = ConfigDict(json_schema_extra={"examples": [{"paths": ["shelves/2026-05"]}]})
     paths: list[str] = Field(min_length=1, max_length=1000)
     payload: dict[str, Any] = {}
-    on_exists: Literal["skip", "replace"] = "skip"
+    on_exists: OnExists = Field("skip", description="what to do with stored images")
 
 
 class DeleteRequest(_Strict):
@@ -230,7 +232,11 @@ class JobModel(BaseModel):
     total: int
     done: int
     added: int
-    skipped: int
+    updated: int = Field(description="were stored, and were made anew")
+    skipped: int = Field(description="were stored, and were left as they are")
+    stale: int = Field(
+        description="of the skipped ones: stored by other settings; on_exists=update renews them"
+    )
     failed: list[FailedImage]
     error: str | None = None
 

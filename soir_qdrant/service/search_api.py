@@ -14,7 +14,7 @@ from starlette.concurrency import run_in_threadpool
 
 from soir_qdrant.errors import CollectionError, ConfigError
 from soir_qdrant.query import Query
-from soir_qdrant.service.backend import Asked, Backend
+from soir_qdrant.service.backend import Backend, PastSearch
 from soir_qdrant.service.deps import Service, answered
 from soir_qdrant.service.forms import file_bytes, form_of, is_form
 from soir_qdrant.service.problems import invalid, parsed, responses
@@ -134,22 +134,22 @@ async def run_search(
             json.dumps(fields.model_dump(include=set(SearchFields.model_fields)), sort_keys=True),
         )
         future = backend.worker.submit_batched(key, first, run.many)
-    found, seconds = await answered(future, backend)
+    hits_or_groups, seconds = await answered(future, backend)
     total = time.perf_counter() - began
-    asked = Asked(collection, query if isinstance(query, ImageQuery) else None)
+    past = PastSearch(collection, query if isinstance(query, ImageQuery) else None)
     answer = SearchAnswer(
         collection=collection,
-        search=backend.searches.add(asked),
+        search=backend.searches.add(past),
         upload=upload,
         hits=[],
         offset=fields.offset,
         seconds={"wait": round(max(0.0, total - seconds), 4), "search": round(seconds, 4)},
     )
-    return shaped(answer, found, fields, backend)
+    return shaped(answer, hits_or_groups, fields, backend)
 
 
 def shaped(
-    answer: SearchAnswer, found: list[Hit] | list[HitGroup], fields: SearchFields, backend: Backend
+    answer: SearchAnswer, hits_or_groups: list[Hit] | list[HitGroup], fields: SearchFields, backend: Backend
 ) -> SearchAnswer:
     """The answer with its hits or groups."""
     if fields.group_by:
@@ -157,11 +157,11 @@ def shaped(
             GroupModel(
                 key=group.key, hits=[_hit(hit, rank, backend) for rank, hit in enumerate(group.hits, 1)]
             )
-            for group in found
+            for group in hits_or_groups
             if isinstance(group, HitGroup)
         ]
         return answer
-    hits = [hit for hit in found if isinstance(hit, Hit)]
+    hits = [hit for hit in hits_or_groups if isinstance(hit, Hit)]
     answer.hits = [_hit(hit, rank, backend) for rank, hit in enumerate(hits, fields.offset + 1)]
     answer.next_offset = fields.offset + len(hits) if len(hits) == fields.limit else None
     return answer
@@ -203,23 +203,23 @@ class _Run:
             options = {**self.options, "examples": examples, "negatives": negatives}
             value = Text(query.text) if isinstance(query, TextQuery) else query
             if self.group_by:
-                found: list[Any] = searcher.search_groups(
+                hits: list[Any] = searcher.search_groups(
                     value, self.group_by, group_size=PER_GROUP, **options
                 )
             else:
-                found = searcher.search(value, **options)
+                hits = searcher.search(value, **options)
         except CollectionError:
             self.backend.forget(self.collection)
             raise
-        return found, time.perf_counter() - began
+        return hits, time.perf_counter() - began
 
     def many(self, queries: list[Query]) -> list[tuple[list[Hit], float]]:
         """Several with the same options."""
         began = time.perf_counter()
         try:
-            found = self.backend.searcher(self.collection).search_many(queries, **self.options)
+            listed = self.backend.searcher(self.collection).search_many(queries, **self.options)
         except CollectionError:
             self.backend.forget(self.collection)
             raise
         seconds = time.perf_counter() - began
-        return [(hits, seconds) for hits in found]
+        return [(hits, seconds) for hits in listed]

@@ -20,6 +20,7 @@ class ServiceSettings:
         port: 0 takes a free one.
         token: what a client must present, as a bearer token or once on the page; None lets everyone in.
         collections: names that may be used; None allows all.
+        namespace: only its images exist for this service; None: the whole collection.
         roots: folders; only images below them are opened. None: any file that the collection names and
             whose content is still what was ingested.
         writable: whether images may be added and deleted.
@@ -38,6 +39,7 @@ class ServiceSettings:
     port: int = 8000
     token: str | None = None
     collections: tuple[str, ...] | None = None
+    namespace: str | None = None
     roots: tuple[Path, ...] | None = None
     writable: bool = False
     uploads: Path | None = None

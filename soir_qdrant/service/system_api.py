@@ -96,11 +96,11 @@ async def objects(request: Request, backend: Service) -> DetectedObjects:
         raise Forgotten("the uploaded image is no longer in memory: send it again")
 
     def detect() -> list[StoredObject]:
-        picture = load(known.data, name="the uploaded image", max_pixels=backend.settings.max_pixels)
-        (found,) = backend.pipeline.find([picture], [None])
-        return [StoredObject(box=list(item.box), score=item.score, label=item.label) for item in found]
+        decoded = load(known.data, name="the uploaded image", max_pixels=backend.settings.max_pixels)
+        (detected,) = backend.pipeline.find([decoded], [None])
+        return [StoredObject(box=list(item.box), score=item.score, label=item.label) for item in detected]
 
-    detected = await answered(backend.worker.submit(Priority.PICTURE, detect), backend)
+    detected = await answered(backend.worker.submit(Priority.OVERLAY, detect), backend)
     return DetectedObjects(upload=upload, width=known.size[0], height=known.size[1], objects=detected)
 
 

@@ -25,7 +25,7 @@ class Priority(IntEnum):
     """What runs first."""
 
     SEARCH = 0
-    PICTURE = 1  # heat maps, masks, the objects of an upload
+    OVERLAY = 1  # heat maps, masks, the objects of an upload
     INGEST = 2
 
 
