@@ -157,11 +157,9 @@ async function openQuery() {
 }
 
 async function chooseFile(file) {
-  try {
-    source = await openFile(file, service.max_bytes);
-  } catch (problem) {
-    return fail(problem);
-  }
+  const opened = await openFile(file, service.max_bytes).catch(fail);
+  if (!opened) return undefined;
+  source = opened;
   state = { ...emptyState(state.collection), filters: state.filters, group: state.group, query: { kind: "upload", box: null } };
   await openQuery();
   byId("boxes").focus();
