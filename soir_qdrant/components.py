@@ -121,7 +121,8 @@ class Components:
     def whitened(self) -> str:
         """What a whitening has to be fitted for: encoder, crop and features in one line."""
         crop, vector = self.settings.crop, self.settings.vector
-        cut = f"{'native' if crop.native else 'tight'}{crop.margin:g}{crop.background}"
+        background = "grey" if crop.background == "drop" else crop.background  # one projection serves both
+        cut = f"{'native' if crop.native else 'tight'}{crop.margin:g}{background}"
         return f"{self.encoder.fingerprint} {cut} {'+'.join(vector.features)}"
 
     @cached_property

@@ -220,6 +220,7 @@ def _reading(name: str, weights: str) -> Settings:
 
 PROFILES: dict[str, Settings] = {
     "embedded": Settings(),
+    "fast": Settings(profile="fast", crop=CropSettings(background="drop")),
     "paper": Settings(
         profile="paper",
         encoder=VitSettings(weights="facebook/dinov2-base"),

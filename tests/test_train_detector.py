@@ -9,7 +9,7 @@ from test_detector import ColourTokens, made, scene
 
 from soir_qdrant.errors import ConfigError
 from soir_qdrant.lab.evaluate.bench import BenchObject, GalleryImage
-from soir_qdrant.lab.train.detector import Plan, _owners, assign, loss, measure, train, untrained
+from soir_qdrant.lab.train.detector import Plan, _owners, assign, average, loss, measure, train, untrained
 from soir_qdrant.lab.train.looks import Example, _example
 from soir_qdrant.models import artifacts
 from soir_qdrant.models.detectors.token_head import LearnedDetector, batched, inputs
@@ -161,6 +161,25 @@ def test_training_goes_on_from_a_head_that_is_there(tmp_path):
     )
     with pytest.raises(ConfigError, match="of another plan"):  # the state is of a training with another start
         train(again(9), held, Plan(epochs=8, lr=1e-2, start=other), **files(tmp_path))
+
+
+def test_the_mean_of_two_heads_lies_between_them(tmp_path):
+    heads = {}
+    for name, value in (("first", 1.0), ("trained", 3.0)):
+        head = fresh()
+        with torch.no_grad():
+            for parameter in head.parameters():
+                parameter.fill_(value)
+        head.save(tmp_path / name, "colours@1")
+        heads[name] = tmp_path / name
+    average(heads["trained"], heads["first"], 0.25)
+    mean = TrainedHead.load(heads["trained"])
+    assert mean.fitted_for == "colours@1"
+    for parameter in mean.network.parameters():
+        torch.testing.assert_close(parameter, torch.full_like(parameter, 1.5))
+    fresh().save(tmp_path / "other", "another@2")
+    with pytest.raises(ConfigError, match="different encoders"):
+        average(heads["trained"], tmp_path / "other", 0.5)
 
 
 def test_small_objects_count_like_large_ones():

@@ -18,7 +18,9 @@ out, err = Console(markup=False), Console(markup=False, stderr=True)  # paths an
 
 ProfileOption = Annotated[
     str,
-    typer.Option("--profile", help="embedded, paper, dinov3, modern, clip, siglip, siglip2, or a JSON file"),
+    typer.Option(
+        "--profile", help="embedded, fast, paper, dinov3, modern, clip, siglip, siglip2, or a JSON file"
+    ),
 ]
 WhiteningOption = Annotated[Path | None, typer.Option("--whitening", help="file made by soir calibrate")]
 

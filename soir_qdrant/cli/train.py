@@ -86,6 +86,10 @@ def detector(
     format_: FormatOption = "auto",
     epochs: Annotated[int, typer.Option(min=1)] = 24,
     start: StartOption = None,
+    share: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="of what was trained in the weights written; the rest is START's"),
+    ] = 1.0,
     lr: Annotated[float, typer.Option(min=0, help="of AdamW, at its highest")] = 2e-3,
     unknown: Annotated[
         list[str] | None,
@@ -95,14 +99,20 @@ def detector(
     seed: SeedOption = 0,
 ) -> None:
     """Learn what an object looks like to this encoder: the head of the embedded detector. Run again after an
-    interruption: it goes on, to the same result. Use it with `Settings...but(detector={"head": FILE})`."""
-    from soir_qdrant.lab.train.detector import Plan, train, untrained
+    interruption: it goes on, to the same result. Use it with `Settings...but(detector={"head": FILE})`.
+
+    With --start and --share 0.5 the weights written are the mean of both heads: what START knew is kept, and
+    the new folders are learnt (arXiv 2109.01903)."""
+    from soir_qdrant.lab.train.detector import Plan, average, train, untrained
     from soir_qdrant.lab.train.looks import examples
 
     kind, digest = untrained(start)
     plan = Plan(epochs=epochs, seed=seed, lr=lr, start=digest)
     looks = partial(examples, unknown=unknown or ())
-    _train_head(kind, looks, train, plan, _benches(folders, format_), file, profile, cache, str(unknown))
+    benches = _benches(folders, format_)
+    _train_head(kind, looks, train, plan, benches, file, profile, cache, str(unknown))
+    if start is not None and share < 1:
+        average(file, start, share)
 
 
 @training.command(

@@ -68,7 +68,7 @@ TABLE: tuple[Known, ...] = (
         "detector",
         "soir train detector",
         4.8,
-        "0b8af6ae4315a2a97dcc9541712980072124f1654e0b279050bab1bb20270a24",
+        "632570bcf58160540b6b6d8a15163c3ab331d71e163b9c440480fde8a018f579",
     ),
     _shipped(
         "segmenter",

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from soir_qdrant.errors import ConfigError
 from soir_qdrant.geometry.boxes import intersection_over_union
 from soir_qdrant.lab.train.looks import Example
 from soir_qdrant.lab.train.progress import HeadPlan, Progress, split, train_epochs
@@ -52,6 +53,27 @@ def untrained(start: Path | None) -> tuple[Callable[[int], Head], str]:
         return Head, ""
     head = TrainedHead.load(start).network.requires_grad_(True)
     return lambda _: head, hashlib.sha256(start.read_bytes()).hexdigest()[:8]
+
+
+def average(file: Path, start: Path, share: float) -> None:
+    """Write the weighted mean of two heads, that of a training and the one it started from: it keeps what the
+    first knew where the new folders are of another kind (arXiv 2109.01903).
+
+    Args:
+        file: the trained head, which is replaced by the mean.
+        start: the head that its training started from.
+        share: 0..1, weight of the trained one.
+
+    Raises:
+        ConfigError: where one of them is no head, or they are of different encoders or sizes.
+    """
+    trained, first = TrainedHead.load(file), TrainedHead.load(start)
+    mine, other = trained.network.state_dict(), first.network.state_dict()
+    if trained.fitted_for != first.fitted_for or any(mine[n].shape != x.shape for n, x in other.items()):
+        raise ConfigError(f"{file}, {start}: heads of different encoders or sizes have no mean")
+    mean = {name: share * x + (1 - share) * other[name] for name, x in mine.items()}
+    trained.network.load_state_dict(mean)
+    trained.network.save(file, trained.fitted_for)
 
 
 def train(
