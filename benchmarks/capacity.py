@@ -23,7 +23,7 @@ from soir_qdrant.lab.evaluate.datasets import load
 from soir_qdrant.lab.evaluate.metrics import average_precision, ranking
 from soir_qdrant.pipeline import Pipeline
 from soir_qdrant.pooling.pool import generalized_max_pool, normalize
-from soir_qdrant.search.searcher import FIRST
+from soir_qdrant.rerank.codes import WEIGHT, CodeReranker
 
 PICTURES, DEALS = 200, 3
 
@@ -91,7 +91,9 @@ def deal(
     close = normalize(queries[:, :codes]) @ normalize(objects[:, :codes]).T
     told = np.stack([close[:, p].max(1) for p in pictures], 1)
     every = np.stack([(queries @ objects[p].T).max(1) for p in pictures], 1)
-    ordered = np.where(ranks(plain) < FIRST["codes"], (plain + told) / 2 + 2, plain)
+    ordered = np.where(
+        ranks(plain) < CodeReranker().candidates, (1 - WEIGHT) * plain + WEIGHT * told + 2, plain
+    )
     relevant = np.stack([names[first] == name for name in wanted])
     some = relevant.any(1)
     return tuple(  # type: ignore[return-value]

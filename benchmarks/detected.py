@@ -24,7 +24,7 @@ from soir_qdrant.geometry.boxes import intersection_over_union, pick
 from soir_qdrant.lab.evaluate.collect import labelled
 from soir_qdrant.lab.evaluate.datasets import load
 from soir_qdrant.lab.evaluate.metrics import average_precision, ranking
-from soir_qdrant.models.heads.boxes import THRESHOLD
+from soir_qdrant.models.detectors.token_head import THRESHOLD
 from soir_qdrant.pipeline import Pipeline
 from soir_qdrant.pooling.pool import generalized_max_pool
 from soir_qdrant.types import Vector

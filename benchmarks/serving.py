@@ -124,7 +124,7 @@ def main() -> None:
     with triton(given.triton, given.models) as url:
         if url:
             held = TritonConnection(url, in_flight=max(given.concurrency, default=1), timeout=600)
-            ways["triton"] = TritonEncoder(held, tokens=False).encode
+            ways["triton"] = TritonEncoder(held).encode
         reference = torch32.encode(crops, masks)
         cosines = {name: cosine(ways[name](crops, masks), reference) for name in ways if name != "torch"}
         spent = in_turn(ways, crops, masks, given.rounds)

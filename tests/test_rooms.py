@@ -2,6 +2,7 @@
 
 import ast
 from graphlib import TopologicalSorter
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,9 @@ import soir_qdrant
 
 PACKAGE = Path(soir_qdrant.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
+OUTSIDE = [
+    file for folder in ("benchmarks", "examples") for file in sorted((PACKAGE.parent / folder).glob("*.py"))
+]
 MAX_LINES = 300
 TOO_LONG = {  # to be split, not to grow
 }
@@ -90,6 +94,16 @@ def test_no_module_imports_itself_by_way_of_others():
         parts = file.relative_to(PACKAGE.parent).with_suffix("").parts
         graph[".".join(parts)] = imports(file, types_too=False)
     TopologicalSorter(graph).prepare()  # raises CycleError, with the circle in its message
+
+
+@pytest.mark.parametrize("file", OUTSIDE, ids=lambda file: f"{file.parent.name}/{file.name}")
+def test_what_benchmarks_and_examples_import_is_there(file):
+    """They run in no test of their own, and would keep the names of yesterday."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("soir_qdrant"):
+            module = import_module(node.module)
+            for name in node.names:
+                assert hasattr(module, name.name) or import_module(f"{node.module}.{name.name}")
 
 
 def test_the_qdrant_room_and_light_imports_know_no_torch():

@@ -24,7 +24,6 @@ pytest.importorskip("tritonclient", reason="tritonclient is not installed: the e
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: the extra onnx has it")
 from soir_qdrant.serving.onnx import OnnxRuntime
 from soir_qdrant.serving.triton import (
-    Tls,
     TritonConnection,
     TritonDetector,
     TritonEncoder,
@@ -32,6 +31,7 @@ from soir_qdrant.serving.triton import (
     TritonSegmenter,
     TritonSession,
 )
+from soir_qdrant.serving.triton_connection import Tls
 
 pytestmark = pytest.mark.slow
 
