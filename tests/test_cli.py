@@ -54,7 +54,7 @@ def test_the_package_and_its_help_load_no_torch():
         (["info", "--path", "typo"], 3, "typo: no embedded Qdrant there"),
         (["search", "x.png", "--path", "db", "--url", "http://localhost"], 2, "choose one"),
         (["search", "x.png", "--url", "foo://x"], 3, "no URL of a Qdrant server"),
-        (["info", "--profile", "none"], 3, "choose one of embedded, paper, clip, siglip"),
+        (["info", "--profile", "none"], 3, "choose one of embedded, fast, paper"),
         (["ingest", "empty", "--path", "db"], 3, ".jpg"),
         (
             ["ingest", "empty", "--path", "db", "--triton", "http://triton"],
