@@ -8,8 +8,7 @@ from pathlib import Path
 
 from qdrant_client import QdrantClient, models
 
-from soir_qdrant import SoirIngestor, SoirSearcher
-from soir_qdrant.qdrant.filters import min_count, object_larger_than
+from soir_qdrant import SoirIngestor, SoirSearcher, filters
 
 folder, query = sys.argv[1:3]
 files = sorted(Path(folder).glob("*.jpg"))
@@ -21,8 +20,8 @@ SoirIngestor(client, collection="shelves").add(files, payloads=payloads)
 wanted = models.Filter(
     must=[
         models.FieldCondition(key="shelf", match=models.MatchValue(value=2)),
-        min_count(3),
-        object_larger_than(0.005),
+        filters.min_count(3),
+        filters.object_larger_than(0.005),
     ]
 )
 for hit in SoirSearcher(client, collection="shelves").search(query, filter=wanted, limit=5):

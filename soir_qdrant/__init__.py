@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from soir_qdrant.ingest.sync import SyncReport
     from soir_qdrant.kinds import Kind, register_detector, register_encoder, register_segmenter
     from soir_qdrant.pipeline import Pipeline
+    from soir_qdrant.qdrant import filters
     from soir_qdrant.rerank.kinds import register_reranker
     from soir_qdrant.search.options import SearchOptions
     from soir_qdrant.search.searcher import SoirSearcher
@@ -53,6 +54,7 @@ __all__ = [
     "SoirSearcher",
     "SyncReport",
     "Text",
+    "filters",
     "register_detector",
     "register_encoder",
     "register_reranker",
@@ -79,6 +81,8 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "filters":
+        return import_module("soir_qdrant.qdrant.filters")
     if name in _LAZY:
         return getattr(import_module(f"soir_qdrant.{_LAZY[name]}"), name)
     raise AttributeError(f"module 'soir_qdrant' has no attribute {name!r}")
