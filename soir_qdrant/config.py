@@ -114,6 +114,8 @@ class VectorSettings(Frozen):
     whitening: "shipped", a file made by `soir calibrate`, or None.
     pooling: "mean", "gmp" (generalized max pooling, with `ridge`), or "mao" (the refined joint token).
     by_score: power of an object's score that it weighs with in "mean" and "gmp"; 0: all weigh the same.
+    refine_query: with "mao", whether a query's own token is refined too, under its own mask, as the paper's authors
+    do: what all refined tokens share is then on both sides.
     iterations, lr, alpha: of MaO; the paper's 80 steps are too many (see docs/concepts/refinement.md). blocks: how
     many of the last blocks' maps it adds up.
     """
@@ -124,6 +126,7 @@ class VectorSettings(Frozen):
     pooling: Literal["mean", "gmp", "mao"] = "gmp"
     ridge: float = Field(0.3, gt=0)
     by_score: float = Field(0.75, ge=0)
+    refine_query: bool = True
     iterations: int = Field(5, ge=1)
     lr: float = Field(0.1, gt=0)
     alpha: float = Field(0.03, ge=0)

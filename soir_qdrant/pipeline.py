@@ -242,8 +242,14 @@ class Pipeline(Components):
         return row
 
     def query_row(self, image: RGB, *, box: Box | None = None, mask: Mask | None = None) -> Vector:
-        """The row of one query object before whitening, float32 [F]. See `query_crop`."""
-        row: Vector = self.features(self.encoder.encode(*self.query_crop(image, box=box, mask=mask)))[0]
+        """The row of one query object before whitening, float32 [F]: its features, or, where images are
+        refined, its token refined like theirs. See `query_crop`."""
+        crops, masks = self.query_crop(image, box=box, mask=mask)
+        settings = self.settings.vector
+        refines = settings.pooling == "mao" and settings.refine_query
+        encoding = self.encoder.encode(crops, masks, with_tokens=refines)
+        one = np.zeros(1, np.int64)
+        row: Vector = (self._joint(encoding, masks, one) if refines else self.features(encoding))[0]
         return row
 
     def query_crop(
@@ -269,11 +275,13 @@ class Pipeline(Components):
         return cut[None], inside[None]
 
     def _refined(self, encoding: Encoding, masks: NDArray[np.float32], scene_of: NDArray[np.int64]) -> Vector:
-        """The joint token of each scene, whitened. See `mao.joint`."""
+        """The joint token of each scene, whitened."""
+        rows = self._joint(encoding, masks, scene_of)
+        return self.whitening(rows) if self.whitening else rows
+
+    def _joint(self, encoding: Encoding, masks: NDArray[np.float32], scene_of: NDArray[np.int64]) -> Vector:
+        """The joint token of each scene, float32 [S, D]. See `mao.joint`."""
         from soir_qdrant.mao.joint import joint_tokens
 
-        settings = self.settings
-        rows = joint_tokens(
-            encoding, masks, scene_of, self.encoder.last_blocks, settings.vector, settings.encoder.dtype
-        )
-        return self.whitening(rows) if self.whitening else rows
+        settings, blocks = self.settings, self.encoder.last_blocks
+        return joint_tokens(encoding, masks, scene_of, blocks, settings.vector, settings.encoder.dtype)

@@ -24,7 +24,7 @@ from soir_qdrant.types import SceneObject
 VERSION = 1  # of the code behind the settings: raise it where the same settings make other points
 SHIPPED = Path(str(resources.files("soir_qdrant") / "data"))
 BY_FINGERPRINT = {"encoder", "crop"}  # groups of settings that the fingerprint covers
-ONLY_MAO = ("iterations", "lr", "alpha", "blocks")
+ONLY_MAO = ("iterations", "lr", "alpha", "blocks", "refine_query")
 NOT_COMPARED = {"whitening", "by_score"}  # of the vector's: by its digest; weights of objects
 
 
@@ -46,6 +46,8 @@ def fingerprint(settings: Settings, *, encoder: str, whitening: str | None, dim:
     vector = settings.vector.model_dump(mode="json", exclude=NOT_COMPARED)
     if settings.vector.pooling != "mao":
         vector = {name: value for name, value in vector.items() if name not in ONLY_MAO}
+    elif vector["refine_query"]:
+        del vector["refine_query"]  # so that collections of 0.1, whose images are refined alike, go on
     return {
         "schema": SCHEMA,
         "encoder": encoder,

@@ -110,6 +110,24 @@ def test_the_papers_refinement_is_one_setting_away(picture):
         Pipeline(settings.but(vector={"blocks": 2}), encoder=pipeline.encoder).scenes([picture], [THINGS])
 
 
+def test_a_query_is_refined_as_the_images_are(picture):
+    """An image of one object, and the same object as a query, have the same vector: same token, mask and steps."""
+    settings = Settings().but(
+        detector={"kind": "none"},
+        vector={"features": ("cls",), "whitening": None, "pooling": "mao", "iterations": 10},
+    )
+    pipeline = Pipeline(settings)
+    box, mask = THINGS[0].box, np.zeros((picture.height, picture.width), bool)
+    x0, y0, x1, y1 = (round(v) for v in box)
+    mask[y0:y1, x0:x1] = True
+    (scene,) = pipeline.scenes([picture], [[SceneObject(box, mask)]])
+    refined = pipeline.query(picture.rgb, box=box, mask=mask)
+    plain = Pipeline(settings.but(vector={"refine_query": False}), encoder=pipeline.encoder)
+    assert refined @ scene.vector > 0.9999
+    assert plain.query(picture.rgb, box=box, mask=mask) @ scene.vector < 0.99
+    assert plain.fingerprint != pipeline.fingerprint
+
+
 def test_settings_that_contradict_are_refused_with_the_fix(picture):
     with pytest.raises(ConfigError, match="features"):
         Pipeline(Settings().but(vector={"pooling": "mao"}, detector={"kind": "none"})).scenes([picture])

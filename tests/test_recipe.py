@@ -29,6 +29,7 @@ INCOMPARABLE = {
     "vector.dim": 8,
     "vector.pooling": "mean",
     "vector.ridge": 0.7,
+    "vector.refine_query": False,
     "vector.iterations": 7,
     "vector.lr": 0.5,
     "vector.alpha": 0.5,

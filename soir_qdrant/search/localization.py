@@ -31,7 +31,8 @@ class Look:
 
 
 def look(pipeline: Pipeline, query: LoadedImage, box: Box | None) -> Look:
-    """query, box: as in `Pipeline.query`."""
+    """query, box: as in `Pipeline.query`. The descriptor is the encoder's own, also where queries are refined: it is
+    compared with single objects."""
     encoding = pipeline.encoder.encode(*pipeline.query_crop(query.rgb, box=box, mask=query.alpha))
     return Look(encoding.descriptor[0], pipeline.describe(encoding)[0])
 
