@@ -19,7 +19,7 @@ from soir_qdrant.models.heads.boxes import PIXELS, Head, TrainedHead, flat
 from soir_qdrant.models.token_grid import AREA, tiled_grid
 from soir_qdrant.types import RGB, Detections
 
-THRESHOLD, IOU = 0.25, 0.7  # see docs/concepts/detector.md; boxes are suppressed again once they are fitted
+THRESHOLD, IOU = 0.3, 0.7  # see docs/concepts/detector.md; boxes are suppressed again once they are fitted
 MAX_CELLS = 1000  # that may name a box
 
 
