@@ -53,7 +53,7 @@ def test_given_their_objects_small_things_are_found_better_than_by_the_whole_pic
 @pytest.mark.slow
 def test_detected_objects_a_refitted_whitening_and_a_search_by_the_command(bench, tmp_path):
     file, white, db = tmp_path / "result.json", tmp_path / "white.safetensors", tmp_path / "db"
-    run("evaluate", bench, "--objects", "detected", "--methods", "default,chance", "--json", file)
+    run("evaluate", bench, "--objects", "detected", "--rows", "default,chance", "--json", file)
     found = json.loads(file.read_text())
     assert 0.3 < found["detector"]["recall@0.5"] <= 1
     assert found["detector"]["boxes"] <= 100

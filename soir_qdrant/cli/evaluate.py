@@ -30,7 +30,6 @@ def evaluate(
             help="comma-separated: see docs/how-to/evaluation.md; all but q-perturbation if not given"
         ),
     ] = None,
-    methods: Annotated[str | None, typer.Option(hidden=True, help="the old name of --rows")] = None,
     resume: ResumeOption = None,
     failures: Annotated[
         Path | None, typer.Option(help="folder for a page of the worst queries, and why they fail")
@@ -50,8 +49,7 @@ def evaluate(
     from soir_qdrant.lab.evaluate.datasets import load
 
     bench, settings = load(folder, format_), settings_of(profile, whitening)
-    named = rows or methods
-    chosen = tuple(named.split(",")) if named else DEFAULT_ROWS
+    chosen = tuple(rows.split(",")) if rows else DEFAULT_ROWS
     with (
         report.cache_folder(resume, file) as cache,
         bar(f"evaluate {folder.name}", len(bench.gallery) + len(bench.queries)) as advance,

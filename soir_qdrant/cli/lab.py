@@ -10,9 +10,10 @@ import typer
 from rich.table import Table
 
 from soir_qdrant.cli.console import bar, out
-from soir_qdrant.cli.options import (
-    JsonOption,
-)
+from soir_qdrant.cli.options import JsonOption
+
+if TYPE_CHECKING:
+    from soir_qdrant.lab.needlebench.sources import Sources
 
 
 def demo(
@@ -63,24 +64,31 @@ def needle(
 
         out.print(f"{photographs.generate(folder, load(retaken, 'coco'), seed=seed)}: written")
         return
-    from soir_qdrant.lab.needlebench.invent import invented as invent
     from soir_qdrant.lab.needlebench.needle import generate
-    from soir_qdrant.lab.needlebench.sources import Sources
 
-    if (things is None) != (grounds is None):
-        raise typer.BadParameter("--things and --grounds go together")
     if invented and (shipped or things is not None or (split, track) != ("dev", "2d")):
         raise typer.BadParameter("--invented is cut-outs to train on: --split dev --track 2d, and no others")
-    if things is not None and grounds is not None:
-        sources = Sources.folders(things, grounds)
-    elif invented:
-        sources = invent(seed, fetch=True)
-    else:
-        sources = Sources.shipped() if shipped else Sources.full(fetch=True)
+    sources = _sources(things, grounds, seed=seed, invented=invented, shipped=shipped)
     made = generate(
         folder, split=split, track=track, scenes=scenes, targets=targets, seed=seed, sources=sources
     )
     out.print(f"{made}: {scenes} scenes, {targets} queries")
+
+
+def _sources(
+    things: Path | None, grounds: Path | None, *, seed: int, invented: bool, shipped: bool
+) -> Sources:
+    """The images that scenes are made of."""
+    from soir_qdrant.lab.needlebench.invent import invented as invent
+    from soir_qdrant.lab.needlebench.sources import Sources
+
+    if (things is None) != (grounds is None):
+        raise typer.BadParameter("--things and --grounds go together")
+    if things is not None and grounds is not None:
+        return Sources.folders(things, grounds)
+    if invented:
+        return invent(seed, fetch=True)
+    return Sources.shipped() if shipped else Sources.full(fetch=True)
 
 
 def evaluate_vl(

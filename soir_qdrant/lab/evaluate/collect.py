@@ -200,6 +200,25 @@ def collect(
     """
     pipeline = RecordingPipeline(settings, rows, cache=cache, advance=advance)
     client = QdrantClient(":memory:")
+    _ingest(bench, client, pipeline, rows, given)
+    searcher = SoirSearcher(client, COLLECTION, pipeline=pipeline)
+    with asking(searcher, rows, len(bench.gallery)) as asked:
+        for query in bench.queries:
+            image = pictures.load(query.file)
+            vector = pipeline.query(image.rgb, box=query.box, mask=image.alpha)
+            pipeline.seen.query_rows.append(pipeline._last[0])
+            pipeline.seen.query_vectors.append(vector)
+            _plain_query(pipeline, image.rgb if query.box is None else cut(image.rgb, query.box))
+            asked.ask(query, vector)
+            advance()
+    pipeline.seen.found = asked.found
+    return pipeline.seen
+
+
+def _ingest(
+    bench: Bench, client: QdrantClient, pipeline: RecordingPipeline, rows: Sequence[str], given: bool
+) -> None:
+    """The gallery into a collection. Raises DatasetError where an image is not stored."""
     report = SoirIngestor(
         client,
         COLLECTION,
@@ -217,18 +236,6 @@ def collect(
         first = report.failed[0] if report.failed else None
         reason = f"{first.name}: {first.reason}" if first else "the same picture stands in the gallery twice"
         raise DatasetError(f"{bench.root}: the gallery could not be ingested whole ({reason})")
-    searcher = SoirSearcher(client, COLLECTION, pipeline=pipeline)
-    with asking(searcher, rows, len(bench.gallery)) as asked:
-        for query in bench.queries:
-            image = pictures.load(query.file)
-            vector = pipeline.query(image.rgb, box=query.box, mask=image.alpha)
-            pipeline.seen.query_rows.append(pipeline._last[0])
-            pipeline.seen.query_vectors.append(vector)
-            _plain_query(pipeline, image.rgb if query.box is None else cut(image.rgb, query.box))
-            asked.ask(query, vector)
-            advance()
-    pipeline.seen.found = asked.found
-    return pipeline.seen
 
 
 def _plain_query(pipeline: RecordingPipeline, image: RGB) -> None:
