@@ -160,8 +160,8 @@ def test_says_what_is_wrong(connect, triton, tiny_settings):
         TritonRuntime(triton.url, fingerprint="vit@1/48px").pipeline(tiny_settings)
     with pytest.raises(ConfigError, match=r"detector\.kind is 'embedded'"):
         TritonRuntime(triton.url).pipeline(tiny_settings.but(detector={"kind": "embedded"}))
+    other = tiny_settings.but(encoder={"input_size": 224})
     with pytest.raises(ConfigError, match=r"encoder\.input_size is 224"):
-        other = tiny_settings.but(encoder={"input_size": 224})
         SoirIngestor(QdrantClient(":memory:"), runtime=TritonRuntime(triton.url, other))
     with pytest.raises(ServerError, match="did not answer in 1 attempts"):
         TritonEncoder(TritonConnection("127.0.0.1:9", retry=Retry(attempts=1)))
