@@ -260,7 +260,8 @@ class TestFitting:
 
 class TestRfDetr:
     def test_boxes_are_shares_of_the_image_and_the_best_class_is_the_score(self, rf_detr_folder):
-        from soir_qdrant.models.detectors.rf_detr import RfDetrDetector, preprocess
+        from soir_qdrant.models.detectors.rf_detr import RfDetrDetector
+        from soir_qdrant.models.squares import squeezed
 
         image = np.random.default_rng(0).integers(0, 255, (120, 200, 3), np.uint8)
         detector = RfDetrDetector(
@@ -268,7 +269,7 @@ class TestRfDetr:
         )
         found = detector.detect([image])[0]
         with torch.inference_mode():
-            whole = detector.model(pixel_values=preprocess(image, 64))
+            whole = detector.model(pixel_values=squeezed(image, 64))
         cx, cy, w, h = (whole.pred_boxes[0] * torch.tensor([200, 120, 200, 120])).T
         expected = torch.stack([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2], 1).numpy()
         expected = np.clip(expected, 0, [200, 120, 200, 120])

@@ -197,14 +197,15 @@ class TestSam:
 
 class TestSam2:
     def test_takes_the_mask_of_best_predicted_quality(self, sam2_folder):
-        from soir_qdrant.models.segmenters.sam2 import Sam2Segmenter, preprocess
+        from soir_qdrant.models.segmenters.sam2 import Sam2Segmenter
+        from soir_qdrant.models.squares import squeezed
 
         image = np.random.default_rng(0).integers(0, 255, (60, 100, 3), np.uint8)
         box = np.array([[10, 5, 80, 50]], np.float32)
         segmenter = Sam2Segmenter(str(sam2_folder))
         with torch.inference_mode():
             found = segmenter.model(
-                pixel_values=preprocess(image, 64),
+                pixel_values=squeezed(image, 64),
                 input_boxes=torch.tensor([[[6.4, 5 * 64 / 60, 51.2, 50 * 64 / 60]]]),
             )
         best = found.pred_masks[0, 0, found.iou_scores[0, 0].argmax()]

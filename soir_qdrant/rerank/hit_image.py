@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from soir_qdrant.errors import ImageError
 from soir_qdrant.images import MAX_PIXELS, load
+from soir_qdrant.pipeline import Pipeline
 from soir_qdrant.qdrant.payload import KEY
-from soir_qdrant.types import Box, Hit, LoadedImage
+from soir_qdrant.types import RGB, Box, Hit, LoadedImage, SceneObject
 
 
 def open_image(hit: Hit, max_pixels: int = MAX_PIXELS) -> LoadedImage:
@@ -37,6 +41,22 @@ def boxes(hit: Hit) -> list[Box]:
         x0, y0, x1, y1 = (float(value) for value in item["box"])
         listed.append((x0, y0, x1, y1))
     return listed
+
+
+def object_crops(
+    pipeline: Pipeline, image: RGB, boxes: list[Box]
+) -> tuple[list[Box], NDArray[np.uint8], NDArray[np.float32]]:
+    """The objects of an opened image as the pipeline cut them: boxes, crops and masks, see `Pipeline.crops`.
+
+    Args:
+        pipeline: that the collection was filled with.
+        image: uint8 [H, W, 3].
+        boxes: the stored ones; none are the whole image.
+    """
+    height, width = image.shape[:2]
+    boxes = boxes or [(0.0, 0.0, float(width), float(height))]
+    objects = pipeline.segment(image, [SceneObject(box) for box in boxes])
+    return boxes, *pipeline.crops([image], [objects])
 
 
 def sha256(hit: Hit) -> str:

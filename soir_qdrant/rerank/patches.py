@@ -21,7 +21,7 @@ from soir_qdrant.rerank.base import Need, Page, SearchQuery, Window, first_candi
 from soir_qdrant.rerank.cache import TokenCache
 from soir_qdrant.rerank.codes import CodeReranker
 from soir_qdrant.rerank.order import reordered
-from soir_qdrant.types import Failure, Hit, SceneObject, Vector
+from soir_qdrant.types import Failure, Hit, Vector
 
 WEIGHT = 0.7  # of the patches in the score; see docs/concepts/search.md
 
@@ -112,12 +112,8 @@ class PatchReranker:
         if cached is not None:
             return bytes(cached["patches"].numpy()).decode().split()
         image = hit_image.open_image(hit, self.max_pixels).rgb
-        height, width = image.shape[:2]
-        boxes = boxes or [(0.0, 0.0, float(width), float(height))]
-        objects = self.pipeline.segment(image, [SceneObject(box) for box in boxes])
-        packed = [
-            pack_patches(rows) for rows in self.pipeline.patches(*self.pipeline.crops([image], [objects]))
-        ]
+        _, crops, masks = hit_image.object_crops(self.pipeline, image, boxes)
+        packed = [pack_patches(rows) for rows in self.pipeline.patches(crops, masks)]
         text = np.frombuffer(" ".join(packed).encode(), np.uint8)
         self.cache.put(key, {"patches": torch.from_numpy(text.copy())})
         return packed

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -16,8 +15,8 @@ from soir_qdrant.errors import ConfigError
 from soir_qdrant.geometry.boxes import finish, pick
 from soir_qdrant.kinds import Parts
 from soir_qdrant.models.devices import pick_device, pick_dtype
-from soir_qdrant.models.encoders.backbone import IMAGENET
 from soir_qdrant.models.pretrained import load_of_type
+from soir_qdrant.models.squares import squeezed
 from soir_qdrant.models.weights import resolve
 from soir_qdrant.types import RGB, Detections
 
@@ -64,7 +63,7 @@ class RfDetrDetector(Detector):
         return [self._detect(image) for image in images]
 
     def _detect(self, image: RGB) -> Detections:
-        boxes, scores = self.forward(preprocess(image, self.size).to(self.device, self.dtype))
+        boxes, scores = self.forward(squeezed(image, self.size).to(self.device, self.dtype))
         height, width = image.shape[:2]
         corners = boxes * np.array([width, height, width, height])
         above = scores >= self.threshold
@@ -84,11 +83,3 @@ class RfDetrDetector(Detector):
 def make(settings: RfDetrSettings, parts: Parts) -> RfDetrDetector:
     """The kind `rf-detr`."""
     return RfDetrDetector(settings.weights, size=settings.size, device=parts.device, **settings.limits)
-
-
-def preprocess(image: RGB, size: int) -> Tensor:
-    """Resized to a square, normalised: float32 [1, 3, size, size]. image: uint8 [H, W, 3]."""
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
-    pixels = F.interpolate(pixels, (size, size), mode="bilinear", antialias=True, align_corners=False)
-    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in IMAGENET)
-    return (pixels.clamp(0, 1) - mean) / std

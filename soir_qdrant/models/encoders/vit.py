@@ -110,20 +110,16 @@ class ViTEncoder(Encoder):
         masks = checked_masks(crops, masks, self.input_size)
         if not len(crops):
             return self._of_nothing(with_tokens, with_patches)
-        descriptor = torch.zeros(len(crops), self.dim)
-        layers = torch.zeros(len(crops), min(LAYERS, self.depth), self.width)
-        read: list[tuple[NDArray[np.int64], Tensor | None, Tensor | None]] = []
-        for batch in self.batches(masks, all_patches=with_tokens):
-            row, means, tokens, patches = self.encode_batch(
-                crops[batch.rows], batch, with_tokens, with_patches
-            )
-            descriptor[batch.rows], layers[batch.rows] = row.cpu(), means.cpu()
-            read.append((batch.rows, tokens, patches))
+        parts = self.batches(masks, all_patches=with_tokens)
+        answers = [self.encode_batch(crops[part.rows], part, with_tokens, with_patches) for part in parts]
+        order = np.argsort(np.concatenate([part.rows for part in parts]))
+        tokens = [answer[2] for answer in answers if answer[2] is not None]
+        patches = [answer[3] for answer in answers if answer[3] is not None]
         return Encoding(
-            descriptor.numpy(),
-            layers.numpy(),
-            _in_order([(rows, tokens) for rows, tokens, _ in read if tokens is not None]),
-            _as_numpy(_in_order([(rows, patches) for rows, _, patches in read if patches is not None])),
+            _in_order([answer[0] for answer in answers], order).cpu().numpy(),
+            _in_order([answer[1] for answer in answers], order).cpu().numpy(),
+            _in_order(tokens, order) if tokens else None,
+            _in_order(patches, order).cpu().numpy() if patches else None,
         )
 
     def batches(self, masks: NDArray[np.float32], *, all_patches: bool = False) -> list[Batch]:
@@ -224,17 +220,10 @@ def make(settings: VitSettings, parts: Parts) -> ViTEncoder:
     )
 
 
-def _in_order(parts: list[tuple[NDArray[np.int64], Tensor]]) -> Tensor | None:
-    """Rows of batches, each with its places, in the order of the crops; None where there are none."""
-    if not parts:
-        return None
-    order = np.argsort(np.concatenate([rows for rows, _ in parts]))
-    together = torch.cat([part for _, part in parts])
+def _in_order(parts: Sequence[Tensor], order: NDArray[np.int64]) -> Tensor:
+    """One output of all batches, in the order of the crops."""
+    together = torch.cat([*parts])
     return together.index_select(0, torch.from_numpy(order).to(together.device))
-
-
-def _as_numpy(x: Tensor | None) -> NDArray[np.float16] | None:
-    return None if x is None else x.cpu().numpy()
 
 
 class _ModelsOwn:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -42,13 +44,7 @@ class SamSegmenter(Segmenter):
         scale = torch.tensor([inner[1] / width, inner[0] / height] * 2)
         prompts = torch.from_numpy(np.asarray(boxes, np.float32)) * scale
         with torch.inference_mode():
-            answer = self.model(
-                pixel_values=preprocess(image, self.size).to(self.device),
-                input_boxes=prompts[None].to(self.device),
-                multimask_output=True,
-            )
-            logits, quality = answer.pred_masks[0].float(), answer.iou_scores[0].float()
-            best = logits[torch.arange(len(boxes)), quality.argmax(dim=1)]
+            best = best_masks(self.model, preprocess(image, self.size), prompts, self.device)
             return [
                 in_frame(plane, row, (height, width), inner, self.size)
                 for plane, row in zip(best, boxes, strict=True)
@@ -58,6 +54,23 @@ class SamSegmenter(Segmenter):
 def make(settings: SamSettings, parts: Parts) -> SamSegmenter:
     """The kind `sam`."""
     return SamSegmenter(settings.weights, device=parts.device)
+
+
+def best_masks(model: Any, pixels: Tensor, prompts: Tensor, device: torch.device) -> Tensor:
+    """Of each box the mask of highest predicted quality, as logits, float32 [k, m, m], for SAM and SAM 2.
+
+    Args:
+        model: of `transformers`.
+        pixels: float32 [1, 3, size, size].
+        prompts: float32 [k, 4], boxes in those pixels.
+        device: of the model.
+    """
+    answer = model(
+        pixel_values=pixels.to(device), input_boxes=prompts[None].to(device), multimask_output=True
+    )
+    logits, quality = answer.pred_masks[0].float(), answer.iou_scores[0].float()
+    best: Tensor = logits[torch.arange(len(prompts)), quality.argmax(dim=1)]
+    return best
 
 
 def fitted(height: int, width: int, size: int) -> tuple[int, int]:

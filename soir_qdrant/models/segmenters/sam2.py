@@ -13,8 +13,9 @@ from soir_qdrant.contracts import Segmenter
 from soir_qdrant.geometry.crops import cut_mask
 from soir_qdrant.kinds import Parts
 from soir_qdrant.models.devices import pick_device
-from soir_qdrant.models.encoders.backbone import IMAGENET
 from soir_qdrant.models.pretrained import load_of_type
+from soir_qdrant.models.segmenters.sam import best_masks
+from soir_qdrant.models.squares import squeezed
 from soir_qdrant.models.weights import resolve
 from soir_qdrant.types import RGB, Mask
 
@@ -47,27 +48,13 @@ class Sam2Segmenter(Segmenter):
         height, width = image.shape[:2]
         scale = torch.tensor([self.size / width, self.size / height] * 2)
         prompts = torch.from_numpy(np.asarray(boxes, np.float32)) * scale
-        answer = self.model(
-            pixel_values=preprocess(image, self.size).to(self.device),
-            input_boxes=prompts[None].to(self.device),
-            multimask_output=True,
-        )
-        logits, quality = answer.pred_masks[0].float(), answer.iou_scores[0].float()
-        best = logits[torch.arange(len(boxes)), quality.argmax(dim=1)]
+        best = best_masks(self.model, squeezed(image, self.size), prompts, self.device)
         return [in_frame(plane, row, (height, width)) for plane, row in zip(best, boxes, strict=True)]
 
 
 def make(settings: Sam2Settings, parts: Parts) -> Sam2Segmenter:
     """The kind `sam2`."""
     return Sam2Segmenter(settings.weights, device=parts.device)
-
-
-def preprocess(image: RGB, size: int) -> Tensor:
-    """Resized to a square, normalised: float32 [1, 3, size, size]. image: uint8 [H, W, 3]."""
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
-    pixels = F.interpolate(pixels, (size, size), mode="bilinear", antialias=True, align_corners=False)
-    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in IMAGENET)
-    return (pixels.clamp(0, 1) - mean) / std
 
 
 def in_frame(logits: Tensor, box: NDArray[np.floating], shape: tuple[int, int]) -> Mask:

@@ -23,7 +23,7 @@ from soir_qdrant.rerank.cache import TokenCache
 from soir_qdrant.rerank.order import reordered
 from soir_qdrant.rerank.q_perturbation.perturb import PerturbSettings
 from soir_qdrant.rerank.q_perturbation.reading import WINNER, ImagePerturbation
-from soir_qdrant.types import RGB, Box, Failure, Hit, SceneObject, Vector
+from soir_qdrant.types import RGB, Box, Failure, Hit, Vector
 
 READ = "patches-1"  # what the query reads of a crop: the patches that enter the last block
 
@@ -143,10 +143,7 @@ class QPerturbation:
         return ImagePerturbation(self.pipeline.encoder.last_block, self.settings)
 
     def _encode(self, image: RGB, boxes: list[Box]) -> dict[str, Tensor]:
-        height, width = image.shape[:2]
-        boxes = boxes or [(0.0, 0.0, float(width), float(height))]
-        objects = [SceneObject(box) for box in boxes]
-        crops, masks = self.pipeline.crops([image], [self.pipeline.segment(image, objects)])
+        boxes, crops, masks = hit_image.object_crops(self.pipeline, image, boxes)
         encoding = self.pipeline.encode_whole(crops, masks)
         tokens = torch.as_tensor(encoding.tokens)
         return {
