@@ -8,7 +8,7 @@ from PIL import Image
 from soir_qdrant.config import Settings
 from soir_qdrant.errors import ConfigError
 from soir_qdrant.lab.evaluate.bench import Bench, BenchObject, BenchQuery, GalleryImage
-from soir_qdrant.lab.evaluate.collect import Seen
+from soir_qdrant.lab.evaluate.collect import Collected
 from soir_qdrant.lab.evaluate.compare import Evaluation
 from soir_qdrant.lab.evaluate.failures import box_reason, cases, counts, write
 from soir_qdrant.types import SceneObject
@@ -58,7 +58,7 @@ def unit(angle):
 
 @pytest.fixture
 def made(tmp_path):
-    gallery, seen = [], Seen()
+    gallery, seen = [], Collected()
     for i, (name, box, angle) in enumerate(GALLERY):
         file = tmp_path / f"{i}.png"
         Image.fromarray(painted((THING, (200, 20 * i, 0)), size=(100, 100))).save(file)
@@ -73,7 +73,7 @@ def made(tmp_path):
 
 def test_reasons_of_a_case_made_by_hand(made):
     bench, done = made
-    found = cases(bench, done, done.seen.rows, "default")
+    found = cases(bench, done, done.collected.rows, "default")
     assert [(case.image, case.rank, case.lost, case.reason) for case in found if case.query == 0] == [
         (0, 0, False, None),
         (1, 5, True, "not detected"),
@@ -88,8 +88,8 @@ def test_reasons_of_a_case_made_by_hand(made):
 
 def test_a_query_that_its_thing_s_other_views_would_have_done_better_than_is_bad(made):
     bench, done = made
-    done.seen.query_vectors[0] = unit(100)
-    (case,) = [c for c in cases(bench, done, done.seen.rows, "default") if (c.query, c.image) == (0, 3)]
+    done.collected.query_vectors[0] = unit(100)
+    (case,) = [c for c in cases(bench, done, done.collected.rows, "default") if (c.query, c.image) == (0, 3)]
     assert case.reason == "query bad"
 
 
@@ -103,4 +103,4 @@ def test_the_page_shows_the_worst_first_and_counts_all(made, tmp_path):
     told = (tmp_path / "failures/reasons.md").read_text()
     assert "| not detected | 1 | 20.0 | 1 |" in told
     with pytest.raises(ConfigError, match="--failures"):
-        write(tmp_path, bench, Evaluation({}, done.seen, {}), Settings())
+        write(tmp_path, bench, Evaluation({}, done.collected, {}), Settings())

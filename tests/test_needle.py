@@ -15,7 +15,7 @@ from PIL import Image
 from soir_qdrant.errors import DatasetError
 from soir_qdrant.lab.evaluate.bench import Bench, load, read_mask
 from soir_qdrant.lab.needlebench import cast, decode, needle, render, sources
-from soir_qdrant.lab.needlebench.compose import FLAT, LARGEST, LEAST_VISIBLE, SMALLEST, Scene, resize_area
+from soir_qdrant.lab.needlebench.compose import FLAT, LARGEST, MIN_VISIBLE, SMALLEST, Scene, resize_area
 from soir_qdrant.lab.needlebench.invent import Inventor
 from soir_qdrant.lab.needlebench.needle import generate
 from soir_qdrant.lab.needlebench.sources import DATA, Sources
@@ -340,7 +340,7 @@ def test_covered_objects_stay_mostly_visible(pack):
     assert not scene.fits(square, 300, 100, 0)  # covers nothing of it
     assert not scene.fits(square, 980, 100, None)  # sticks out
     scene.paste(square, 170, 100, rng)
-    assert (scene.ids == 1).sum() == 7000 >= LEAST_VISIBLE * 10_000
+    assert (scene.ids == 1).sum() == 7000 >= MIN_VISIBLE * 10_000
     assert scene.box(0) == (100, 100, 170, 200)
 
 

@@ -110,7 +110,7 @@ def test_a_look_keeps_what_it_shows_and_forgets_what_it_cuts():
 
 
 def test_an_interrupted_training_goes_on_to_the_same_result(tmp_path):
-    held, plan = scenes(tmp_path, 10), Plan(epochs=3, held=5)
+    held, plan = scenes(tmp_path, 10), Plan(epochs=3, holdout=5)
     whole = train(fresh(), held, plan, state=tmp_path / "whole", log=tmp_path / "whole.jsonl")
 
     def interrupted(line):
@@ -118,7 +118,7 @@ def test_an_interrupted_training_goes_on_to_the_same_result(tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(fresh(), held, plan, **files(tmp_path), told=interrupted)
+        train(fresh(), held, plan, **files(tmp_path), report=interrupted)
     again = train(fresh(), held, plan, **files(tmp_path))
     for one, other in zip(whole.parameters(), again.parameters(), strict=True):
         assert torch.equal(one, other)

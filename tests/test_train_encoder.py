@@ -25,7 +25,7 @@ from soir_qdrant.pooling.pool import generalized_max_pool, normalize
 from soir_qdrant.pooling.whitening import Whitening
 
 THINGS = 40
-PLAN = Plan(steps=60, scenes=4, objects=4, near=2, blocks=2, rank=4, lr=3e-2, every=10, held=5)
+PLAN = Plan(steps=60, scenes=4, objects=4, near=2, blocks=2, rank=4, lr=3e-2, every=10, holdout=5)
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +127,7 @@ def test_an_interrupted_training_goes_on_to_the_same_result_and_teaches(tmp_path
 
     whole = train(tail_of(pipeline), seen, projection, PLAN, **files(tmp_path, "whole"))
     with pytest.raises(KilledError):
-        train(tail_of(pipeline), seen, projection, PLAN, **files(tmp_path), told=killed)
+        train(tail_of(pipeline), seen, projection, PLAN, **files(tmp_path), report=killed)
     again = views([bench], pipeline, PLAN.blocks, tmp_path / "cache")
     resumed = train(tail_of(pipeline), again, projection, PLAN, **files(tmp_path))
     for one, other in zip(whole.parameters(), resumed.parameters(), strict=True):

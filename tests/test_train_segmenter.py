@@ -192,7 +192,7 @@ class TestTokens:
 
 
 def test_it_learns_to_cut_out_discs_and_goes_on_after_an_interruption(tmp_path):
-    bench, plan = folder_of(tmp_path, 20), Plan(epochs=6, batch=8, held=10)
+    bench, plan = folder_of(tmp_path, 20), Plan(epochs=6, batch=8, holdout=10)
     scenes = examples([bench], ColourTokens(), tmp_path / "cache")
     assert len(scenes) == 20
 
@@ -205,7 +205,7 @@ def test_it_learns_to_cut_out_discs_and_goes_on_after_an_interruption(tmp_path):
 
     whole = train(fresh(), scenes, plan, state=tmp_path / "other", log=tmp_path / "other.jsonl")
     with pytest.raises(KilledError):
-        train(fresh(), scenes, plan, **files(tmp_path), told=killed)
+        train(fresh(), scenes, plan, **files(tmp_path), report=killed)
     resumed = train(fresh(), scenes, plan, **files(tmp_path))
     for one, other in zip(whole.parameters(), resumed.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)

@@ -70,11 +70,11 @@ def calibrate(
 ) -> None:
     """Refit the whitening on pictures of your own: no labels needed, a few hundred objects or more."""
     from soir_qdrant.lab.calibrate import calibrate as fit
-    from soir_qdrant.lab.calibrate import count_pictures, pictures_of
+    from soir_qdrant.lab.calibrate import count_images, labelled_images
 
     pipeline = pipeline_of(profile, None)
-    total = sum(count_pictures(folder) for folder in folders)
-    found = (item for folder in folders for item in pictures_of(folder))
+    total = sum(count_images(folder) for folder in folders)
+    found = (item for folder in folders for item in labelled_images(folder))
     with bar("calibrate", total) as advance:
         whitening, count, bad = fit(found, pipeline, dim=dim, alone=alone, advance=advance)
     whitening.save(file)

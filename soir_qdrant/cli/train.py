@@ -164,7 +164,7 @@ def encoder(
     from soir_qdrant.lab.train.encoder import Plan, train
     from soir_qdrant.lab.train.progress import contents
     from soir_qdrant.lab.train.tail import Tail
-    from soir_qdrant.lab.train.views import local, seen_by
+    from soir_qdrant.lab.train.views import depends_on, local
 
     settings = Settings.for_profile(profile)
     pipeline = make_pipeline(settings)
@@ -177,8 +177,8 @@ def encoder(
     tail = Tail(tuned, settings.vector.features, blocks=blocks, rank=rank)
     plan = Plan(steps=steps, blocks=blocks, rank=rank, lr=lr, seed=seed, ridge=settings.vector.ridge)
     with bar("steps", -(-steps // plan.every)) as advance:
-        data = contents(benches, tuned.fingerprint, seen_by(pipeline, blocks), projected.digest)
-        train(tail, seen, projected, plan, **_beside(file), data=data, told=_telling(advance))
+        data = contents(benches, tuned.fingerprint, depends_on(pipeline, blocks), projected.digest)
+        train(tail, seen, projected, plan, **_beside(file), data=data, report=_telling(advance))
     learnt = tail.adapter(tuned.weights.sha256)
     before = tuned.adapter  # what is learnt is learnt on top of it
     (before.then(learnt) if before else learnt).save(file)
@@ -210,7 +210,7 @@ def _train_head(
     head = kind(encoder.width)
     with bar("epochs", plan.epochs) as advance:
         data = contents(benches, fitted_for, also)
-        train(head, scenes, plan, **_beside(file), data=data, told=_telling(advance))
+        train(head, scenes, plan, **_beside(file), data=data, report=_telling(advance))
     head.save(file, fitted_for)
     _done(file, f"trained on {len(scenes)} scenes")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from soir_qdrant import images as pictures
+from soir_qdrant import images as image_io
 from soir_qdrant.errors import ConfigError, ImageError
 from soir_qdrant.lab.evaluate.bench import ANNOTATIONS, load
 from soir_qdrant.lab.evaluate.collect import labelled
@@ -16,26 +16,26 @@ from soir_qdrant.pipeline import Pipeline
 from soir_qdrant.pooling.whitening import Whitening, refit, whitening_of
 from soir_qdrant.types import LoadedImage, SceneObject
 
-Labelled = tuple[str, pictures.Source, list[SceneObject] | None]
+Labelled = tuple[str, image_io.Source, list[SceneObject] | None]
 
-LEAST = 200  # objects below which a covariance of many dimensions means little
+MIN_OBJECTS = 200  # objects below which a covariance of many dimensions means little
 
 
-def pictures_of(folder: Path) -> Iterator[Labelled]:
+def labelled_images(folder: Path) -> Iterator[Labelled]:
     """The pictures of a folder, one at a time; with their labelled objects where it is a NeedleBench."""
     if (folder / ANNOTATIONS).is_file():
         for entry in load(folder).gallery:
             yield entry.file.name, entry.file, labelled(entry)
         return
-    for name, source in pictures.iter_sources(folder):
+    for name, source in image_io.iter_sources(folder):
         yield name, source, None
 
 
-def count_pictures(folder: Path) -> int:
+def count_images(folder: Path) -> int:
     """How many `pictures_of` will yield."""
     if (folder / ANNOTATIONS).is_file():
         return len(load(folder).gallery)
-    return sum(1 for _ in pictures.iter_sources(folder))
+    return sum(1 for _ in image_io.iter_sources(folder))
 
 
 class Moments:
@@ -70,7 +70,7 @@ def calibrate(
     *,
     dim: int | None = None,
     batch_size: int = 4,
-    least: int = LEAST,
+    min_objects: int = MIN_OBJECTS,
     alone: bool = False,
     advance: Callable[[], None] = lambda: None,
 ) -> tuple[Whitening, int, list[str]]:
@@ -79,7 +79,7 @@ def calibrate(
     sources: name, picture, and its objects where they are known (None: detected). dim: components kept
     (those of the prior). alone: start from nothing instead of from `Pipeline.prior`; wants many thousand
     objects. Returns the whitening, how many objects it saw, and a line for each picture that could not be
-    read. Raises ConfigError where fewer than `least` objects were found.
+    read. Raises ConfigError where fewer than `min_objects` objects were found.
     """
     moments, bad = Moments(), []
     batch: list[tuple[LoadedImage, list[SceneObject] | None]] = []
@@ -91,29 +91,29 @@ def calibrate(
 
     for name, source, objects in sources:
         try:
-            batch.append((pictures.load(source, name=name), objects))
+            batch.append((image_io.load(source, name=name), objects))
         except ImageError as error:
             bad.append(str(error))
         if len(batch) >= batch_size:
             flush()
         advance()
     flush()
-    if moments.count < least:
+    if moments.count < min_objects:
         raise ConfigError(
-            f"{moments.count} objects found, and a whitening needs at least {least}: give more pictures"
+            f"{moments.count} objects found, and a whitening needs at least {min_objects}: give more pictures"
         )
     prior = None if alone else pipeline.prior
     if prior is None:
-        made = whitening_of(moments.mean, moments.covariance, dim, fitted_for=pipeline.whitened)
+        fitted = whitening_of(moments.mean, moments.covariance, dim, fitted_for=pipeline.whitened)
     else:
-        made = refit(prior, moments.mean, moments.covariance, moments.count, dim)
-    return made, moments.count, bad
+        fitted = refit(prior, moments.mean, moments.covariance, moments.count, dim)
+    return fitted, moments.count, bad
 
 
 def object_rows(
     pipeline: Pipeline, images: list[LoadedImage], objects: list[list[SceneObject] | None]
 ) -> NDArray[np.float32]:
     """The rows of all objects of some images before whitening, float32 [K, F]."""
-    found = pipeline.find(images, objects)
-    crops, masks = pipeline.crops([image.rgb for image in images], found)
+    detected = pipeline.find(images, objects)
+    crops, masks = pipeline.crops([image.rgb for image in images], detected)
     return pipeline.features(pipeline.encoder.encode(crops, masks))

@@ -146,8 +146,8 @@ def _digest(part: str, name: str) -> str:
         return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     if path.is_dir():
         files = [(file.name, file.stat()) for file in sorted(path.iterdir())]
-        told = repr([(file, stat.st_size, stat.st_mtime_ns) for file, stat in files])
-        return hashlib.sha256(told.encode()).hexdigest()[:16]
+        listing = repr([(file, stat.st_size, stat.st_mtime_ns) for file, stat in files])
+        return hashlib.sha256(listing.encode()).hexdigest()[:16]
     return ""
 
 

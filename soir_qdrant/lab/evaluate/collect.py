@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from qdrant_client import QdrantClient
 
-from soir_qdrant import images as pictures
+from soir_qdrant import images as image_io
 from soir_qdrant.config import Settings, VitSettings
 from soir_qdrant.contracts import Encoder
 from soir_qdrant.errors import DatasetError
@@ -25,7 +25,7 @@ from soir_qdrant.geometry.user_objects import clip_box
 from soir_qdrant.ingest.ingestor import SoirIngestor
 from soir_qdrant.lab.evaluate.bench import Bench, GalleryImage
 from soir_qdrant.lab.evaluate.cache import Entry, SceneCache, recipe_of
-from soir_qdrant.lab.evaluate.searched import Found, asking
+from soir_qdrant.lab.evaluate.searched import SearchResults, asking
 from soir_qdrant.pipeline import Pipeline
 from soir_qdrant.search.searcher import SoirSearcher
 from soir_qdrant.types import RGB, Box, Encoding, LoadedImage, Mask, Scene, SceneObject, Vector
@@ -36,9 +36,9 @@ BATCH = 4  # images ingested at once: what a kill loses at most
 
 
 @dataclass(slots=True)
-class Seen:
+class Collected:
     """Of the gallery, in order: rows float32 [K, F] before whitening, objects and core-seconds of each image;
-    vectors [D] of the plain rows. Of the queries: vectors, rows and, by plain row, descriptors. found: what
+    vectors [D] of the plain rows. Of the queries: vectors, rows and, by plain row, descriptors. searches: what
     was searched through Qdrant, by row."""
 
     rows: list[Vector] = field(default_factory=list)
@@ -48,11 +48,11 @@ class Seen:
     query_vectors: list[Vector] = field(default_factory=list)
     query_rows: list[Vector] = field(default_factory=list)
     query_plain: dict[str, list[Vector]] = field(default_factory=dict)
-    found: dict[str, Found] = field(default_factory=dict)
+    searches: dict[str, SearchResults] = field(default_factory=dict)
 
 
 class RecordingPipeline(Pipeline):
-    """The pipeline of `settings`, which also records into `seen`.
+    """The pipeline of `settings`, which also records into `collected`.
 
     rows: of `soir evaluate`. cache: a folder that keeps each image's part; what is there already is not
     computed again. advance: called once per image.
@@ -67,7 +67,7 @@ class RecordingPipeline(Pipeline):
         advance: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__(settings)
-        self.seen = Seen()
+        self.collected = Collected()
         self.plain_rows = [name for name in PLAIN if name in rows]
         self.advance = advance
         self._cache = cache
@@ -127,11 +127,11 @@ class RecordingPipeline(Pipeline):
         return [Entry(scene, rows, spent) for scene, rows in zip(scenes, features, strict=True)]
 
     def _record(self, entry: Entry) -> None:
-        self.seen.rows.append(entry.features)
-        self.seen.objects.append(tuple(replace(item, mask=None) for item in entry.scene.objects))
-        self.seen.seconds.append(entry.seconds)
+        self.collected.rows.append(entry.features)
+        self.collected.objects.append(tuple(replace(item, mask=None) for item in entry.scene.objects))
+        self.collected.seconds.append(entry.seconds)
         for name in self.plain_rows:
-            self.seen.plain.setdefault(name, []).append(entry.plain[name])
+            self.collected.plain.setdefault(name, []).append(entry.plain[name])
         self.advance()
 
     def _plain(self, image: RGB, objects: tuple[SceneObject, ...], rows: Sequence[str]) -> dict[str, Vector]:
@@ -180,12 +180,12 @@ def collect(
     bench: Bench,
     settings: Settings,
     rows: Sequence[str],
-    given: bool,
+    labelled_objects: bool,
     advance: Callable[[], None] = lambda: None,
     *,
     cache: Path | None = None,
-) -> Seen:
-    """Ingest the gallery into embedded Qdrant in memory, search every query, and return what was seen.
+) -> Collected:
+    """Ingest the gallery into embedded Qdrant in memory, search every query, and return what was collected.
 
     Args:
         bench: the labelled folder.
@@ -200,23 +200,27 @@ def collect(
     """
     pipeline = RecordingPipeline(settings, rows, cache=cache, advance=advance)
     client = QdrantClient(":memory:")
-    _ingest(bench, client, pipeline, rows, given)
+    _ingest(bench, client, pipeline, rows, labelled_objects)
     searcher = SoirSearcher(client, COLLECTION, pipeline=pipeline)
-    with asking(searcher, rows, len(bench.gallery)) as asked:
+    with asking(searcher, rows, len(bench.gallery)) as session:
         for query in bench.queries:
-            image = pictures.load(query.file)
+            image = image_io.load(query.file)
             vector = pipeline.query(image.rgb, box=query.box, mask=image.alpha)
-            pipeline.seen.query_rows.append(pipeline._last[0])
-            pipeline.seen.query_vectors.append(vector)
+            pipeline.collected.query_rows.append(pipeline._last[0])
+            pipeline.collected.query_vectors.append(vector)
             _plain_query(pipeline, image.rgb if query.box is None else cut(image.rgb, query.box))
-            asked.ask(query, vector)
+            session.ask(query, vector)
             advance()
-    pipeline.seen.found = asked.found
-    return pipeline.seen
+    pipeline.collected.searches = session.searches
+    return pipeline.collected
 
 
 def _ingest(
-    bench: Bench, client: QdrantClient, pipeline: RecordingPipeline, rows: Sequence[str], given: bool
+    bench: Bench,
+    client: QdrantClient,
+    pipeline: RecordingPipeline,
+    rows: Sequence[str],
+    labelled_objects: bool,
 ) -> None:
     """The gallery into a collection. Raises DatasetError where an image is not stored."""
     report = SoirIngestor(
@@ -228,7 +232,7 @@ def _ingest(
     ).add(
         [str(entry.file) for entry in bench.gallery],
         ids=range(len(bench.gallery)),
-        objects=(labelled(entry) for entry in bench.gallery) if given else None,
+        objects=(labelled(entry) for entry in bench.gallery) if labelled_objects else None,
         batch_size=BATCH,
         progress=False,
     )
@@ -245,7 +249,7 @@ def _plain_query(pipeline: RecordingPipeline, image: RGB) -> None:
         if names:
             descriptor = pipeline.whole(image, names[0])
             for name in names:
-                pipeline.seen.query_plain.setdefault(name, []).append(descriptor)
+                pipeline.collected.query_plain.setdefault(name, []).append(descriptor)
 
 
 def labelled(entry: GalleryImage) -> list[SceneObject]:

@@ -14,7 +14,7 @@ from soir_qdrant.config import Settings
 from soir_qdrant.errors import ConfigError, DatasetError
 from soir_qdrant.geometry.boxes import intersection_over_union
 from soir_qdrant.lab.evaluate.bench import Bench
-from soir_qdrant.lab.evaluate.collect import PLAIN, Seen, collect
+from soir_qdrant.lab.evaluate.collect import PLAIN, Collected, collect
 from soir_qdrant.lab.evaluate.metrics import (
     average_precision,
     box_shares,
@@ -26,7 +26,7 @@ from soir_qdrant.lab.evaluate.metrics import (
     recall_at,
     recall_by_size,
 )
-from soir_qdrant.lab.evaluate.searched import Found
+from soir_qdrant.lab.evaluate.searched import SearchResults
 from soir_qdrant.pipeline import Pipeline
 from soir_qdrant.pooling.pool import normalize
 from soir_qdrant.pooling.whitening import fit_whitening, refit
@@ -53,11 +53,11 @@ Ranks = list[NDArray[np.int64]]
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What `run` returns. results: see `evaluate`; seen: what they were made of; ranks: of each row, the
+    """What `run` returns. results: see `evaluate`; collected: what they were made of; ranks: of each row, the
     gallery in its order for every query."""
 
     results: dict[str, dict[str, Any]]
-    seen: Seen
+    collected: Collected
     ranks: dict[str, Ranks]
 
 
@@ -108,66 +108,69 @@ def run(
     if not bench.queries:
         raise DatasetError(f"{bench.root}: no queries, so that there is nothing to evaluate")
     settings = settings or Settings.for_profile()
-    seen = collect(bench, settings, rows, objects == "given", advance, cache=cache)
-    ranks, areas = _rankings(seen, settings, rows), _areas(bench)
+    collected = collect(bench, settings, rows, objects == "given", advance, cache=cache)
+    ranks, areas = _rankings(collected, settings, rows), _areas(bench)
     scored = {name: _scored(bench, order, areas) for name, order in ranks.items()}
-    for name, found in seen.found.items():
-        scored[name]["localised"] = _localised(bench, found)
-        if found.ms:
-            scored[name]["ms_per_candidate"] = round(float(np.median(found.ms)), 3)
+    for name, result in collected.searches.items():
+        scored[name]["localised"] = _localised(bench, result)
+        if result.ms:
+            scored[name]["ms_per_candidate"] = round(float(np.median(result.ms)), 3)
     if "chance" in rows:
         scored["chance"] = _chance(bench)
     results = {name: scored[name] for name in ROWS if name in scored}
-    boxes = float(np.mean([len(items) for items in seen.objects]))
-    results["ingest"] = {"core_seconds": round(float(np.mean(seen.seconds)), 3), "boxes": round(boxes, 2)}
+    boxes = float(np.mean([len(items) for items in collected.objects]))
+    results["ingest"] = {
+        "core_seconds": round(float(np.mean(collected.seconds)), 3),
+        "boxes": round(boxes, 2),
+    }
     if objects == "detected":
-        results["detector"] = _detection(bench, seen)
-    return Evaluation(results, seen, ranks)
+        results["detector"] = _detection(bench, collected)
+    return Evaluation(results, collected, ranks)
 
 
-def _rankings(seen: Seen, settings: Settings, rows: Sequence[str]) -> dict[str, Ranks]:
+def _rankings(collected: Collected, settings: Settings, rows: Sequence[str]) -> dict[str, Ranks]:
     """Each row's order of the gallery for every query, int [n]."""
-    found: dict[str, Ranks] = {}
+    ranks: dict[str, Ranks] = {}
     for name in PLAIN:
         if name in rows:
-            scores = np.stack(seen.query_plain[name]) @ np.stack(seen.plain[name]).T
-            found[name] = [ranking(row) for row in scores]
-    found |= {name: searched.ranks for name, searched in seen.found.items()}
+            scores = np.stack(collected.query_plain[name]) @ np.stack(collected.plain[name]).T
+            ranks[name] = [ranking(row) for row in scores]
+    ranks |= {name: result.ranks for name, result in collected.searches.items()}
     pipeline = Pipeline(settings)
     if "calibrated" in rows:
-        found["calibrated"] = _calibrated(seen, pipeline)
+        ranks["calibrated"] = _calibrated(collected, pipeline)
     if "objects" in rows:
         white = pipeline.whitening or normalize
-        queries = np.stack(seen.query_vectors)
-        best = np.stack([(queries @ white(some).T).max(1) for some in seen.rows], 1)
-        found["objects"] = [ranking(row) for row in best]
-    return found
+        queries = np.stack(collected.query_vectors)
+        best = np.stack([(queries @ white(some).T).max(1) for some in collected.rows], 1)
+        ranks["objects"] = [ranking(row) for row in best]
+    return ranks
 
 
-def _calibrated(seen: Seen, pipeline: Pipeline) -> Ranks:
+def _calibrated(collected: Collected, pipeline: Pipeline) -> Ranks:
     """As `default`, with the whitening refitted on the gallery's own objects."""
-    rows = np.concatenate(seen.rows)
+    rows = np.concatenate(collected.rows)
     prior = pipeline.prior
     if prior is None:
         white = fit_whitening(rows)
     else:
         white = refit(prior, rows.mean(0), np.cov(rows, rowvar=False), len(rows))
-    pooled = pool(pipeline, white(rows), seen)
-    return [ranking(row) for row in white(np.stack(seen.query_rows)) @ pooled.T]
+    pooled = pool(pipeline, white(rows), collected)
+    return [ranking(row) for row in white(np.stack(collected.query_rows)) @ pooled.T]
 
 
-def pool(pipeline: Pipeline, vectors: NDArray[np.float32], seen: Seen) -> NDArray[np.float32]:
+def pool(pipeline: Pipeline, vectors: NDArray[np.float32], collected: Collected) -> NDArray[np.float32]:
     """Object vectors [K, D] -> image vectors [n, D], by the pooling of the settings (closed forms only)."""
     if pipeline.settings.vector.pooling == "mao":
         raise ConfigError("row 'calibrated' needs pooling 'gmp' or 'mean'; leave it out with --rows")
-    scene_of = np.repeat(np.arange(len(seen.objects)), [len(items) for items in seen.objects])
-    scores = np.array([item.score for items in seen.objects for item in items], np.float32)
+    scene_of = np.repeat(np.arange(len(collected.objects)), [len(items) for items in collected.objects])
+    scores = np.array([item.score for items in collected.objects for item in items], np.float32)
     return pipeline.pool(vectors, scene_of, scores)
 
 
 def _areas(bench: Bench) -> list[dict[str, float]]:
     """Per image, the visible share of each instance (of its box, where there is no mask)."""
-    found = []
+    areas = []
     for entry in bench.gallery:
         masks = entry.masks()
         if masks is None:
@@ -178,8 +181,8 @@ def _areas(bench: Bench) -> list[dict[str, float]]:
             shares = [
                 float(box if mask is None else mask.mean()) for box, mask in zip(boxes, masks, strict=True)
             ]
-        found.append({o.instance: s for o, s in zip(entry.objects, shares, strict=True) if o.instance})
-    return found
+        areas.append({o.instance: s for o, s in zip(entry.objects, shares, strict=True) if o.instance})
+    return areas
 
 
 def _scored(bench: Bench, ranks: Ranks, areas: list[dict[str, float]]) -> dict[str, Any]:
@@ -199,10 +202,10 @@ def _scored(bench: Bench, ranks: Ranks, areas: list[dict[str, float]]) -> dict[s
     return {"mAP": _mean(precision), "R@1": _mean(first), "R@10": _mean(tenth), "by_size": by_size}
 
 
-def _localised(bench: Bench, found: Found) -> float:
+def _localised(bench: Bench, result: SearchResults) -> float:
     """The share, 0..1, of the relevant hits among the first ten whose box has IoU >= 0.5 with the truth."""
     right = []
-    for query, boxes in zip(bench.queries, found.boxes, strict=True):
+    for query, boxes in zip(bench.queries, result.boxes, strict=True):
         for image in set(bench.relevant(query)) & set(boxes):
             true = [o.box for o in bench.gallery[image].objects if o.instance == query.instance]
             right.append(placed(boxes[image], true))
@@ -219,15 +222,15 @@ def _chance(bench: Bench) -> dict[str, Any]:
     }
 
 
-def _detection(bench: Bench, seen: Seen) -> dict[str, Any]:
+def _detection(bench: Bench, collected: Collected) -> dict[str, Any]:
     """Share of the labelled objects that some detected box covers with IoU >= 0.5, also by their size."""
     hits, shares = [], []
-    for entry, items in zip(bench.gallery, seen.objects, strict=True):
-        found = np.array([item.box for item in items], np.float32).reshape(-1, 4)
-        hits.append(intersection_over_union(entry.boxes, found).max(1, initial=0) >= 0.5)
+    for entry, items in zip(bench.gallery, collected.objects, strict=True):
+        detected = np.array([item.box for item in items], np.float32).reshape(-1, 4)
+        hits.append(intersection_over_union(entry.boxes, detected).max(1, initial=0) >= 0.5)
         shares.append(box_shares(entry.boxes, image_size(entry.file)))
     hit, share = np.concatenate(hits), np.concatenate(shares)
-    boxes = sum(len(items) for items in seen.objects) / len(bench.gallery)
+    boxes = sum(len(items) for items in collected.objects) / len(bench.gallery)
     recall = float(hit.mean()) if len(hit) else 0.0
     return {
         "recall@0.5": round(recall, 4),

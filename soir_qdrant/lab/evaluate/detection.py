@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from soir_qdrant import images as pictures
+from soir_qdrant import images as image_io
 from soir_qdrant.config import Settings
 from soir_qdrant.contracts import Detector
 from soir_qdrant.errors import ConfigError, DatasetError
@@ -119,7 +119,7 @@ def evaluate_detector(
 
 def _detected(file: Path, detector: Detector, wide: Detector, cache: ArrayCache) -> Arrays:
     """Boxes and scores by both detectors, and the size of the image."""
-    image = pictures.load(file)
+    image = image_io.load(file)
     key = image.sha256[:24]
     arrays = cache.load(key)
     if arrays is None:
@@ -139,8 +139,8 @@ def _detected(file: Path, detector: Detector, wide: Detector, cache: ArrayCache)
 
 def _detect(detector: Detector, image: RGB) -> tuple[NDArray[np.float32], NDArray[np.float32], float]:
     start = time.process_time()
-    (found,) = detector.detect([image])
-    return found.boxes, found.scores, time.process_time() - start
+    (detections,) = detector.detect([image])
+    return detections.boxes, detections.scores, time.process_time() - start
 
 
 def _judged(image: LabelledImage, arrays: Arrays, cap: int) -> Judged:
@@ -164,16 +164,16 @@ def matches(true: NDArray[np.floating], boxes: NDArray[np.floating], iou: float)
     true: [n, 4]; boxes: [k, 4], by descending score. int [n], UNMATCHED for none; so an object is among the
     first m boxes' where its number is below m.
     """
-    found = np.full(len(true), UNMATCHED, np.int64)
+    matches = np.full(len(true), UNMATCHED, np.int64)
     if not len(true) or not len(boxes):
-        return found
+        return matches
     overlaps = intersection_over_union(boxes, true)
     for i, row in enumerate(overlaps):
-        free = np.where(found == UNMATCHED, row, -1.0)
+        free = np.where(matches == UNMATCHED, row, -1.0)
         best = int(free.argmax())
         if free[best] >= iou:
-            found[best] = i
-    return found
+            matches[best] = i
+    return matches
 
 
 def precision_over_recall(right: NDArray[np.bool_], scores: NDArray[np.floating], objects: int) -> float:

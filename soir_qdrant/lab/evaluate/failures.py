@@ -11,13 +11,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from soir_qdrant import images as pictures
+from soir_qdrant import images as image_io
 from soir_qdrant.config import Settings
 from soir_qdrant.errors import ConfigError
 from soir_qdrant.geometry.boxes import areas, intersection_over_union, overlap
 from soir_qdrant.lab.evaluate import report
 from soir_qdrant.lab.evaluate.bench import Bench
-from soir_qdrant.lab.evaluate.collect import Seen
+from soir_qdrant.lab.evaluate.collect import Collected
 from soir_qdrant.lab.evaluate.compare import Evaluation
 from soir_qdrant.lab.evaluate.metrics import average_precision
 from soir_qdrant.pipeline import Pipeline
@@ -84,26 +84,28 @@ def box_reason(true: NDArray[np.floating], boxes: NDArray[np.floating]) -> str |
 def cases(bench: Bench, done: Evaluation, vectors: Sequence[Vector], row: str) -> list[Case]:
     """Every query with each of its relevant images. vectors: float32 [k, D] of each image's objects, as they
     are compared with queries; row: whose order of the images is explained."""
-    found = []
+    listed = []
     for number, order in enumerate(done.ranks[row]):
         relevant = bench.relevant(bench.queries[number])
         rank = {int(image): place for place, image in enumerate(order)}
-        best = np.array([(some @ done.seen.query_vectors[number]).max(initial=-1) for some in vectors])
+        best = np.array([(some @ done.collected.query_vectors[number]).max(initial=-1) for some in vectors])
         wrong = float(np.delete(best, relevant).max(initial=-1))
         for image in relevant:
-            lost, boxed = rank[image] >= len(relevant), _boxed(bench, done.seen, number, image)
+            lost, boxed = rank[image] >= len(relevant), _boxed(bench, done.collected, number, image)
             reason: str | None
             if isinstance(boxed, str):
                 reason = boxed
             else:
-                reason = _reason(bench, done.seen, vectors, number, image, boxed, wrong) if lost else None
-            found.append(Case(number, image, rank[image], lost, reason))
-    return found
+                reason = (
+                    _reason(bench, done.collected, vectors, number, image, boxed, wrong) if lost else None
+                )
+            listed.append(Case(number, image, rank[image], lost, reason))
+    return listed
 
 
-def _boxed(bench: Bench, seen: Seen, number: int, image: int) -> str | int:
+def _boxed(bench: Bench, collected: Collected, number: int, image: int) -> str | int:
     """What is wrong with the boxes of a query's thing in an image, or which object is the thing."""
-    true, boxes = _true(bench, image, bench.queries[number].instance), _boxes(seen, image)
+    true, boxes = _true(bench, image, bench.queries[number].instance), _boxes(collected, image)
     reasons = [box_reason(box, boxes) for box in true]
     if None in reasons:
         return int(intersection_over_union(true, boxes).max(0).argmax())
@@ -112,25 +114,33 @@ def _boxed(bench: Bench, seen: Seen, number: int, image: int) -> str | int:
 
 
 def _reason(
-    bench: Bench, seen: Seen, vectors: Sequence[Vector], number: int, image: int, boxed: int, wrong: float
+    bench: Bench,
+    collected: Collected,
+    vectors: Sequence[Vector],
+    number: int,
+    image: int,
+    boxed: int,
+    wrong: float,
 ) -> str:
     """Of a lost image whose box is right. boxed: which object the thing is; wrong: similarity of the most
     similar object in a wrong image."""
-    own, query = vectors[image][boxed], seen.query_vectors[number]
+    own, query = vectors[image][boxed], collected.query_vectors[number]
     similarity = float(own @ query)
     if similarity >= wrong:
         return "lost in the vector"
-    others = [float(own @ view) for view in _views(bench, seen, vectors, number, image)]
+    others = [float(own @ view) for view in _views(bench, collected, vectors, number, image)]
     if others and similarity < ALIKE * float(np.median(others)):
         return "query bad"
     return "encoder confused"
 
 
-def _views(bench: Bench, seen: Seen, vectors: Sequence[Vector], number: int, besides: int) -> list[Vector]:
+def _views(
+    bench: Bench, collected: Collected, vectors: Sequence[Vector], number: int, besides: int
+) -> list[Vector]:
     """Vectors of a query's thing in the other images where its box is right."""
     views = []
     for image in bench.relevant(bench.queries[number]):
-        boxed = _boxed(bench, seen, number, image)
+        boxed = _boxed(bench, collected, number, image)
         if image != besides and isinstance(boxed, int):
             views.append(vectors[image][boxed])
     return views
@@ -141,14 +151,14 @@ def _true(bench: Bench, image: int, instance: str) -> NDArray[np.float64]:
     return np.array(boxes, np.float64).reshape(-1, 4)
 
 
-def _boxes(seen: Seen, image: int) -> NDArray[np.float64]:
-    return np.array([item.box for item in seen.objects[image]], np.float64).reshape(-1, 4)
+def _boxes(collected: Collected, image: int) -> NDArray[np.float64]:
+    return np.array([item.box for item in collected.objects[image]], np.float64).reshape(-1, 4)
 
 
-def counts(found: Sequence[Case]) -> list[tuple[str, int, int]]:
+def counts(listed: Sequence[Case]) -> list[tuple[str, int, int]]:
     """reason, images with it, and how many of them are lost; those that nothing is wrong with come first."""
-    every, lost = Counter(case.reason for case in found), Counter(c.reason for c in found if c.lost)
-    rows = [("found where it should be", sum(not case.lost for case in found), 0)]
+    every, lost = Counter(case.reason for case in listed), Counter(c.reason for c in listed if c.lost)
+    rows = [("found where it should be", sum(not case.lost for case in listed), 0)]
     return rows + [(reason, every[reason], lost[reason]) for reason in REASONS]
 
 
@@ -172,16 +182,16 @@ def write(folder: Path, bench: Bench, done: Evaluation, settings: Settings, wors
     if row is None:
         raise ConfigError(f"--failures explains one of the rows {', '.join(RANKED)}: name one in --rows")
     white = Pipeline(settings).whitening or normalize
-    found = cases(bench, done, [white(rows) for rows in done.seen.rows], row)
+    listed = cases(bench, done, [white(rows) for rows in done.collected.rows], row)
     precision = [
         average_precision(np.isin(order, bench.relevant(query)), len(bench.relevant(query)))
         for query, order in zip(bench.queries, done.ranks[row], strict=True)
     ]
     figures = [
-        (reason, f"{every} ({lost} lost)" if lost else str(every)) for reason, every, lost in counts(found)
+        (reason, f"{every} ({lost} lost)" if lost else str(every)) for reason, every, lost in counts(listed)
     ]
     strips = [
-        _strip(bench, done, row, found, i, precision[i]) for i in np.argsort(precision)[:worst].tolist()
+        _strip(bench, done, row, listed, i, precision[i]) for i in np.argsort(precision)[:worst].tolist()
     ]
     file = folder / "index.html"
     lead = (
@@ -190,32 +200,32 @@ def write(folder: Path, bench: Bench, done: Evaluation, settings: Settings, wors
         "queries' relevant images; lost: not among the first n, where n are relevant."
     )
     page.write(file, f"Failures on {bench.root.name}", lead, figures, strips)
-    report.write_text(folder / "reasons.md", _markdown(bench, row, found))
+    report.write_text(folder / "reasons.md", _markdown(bench, row, listed))
     return file
 
 
-def _markdown(bench: Bench, row: str, found: Sequence[Case]) -> str:
-    total = max(len(found), 1)
+def _markdown(bench: Bench, row: str, listed: Sequence[Case]) -> str:
+    total = max(len(listed), 1)
     rows = [
         [reason, str(every), f"{100 * every / total:.1f}", str(lost), REASONS.get(reason, "")]
-        for reason, every, lost in counts(found)
+        for reason, every, lost in counts(listed)
     ]
     table = report.markdown(["reason", "images", "%", "lost", "what it means"], rows)
     return (
-        f"{bench.root.name}, row {row}: {len(found)} relevant images of {len(bench.queries)} queries. "
+        f"{bench.root.name}, row {row}: {len(listed)} relevant images of {len(bench.queries)} queries. "
         f"lost: not among the first n, where n are relevant.\n\n{table}"
     )
 
 
 def _strip(
-    bench: Bench, done: Evaluation, row: str, found: Sequence[Case], number: int, precision: float
+    bench: Bench, done: Evaluation, row: str, listed: Sequence[Case], number: int, precision: float
 ) -> page.Strip:
     query, order = bench.queries[number], done.ranks[row][number]
-    own = [case for case in found if case.query == number]
+    own = [case for case in listed if case.query == number]
     best = min(own, key=lambda case: case.rank)
     lost = Counter(case.reason for case in own if case.lost and case.reason)
     named = ", ".join(f"{reason} {count}" for reason, count in lost.most_common())
-    strip = [("the query", _small(pictures.load(query.file).rgb, query.box))]
+    strip = [("the query", _small(image_io.load(query.file).rgb, query.box))]
     wrong = next((int(i) for i in order if int(i) not in bench.relevant(query)), None)
     if wrong is not None:
         matched = _matched(done, row, number, wrong)
@@ -234,8 +244,8 @@ def _rank(order: NDArray[np.int64], image: int) -> int:
 
 def _matched(done: Evaluation, row: str, number: int, image: int) -> list[Box]:
     """The box of a hit, where the row says it."""
-    found = done.seen.found.get(row)
-    box = found.boxes[number].get(image) if found else None
+    result = done.collected.searches.get(row)
+    box = result.boxes[number].get(image) if result else None
     return [box] if box else []
 
 
@@ -251,10 +261,10 @@ def _drawn(
     bench: Bench, done: Evaluation, image: int, thick: Sequence[Box], colour: tuple[int, int, int]
 ) -> RGB:
     """An image with what was detected thin, and some boxes thick."""
-    rgb = pictures.load(bench.gallery[image].file).rgb
+    rgb = image_io.load(bench.gallery[image].file).rgb
     scale = WIDE / max(rgb.shape[:2])
     small = np.ascontiguousarray(cv2.resize(rgb, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA))
-    thin = [item.box for item in done.seen.objects[image]]
+    thin = [item.box for item in done.collected.objects[image]]
     for boxes, shade, width in ((thin, DETECTED, 1), (thick, colour, 2)):
         for box in boxes:
             x0, y0, x1, y1 = (round(v * scale) for v in box)

@@ -60,8 +60,8 @@ def ranking(scores: NDArray[np.floating]) -> NDArray[np.int64]:
 
 def placed(box: Box | None, true: Sequence[Box]) -> bool:
     """Whether a box lies on one of some true ones, IoU >= 0.5."""
-    told = np.array([box] if box else np.zeros((0, 4)), np.float32)
-    return bool(intersection_over_union(told, np.array(true, np.float32)).max(initial=0) >= 0.5)
+    hit_box = np.array([box] if box else np.zeros((0, 4)), np.float32)
+    return bool(intersection_over_union(hit_box, np.array(true, np.float32)).max(initial=0) >= 0.5)
 
 
 def image_size(file: Path) -> tuple[int, int]:
@@ -83,8 +83,8 @@ def recall_by_size(hit: Bools, shares: NDArray[np.floating]) -> dict[str, float 
 
     hit: bool [n]; shares: [n], the object's part of its image, 0..1.
     """
-    found: dict[str, float | None] = {}
+    recalls: dict[str, float | None] = {}
     for name, (low, high) in SHARES.items():
         inside = (shares >= low) & (shares < high)
-        found[name] = round(float(hit[inside].mean()), 4) if inside.any() else None
-    return found
+        recalls[name] = round(float(hit[inside].mean()), 4) if inside.any() else None
+    return recalls

@@ -37,9 +37,11 @@ def notes(results: Results) -> list[str]:
     """Lines below the table: the detector, and what ingesting costs."""
     lines = []
     if "detector" in results:
-        seen = results["detector"]
-        lines.append(f"detector: recall@0.5 {seen['recall@0.5']:.3f} at {seen['boxes']:.1f} boxes an image")
-        lines.append(f"recall by size: {by_size(seen.get('by_size', {}))}")
+        detector = results["detector"]
+        lines.append(
+            f"detector: recall@0.5 {detector['recall@0.5']:.3f} at {detector['boxes']:.1f} boxes an image"
+        )
+        lines.append(f"recall by size: {by_size(detector.get('by_size', {}))}")
     if "ingest" in results:
         lines.append(f"ingesting: {results['ingest']['core_seconds']:.2f} core-seconds an image")
     return lines

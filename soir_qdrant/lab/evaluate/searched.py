@@ -31,7 +31,7 @@ TOP = 10  # hits whose boxes are looked at
 
 
 @dataclass(slots=True)
-class Found:
+class SearchResults:
     """Of each query: ranks, int [n], the whole gallery; boxes of the first TOP hits, by image. ms: added to a
     plain search by the reranking, per candidate."""
 
@@ -56,39 +56,41 @@ class Asking:
     def __init__(self, searcher: SoirSearcher, rows: list[str], total: int, cache: Path) -> None:
         self.searcher = searcher
         self.total = total
-        self.found = {name: Found() for name in rows}
+        self.searches = {name: SearchResults() for name in rows}
         self.rerankers = {
             name: _reranker(searcher, RERANKED[name], cache) for name in rows if name in RERANKED
         }
 
     def ask(self, query: BenchQuery, vector: Vector) -> None:
         """vector: the query's, float32 [D]."""
-        if not self.found:
+        if not self.searches:
             return
         self.searcher.exact_boxes = False
         plain = self.searcher.search(vector, limit=self.total, rerank=None)
-        for name, found in self.found.items():
+        for name, result in self.searches.items():
             hits = plain
             if name in self.rerankers:
-                hits = self._reranked(query, vector, self.rerankers[name], found)
+                hits = self._reranked(query, vector, self.rerankers[name], result)
             first = [int(hit.id) for hit in hits]
             rest = [int(hit.id) for hit in plain if int(hit.id) not in set(first)]
-            found.ranks.append(np.array(first + rest))
-            found.boxes.append({int(hit.id): hit.box for hit in hits[:TOP]})
+            result.ranks.append(np.array(first + rest))
+            result.boxes.append({int(hit.id): hit.box for hit in hits[:TOP]})
 
-    def _reranked(self, query: BenchQuery, vector: Vector, reranker: Reranker, found: Found) -> list[Hit]:
+    def _reranked(
+        self, query: BenchQuery, vector: Vector, reranker: Reranker, result: SearchResults
+    ) -> list[Hit]:
         """The candidates that this kind of reranking takes by itself, in its order."""
         first = min(reranker.candidates, self.total)
-        asked: dict[str, Any] = {"query": vector, "limit": first, "prefetch": first}
+        request: dict[str, Any] = {"query": vector, "limit": first, "prefetch": first}
         if "query image" in reranker.needs:
-            asked |= {"query": str(query.file), "box": query.box}
+            request |= {"query": str(query.file), "box": query.box}
         self.searcher.exact_boxes = "box" in reranker.needs
         start = time.perf_counter()
-        self.searcher.search(**asked, rerank=None)
+        self.searcher.search(**request, rerank=None)
         middle = time.perf_counter()
-        hits = self.searcher.search(**asked, rerank=reranker)
+        hits = self.searcher.search(**request, rerank=reranker)
         spent = time.perf_counter() - middle - (middle - start)
-        found.ms.append(1000 * max(spent, 0.0) / max(len(hits), 1))
+        result.ms.append(1000 * max(spent, 0.0) / max(len(hits), 1))
         return hits
 
 

@@ -60,7 +60,7 @@ def load(
 @torch.inference_mode()
 def evaluate(
     matcher: Matcher,
-    pictures: Sequence[Captioned],
+    items: Sequence[Captioned],
     settings: PerturbSettings | None,
     *,
     itm: bool = True,
@@ -75,9 +75,9 @@ def evaluate(
     sentence by ITM logit + ITC similarity, as BLIP-2 does; False is ITC alone. batch: pictures, or sentences
     of one picture, at once. advance: called once per picture, twice where there is ITM.
     """
-    truth = torch.tensor([i for i, picture in enumerate(pictures) for _ in picture.captions])
-    small = torch.tensor([p.largest < SMALL for p in pictures])
-    scoring = _Scoring(matcher, pictures, settings, batch, advance)
+    truth = torch.tensor([i for i, item in enumerate(items) for _ in item.captions])
+    small = torch.tensor([p.largest < SMALL for p in items])
+    scoring = _Scoring(matcher, items, settings, batch, advance)
     scores = scoring.itc()
     return _recalls(scoring.with_itm(scores, top) if itm else scores, truth, small)
 
@@ -88,22 +88,22 @@ class _Scoring:
     def __init__(
         self,
         matcher: Matcher,
-        pictures: Sequence[Captioned],
+        items: Sequence[Captioned],
         settings: PerturbSettings | None,
         batch: int,
         advance: Callable[[], None],
     ) -> None:
-        self.matcher, self.pictures, self.settings = matcher, pictures, settings
+        self.matcher, self.items, self.settings = matcher, items, settings
         self.batch, self.advance = batch, advance
         self.sites = blip2(matcher.model)
-        texts = [text for picture in pictures for text in picture.captions]
+        texts = [text for item in items for text in item.captions]
         self.words = [matcher.words(texts[i : i + batch]) for i in range(0, len(texts), batch)]
 
     def itc(self) -> Tensor:
         """The similarity of descriptors."""
         texts = torch.cat([self.matcher.read(part) for part in self.words]).float()
         columns = []
-        for some in _batches(self.pictures, self.batch):
+        for some in _batches(self.items, self.batch):
             with self._perturbed(some):
                 images = self.matcher.describe(self._tokens(some)).float()
             columns.append((texts @ images.flatten(0, 1).T).unflatten(1, images.shape[:2]).amax(2).cpu())
@@ -114,13 +114,13 @@ class _Scoring:
     def with_itm(self, itc: Tensor, top: int) -> Tensor:
         """The matching logit beside it, of the `top` pictures of each sentence; the others score -inf."""
         scores, listed = torch.full_like(itc, -torch.inf), torch.zeros_like(itc, dtype=torch.bool)
-        listed.scatter_(1, itc.topk(min(top, len(self.pictures)), 1).indices, True)
+        listed.scatter_(1, itc.topk(min(top, len(self.items)), 1).indices, True)
         words = {name: torch.cat([part[name] for part in self.words]) for name in self.words[0]}
-        for i, picture in enumerate(self.pictures):
+        for i, item in enumerate(self.items):
             rows = listed[:, i].nonzero()[:, 0]
             if len(rows):
-                tokens = self._tokens([picture])
-                with self._perturbed([picture]):
+                tokens = self._tokens([item])
+                with self._perturbed([item]):
                     logits = [
                         self.matcher.match(tokens, {n: x[part.to(x.device)] for n, x in words.items()})
                         for part in rows.split(self.batch)
@@ -129,8 +129,8 @@ class _Scoring:
             self.advance()
         return scores
 
-    def _tokens(self, pictures: Sequence[Captioned]) -> Tensor:
-        return self.matcher.image_tokens([_open(picture.file) for picture in pictures])
+    def _tokens(self, items: Sequence[Captioned]) -> Tensor:
+        return self.matcher.image_tokens([_open(item.file) for item in items])
 
     def _perturbed(self, some: Sequence[Captioned]) -> AbstractContextManager[None]:
         if self.settings is None:
@@ -143,13 +143,13 @@ def _recalls(scores: Tensor, truth: Tensor, small: Tensor) -> dict[str, float]:
     own = scores.gather(1, truth[:, None])
     never = torch.iinfo(torch.long).max  # where it was not listed
     rank = torch.where(torch.isfinite(own[:, 0]), (scores > own).sum(1), never)
-    found: dict[str, float] = {}
+    recalls: dict[str, float] = {}
     for name, chosen in (("", torch.ones_like(truth, dtype=torch.bool)), ("small ", small[truth])):
         ranks = rank[chosen]
-        found[f"{name}sentences"] = len(ranks)
+        recalls[f"{name}sentences"] = len(ranks)
         for k in (1, 5, 10) if len(ranks) else ():
-            found[f"{name}R@{k}"] = round(100 * float((ranks < k).float().mean()), 2)
-    return found
+            recalls[f"{name}R@{k}"] = round(100 * float((ranks < k).float().mean()), 2)
+    return recalls
 
 
 def _captioned(root: Path, source: Path, boxes: Path, entry: Any, number: int) -> Captioned:
@@ -160,8 +160,8 @@ def _captioned(root: Path, source: Path, boxes: Path, entry: Any, number: int) -
         raise DatasetError(f'{source}: entry {number} needs "image", a file, and "caption", sentences')
     file = root / name
     try:
-        with Image.open(file) as picture:
-            size = picture.size
+        with Image.open(file) as image:
+            size = image.size
     except OSError as error:
         raise DatasetError(f"{file}: not readable as an image ({error}), though {source} names it") from error
     return Captioned(file, list(captions or []), _boxes(boxes / f"{file.stem}.xml"), size)
@@ -172,18 +172,18 @@ def _boxes(file: Path) -> Tensor:
     if not file.is_file():
         return torch.zeros(0, 4)
     try:
-        found = [
+        boxes = [
             [float(box.findtext(name, "")) for name in ("xmin", "ymin", "xmax", "ymax")]
             for box in ElementTree.parse(file).iter("bndbox")
         ]
     except (ElementTree.ParseError, ValueError) as error:
         raise DatasetError(f"{file}: no annotation of Flickr30K Entities ({error})") from error
-    return torch.tensor(found).reshape(-1, 4) - torch.tensor([1.0, 1.0, 0.0, 0.0])
+    return torch.tensor(boxes).reshape(-1, 4) - torch.tensor([1.0, 1.0, 0.0, 0.0])
 
 
 def _open(file: Path) -> Image.Image:
-    with Image.open(file) as picture:
-        return picture.convert("RGB")
+    with Image.open(file) as image:
+        return image.convert("RGB")
 
 
 def _batches(items: Sequence[Captioned], size: int) -> Iterator[Sequence[Captioned]]:

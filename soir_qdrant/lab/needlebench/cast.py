@@ -66,8 +66,8 @@ def open_cast(
 
 def _flat_cast(cutouts: tuple[Cutout, ...], targets: int, rng: np.random.Generator) -> Cast:
     if len(cutouts) < targets + OBJECTS[1]:
-        least = targets + OBJECTS[1]
-        raise DatasetError(f"{targets} targets need {least} cut-outs, the sources have {len(cutouts)}")
+        min_cutouts = targets + OBJECTS[1]
+        raise DatasetError(f"{targets} targets need {min_cutouts} cut-outs, the sources have {len(cutouts)}")
     by_kind: dict[str, list[Cutout]] = {}
     for cutout in cutouts:
         by_kind.setdefault(cutout.kind, []).append(cutout)
@@ -92,12 +92,12 @@ def _flat_cast(cutouts: tuple[Cutout, ...], targets: int, rng: np.random.Generat
 
 
 def _flat_view(cutout: Cutout) -> View:
-    kept: list[RGBA] = []
+    loaded: list[RGBA] = []
 
     def view(_: np.random.Generator, __: bool) -> RGBA:
-        if not kept:
-            kept.append(cutout.read())
-        return kept[0]
+        if not loaded:
+            loaded.append(cutout.read())
+        return loaded[0]
 
     return view
 

@@ -18,7 +18,7 @@ RGBA: TypeAlias = NDArray[np.uint8]  # [h, w, 4], straight alpha
 Ids: TypeAlias = NDArray[np.uint8]  # [H, W], 0 the ground, i + 1 the i-th object
 
 SMALLEST, LARGEST = 0.005, 0.03  # visible area of an object as a share of the scene
-LEAST_VISIBLE = 0.6  # an object hidden more than this is no fair answer
+MIN_VISIBLE = 0.6  # an object hidden more than this is no fair answer
 MARGIN = 0.02  # objects are laid out a little inside the limits
 
 
@@ -27,10 +27,10 @@ class Pose:
     """turn: degrees a cut-out may turn in the plane. bend: how far its corners may move, of its side."""
 
     turn: float = 30.0
-    bend: float = 0.08
+    corner_shift: float = 0.08
 
 
-FLAT = Pose(turn=0.0, bend=0.0)  # for renders, whose pose is the renderer's
+FLAT = Pose(turn=0.0, corner_shift=0.0)  # for renders, whose pose is the renderer's
 
 
 def trim(rgba: RGBA) -> RGBA:
@@ -49,7 +49,7 @@ def resize_area(rgba: RGBA, pixels: float, pose: Pose, rng: np.random.Generator)
     angle = np.deg2rad(rng.uniform(-pose.turn, pose.turn))
     shrunk = _shrink(rgba, scale)
     corners = np.array([[0, 0], [w, 0], [w, h], [0, h]], np.float32)
-    bent = corners + rng.uniform(-pose.bend, pose.bend, (4, 2)) * (w, h)
+    bent = corners + rng.uniform(-pose.corner_shift, pose.corner_shift, (4, 2)) * (w, h)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     placed = (bent * scale) @ turn.T
     placed -= placed.min(axis=0) - 2
@@ -115,9 +115,9 @@ def crop_ground(photo: RGB, size: tuple[int, int], rng: np.random.Generator) -> 
 class Scene:
     """A canvas that knows whose every pixel is. rgb: uint8 [H, W, 3]; ids: uint8 [H, W]."""
 
-    def __init__(self, ground: RGB) -> None:
-        self.rgb = ground.copy()
-        self.ids: Ids = np.zeros(ground.shape[:2], np.uint8)
+    def __init__(self, background: RGB) -> None:
+        self.rgb = background.copy()
+        self.ids: Ids = np.zeros(background.shape[:2], np.uint8)
         self.full: list[int] = []  # opaque pixels of each object before anything covered it
 
     def fits(self, rgba: RGBA, x: int, y: int, covering: int | None) -> bool:
@@ -137,7 +137,7 @@ class Scene:
         if touched != {covering}:
             return False
         left = int((self.ids == covering + 1).sum()) - int(under[covering + 1])
-        enough = left >= LEAST_VISIBLE * self.full[covering] and left >= SMALLEST * (1 + MARGIN) * total
+        enough = left >= MIN_VISIBLE * self.full[covering] and left >= SMALLEST * (1 + MARGIN) * total
         return enough and int(under[covering + 1]) >= 0.05 * self.full[covering]
 
     def paste(self, rgba: RGBA, x: int, y: int, rng: np.random.Generator) -> None:

@@ -27,9 +27,9 @@ from soir_qdrant.types import RGB
 VERSION = 1  # of what is drawn: raise it when the same seed gives other pictures
 THINGS, ALIKE, GROUNDS = 300, 2, 150  # ALIKE: things of one silhouette
 FILLED = (0.25, 0.98)  # share of its box that a silhouette covers
-LEAST_SIDE = 60
+MIN_SIDE = 60
 GROUND = (1200, 900)  # width, height
-Picture = NDArray[np.float32]  # [h, w, 3], 0..1
+FloatImage = NDArray[np.float32]  # [h, w, 3], 0..1
 
 
 def invented(seed: int, *, fetch: bool = False) -> Sources:
@@ -42,14 +42,16 @@ def invented(seed: int, *, fetch: bool = False) -> Sources:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             draw(part, Sources.full(fetch=fetch), seed)
         part.rename(home)
-    found = Sources.folders(home / "things", home / "grounds")
-    return Sources(home.name, found.dev, found.test)
+    folders = Sources.folders(home / "things", home / "grounds")
+    return Sources(home.name, folders.dev, folders.test)
 
 
 def draw(folder: Path, sources: Sources, seed: int, *, things: int = THINGS, grounds: int = GROUNDS) -> None:
     """Write `things/` (PNG with alpha; those in one folder share a silhouette) and `grounds/` (JPEG)."""
     inventor = Inventor(
-        unused(sources), [ground.read() for ground in sources.dev.grounds], np.random.default_rng((seed, 0))
+        unused(sources),
+        [background.read() for background in sources.dev.grounds],
+        np.random.default_rng((seed, 0)),
     )
     for i in range(0, things, ALIKE):
         family = folder / "things" / f"{i // ALIKE:04d}"
@@ -59,7 +61,7 @@ def draw(folder: Path, sources: Sources, seed: int, *, things: int = THINGS, gro
             (family / f"{j}.png").write_bytes(encode_png(inventor.thing(outline)))
     (folder / "grounds").mkdir(parents=True)
     for i in range(grounds):
-        (folder / "grounds" / f"{i:04d}.jpg").write_bytes(encode_jpeg(inventor.ground(), 92))
+        (folder / "grounds" / f"{i:04d}.jpg").write_bytes(encode_jpeg(inventor.background(), 92))
 
 
 def unused(sources: Sources) -> list[Path]:
@@ -87,7 +89,7 @@ class Inventor:
                 continue
             h, w = drawing.shape[:2]
             inside = (drawing[..., 3] > 127).astype(np.uint8)
-            if min(h, w) < max(LEAST_SIDE, max(h, w) / 3) or not FILLED[0] < inside.mean() < FILLED[1]:
+            if min(h, w) < max(MIN_SIDE, max(h, w) / 3) or not FILLED[0] < inside.mean() < FILLED[1]:
                 continue
             largest = cv2.connectedComponentsWithStats(inside)[2][1:, cv2.CC_STAT_AREA].max()
             if largest > 0.9 * inside.sum():
@@ -109,12 +111,12 @@ class Inventor:
         x = x * (1 - rng.uniform(0, 0.5) * (1 - np.minimum(deep, 1)) ** 2)[..., None]
         if rng.random() < 0.5:
             yy, xx = np.mgrid[0:h, 0:w]
-            apart = (yy - rng.uniform(0, h)) ** 2 + (xx - rng.uniform(0, w)) ** 2
+            distance = (yy - rng.uniform(0, h)) ** 2 + (xx - rng.uniform(0, w)) ** 2
             wide = rng.uniform(0.15, 0.6) * max(h, w)
-            x = x + rng.uniform(0, 0.4) * np.exp(-apart / (2 * wide**2))[..., None]
+            x = x + rng.uniform(0, 0.4) * np.exp(-distance / (2 * wide**2))[..., None]
         return trim(np.dstack([pixels(x), alpha]))
 
-    def ground(self) -> RGB:
+    def background(self) -> RGB:
         """A piece of a photograph in other colours; a third of them run into another one."""
         x = self._scenery()
         if self.rng.random() < 0.35:
@@ -130,11 +132,11 @@ class Inventor:
         scale = self.rng.uniform(0.3, 0.8) * max(h, w) / max(shape.shape)
         shape = np.asarray(cv2.resize(shape, None, fx=scale, fy=scale)[:h, :w])
         y, x = (self.rng.integers(a - b + 1) for a, b in zip((h, w), shape.shape, strict=True))
-        held = np.zeros((h, w), np.float32)
-        held[y : y + shape.shape[0], x : x + shape.shape[1]] = shape / np.float32(255)
-        return held
+        canvas = np.zeros((h, w), np.float32)
+        canvas[y : y + shape.shape[0], x : x + shape.shape[1]] = shape / np.float32(255)
+        return canvas
 
-    def filling(self, h: int, w: int) -> Picture:
+    def filling(self, h: int, w: int) -> FloatImage:
         """One colour that changes a little across, or a piece of a photograph."""
         if self.rng.random() < 0.25:
             colour, change, angle = self.rng.random(3), self.rng.normal(0, 0.12, 3), self.rng.uniform(0, 6.3)
@@ -143,7 +145,7 @@ class Inventor:
             return np.asarray(np.clip(colour + change * ramp, 0, 1), np.float32)
         return self._piece((w, h), self.rng.uniform(0.08, 0.5))
 
-    def _scenery(self) -> Picture:
+    def _scenery(self) -> FloatImage:
         x = self._piece(GROUND, self.rng.uniform(0.3, 1))
         if self.rng.random() < 0.2:
             x = x[::-1]
@@ -151,7 +153,7 @@ class Inventor:
             x = np.asarray(cv2.GaussianBlur(x, (0, 0), self.rng.uniform(2, 12)), np.float32)
         return x
 
-    def _piece(self, size: tuple[int, int], share: float) -> Picture:
+    def _piece(self, size: tuple[int, int], share: float) -> FloatImage:
         """Of a photograph, about `share` of its shorter side, at `size` (width, height), in other colours."""
         photo = self.photos[int(self.rng.integers(len(self.photos)))]
         h, w = photo.shape[:2]
@@ -162,7 +164,7 @@ class Inventor:
         piece = cv2.resize(photo[y : y + ch, x : x + cw], size, interpolation=way)
         return self._recoloured(piece.astype(np.float32) / 255)
 
-    def _recoloured(self, x: Picture) -> Picture:
+    def _recoloured(self, x: FloatImage) -> FloatImage:
         rng = self.rng
         if rng.random() < 0.5:
             hsv = cv2.cvtColor(x, cv2.COLOR_RGB2HSV)

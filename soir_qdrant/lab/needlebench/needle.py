@@ -101,8 +101,8 @@ def _check(split: str, track: str, scenes: int, targets: int, cutout_queries: fl
     if targets < 1 or scenes < APPEARANCES[1]:
         raise DatasetError(f"{targets} targets, {scenes} scenes: need at least 1 and {APPEARANCES[1]}")
     if targets * APPEARANCES[1] > scenes * TARGETS_A_SCENE:
-        least = -(-targets * APPEARANCES[1] // TARGETS_A_SCENE)
-        raise DatasetError(f"{targets} targets need at least {least} scenes, not {scenes}")
+        min_scenes = -(-targets * APPEARANCES[1] // TARGETS_A_SCENE)
+        raise DatasetError(f"{targets} targets need at least {min_scenes} scenes, not {scenes}")
     if not 0 <= cutout_queries <= 1:
         raise DatasetError(f"cutout_queries must lie in 0..1, is {cutout_queries}")
 

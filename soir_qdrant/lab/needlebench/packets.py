@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from soir_qdrant.lab.needlebench.compose import RGBA
-from soir_qdrant.lab.needlebench.invent import Inventor, Picture, pixels
+from soir_qdrant.lab.needlebench.invent import FloatImage, Inventor, pixels
 from soir_qdrant.types import RGB
 
 SIDE = 320  # pixels of a product's longer side
@@ -34,7 +34,7 @@ class Design:
     height, in `font`. round: how strongly it is shaded like a tin, 0..1.
     """
 
-    art: Picture
+    art: FloatImage
     alpha: NDArray[np.uint8]
     word: str
     place: float
@@ -100,13 +100,13 @@ class Printer:
             cv2.dilate(alpha, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * corner + 1,) * 2))
         )
 
-    def _base(self, h: int, w: int) -> Picture:
+    def _base(self, h: int, w: int) -> FloatImage:
         if self.rng.random() < 0.3:
             return self.inventor.filling(h, w)
         colour = self.rng.random(3) ** self.rng.uniform(0.4, 1.5)
         return np.asarray(np.broadcast_to(colour, (h, w, 3)).copy(), np.float32)
 
-    def _decorated(self, art: Picture) -> Picture:
+    def _decorated(self, art: FloatImage) -> FloatImage:
         """With a band, a disc, a picture or a small drawing."""
         rng, (h, w) = self.rng, art.shape[:2]
         kind = rng.integers(4)
@@ -137,7 +137,7 @@ class Printer:
         return word if self.rng.random() < 0.5 else word.capitalize()
 
 
-def _lettered(art: Picture, word: str, design: Design) -> RGB:
+def _lettered(art: FloatImage, word: str, design: Design) -> RGB:
     """With the word, as wide as the art allows. uint8 [h, w, 3]."""
     printed, (h, w) = pixels(art), art.shape[:2]
     (wide, high), _ = cv2.getTextSize(word, design.font, 1.0, 2)

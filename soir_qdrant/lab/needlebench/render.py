@@ -44,10 +44,10 @@ def meshes(split: SplitName) -> list[Path]:
     home = locate("pybullet")
     parity = 0 if split == "dev" else 1
     blobs = [home / "random_urdfs" / f"{i:03d}" / f"{i:03d}.obj" for i in range(1000) if i % 2 == parity]
-    found = [path for path in [*(home / name for name in NAMED[split]), *blobs] if path.is_file()]
-    if len(found) < 100:
-        raise DatasetError(f"{home}: only {len(found)} meshes; reinstall pybullet (>= 3.2.6)")
-    return found
+    paths = [path for path in [*(home / name for name in NAMED[split]), *blobs] if path.is_file()]
+    if len(paths) < 100:
+        raise DatasetError(f"{home}: only {len(paths)} meshes; reinstall pybullet (>= 3.2.6)")
+    return paths
 
 
 class Renderer:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.progress import track as progress_bar
 
-from soir_qdrant import images as pictures
+from soir_qdrant import images as image_io
 from soir_qdrant.lab.evaluate.bench import ANNOTATIONS, Bench, GalleryImage
 from soir_qdrant.lab.needlebench.compose import RGBA, crop_ground, encode_jpeg, encode_png
 from soir_qdrant.types import RGB, Box, Mask
@@ -51,11 +51,11 @@ def generate(
     queries: list[dict[str, Any]] = []
     for i, entry in enumerate(progress_bar(bench.gallery, "retaken", disable=not progress)):
         rng = np.random.default_rng((seed, i))
-        image = pictures.load(entry.file).rgb
+        image = image_io.load(entry.file).rgb
         chosen, masks = _chosen(entry, image, unknown, rng)
         if not chosen:
             continue
-        other = pictures.load(bench.gallery[int(rng.integers(len(bench.gallery)))].file).rgb
+        other = image_io.load(bench.gallery[int(rng.integers(len(bench.gallery)))].file).rgb
         objects = [{"instance": f"{entry.file.stem}#{j}", "box": list(entry.objects[j].box)} for j in chosen]
         gallery.append(_written(out, entry, image, objects, masks))
         for j, item, mask in zip(chosen, objects, masks, strict=True):
@@ -93,10 +93,10 @@ def retaken(
     if kind < 0.35:
         return framed
     share = framed[..., 3:].astype(np.float32) / 255
-    ground = np.full_like(framed[..., :3], 255)
+    background = np.full_like(framed[..., :3], 255)
     if kind > 0.7:
-        ground = crop_ground(other, (framed.shape[1], framed.shape[0]), rng)
-    return np.asarray(np.round(framed[..., :3] * share + ground * (1 - share)), np.uint8)
+        background = crop_ground(other, (framed.shape[1], framed.shape[0]), rng)
+    return np.asarray(np.round(framed[..., :3] * share + background * (1 - share)), np.uint8)
 
 
 def camera(rgb: RGB, rng: np.random.Generator) -> RGB:
@@ -211,8 +211,8 @@ def _drawn(rgb: RGB, place: tuple[int, int, int, int], rng: np.random.Generator)
 def _glare(shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[np.float32]:
     yy, xx = np.mgrid[0 : shape[0], 0 : shape[1]].astype(np.float32)
     wide = rng.uniform(0.05, 0.3) * max(shape)
-    apart = (yy - rng.uniform(0, shape[0])) ** 2 + (xx - rng.uniform(0, shape[1])) ** 2
-    return np.asarray(rng.uniform(0.2, 0.9) * np.exp(-apart / (2 * wide**2))[..., None], np.float32)
+    distance = (yy - rng.uniform(0, shape[0])) ** 2 + (xx - rng.uniform(0, shape[1])) ** 2
+    return np.asarray(rng.uniform(0.2, 0.9) * np.exp(-distance / (2 * wide**2))[..., None], np.float32)
 
 
 def _motion(rng: np.random.Generator) -> NDArray[np.float32]:

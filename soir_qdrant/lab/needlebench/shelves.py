@@ -28,7 +28,7 @@ WIDTH, HEIGHT = 1024, 768
 BRANDS, VARIANTS = 60, 3  # of a folder; products of a brand look alike
 EMBLEMS = 60
 SIGNS = 0.3  # share of scenes that are photographs with emblems
-MIN_SEEN = 0.5  # share of a thing that must be in the picture
+MIN_VISIBLE = 0.5  # share of a thing that must be in the picture
 
 
 @dataclass(slots=True)
@@ -45,7 +45,7 @@ class Canvas:
         h, w = rgba.shape[:2]
         x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + w, WIDTH), min(y + h, HEIGHT)
         if (
-            (x1 - x0) * (y1 - y0) < MIN_SEEN * h * w
+            (x1 - x0) * (y1 - y0) < MIN_VISIBLE * h * w
             or x1 <= x0
             or y1 <= y0
             or len(self.instances) >= MAX_OBJECTS
@@ -87,19 +87,19 @@ def generate(
     gallery = []
     for i in progress_bar(range(scenes), "shelves", disable=not progress):
         rng = np.random.default_rng((seed, 3, i))
-        ground = cv2.resize(inventor.ground(), (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA)
-        canvas = Canvas(np.asarray(ground, np.uint8), np.zeros((HEIGHT, WIDTH), np.uint8))
+        background = cv2.resize(inventor.background(), (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA)
+        canvas = Canvas(np.asarray(background, np.uint8), np.zeros((HEIGHT, WIDTH), np.uint8))
         if rng.random() < SIGNS:
             _signs(canvas, emblems | products, rng)
         else:
             _shelf(canvas, products, rng)
         gallery.append(_write(out, i, _tilted(canvas, rng), rng))
-    seen = [
+    visible = [
         item["instance"]
         for entry in gallery
         for item in {o["instance"]: o for o in entry["objects"]}.values()
     ]
-    again = [name for name in (products | emblems) if seen.count(name) > 1]
+    again = [name for name in (products | emblems) if visible.count(name) > 1]
     queries = [_query(out, i, name, (products | emblems)[name], seed) for i, name in enumerate(again)]
     (out / ANNOTATIONS).write_text(json.dumps({"gallery": gallery, "queries": queries}))
     return out
@@ -107,7 +107,7 @@ def generate(
 
 def _inventor(seed: int) -> Inventor:
     sources = Sources.full()
-    photos = [ground.read() for ground in sources.dev.grounds]
+    photos = [background.read() for background in sources.dev.grounds]
     return Inventor(unused(sources), photos, np.random.default_rng((seed, 1)))
 
 
@@ -146,14 +146,16 @@ def _signs(canvas: Canvas, things: dict[str, RGBA], rng: np.random.Generator) ->
         area = float(np.exp(rng.uniform(np.log(0.001), np.log(0.12)))) * WIDTH * HEIGHT
         thing = things[name]
         scale = float(np.sqrt(area / (thing.shape[0] * thing.shape[1])))
-        rgba = _posed(thing, scale, rng, turn=12.0, bend=0.15)
+        rgba = _posed(thing, scale, rng, turn=12.0, corner_shift=0.15)
         h, w = rgba.shape[:2]
         x, y = int(rng.integers(-w // 4, WIDTH - 3 * w // 4)), int(rng.integers(-h // 4, HEIGHT - 3 * h // 4))
         if not canvas.ids[max(y, 0) : y + h, max(x, 0) : x + w].any():
             canvas.paste(rgba, x, y, name)
 
 
-def _posed(rgba: RGBA, scale: float, rng: np.random.Generator, *, turn: float, bend: float = 0.02) -> RGBA:
+def _posed(
+    rgba: RGBA, scale: float, rng: np.random.Generator, *, turn: float, corner_shift: float = 0.02
+) -> RGBA:
     """In another light, scaled, turned by up to `turn` degrees, its corners moved by up to `bend`."""
     lit = relight(rgba, rng)
     h, w = max(8, round(rgba.shape[0] * scale)), max(8, round(rgba.shape[1] * scale))
@@ -161,7 +163,7 @@ def _posed(rgba: RGBA, scale: float, rng: np.random.Generator, *, turn: float, b
     angle = np.deg2rad(rng.uniform(-turn, turn))
     rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     corners = np.array([[0, 0], [w, 0], [w, h], [0, h]], np.float32)
-    placed = (corners + rng.uniform(-bend, bend, (4, 2)) * (w, h)) @ rotation.T
+    placed = (corners + rng.uniform(-corner_shift, corner_shift, (4, 2)) * (w, h)) @ rotation.T
     placed -= placed.min(0)
     size = np.ceil(placed.max(0)).astype(int) + 1
     matrix = cv2.getPerspectiveTransform(corners, placed.astype(np.float32))
@@ -198,7 +200,7 @@ def _write(out: Path, index: int, canvas: Canvas, rng: np.random.Generator) -> d
 def _query(out: Path, index: int, name: str, rgba: RGBA, seed: int) -> dict[str, Any]:
     """The product alone: half of them as shop pictures on white, half cut out."""
     rng = np.random.default_rng((seed, 4, index))
-    posed = _posed(rgba, rng.uniform(0.5, 1.0), rng, turn=4.0, bend=0.04)
+    posed = _posed(rgba, rng.uniform(0.5, 1.0), rng, turn=4.0, corner_shift=0.04)
     pad = [int(max(posed.shape[:2]) * rng.uniform(0.04, 0.2)) for _ in range(4)]
     framed = np.pad(posed, (tuple(pad[:2]), tuple(pad[2:]), (0, 0)))
     if index % 2:

@@ -119,16 +119,16 @@ class Sources:
         """
         cutouts = tuple(
             Cutout(key, str(Path(key).parent), "render" if has_alpha(path) else "photo", path)
-            for key, path in _pictures(things)
+            for key, path in _images(things)
         )
-        split = Split(cutouts, tuple(Ground(key, path) for key, path in _pictures(grounds)))
+        split = Split(cutouts, tuple(Ground(key, path) for key, path in _images(grounds)))
         return cls(f"{things.name} on {grounds.name}", split, split)
 
 
-def _pictures(folder: Path) -> list[tuple[str, Path]]:
+def _images(folder: Path) -> list[tuple[str, Path]]:
     """Path below the folder, and whole path, in order."""
-    found = [(name, source) for name, source in iter_sources(folder) if isinstance(source, Path)]
-    return [(path.relative_to(folder).as_posix(), path) for _, path in found]
+    named = [(name, source) for name, source in iter_sources(folder) if isinstance(source, Path)]
+    return [(path.relative_to(folder).as_posix(), path) for _, path in named]
 
 
 def locate(source: str, *, fetch: bool = False) -> Path:

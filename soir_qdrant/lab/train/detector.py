@@ -84,7 +84,7 @@ def train(
     state: Path,
     log: Path,
     data: str = "",
-    told: Callable[[dict[str, float]], None] = lambda _: None,
+    report: Callable[[dict[str, float]], None] = lambda _: None,
 ) -> Head:
     """Train in place; returns the head. state: written after every epoch; where it is there, training goes on
     from it, to the same result as without the interruption. log: one JSON line per epoch. data: see
@@ -92,37 +92,37 @@ def train(
 
     Raises ConfigError where `state` belongs to another plan or other data.
     """
-    kept, held = split(scenes, plan)
+    training, holdout = split(scenes, plan)
 
     def value(rows: NDArray[np.int64], rng: np.random.Generator) -> Tensor:
-        return torch.stack(list(_losses(head, [kept[i] for i in rows], rng))).mean()
+        return torch.stack(list(_losses(head, [training[i] for i in rows], rng))).mean()
 
-    steps = math.ceil(len(kept) / plan.batch)
+    steps = math.ceil(len(training) / plan.batch)
     progress = Progress(plan, state, log, data)
-    train_epochs(head, progress, len(kept), steps, value, lambda: measure(head, held), told)
+    train_epochs(head, progress, len(training), steps, value, lambda: measure(head, holdout), report)
     return head
 
 
-def measure(head: Head, scenes: Sequence[Example], most: int = 100) -> dict[str, float]:
-    """recall at 25 and at `most` boxes an image: of the labelled objects, by IoU >= 0.5; precision: average
+def measure(head: Head, scenes: Sequence[Example], max_boxes: int = 100) -> dict[str, float]:
+    """recall at 25 and at `max_boxes` boxes an image: of the labelled objects, by IoU >= 0.5; precision: average
     precision of all boxes in the order of their scores, of the exhaustively labelled images."""
     head.eval()
     hits: list[tuple[float, bool]] = []
-    total = labelled = found = early = 0
+    total = labelled = matches = early = 0
     for one in scenes:
         scores, boxes = named(head, one.read(), one.size)
-        seen = chosen(scores, boxes, one.size, threshold=0.0, iou=0.5, most=most)
-        matched = _matched(seen.boxes, one.boxes)
-        total, found = total + len(one.boxes), found + int(matched.sum())
+        detections = chosen(scores, boxes, one.size, threshold=0.0, iou=0.5, most=max_boxes)
+        matched = _matched(detections.boxes, one.boxes)
+        total, matches = total + len(one.boxes), matches + int(matched.sum())
         early += int(matched[:25].sum())
         if one.exhaustive:
             labelled += len(one.boxes)
-            hits += zip(seen.scores.tolist(), matched.tolist(), strict=True)
+            hits += zip(detections.scores.tolist(), matched.tolist(), strict=True)
     right = np.array([ok for _, ok in sorted(hits, key=lambda hit: -hit[0])], bool)
     precision = np.cumsum(right) / np.arange(1, len(right) + 1)
     return {
         "recall": round(early / max(total, 1), 4),
-        f"recall at {most}": round(found / max(total, 1), 4),
+        f"recall at {max_boxes}": round(matches / max(total, 1), 4),
         "precision": round(float((precision * right).sum() / max(labelled, 1)), 4),
     }
 

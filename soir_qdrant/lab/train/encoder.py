@@ -47,7 +47,7 @@ class Plan:
     temperature: float = 0.05
     ridge: float = 0.3
     every: int = 50
-    held: int = 10
+    holdout: int = 10
     seed: int = 0
 
 
@@ -94,8 +94,8 @@ class Things:
         stored = mine[~self.query[mine]]
         one = int(rng.choice(stored if len(stored) else mine))
         others = mine[self.scenes[mine] != self.scenes[one]]
-        asked = others[self.query[others]]
-        return one, int(rng.choice(asked if len(asked) and rng.random() < 0.5 else others))
+        queries = others[self.query[others]]
+        return one, int(rng.choice(queries if len(queries) and rng.random() < 0.5 else others))
 
 
 def train(
@@ -107,7 +107,7 @@ def train(
     state: Path,
     log: Path,
     data: str = "",
-    told: Callable[[dict[str, float]], None] = lambda _: None,
+    report: Callable[[dict[str, float]], None] = lambda _: None,
 ) -> Tail:
     """Train in place; returns the tail. state, log, data: see `Progress`: it goes on where it was killed, to
     the same result. Raises DatasetError where too few things come again."""
@@ -116,23 +116,23 @@ def train(
     take = _taking(folders)
     things = Things(folders)
     things.look(lambda rows: said(tail, project, take, rows))
-    held = np.arange(plan.held - 1, len(things.views), plan.held)
-    kept = np.setdiff1d(np.arange(len(things.views)), held)
-    if len(kept) < plan.scenes * plan.objects:
+    holdout = np.arange(plan.holdout - 1, len(things.views), plan.holdout)
+    training = np.setdiff1d(np.arange(len(things.views)), holdout)
+    if len(training) < plan.scenes * plan.objects:
         raise DatasetError(
-            f"{len(things.views)} things are seen in two places, and {len(kept)} of them are trained on: a "
+            f"{len(things.views)} things are seen in two places, and {len(training)} of them are trained on: a "
             f"batch needs {plan.scenes * plan.objects}"
         )
     adam = torch.optim.AdamW(tail.parameters(), lr=plan.lr, weight_decay=0.01)
     progress, recent = Progress(plan, state, log, data), torch.zeros(2)
     first = progress.resume(tail, adam)
     if not first:  # what there is to be gained on
-        progress.note({"step": 0} | measure(tail, things, held, project, take, plan))
+        progress.note({"step": 0} | measure(tail, things, holdout, project, take, plan))
     for step in range(first, plan.steps):
         set_rate(adam, plan.lr, step / plan.steps, warm=0.02)
-        pair = things.batch(kept, np.random.default_rng((plan.seed, step)), plan)
-        stored, asked = project(tail.of(take(pair.ravel()))).chunk(2)
-        losses = both(stored, asked, plan)
+        pair = things.batch(training, np.random.default_rng((plan.seed, step)), plan)
+        stored, queries = project(tail.of(take(pair.ravel()))).chunk(2)
+        losses = both(stored, queries, plan)
         adam.zero_grad()
         losses.sum().backward()
         torch.nn.utils.clip_grad_norm_(tail.parameters(), 1.0)
@@ -142,19 +142,19 @@ def train(
             count = (step % plan.every) + 1
             scene, thing = (recent / count).tolist()
             line = {"step": step + 1, "scene": round(scene, 4), "object": round(thing, 4)}
-            line |= measure(tail, things, held, project, take, plan)
+            line |= measure(tail, things, holdout, project, take, plan)
             progress.keep(step + 1, tail, adam, line)
-            told(line)
+            report(line)
             recent.zero_()
     return tail.eval()
 
 
-def both(stored: Tensor, asked: Tensor, plan: Plan) -> Tensor:
+def both(stored: Tensor, queries: Tensor, plan: Plan) -> Tensor:
     """The two losses, [2]. stored, asked: unit rows [scenes * objects, D], scene after scene."""
     scenes = pool(stored.view(plan.scenes, plan.objects, -1), plan.ridge)
-    home = torch.arange(len(asked), device=asked.device)
-    by_scene = F.cross_entropy(asked @ scenes.T / plan.temperature, home // plan.objects)
-    by_object = F.cross_entropy(asked @ stored.T / plan.temperature, home)
+    home = torch.arange(len(queries), device=queries.device)
+    by_scene = F.cross_entropy(queries @ scenes.T / plan.temperature, home // plan.objects)
+    by_object = F.cross_entropy(queries @ stored.T / plan.temperature, home)
     return torch.stack([by_scene, by_object])
 
 
@@ -170,24 +170,24 @@ def pool(rows: Tensor, ridge: float) -> Tensor:
 def measure(
     tail: Tail,
     things: Things,
-    held: NDArray[np.int64],
+    holdout: NDArray[np.int64],
     project: _Projection,
     take: Take,
     plan: Plan,
 ) -> dict[str, float]:
     """Of queries for things that are not trained on: how many find their scene, and their object, first."""
-    if len(held) < 2 * plan.objects:
+    if len(holdout) < 2 * plan.objects:
         return {}
-    fixed = Plan(scenes=min(len(held) // plan.objects, 16), objects=plan.objects, near=1)
-    pair = things.batch(held, np.random.default_rng(0), fixed)
-    stored, asked = (project(tail.of(take(part))) for part in pair)
-    home = torch.arange(len(asked), device=asked.device)
+    fixed = Plan(scenes=min(len(holdout) // plan.objects, 16), objects=plan.objects, near=1)
+    pair = things.batch(holdout, np.random.default_rng(0), fixed)
+    stored, queries = (project(tail.of(take(part))) for part in pair)
+    home = torch.arange(len(queries), device=queries.device)
     scenes = pool(stored.view(fixed.scenes, fixed.objects, -1), plan.ridge)
-    found = {
-        "held scene": (asked @ scenes.T).argmax(1) == home // fixed.objects,
-        "held object": (asked @ stored.T).argmax(1) == home,
+    accuracy = {
+        "held scene": (queries @ scenes.T).argmax(1) == home // fixed.objects,
+        "held object": (queries @ stored.T).argmax(1) == home,
     }
-    return {name: round(float(right.float().mean()), 4) for name, right in found.items()}
+    return {name: round(float(right.float().mean()), 4) for name, right in accuracy.items()}
 
 
 @torch.no_grad()

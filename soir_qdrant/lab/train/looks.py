@@ -12,7 +12,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from soir_qdrant import images as pictures
+from soir_qdrant import images as image_io
 from soir_qdrant.contracts import FeatureSource
 from soir_qdrant.errors import DatasetError
 from soir_qdrant.geometry.boxes import areas
@@ -86,25 +86,25 @@ def examples(
 ) -> list[Example]:
     """What the head sees of each image, computed once and kept in `cache` (1.5 MB an image). unknown: names
     of kinds whose boxes are neither objects nor background."""
-    seen = []
+    collected = []
     for bench in benches:
-        seen_by = f"detector's looks {seed}", trunk(source.fingerprint)
-        place = place_of(cache, bench, *seen_by, labels=False)
+        depends_on = f"detector's looks {seed}", trunk(source.fingerprint)
+        place = place_of(cache, bench, *depends_on, labels=False)
         place.mkdir(parents=True, exist_ok=True)
         for i, entry in enumerate(bench.gallery):
             file, look = place / f"{i:05d}.npz", Look.of(i, seed)
             write_once(file, partial(_write, source, entry, look))
             with np.load(file) as arrays:
                 width, height = arrays["size"].tolist()
-            seen.append(_example(file, entry, look.pixels(width, height), unknown))
+            collected.append(_example(file, entry, look.pixels(width, height), unknown))
             advance()
-    if not any(len(one.boxes) for one in seen):
+    if not any(len(one.boxes) for one in collected):
         raise DatasetError("no labelled object in these folders: there is nothing to learn from")
-    return seen
+    return collected
 
 
 def _write(source: FeatureSource, entry: GalleryImage, look: Look, out: BinaryIO) -> None:
-    image = pictures.load(entry.file).rgb
+    image = image_io.load(entry.file).rgb
     x0, y0, x1, y1 = look.pixels(image.shape[1], image.shape[0])
     grid, small = inputs(source, np.ascontiguousarray(image[y0:y1, x0:x1]), look.area)
     np.savez(out, grid=grid.astype(np.float16), small=small, size=image.shape[1::-1])

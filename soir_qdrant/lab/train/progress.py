@@ -36,18 +36,18 @@ class Progress:
         the module is kept. Raises ConfigError where `state` is of another plan, or other data."""
         if not self.state.is_file():
             return 0
-        held = torch.load(self.state, map_location="cpu", weights_only=True)
-        if held["plan"] != asdict(self.plan):
+        saved = torch.load(self.state, map_location="cpu", weights_only=True)
+        if saved["plan"] != asdict(self.plan):
             raise ConfigError(
-                f"{self.state}: of another plan ({held['plan']}); delete it, or give the same settings"
+                f"{self.state}: of another plan ({saved['plan']}); delete it, or give the same settings"
             )
-        if held.get("data") != self.data:
+        if saved.get("data") != self.data:
             raise ConfigError(
                 f"{self.state}: of other pictures or labels, or another encoder; delete it to start anew"
             )
-        module.load_state_dict(held["module"], strict=False)
-        optimizer.load_state_dict(held["optimizer"])
-        return int(held["done"])
+        module.load_state_dict(saved["module"], strict=False)
+        optimizer.load_state_dict(saved["optimizer"])
+        return int(saved["done"])
 
     def note(self, line: Mapping[str, float]) -> None:
         """Write a line of the log."""
@@ -60,14 +60,14 @@ class Progress:
         """Write the log's line, then the state, whole or not at all."""
         self.note(line)
         trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
-        held = {name: x for name, x in module.state_dict().items() if name in trained}
+        weights = {name: x for name, x in module.state_dict().items() if name in trained}
         part = self.state.with_name(f".{self.state.name}.part")
         torch.save(
             {
                 "plan": asdict(self.plan),
                 "data": self.data,
                 "done": done,
-                "module": held,
+                "module": weights,
                 "optimizer": optimizer.state_dict(),
             },
             part,
@@ -85,14 +85,14 @@ class HeadPlan:
     lr: float = 2e-3
     decay: float = 0.02
     seed: int = 0
-    held: int = 10
+    holdout: int = 10
 
 
 def split(scenes: Sequence[Scene], plan: HeadPlan) -> tuple[list[Scene], list[Scene]]:
     """The scenes to train on, and those to measure on."""
-    last = plan.held - 1
-    kept = [one for i, one in enumerate(scenes) if i % plan.held != last]
-    return kept, [one for i, one in enumerate(scenes) if i % plan.held == last]
+    last = plan.holdout - 1
+    training = [one for i, one in enumerate(scenes) if i % plan.holdout != last]
+    return training, [one for i, one in enumerate(scenes) if i % plan.holdout == last]
 
 
 def train_epochs(
@@ -102,7 +102,7 @@ def train_epochs(
     steps: int,
     loss: Callable[[NDArray[np.int64], np.random.Generator], Tensor],
     measure: Callable[[], Mapping[str, float]],
-    told: Callable[[dict[str, float]], None],
+    report: Callable[[dict[str, float]], None],
     warm: float = 0.0,
 ) -> None:
     """Train a head in place, by the `HeadPlan` of `progress`. count: examples; steps: of an epoch. loss: of
@@ -124,28 +124,28 @@ def train_epochs(
             total += float(value.detach())
         line = {"epoch": epoch + 1, "loss": round(total / steps, 4)} | dict(measure())
         progress.keep(epoch + 1, head, adam, line)
-        told(line)
+        report(line)
     head.eval()
 
 
 def contents(benches: Sequence[Bench], *also: str) -> str:
     """Eight hex digits that name pictures, their labels, and what else was there."""
-    made = hashlib.sha256(repr(also).encode())
+    digest = hashlib.sha256(repr(also).encode())
     for bench in benches:
-        for file, told in [
+        for file, described in [
             *((entry.file, entry.objects) for entry in bench.gallery),
             *((query.file, query) for query in bench.queries),
         ]:
-            made.update(f"{file.resolve()} {file.stat().st_size} {told!r}".encode())
-    return made.hexdigest()[:8]
+            digest.update(f"{file.resolve()} {file.stat().st_size} {described!r}".encode())
+    return digest.hexdigest()[:8]
 
 
-def place_of(cache: Path, bench: Bench, *seen_by: str, labels: bool = True) -> Path:
+def place_of(cache: Path, bench: Bench, *depends_on: str, labels: bool = True) -> Path:
     """Where a cache keeps what was computed of a folder: of its images and labels (`labels`) as they are now,
     by an encoder and whatever else decided."""
     if not labels:
         bench = Bench(bench.root, [replace(entry, objects=[]) for entry in bench.gallery], [])
-    return cache / f"{bench.root.name}-{contents([bench], *seen_by)}"
+    return cache / f"{bench.root.name}-{contents([bench], *depends_on)}"
 
 
 def write_once(file: Path, write: Callable[[BinaryIO], None]) -> None:
@@ -160,6 +160,6 @@ def write_once(file: Path, write: Callable[[BinaryIO], None]) -> None:
 def set_rate(optimizer: torch.optim.Optimizer, lr: float, share: float, warm: float = 0.0) -> None:
     """Falls by a cosine from `lr` to a hundredth of it, after rising over the share `warm`. share: 0..1."""
     factor = 0.01 + 0.99 * (1 + math.cos(math.pi * share)) / 2
-    rising = min(1.0, (share + 1e-3) / warm) if warm else 1.0
+    warmup = min(1.0, (share + 1e-3) / warm) if warm else 1.0
     for group in optimizer.param_groups:
-        group["lr"] = lr * factor * rising
+        group["lr"] = lr * factor * warmup

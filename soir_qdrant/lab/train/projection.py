@@ -68,10 +68,10 @@ def fit(
     for part in folders:
         for i in range(0, len(part), BATCH):
             rows = range(i, min(i + BATCH, len(part)))
-            seen = tail.of(part.take(rows))
-            scatter.add(seen.cpu().numpy(), part.things[rows].tolist())
+            features = tail.of(part.take(rows))
+            scatter.add(features.cpu().numpy(), part.things[rows].tolist())
         advance()
-    made = fit_discriminative(
+    fitted = fit_discriminative(
         scatter.within, scatter.all.covariance, scatter.all.mean, dim, fitted_for=fitted_for
     )
-    return made, scatter
+    return fitted, scatter

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from soir_qdrant import images as pictures
+from soir_qdrant import images as image_io
 from soir_qdrant.contracts import FeatureSource
 from soir_qdrant.errors import DatasetError
 from soir_qdrant.geometry.crops import square_pixels, whole_box
@@ -100,21 +100,21 @@ def train(
     state: Path,
     log: Path,
     data: str = "",
-    told: Callable[[dict[str, float]], None] = lambda _: None,
+    report: Callable[[dict[str, float]], None] = lambda _: None,
 ) -> MaskHead:
     """Train in place; returns the head. state, log, data: see `Progress`: it goes on where it was killed, to
     the same result. Memory: of a batch."""
-    kept, measured = (Views(files) for files in split(scenes, plan))
+    training, measured = (Views(files) for files in split(scenes, plan))
 
     def value(draws: NDArray[np.int64], rng: np.random.Generator) -> Tensor:
-        rows = kept.drawn(draws // plan.views, rng)
-        small, planes, tokens, mask = _turned(rng, *kept.take(np.sort(rows)))
+        rows = training.drawn(draws // plan.views, rng)
+        small, planes, tokens, mask = _turned(rng, *training.take(np.sort(rows)))
         return loss(head(small, planes, tokens), mask)
 
-    count, progress = len(kept.files) * plan.views, Progress(plan, state, log, data)
+    count, progress = len(training.files) * plan.views, Progress(plan, state, log, data)
     steps = max(count // plan.batch, 1)
     iou = partial(measure, head, measured)
-    train_epochs(head, progress, count, steps, value, lambda: {"iou": iou()}, told, warm=0.02)
+    train_epochs(head, progress, count, steps, value, lambda: {"iou": iou()}, report, warm=0.02)
     return head
 
 
@@ -147,12 +147,12 @@ class Views:
         """PARTS of some views, float32 [n, ...], the mask 0..1."""
         places = np.searchsorted(self.ends, rows, side="right")
         firsts = (self.ends - self.sizes)[places]
-        seen = [
+        crops = [
             np.load(self.files[place], mmap_mode="r")[row]
             for place, row in zip(places.tolist(), (rows - firsts).tolist(), strict=True)
         ]
         small, planes, tokens, mask = (
-            torch.from_numpy(np.stack([one[name] for one in seen])).float() for name in PARTS
+            torch.from_numpy(np.stack([one[name] for one in crops])).float() for name in PARTS
         )
         return [small, planes, tokens, mask / 255]
 
@@ -178,7 +178,7 @@ def overlaps(head: MaskHead, views: Views) -> list[NDArray[np.float32]]:
 
 def _write(source: FeatureSource, entry: GalleryImage, rng: np.random.Generator, out: BinaryIO) -> None:
     """Some objects of an image, under every jitter and as a query shows them, one record each."""
-    image = pictures.load(entry.file)
+    image = image_io.load(entry.file)
     masks = [
         (item.box, mask)
         for item, mask in zip(entry.objects, entry.masks() or [], strict=True)
@@ -189,24 +189,24 @@ def _write(source: FeatureSource, entry: GalleryImage, rng: np.random.Generator,
     tight = [
         _as_query(image.rgb, mask, jittered(box, image, rng, AS_QUERY)) for box, mask in chosen[:QUERIES]
     ]
-    seen = near + tight
-    windows = [window(box, rgb.shape) for rgb, _, box in seen]
+    crops = near + tight
+    windows = [window(box, rgb.shape) for rgb, _, box in crops]
     kinds = [
         ("small", np.uint8, (SIDE, SIDE, 3)),
         ("planes", np.float16, (SIDE, SIDE, 2)),
         ("tokens", np.float16, (CELLS**2, 0)),
         ("mask", np.uint8, (SIDE, SIDE)),
     ]
-    if not seen:
+    if not crops:
         np.save(out, np.zeros(0, kinds))
         return
     grid = tiled_grid(source, image.rgb, AREA)
     sampled = sampled_tokens(grid, image.rgb.shape, windows[: len(near)], CELLS)
     alone = window_tokens(source, [rgb for rgb, _, _ in tight], windows[len(near) :], FEW_CELLS)
     kinds[2] = ("tokens", np.float16, sampled.shape[1:])
-    records = np.zeros(len(seen), kinds)
+    records = np.zeros(len(crops), kinds)
     records["tokens"] = np.concatenate([sampled, resized_tokens(alone, CELLS)])
-    for record, (rgb, mask, box), at in zip(records, seen, windows, strict=True):
+    for record, (rgb, mask, box), at in zip(records, crops, windows, strict=True):
         record["small"], record["planes"] = window_image(rgb, at, SIDE), box_planes(box, at, SIDE)
         record["mask"] = _small_mask(mask, at)
     np.save(out, records)

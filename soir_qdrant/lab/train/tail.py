@@ -30,12 +30,12 @@ class Tail(nn.Module):
             raise ConfigError(f"blocks {blocks}: the last 1 to {LAYERS} can be tuned")
         self.features = features
         self.in_bfloat16 = encoder.dtype != torch.float32
-        made = [encoder.backbone.last_block(i) for i in range(-blocks, 0)]
-        self.held = [block.to(encoder.device, torch.float32) for block in made if block]
-        if not self.held:
+        own_blocks = [encoder.backbone.last_block(i) for i in range(-blocks, 0)]
+        self.last_blocks = [block.to(encoder.device, torch.float32) for block in own_blocks if block]
+        if not self.last_blocks:
             raise ConfigError(f"{encoder.name}: its last blocks are not taken apart, so they cannot be tuned")
         self.down, self.up = nn.ParameterDict(), nn.ParameterDict()
-        for i, block in enumerate(self.held):
+        for i, block in enumerate(self.last_blocks):
             for name in LINEAR:
                 if f"{name}.weight" in block.weights:
                     out, into = block.weights[f"{name}.weight"].shape
@@ -48,10 +48,10 @@ class Tail(nn.Module):
         """Rows, float32 [B, F], as `Pipeline.features` makes them. See `train.views.Views`."""
         x, tuned = tokens if self.in_bfloat16 else tokens.float(), []
         with torch.autocast(tokens.device.type, torch.bfloat16, enabled=self.in_bfloat16):
-            for i in range(len(self.held)):
+            for i in range(len(self.last_blocks)):
                 x = self._tuned(i).forward(x)
                 tuned.append(x.float())
-        read = self.held[-1]
+        read = self.last_blocks[-1]
         layers = [*before.unbind(1), *(read.masked_mean(y, weights) for y in tuned)]
         descriptor = read.read(tuned[-1])
         parts = [
@@ -62,13 +62,13 @@ class Tail(nn.Module):
 
     def of(self, groups: Sequence[Group]) -> Tensor:
         """Rows, float32 [n, F], of what `Views.take` gave, in the order in which it was asked for."""
-        device = next(self.parameters(), self.held[0].weights["norm.weight"]).device
+        device = next(self.parameters(), self.last_blocks[0].weights["norm.weight"]).device
         on = [group.to(device) for group in groups]
         rows = torch.cat([self(group.tokens, group.before, group.weights) for group in on])
         return rows[torch.cat([group.rows for group in on]).argsort()]
 
     def _tuned(self, i: int) -> LastBlock:
-        block, index = self.held[i], i - len(self.held)
+        block, index = self.last_blocks[i], i - len(self.last_blocks)
         added = {
             f"{name}.weight": block.weights[f"{name}.weight"] + self.up[key] @ self.down[key]
             for name in LINEAR

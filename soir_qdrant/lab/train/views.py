@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from soir_qdrant import images as pictures
+from soir_qdrant import images as image_io
 from soir_qdrant.errors import ConfigError, DatasetError
 from soir_qdrant.lab.evaluate.bench import Bench
 from soir_qdrant.lab.evaluate.collect import labelled
@@ -22,7 +22,7 @@ from soir_qdrant.models.encoders.vit import LAYERS, ViTEncoder
 from soir_qdrant.pipeline import Pipeline
 from soir_qdrant.types import Box, Detections, LoadedImage
 
-TOLD = "views.json"  # written last: views that have it are whole
+INDEX = "views.json"  # written last: views that have it are whole
 JITTER = 0.07  # standard deviation of a box's sides, as a share of its width or height
 
 
@@ -95,22 +95,22 @@ def views(
     blocks: how many of the last ones are tuned, at most LAYERS; what an adapter did to those is not in the
     views. Raises ConfigError for an encoder that does not run here.
     """
-    found = []
+    view_sets = []
     for bench in benches:
-        place = place_of(cache, bench, f"last {blocks}", seen_by(pipeline, blocks))
-        if not (place / TOLD).is_file():
+        place = place_of(cache, bench, f"last {blocks}", depends_on(pipeline, blocks))
+        if not (place / INDEX).is_file():
             _write(bench, pipeline, blocks, place, advance)
         else:
             for _ in range(len(bench.gallery) + len(bench.queries)):
                 advance()
-        found.append(_read(place))
-    return found
+        view_sets.append(_read(place))
+    return view_sets
 
 
 def _write(bench: Bench, pipeline: Pipeline, blocks: int, place: Path, advance: Callable[[], None]) -> None:
     place.mkdir(parents=True, exist_ok=True)
     encoder = local(pipeline)
-    told: list[tuple[str, str, bool]] = []
+    listed: list[tuple[str, str, bool]] = []
     counts: list[int] = []
     rng = np.random.default_rng(0)
     with (
@@ -127,28 +127,28 @@ def _write(bench: Bench, pipeline: Pipeline, blocks: int, place: Path, advance: 
                 counts.append(len(share))
 
         for entry in bench.gallery:
-            kept = [i for i, item in enumerate(entry.objects) if item.instance]
-            if kept:
-                image, objects = pictures.load(entry.file), labelled(entry)
-                boxes = np.array([jittered(objects[i].box, image, rng) for i in kept], np.float32)
-                noisy = pipeline.fitted(image.rgb, Detections(boxes, np.ones(len(kept), np.float32)))
-                for items in ([objects[i] for i in kept], noisy):
+            instances = [i for i, item in enumerate(entry.objects) if item.instance]
+            if instances:
+                image, objects = image_io.load(entry.file), labelled(entry)
+                boxes = np.array([jittered(objects[i].box, image, rng) for i in instances], np.float32)
+                noisy = pipeline.fitted(image.rgb, Detections(boxes, np.ones(len(instances), np.float32)))
+                for items in ([objects[i] for i in instances], noisy):
                     put(*pipeline.crops([image.rgb], [pipeline.segment(image.rgb, items)]))
-                    told += [(str(entry.objects[i].instance), entry.file.name, False) for i in kept]
+                    listed += [(str(entry.objects[i].instance), entry.file.name, False) for i in instances]
             advance()
         for query in bench.queries:
-            image = pictures.load(query.file)
+            image = image_io.load(query.file)
             put(*pipeline.query_crop(image.rgb, box=query.box, mask=image.alpha))
-            told.append((query.instance, f"?{query.file.name}", True))
+            listed.append((query.instance, f"?{query.file.name}", True))
             advance()
-    if not told:
+    if not listed:
         raise DatasetError(
             f"{bench.root}: no object has an instance (docs/how-to/evaluation.md): there is nothing to tell apart"
         )
     shape = {"prefix": encoder.prefix_tokens, "dim": encoder.last_block.dim, "layers": LAYERS - blocks}
     part = place / ".views.part"
-    part.write_text(json.dumps(shape | {"patches": counts, "views": told}))
-    part.replace(place / TOLD)
+    part.write_text(json.dumps(shape | {"patches": counts, "views": listed}))
+    part.replace(place / INDEX)
 
 
 def _entering(
@@ -175,7 +175,7 @@ def local(pipeline: Pipeline) -> ViTEncoder:
     return pipeline.encoder
 
 
-def seen_by(pipeline: Pipeline, blocks: int) -> str:
+def depends_on(pipeline: Pipeline, blocks: int) -> str:
     """What the views depend on, but for the pictures and their labels."""
     settings = pipeline.settings
     encoder = untouched(local(pipeline).fingerprint, blocks)
@@ -184,16 +184,16 @@ def seen_by(pipeline: Pipeline, blocks: int) -> str:
 
 
 def _read(place: Path) -> Views:
-    told = json.loads((place / TOLD).read_text())
-    things, scenes, query = (np.array(column) for column in zip(*told["views"], strict=True))
-    n, dim, patches = len(things), told["dim"], np.array(told["patches"], np.int64)
-    rows = int(patches.sum()) + n * told["prefix"]
+    index = json.loads((place / INDEX).read_text())
+    things, scenes, query = (np.array(column) for column in zip(*index["views"], strict=True))
+    n, dim, patches = len(things), index["dim"], np.array(index["patches"], np.int64)
+    rows = int(patches.sum()) + n * index["prefix"]
     return Views(
         tokens=np.memmap(place / "tokens", np.int16, "r", shape=(rows, dim)),
-        before=np.fromfile(place / "before", np.float16).reshape(n, told["layers"], dim),
+        before=np.fromfile(place / "before", np.float16).reshape(n, index["layers"], dim),
         weights=np.fromfile(place / "weights", np.float16),
         patches=patches,
-        prefix=told["prefix"],
+        prefix=index["prefix"],
         things=things,
         scenes=np.char.add(f"{place.name}/", scenes),
         query=query.astype(bool),
