@@ -32,7 +32,7 @@ def labelled_images(folder: Path) -> Iterator[Labelled]:
 
 
 def count_images(folder: Path) -> int:
-    """How many `pictures_of` will yield."""
+    """How many `labelled_images` will yield."""
     if (folder / ANNOTATIONS).is_file():
         return len(load(folder).gallery)
     return sum(1 for _ in image_io.iter_sources(folder))
