@@ -473,4 +473,4 @@ def test_invented_pictures_repeat(pack):
     pictures = [(draws := inventor(pack, seed)).thing(draws.outline()) for seed in (1, 1, 2)]
     assert np.array_equal(pictures[0], pictures[1])
     assert not np.array_equal(pictures[0], pictures[2])
-    assert inventor(pack, 3).ground().shape == (900, 1200, 3)
+    assert inventor(pack, 3).background().shape == (900, 1200, 3)
