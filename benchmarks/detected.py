@@ -54,7 +54,7 @@ class Scene:
     def kept(self, threshold: float, iou: float, most: int) -> np.ndarray:
         """Which of the detected are stored."""
         rows = np.flatnonzero(self.scores >= threshold)
-        return rows[pick(self.boxes[rows], self.scores[rows], iou=iou, most=most)[0]]
+        return rows[pick(self.boxes[rows], self.scores[rows], iou=iou, max_count=most)[0]]
 
     def found(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Of the labelled objects: which are found among some of the detected, by which, and how exactly."""
@@ -76,12 +76,14 @@ def main() -> None:
     parser.add_argument("--powers", type=float, nargs="+", default=[0.5, 0.75, 1.0])
     chosen = parser.parse_args()
     settings = Settings.for_profile()
-    looking = Pipeline(settings.but(detector={"threshold": min(chosen.thresholds), "most": 40}))
+    looking = Pipeline(settings.but(detector={"threshold": min(chosen.thresholds), "max_objects": 40}))
     folders = [look(looking, folder, chosen.scenes) for folder in chosen.folders]
     base = losses(folders, settings)
     print(f"\nthreshold fitted_iou objects  best  one vector by score^{', '.join(map(str, chosen.powers))}")
     for threshold, iou in product(chosen.thresholds, chosen.ious):
-        kept = [[scene.kept(threshold, iou, settings.detector.most) for scene in part] for part in folders]
+        kept = [
+            [scene.kept(threshold, iou, settings.detector.max_objects) for scene in part] for part in folders
+        ]
         count = np.mean([len(rows) for part in kept for rows in part])
         stored = [
             [(scene.vectors[rows], scene.scores[rows]) for scene, rows in zip(*both, strict=True)]
@@ -96,7 +98,7 @@ def losses(folders: list[list[Scene]], settings: Settings) -> np.ndarray:
     """Prints where the one vector loses; what it reaches with the default settings."""
     held = settings.detector
     kept = [
-        [scene.kept(held.threshold or THRESHOLD, held.fitted_iou, held.most) for scene in part]
+        [scene.kept(held.threshold or THRESHOLD, held.fitted_iou, held.max_objects) for scene in part]
         for part in folders
     ]
     pairs = [list(zip(*both, strict=True)) for both in zip(folders, kept, strict=True)]

@@ -115,7 +115,7 @@ def pictures() -> tuple[np.ndarray, np.ndarray]:
         )
         item = SceneObject((20.0, 20.0, 20.0 + w, 20.0 + h), rgba[..., 3] > 127)
         mask = full_mask(item, scene.shape[1], scene.shape[0])
-        found.append(crop(scene, mask, item.box, SIDE, margin=0.1, least=0, background="keep"))
+        found.append(crop(scene, mask, item.box, SIDE, margin=0.1, min_side=0, background="keep"))
     return np.stack([c for c, _ in found]), np.stack([m for _, m in found])
 
 

@@ -14,12 +14,12 @@ From then on it is a setting like ours: in profiles, in the CLI, in what is stor
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from soir_qdrant.errors import ConfigError
 from soir_qdrant.registry import Registry
@@ -53,20 +53,29 @@ class DetectorSettings(Frozen):
     """What the settings of every kind of detector have.
 
     kind: a registered name. threshold: lowest score; iou: of the non-maximum suppression; None takes what was
-    measured for each kind. fitted_iou: of another one, among boxes refined to their masks. most: objects of
-    an image; a calm one has fewer, since none is below the threshold.
+    measured for each kind. fitted_iou: of another one, among boxes refined to their masks. max_objects: of an
+    image (`most` in 0.1, which is still read); a calm one has fewer, since none is below the threshold.
     """
 
     kind: str
     threshold: float | None = Field(None, ge=0, le=1)
     iou: float | None = Field(None, ge=0, le=1)
     fitted_iou: float = Field(0.7, ge=0, le=1)
-    most: int = Field(100, ge=1)
+    max_objects: int = Field(100, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _names_of_0_1(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping) or "most" not in values:
+            return values
+        renamed = dict(values)
+        renamed["max_objects"] = renamed.pop("most")
+        return renamed
 
     @property
     def limits(self) -> dict[str, Any]:
-        """`most`, and `threshold` and `iou` where they are set: keywords of our detectors."""
-        values = {"threshold": self.threshold, "iou": self.iou, "most": self.most}
+        """`max_objects`, and `threshold` and `iou` where they are set: keywords of our detectors."""
+        values = {"threshold": self.threshold, "iou": self.iou, "max_objects": self.max_objects}
         return {name: value for name, value in values.items() if value is not None}
 
 

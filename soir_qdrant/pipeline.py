@@ -145,7 +145,7 @@ class Pipeline(Components):
             return []
         boxes, scores = np.array([item.box for item in items]), np.array([item.score for item in items])
         settings = self.settings.detector
-        best, _ = pick(boxes, scores, iou=settings.fitted_iou, most=settings.most)
+        best, _ = pick(boxes, scores, iou=settings.fitted_iou, max_count=settings.max_objects)
         return [items[i] for i in best]
 
     def segment(
@@ -180,7 +180,7 @@ class Pipeline(Components):
         settings, size = self.settings.crop, self.encoder.input_size
         mask, side = full_mask(item, width, height), self._min_side(height, width)
         return crop(
-            image, mask, item.box, size, margin=settings.margin, least=side, background=settings.background
+            image, mask, item.box, size, margin=settings.margin, min_side=side, background=settings.background
         )
 
     def _min_side(self, height: int, width: int) -> int:
@@ -189,7 +189,7 @@ class Pipeline(Components):
     def window(self, box: Box, shape: tuple[int, ...]) -> tuple[int, int, int]:
         """x, y and side, in pixels, of the square that the crop of a box is cut from. shape: H, W, ... ."""
         margin, min_side = self.settings.crop.margin, self._min_side(shape[0], shape[1])
-        return square(box, shape[1], shape[0], margin=margin, least=min_side)
+        return square(box, shape[1], shape[0], margin=margin, min_side=min_side)
 
     def encode_whole(self, crops: NDArray[np.uint8], masks: NDArray[np.float32]) -> Encoding:
         """`encoder.encode` with its tokens. Raises ConfigError for an encoder that has none."""

@@ -191,7 +191,7 @@ def tiny_settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     folder = tmp_path_factory.mktemp("weights")
     return Settings.for_profile("paper").but(
         encoder={"weights": str(tiny_encoder(folder / "vit")), "input_size": 48, "dtype": "float32"},
-        detector={"weights": str(tiny_owlv2(folder / "owlv2")), "most": 3, "threshold": 0.0},
+        detector={"weights": str(tiny_owlv2(folder / "owlv2")), "max_objects": 3, "threshold": 0.0},
         segmenter={"weights": str(tiny_sam(folder / "sam"))},
         vector={"pooling": "gmp"},
     )

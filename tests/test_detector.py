@@ -71,10 +71,10 @@ def detector(request, owlv2_folder, rf_detr_folder, head):
     if request.param == "learned":
         return LearnedDetector(ColourTokens(), head)
     if request.param == "owlv2":
-        return made(kind="owlv2", weights=str(owlv2_folder), most=25)
+        return made(kind="owlv2", weights=str(owlv2_folder), max_objects=25)
     if request.param == "rf-detr":
-        return made(kind="rf-detr", weights=str(rf_detr_folder), size=64, most=25)
-    return made(kind="proposals", most=25)
+        return made(kind="rf-detr", weights=str(rf_detr_folder), size=64, max_objects=25)
+    return made(kind="proposals", max_objects=25)
 
 
 def scene(height=240, width=320, boxes=((40, 50, 80, 90), (200, 120, 250, 160))):
@@ -155,8 +155,8 @@ class TestProposals:
 
     def test_settings_are_kept(self):
         image, _ = scene()
-        everything = ProposalsDetector(ColourTokens(), threshold=0.0, most=25).detect([image])[0]
-        few = ProposalsDetector(ColourTokens(), threshold=0.0, most=3).detect([image])[0]
+        everything = ProposalsDetector(ColourTokens(), threshold=0.0, max_objects=25).detect([image])[0]
+        few = ProposalsDetector(ColourTokens(), threshold=0.0, max_objects=3).detect([image])[0]
         sure = ProposalsDetector(ColourTokens(), threshold=0.5).detect([image])[0]
         np.testing.assert_array_equal(few.boxes, everything.boxes[:3])
         assert (sure.scores >= 0.5).all()
@@ -223,12 +223,12 @@ class TestBoxes:
 
     def test_pick_drops_overlaps_and_delays_parts(self):
         boxes = np.array([[0, 0, 10, 10], [0, 0, 10, 9], [2, 2, 5, 5], [20, 20, 30, 30]], float)
-        kept, scores = pick(boxes, np.array([0.9, 0.8, 0.7, 0.5]), iou=0.5, most=9)
+        kept, scores = pick(boxes, np.array([0.9, 0.8, 0.7, 0.5]), iou=0.5, max_count=9)
         assert kept.tolist() == [0, 2, 3]
-        kept, scores = pick(boxes, np.array([0.9, 0.8, 0.7, 0.5]), iou=0.5, most=9, decay=0.5)
+        kept, scores = pick(boxes, np.array([0.9, 0.8, 0.7, 0.5]), iou=0.5, max_count=9, decay=0.5)
         assert kept.tolist() == [0, 3, 2]
         np.testing.assert_allclose(scores, [0.9, 0.5, 0.35])
-        assert pick(np.zeros((0, 4)), np.zeros(0), iou=0.5, most=9)[0].tolist() == []
+        assert pick(np.zeros((0, 4)), np.zeros(0), iou=0.5, max_count=9)[0].tolist() == []
 
     def test_finish_cuts_to_the_image(self):
         boxes = np.array([[-5, -5, 3, 4], [90, 2, 200, 50], [1, 1, 1.5, 9], [5, 5, 9, 9]])
@@ -265,7 +265,7 @@ class TestRfDetr:
 
         image = np.random.default_rng(0).integers(0, 255, (120, 200, 3), np.uint8)
         detector = RfDetrDetector(
-            str(rf_detr_folder), size=64, threshold=0, iou=1, most=99, dtype="float32", device="cpu"
+            str(rf_detr_folder), size=64, threshold=0, iou=1, max_objects=99, dtype="float32", device="cpu"
         )
         found = detector.detect([image])[0]
         with torch.inference_mode():
@@ -297,7 +297,7 @@ class TestOwlv2:
         from soir_qdrant.models.detectors.owlv2 import Owlv2Detector, preprocess
 
         image = np.random.default_rng(0).integers(0, 255, (120, 200, 3), np.uint8)
-        detector = Owlv2Detector(str(owlv2_folder), threshold=0, iou=1, most=99, dtype="float32")
+        detector = Owlv2Detector(str(owlv2_folder), threshold=0, iou=1, max_objects=99, dtype="float32")
         found = detector.detect([image])[0]
         with torch.inference_mode():
             whole = detector.model(

@@ -87,7 +87,7 @@ def detector(monkeypatch):
 
 
 def test_a_detector_is_measured_on_a_coco_folder(coco, detector, tiny_settings, tmp_path):
-    settings = tiny_settings.but(detector={"threshold": 0.2, "most": 25})
+    settings = tiny_settings.but(detector={"threshold": 0.2, "max_objects": 25})
     results = evaluate_detector(labelled_images(coco), settings, cache=tmp_path / "cache")
     assert (results["images"], results["objects"], results["exhaustive"]) == (6, 12, 2)
     assert results["recall@0.5"] == 0.5

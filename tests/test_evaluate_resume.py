@@ -110,7 +110,7 @@ def test_another_setting_file_label_or_picture_does_not_read_what_was_kept(
 
     assert detected() == 12
     assert detected() == 0
-    assert detected(tiny_settings.but(detector={"most": 2})) == 12
+    assert detected(tiny_settings.but(detector={"max_objects": 2})) == 12
     assert detected(tiny_settings.but(crop={"margin": 0.2})) == 12
 
     weights = shutil.copytree(tiny_settings.detector.weights, tmp_path / "owlv2")

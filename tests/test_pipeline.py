@@ -82,7 +82,7 @@ def test_no_more_objects_than_the_settings_allow(pipeline, picture):
             boxes = np.array([(30 * i, 10, 30 * i + 25, 40) for i in range(9)], np.float32)
             return [Detections(boxes, np.linspace(0.9, 0.1, 9, dtype=np.float32))] * len(images)
 
-    settings = pipeline.settings.but(segmenter={"kind": "box"}, detector={"most": 4})
+    settings = pipeline.settings.but(segmenter={"kind": "box"}, detector={"max_objects": 4})
     (items,) = Pipeline(settings, detector=Detector(), encoder=pipeline.encoder).find([picture], [None])
     assert [round(item.score, 1) for item in items] == [0.9, 0.8, 0.7, 0.6]
 

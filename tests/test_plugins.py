@@ -38,7 +38,7 @@ def profile(tmp_path):
     file = tmp_path / "mine.json"
     settings = {
         "encoder": {"weights": str(tiny_encoder(tmp_path / "vit")), "input_size": 48, "dtype": "float32"},
-        "detector": {"kind": "corner", "share": 0.25, "most": 7},
+        "detector": {"kind": "corner", "share": 0.25, "max_objects": 7},
         "segmenter": {"kind": "box"},
         "vector": {"whitening": None},
     }
@@ -68,12 +68,12 @@ def test_it_is_used_from_a_profile_file(profile, photos):
 
 
 def test_it_is_chosen_from_python_and_what_all_kinds_share_is_kept():
-    settings = Settings().but(detector={"most": 9}).but(detector={"kind": "corner"})
-    assert (settings.detector.share, settings.detector.most) == (0.5, 9)
+    settings = Settings().but(detector={"max_objects": 9}).but(detector={"kind": "corner"})
+    assert (settings.detector.share, settings.detector.max_objects) == (0.5, 9)
     assert settings.but(detector={"share": 1}).detector.share == 1
     assert settings.but(detector={"kind": "embedded"}).detector.head == "shipped"
     assert Settings.model_validate(settings.model_dump()) == settings
-    assert Settings(detector=DetectorSettings(kind="corner", most=3)).detector.share == 0.5
+    assert Settings(detector=DetectorSettings(kind="corner", max_objects=3)).detector.share == 0.5
 
 
 def test_it_is_used_from_the_command_line(profile, photos, tmp_path):
@@ -115,3 +115,7 @@ def test_a_kind_is_registered_where_it_is_imported():
 
     soir_qdrant.register_segmenter("mine", lambda settings, parts: WholeBox())
     assert Pipeline(Settings().but(segmenter={"kind": "mine"})).segmenter.name == "whole box"
+
+
+def test_the_name_of_0_1_for_max_objects_is_still_read():
+    assert Settings().but(detector={"most": 9}).detector.max_objects == 9

@@ -42,7 +42,7 @@ OTHER_POINTS = {
     "detector.threshold": 0.9,
     "detector.iou": 0.9,
     "detector.fitted_iou": 0.9,
-    "detector.most": 7,
+    "detector.max_objects": 7,
     "detector.size": 112,
     "segmenter.kind": "box",
     "segmenter.weights": "facebook/other",

@@ -13,40 +13,21 @@ from rich.text import Text as RichText
 
 import soir_qdrant
 from soir_qdrant.cli.console import ProfileOption, WhiteningOption, out, settings_of
-from soir_qdrant.cli.options import (
-    FolderOption,
-    JsonOption,
-    KeyOption,
-    NameOption,
-    NamespaceOption,
-    OnnxOption,
-    TritonOption,
-    UrlOption,
-    box_of,
-    collection_info,
-    filter_of,
-    open_client,
-    served_pipeline,
-)
+from soir_qdrant.cli.groups import Models, Server, Target, grouped, open_ingestor
+from soir_qdrant.cli.options import BatchOption, JsonOption, box_of, collection_info, filter_of
 from soir_qdrant.types import Hit
 
 
+@grouped
 def ingest(
-    context: typer.Context,
     folder: Annotated[Path, typer.Argument(help="an image, or a folder of images, read recursively")],
-    path: FolderOption = None,
-    url: UrlOption = None,
-    api_key: KeyOption = None,
-    collection: NameOption = "images",
-    namespace: NamespaceOption = None,
-    profile: ProfileOption = "embedded",
-    whitening: WhiteningOption = None,
-    triton: TritonOption = None,
-    onnx: OnnxOption = None,
+    server: Server,
+    target: Target,
+    models: Models,
     on_exists: Annotated[
         Literal["skip", "update", "replace"],
         typer.Option(
-            help="stored ones: leave them, make those anew whose picture or recipe (heads, thresholds ...) "
+            help="stored ones: leave them, make those anew whose image or recipe (heads, thresholds ...) "
             "is another one, or all"
         ),
     ] = "skip",
@@ -59,17 +40,16 @@ def ingest(
     quantization: Annotated[
         Literal["scalar", "binary"] | None, typer.Option(help="of a new collection, on a server")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="images at once; bounds the memory")] = 8,
+    batch_size: BatchOption = 8,
     as_json: JsonOption = False,
 ) -> None:
     """Put images into a collection. Run again after an interruption: what is stored is skipped."""
-    from soir_qdrant.ingest.ingestor import SoirIngestor, summary
+    from soir_qdrant.ingest.ingestor import summary
 
-    ingestor = SoirIngestor(
-        open_client(context, path, url, api_key, there=False),
-        collection,
-        pipeline=served_pipeline(settings_of(profile, whitening), triton, onnx),
-        namespace=namespace,
+    ingestor = open_ingestor(
+        server,
+        target,
+        models,
         keep_objects=keep_objects,
         object_patches=object_patches,
         quantization=quantization,
@@ -106,22 +86,16 @@ HtmlOption = Annotated[Path | None, typer.Option(help="write a page: the hits, b
 PngOption = Annotated[Path | None, typer.Option(help="write the hits as one image")]
 
 
+@grouped
 def search(
-    context: typer.Context,
+    server: Server,
+    target: Target,
+    models: Models,
     query: QueryArgument = None,
     text: TextOption = None,
     box: BoxOption = None,
     example: ExampleOption = None,
     negative: NegativeOption = None,
-    path: FolderOption = None,
-    url: UrlOption = None,
-    api_key: KeyOption = None,
-    collection: NameOption = "images",
-    namespace: NamespaceOption = None,
-    profile: ProfileOption = "embedded",
-    whitening: WhiteningOption = None,
-    triton: TritonOption = None,
-    onnx: OnnxOption = None,
     filter_: FilterOption = None,
     limit: Annotated[int, typer.Option(min=1)] = 10,
     rerank: RerankOption = "codes",
@@ -137,9 +111,8 @@ def search(
     place = box_of(box)
     options = SearchOptions(limit=limit, filter=filter_of(filter_), rerank=rerank)
     chosen = one_query(query, text)
-    pipeline = served_pipeline(settings_of(profile, whitening), triton, onnx)
-    client = open_client(context, path, url, api_key)
-    searcher = SoirSearcher(client, collection, pipeline=pipeline, namespace=namespace)
+    pipeline, client = models.pipeline(), server.client()
+    searcher = SoirSearcher(client, target.collection, pipeline=pipeline, namespace=target.namespace)
     hits = searcher.search(
         chosen, box=place, examples=example or (), negatives=negative or (), options=options
     )
@@ -167,11 +140,9 @@ def _print_hits(hits: list[Hit], as_json: bool) -> None:
     out.print(table if hits else "nothing found", highlight=False)
 
 
+@grouped
 def info(
-    context: typer.Context,
-    path: FolderOption = None,
-    url: UrlOption = None,
-    api_key: KeyOption = None,
+    server: Server,
     collection: Annotated[str | None, typer.Option("--collection")] = None,
     profile: ProfileOption = "embedded",
     whitening: WhiteningOption = None,
@@ -193,8 +164,8 @@ def info(
     if isinstance(settings.encoder, VitSettings):
         weights = resolve(settings.encoder.weights)
         about["weights"] = {**asdict(weights.origin), "sha256": weights.sha256}
-    if path or url:
-        client = open_client(context, path, url, api_key)
+    if server.path or server.url:
+        client = server.client()
         names = [collection] if collection else [c.name for c in client.get_collections().collections]
         about["collections"] = {name: collection_info(client, name) for name in names}
     if as_json:

@@ -55,8 +55,8 @@ def needle(
     if shelves:
         from soir_qdrant.lab.needlebench import shelves as rows
 
-        made = rows.generate(folder, scenes=scenes, seed=seed)
-        out.print(f"{made}: {scenes} scenes")
+        written = rows.generate(folder, scenes=scenes, seed=seed)
+        out.print(f"{written}: {scenes} scenes")
         return
     if retaken is not None:
         from soir_qdrant.lab.evaluate.datasets import load
@@ -69,10 +69,10 @@ def needle(
     if invented and (shipped or things is not None or (split, track) != ("dev", "2d")):
         raise typer.BadParameter("--invented is cut-outs to train on: --split dev --track 2d, and no others")
     sources = _sources(things, grounds, seed=seed, invented=invented, shipped=shipped)
-    made = generate(
+    written = generate(
         folder, split=split, track=track, scenes=scenes, targets=targets, seed=seed, sources=sources
     )
-    out.print(f"{made}: {scenes} scenes, {targets} queries")
+    out.print(f"{written}: {scenes} scenes, {targets} queries")
 
 
 def _sources(
@@ -113,20 +113,20 @@ def evaluate_vl(
     from soir_qdrant.lab.evaluate.text_recall import load
     from soir_qdrant.rerank.q_perturbation.matcher import PAPER, Matcher
 
-    pictures = load(folder, captions, boxes)
+    images = load(folder, captions, boxes)
     matcher = Matcher.load(weights, device)
     settings = replace(PAPER, scale=scale, contribution=contribution)
     rows = {"blip2": None, "q-perturbation": settings}
-    with bar("evaluate-vl", len(pictures) * len(rows) * (1 + itm)) as advance:
+    with bar("evaluate-vl", len(images) * len(rows) * (1 + itm)) as advance:
         results = {
-            name: measure(matcher, pictures, held, itm=itm, top=top, batch=batch, advance=advance)
-            for name, held in rows.items()
+            name: measure(matcher, images, operator, itm=itm, top=top, batch=batch, advance=advance)
+            for name, operator in rows.items()
         }
     if as_json:
         out.print_json(json.dumps(results))
         return
     columns = list(results["blip2"])
     table = Table("", *columns, title=f"{folder.name}: text to image, percent")
-    for name, found in results.items():
-        table.add_row(name, *(f"{found[column]:g}" for column in columns))
+    for name, recall in results.items():
+        table.add_row(name, *(f"{recall[column]:g}" for column in columns))
     out.print(table)

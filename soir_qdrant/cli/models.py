@@ -11,11 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from soir_qdrant.cli.console import ProfileOption, WhiteningOption, bar, err, out, settings_of
-from soir_qdrant.cli.options import (
-    JsonOption,
-    box_of,
-    pipeline_of,
-)
+from soir_qdrant.cli.groups import Models
+from soir_qdrant.cli.options import JsonOption, box_of
 
 
 def explain(
@@ -34,10 +31,10 @@ def explain(
     from soir_qdrant.report.explain import save
     from soir_qdrant.types import SceneObject
 
-    picture, pipeline = load(image), pipeline_of(profile, whitening)
-    given = [box_of(text) for text in box] if box else None
-    found = look(pipeline, picture, [SceneObject(b) for b in given if b] if given else None)
-    save(file, image.name, picture.rgb, found)
+    loaded, pipeline = load(image), Models(profile, whitening).pipeline()
+    boxes = [place for text in box or () if (place := box_of(text))]
+    explained = look(pipeline, loaded, [SceneObject(place) for place in boxes] or None)
+    save(file, image.name, loaded.rgb, explained)
     named = [
         {
             "box": [round(v, 1) for v in one.item.box],
@@ -45,7 +42,7 @@ def explain(
             "to_mean": round(one.to_mean, 3),
             "to_refined": round(one.to_refined, 3),
         }
-        for one in found
+        for one in explained
     ]
     if as_json:
         out.print_json(json.dumps({"page": str(file), "objects": named}))
@@ -72,11 +69,11 @@ def calibrate(
     from soir_qdrant.lab.calibrate import calibrate as fit
     from soir_qdrant.lab.calibrate import count_images, labelled_images
 
-    pipeline = pipeline_of(profile, None)
+    pipeline = Models(profile).pipeline()
     total = sum(count_images(folder) for folder in folders)
-    found = (item for folder in folders for item in labelled_images(folder))
+    labelled = (item for folder in folders for item in labelled_images(folder))
     with bar("calibrate", total) as advance:
-        whitening, count, bad = fit(found, pipeline, dim=dim, alone=alone, advance=advance)
+        whitening, count, bad = fit(labelled, pipeline, dim=dim, alone=alone, advance=advance)
     whitening.save(file)
     for line in bad:
         err.print(Text.assemble(("skipped: ", "yellow"), line))
@@ -100,8 +97,8 @@ def export(
     """Write the models for NVIDIA Triton and onnxruntime, each compared with torch on real pictures."""
     from soir_qdrant.serving.export import export as write
 
-    given = {"encoder": encoder, "detector": detector, "segmenter": segmenter}
-    changes = {part: {"weights": weights} for part, weights in given.items() if weights}
+    parts = {"encoder": encoder, "detector": detector, "segmenter": segmenter}
+    changes = {part: {"weights": weights} for part, weights in parts.items() if weights}
     settings = settings_of(profile, None).but(**changes)
     write(
         settings,

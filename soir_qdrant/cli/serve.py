@@ -9,17 +9,8 @@ from typing import Annotated
 
 import typer
 
-from soir_qdrant.cli.console import ProfileOption, WhiteningOption, err, settings_of
-from soir_qdrant.cli.options import (
-    FolderOption,
-    KeyOption,
-    NamespaceOption,
-    OnnxOption,
-    TritonOption,
-    UrlOption,
-    open_client,
-    served_pipeline,
-)
+from soir_qdrant.cli.console import err
+from soir_qdrant.cli.groups import Models, Server, grouped
 
 CollectionsOption = Annotated[
     list[str] | None, typer.Option("--collection", help="one that may be used; repeatable; default: all")
@@ -41,13 +32,12 @@ QueueOption = Annotated[int, typer.Option(min=1, help="searches that may wait; t
 RateOption = Annotated[float, typer.Option(min=0, help="searches a second for each client; 0: no limit")]
 
 
+@grouped
 def serve(
-    context: typer.Context,
-    path: FolderOption = None,
-    url: UrlOption = None,
-    api_key: KeyOption = None,
+    server: Server,
+    models: Models,
     collection: CollectionsOption = None,
-    namespace: NamespaceOption = None,
+    namespace: Annotated[str | None, typer.Option(help="show the images of this one alone")] = None,
     host: HostOption = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
     token: TokenOption = None,
@@ -58,10 +48,6 @@ def serve(
     max_mb: MaxOption = 20,
     queue: QueueOption = 32,
     rate: RateOption = 5.0,
-    profile: ProfileOption = "embedded",
-    whitening: WhiteningOption = None,
-    triton: TritonOption = None,
-    onnx: OnnxOption = None,
 ) -> None:
     """Serve a page on which one draws a box and finds the thing, and the same as a REST interface."""
     from soir_qdrant.service.settings import ServiceSettings
@@ -80,14 +66,14 @@ def serve(
         queue=queue,
         rate=rate,
     )
-    chosen = settings_of(profile, whitening)
-    client = open_client(context, path, url, api_key, shared=True)
+    _ = models.settings  # an unknown one is refused before the server listens
+    client = server.client(shared=True)
     _need_extra()
     from soir_qdrant.service.app import create_app
     from soir_qdrant.service.run import run
 
     logging.getLogger("soir_qdrant.service").setLevel(logging.INFO)
-    app = create_app(client, lambda: served_pipeline(chosen, triton, onnx), settings)
+    app = create_app(client, models.pipeline, settings)
     run(app, settings, lambda address: err.print(f"{address}   (end with Ctrl-C)", highlight=False))
 
 

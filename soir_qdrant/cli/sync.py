@@ -9,86 +9,49 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from soir_qdrant.cli.console import ProfileOption, WhiteningOption, out, settings_of
-from soir_qdrant.cli.options import (
-    FolderOption,
-    JsonOption,
-    KeyOption,
-    NameOption,
-    NamespaceOption,
-    OnnxOption,
-    TritonOption,
-    UrlOption,
-    open_client,
-    served_pipeline,
-)
+from soir_qdrant.cli.console import out
+from soir_qdrant.cli.groups import Models, Server, Target, grouped, open_ingestor
+from soir_qdrant.cli.options import BatchOption, JsonOption
 
 if TYPE_CHECKING:
     from soir_qdrant.ingest.sync import SyncReport
 
-FolderArgument = Annotated[Path, typer.Argument(help="a folder of pictures, read recursively")]
-KeepOption = Annotated[bool, typer.Option("--keep", help="leave the points of pictures that are gone")]
-BatchOption = Annotated[int, typer.Option(min=1, help="pictures at once; bounds the memory")]
+FolderArgument = Annotated[Path, typer.Argument(help="a folder of images, read recursively")]
+KeepOption = Annotated[bool, typer.Option("--keep", help="leave the points of images that are gone")]
 
 
+@grouped
 def sync(
-    context: typer.Context,
     folder: FolderArgument,
-    path: FolderOption = None,
-    url: UrlOption = None,
-    api_key: KeyOption = None,
-    collection: NameOption = "images",
-    namespace: NamespaceOption = None,
-    profile: ProfileOption = "embedded",
-    whitening: WhiteningOption = None,
-    triton: TritonOption = None,
-    onnx: OnnxOption = None,
+    server: Server,
+    target: Target,
+    models: Models,
     keep: KeepOption = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print what would be done, do nothing")] = False,
     batch_size: BatchOption = 8,
     as_json: JsonOption = False,
 ) -> None:
-    """Bring a collection in step with a folder: new, changed, moved, renamed and vanished pictures."""
-    from soir_qdrant.ingest.ingestor import SoirIngestor
-
-    ingestor = SoirIngestor(
-        open_client(context, path, url, api_key, there=False),
-        collection,
-        pipeline=served_pipeline(settings_of(profile, whitening), triton, onnx),
-        namespace=namespace,
-    )
+    """Bring a collection in step with a folder: new, changed, moved, renamed and vanished images."""
+    ingestor = open_ingestor(server, target, models)
     report = ingestor.sync(folder, keep=keep, dry_run=dry_run, batch_size=batch_size)
     show(report, as_json=as_json)
     raise typer.Exit(1 if report.failed else 0)
 
 
+@grouped
 def watch(
-    context: typer.Context,
     folder: FolderArgument,
-    path: FolderOption = None,
-    url: UrlOption = None,
-    api_key: KeyOption = None,
-    collection: NameOption = "images",
-    namespace: NamespaceOption = None,
-    profile: ProfileOption = "embedded",
-    whitening: WhiteningOption = None,
-    triton: TritonOption = None,
-    onnx: OnnxOption = None,
+    server: Server,
+    target: Target,
+    models: Models,
     keep: KeepOption = False,
     settle: Annotated[
-        float, typer.Option(min=0.1, help="seconds without a change before pictures are read")
+        float, typer.Option(min=0.1, help="seconds without a change before images are read")
     ] = 2.0,
     as_json: JsonOption = False,
 ) -> None:
     """Sync now and after every change in the folder, until interrupted."""
-    from soir_qdrant.ingest.ingestor import SoirIngestor
-
-    ingestor = SoirIngestor(
-        open_client(context, path, url, api_key, there=False),
-        collection,
-        pipeline=served_pipeline(settings_of(profile, whitening), triton, onnx),
-        namespace=namespace,
-    )
+    ingestor = open_ingestor(server, target, models)
     ingestor.watch(folder, keep=keep, settle=settle, on_report=lambda report: show(report, as_json=as_json))
 
 

@@ -1,4 +1,4 @@
-"""`soir train`: everything that is learnt from labelled folders. Loads no model for --help."""
+"""`soir train`: everything that is trained on labelled folders. Loads no model for --help."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FoldersArgument = Annotated[
     list[Path],
     typer.Argument(help="labelled folders, for a segmenter with masks (see docs/reference/needlebench.md)"),
 ]
-MadeOption = Annotated[Path, typer.Option("--out", help="file to write; beside it a state, a log, a cache")]
+OutOption = Annotated[Path, typer.Option("--out", help="file to write; beside it a state, a log, a cache")]
 FormatOption = Annotated[
     str,
     typer.Option(
@@ -55,7 +55,7 @@ def _begin() -> None:
 )
 def projection(
     folders: FoldersArgument,
-    file: MadeOption,
+    file: OutOption,
     profile: ProfileOption = "embedded",
     format_: FormatOption = "auto",
     dim: Annotated[int, typer.Option(help="components kept")] = 1024,
@@ -68,12 +68,12 @@ def projection(
     from soir_qdrant.lab.train.views import local
 
     pipeline = _pipeline(profile)
-    seen = _views(_benches(folders, format_), pipeline, blocks, cache or file.with_suffix(".cache"))
+    views = _views(_benches(folders, format_), pipeline, blocks, cache or file.with_suffix(".cache"))
     tail = Tail(local(pipeline), pipeline.settings.vector.features, blocks=blocks, rank=0)
-    with bar("projection", len(seen)) as advance:
-        made, rows = fit(seen, tail, dim=dim, fitted_for=pipeline.whitened, advance=advance)
-    made.save(file)
-    out.print(f"{file}: {made.dim} components from {rows.all.count} views of {rows.things} things")
+    with bar("projection", len(views)) as advance:
+        whitening, rows = fit(views, tail, dim=dim, fitted_for=pipeline.whitened, advance=advance)
+    whitening.save(file)
+    out.print(f"{file}: {whitening.dim} components from {rows.all.count} views of {rows.things} things")
 
 
 @training.command(
@@ -81,7 +81,7 @@ def projection(
 )
 def detector(
     folders: FoldersArgument,
-    file: MadeOption,
+    file: OutOption,
     profile: ProfileOption = "embedded",
     format_: FormatOption = "auto",
     epochs: Annotated[int, typer.Option(min=1)] = 24,
@@ -120,7 +120,7 @@ def detector(
 )
 def segmenter(
     folders: FoldersArgument,
-    file: MadeOption,
+    file: OutOption,
     profile: ProfileOption = "embedded",
     format_: FormatOption = "auto",
     epochs: Annotated[int, typer.Option(min=1)] = 6,
@@ -142,7 +142,7 @@ def segmenter(
 )
 def encoder(
     folders: FoldersArgument,
-    file: MadeOption,
+    file: OutOption,
     profile: ProfileOption = "embedded",
     format_: FormatOption = "auto",
     blocks: BlocksOption = 2,
@@ -172,17 +172,17 @@ def encoder(
     if projected is None:
         raise ConfigError("the encoder is tuned for the projection of the profile, and this one has none")
     benches = _benches(folders, format_)
-    seen = _views(benches, pipeline, blocks, cache or file.with_suffix(".cache"))
+    views = _views(benches, pipeline, blocks, cache or file.with_suffix(".cache"))
     torch.manual_seed(seed)
     tail = Tail(tuned, settings.vector.features, blocks=blocks, rank=rank)
     plan = Plan(steps=steps, blocks=blocks, rank=rank, lr=lr, seed=seed, ridge=settings.vector.ridge)
     with bar("steps", -(-steps // plan.every)) as advance:
         data = contents(benches, tuned.fingerprint, depends_on(pipeline, blocks), projected.digest)
-        train(tail, seen, projected, plan, **_beside(file), data=data, report=_telling(advance))
-    learnt = tail.adapter(tuned.weights.sha256)
-    before = tuned.adapter  # what is learnt is learnt on top of it
-    (before.then(learnt) if before else learnt).save(file)
-    _done(file, f"trained on {sum(map(len, seen))} views")
+        train(tail, views, projected, plan, **_beside(file), data=data, report=_progress(advance))
+    adapter = tail.adapter(tuned.weights.sha256)
+    before = tuned.adapter  # the new one is trained on top of it
+    (before.then(adapter) if before else adapter).save(file)
+    _done(file, f"trained on {sum(map(len, views))} views")
 
 
 def _train_head(
@@ -210,7 +210,7 @@ def _train_head(
     head = kind(encoder.width)
     with bar("epochs", plan.epochs) as advance:
         data = contents(benches, fitted_for, also)
-        train(head, scenes, plan, **_beside(file), data=data, report=_telling(advance))
+        train(head, scenes, plan, **_beside(file), data=data, report=_progress(advance))
     head.save(file, fitted_for)
     _done(file, f"trained on {len(scenes)} scenes")
 
@@ -241,12 +241,12 @@ def _beside(file: Path) -> dict[str, Path]:
     return {"state": file.with_suffix(".state"), "log": file.with_suffix(".jsonl")}
 
 
-def _telling(advance: Callable[[], None]) -> Callable[[dict[str, float]], None]:
-    def told(line: dict[str, float]) -> None:
+def _progress(advance: Callable[[], None]) -> Callable[[dict[str, float]], None]:
+    def write(line: dict[str, float]) -> None:
         advance()
         err.print(json.dumps(line), highlight=False)
 
-    return told
+    return write
 
 
 def _done(file: Path, what: str) -> None:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from soir_qdrant.types import Detections
 
 Floats = NDArray[np.floating]
-LEAST_SIDE = 1.0  # pixels; smaller boxes are dropped
+MIN_SIDE = 1.0  # pixels; smaller boxes are dropped
 
 
 def areas(boxes: Floats) -> Floats:
@@ -33,9 +33,9 @@ def intersection_over_union(one: Floats, other: Floats) -> Floats:
 
 
 def pick(
-    boxes: Floats, scores: Floats, *, iou: float, most: int, decay: float = 0.0
+    boxes: Floats, scores: Floats, *, iou: float, max_count: int, decay: float = 0.0
 ) -> tuple[NDArray[np.int64], Floats]:
-    """Greedy non-maximum suppression: indices of the kept boxes, best first, and their scores, falling.
+    """Greedy non-maximum suppression: indices of the kept boxes, best first, and their scores, descending.
 
     boxes: [n, 4]; scores: [n]. A box that overlaps a kept one by more than `iou` is dropped. decay: the
     others lose this share of their score times how far the one lies in the other (common area over that
@@ -43,30 +43,30 @@ def pick(
     """
     left = np.asarray(scores, np.float64).copy()
     size = np.maximum(areas(boxes), 1e-9)
-    kept: list[int] = []
+    chosen: list[int] = []
     values: list[float] = []
-    while len(kept) < most and len(left):
+    while len(chosen) < max_count and len(left):
         best = int(np.argmax(left))
         if left[best] < 0:
             break
-        kept.append(best)
+        chosen.append(best)
         values.append(float(left[best]))
         common = overlap(boxes[best][None], boxes)[0]
         left *= 1 - decay * common / np.minimum(size, size[best])
         left[common / np.maximum(size + size[best] - common, 1e-9) > iou] = -1
         left[best] = -1
-    return np.array(kept, np.int64), np.array(values, np.float64)
+    return np.array(chosen, np.int64), np.array(values, np.float64)
 
 
 def finish(boxes: Floats, scores: Floats, shape: tuple[int, ...], *, threshold: float) -> Detections:
-    """Detections of boxes that were picked: cut to the image, at or above the threshold, in falling order.
+    """Detections of boxes that were picked: cut to the image, at or above the threshold, in descending order.
 
     boxes: [n, 4] in pixels; scores: [n], 0..1; shape: H, W, ... of the image.
     """
     limits = np.array([shape[1], shape[0]] * 2, np.float32)
     boxes = np.clip(np.asarray(boxes, np.float32).reshape(-1, 4), 0, limits)
     scores = np.clip(np.asarray(scores, np.float32).reshape(-1), 0, 1)
-    sound = (scores >= threshold) & ((boxes[:, 2:] - boxes[:, :2]).min(axis=1, initial=np.inf) >= LEAST_SIDE)
+    sound = (scores >= threshold) & ((boxes[:, 2:] - boxes[:, :2]).min(axis=1, initial=np.inf) >= MIN_SIDE)
     order = np.flatnonzero(sound)[np.argsort(-scores[sound], kind="stable")]
     return Detections(np.ascontiguousarray(boxes[order]), np.ascontiguousarray(scores[order]))
 
@@ -78,7 +78,7 @@ def from_square(
     *,
     threshold: float = 0.2,
     iou: float = 0.4,
-    most: int = 25,
+    max_objects: int = 25,
 ) -> Detections:
     """The detections among what a model proposed on an image padded to a square at the right and bottom.
 
@@ -87,7 +87,7 @@ def from_square(
     height, width = shape[:2]
     corners = np.clip(boxes * max(height, width), 0, [width, height, width, height])
     sides = corners[:, 2:] - corners[:, :2]
-    sound = (scores >= threshold) & (sides.min(axis=1, initial=np.inf) >= LEAST_SIDE)
+    sound = (scores >= threshold) & (sides.min(axis=1, initial=np.inf) >= MIN_SIDE)
     corners, scores = corners[sound], scores[sound]
-    kept, values = pick(corners, scores, iou=iou, most=most)
-    return finish(corners[kept], values, shape, threshold=threshold)
+    rows, values = pick(corners, scores, iou=iou, max_count=max_objects)
+    return finish(corners[rows], values, shape, threshold=threshold)

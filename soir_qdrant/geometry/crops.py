@@ -55,15 +55,15 @@ def cut_mask(mask: Mask, box: NDArray[np.floating]) -> Mask:
     return part.copy() if part.any() else np.ones_like(part)
 
 
-def square(box: Box, width: int, height: int, *, margin: float, least: int = 0) -> tuple[int, int, int]:
+def square(box: Box, width: int, height: int, *, margin: float, min_side: int = 0) -> tuple[int, int, int]:
     """x, y and side of the square around a box.
 
-    margin: added on each side, as a fraction of the longer box side. least: the smallest side in pixels;
-    the paper's crop is margin 0 and least = the encoder's input side. The square is moved into the image
+    margin: added on each side, as a fraction of the longer box side. min_side: the smallest side in pixels;
+    the paper's crop is margin 0 and min_side = the encoder's input side. The square is moved into the image
     where it fits, and is otherwise centred on the image, reaching out of it.
     """
     longer = max(box[2] - box[0], box[3] - box[1], 1.0)
-    side = round(max(longer * (1 + 2 * margin), least, 2))
+    side = round(max(longer * (1 + 2 * margin), min_side, 2))
 
     def start(low: float, high: float, length: int) -> int:
         first = round((low + high - side) / 2)
@@ -91,7 +91,7 @@ def crop(
     size: int,
     *,
     margin: float,
-    least: int = 0,
+    min_side: int = 0,
     background: Background = "keep",
 ) -> tuple[RGB, NDArray[np.float32]]:
     """Cut out the square around a box.
@@ -101,7 +101,7 @@ def crop(
     background: what becomes of the pixels outside the mask.
     """
     height, width = mask.shape
-    x, y, side = square(box, width, height, margin=margin, least=least)
+    x, y, side = square(box, width, height, margin=margin, min_side=min_side)
     pixels = square_pixels(image, x, y, side)
     inside = square_pixels(mask, x, y, side, np.float32(0))
     method = cv2.INTER_AREA if side > size else cv2.INTER_CUBIC

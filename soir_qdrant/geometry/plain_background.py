@@ -78,8 +78,8 @@ def _cut(image: RGB) -> Mask | None:
     noise = float(np.percentile(np.linalg.norm(border[plain] - colour, axis=1), 95))
     distance = np.linalg.norm(lab - colour, axis=2).astype(np.float32)
     strict, loose = (
-        _without_specks(~_filled(distance <= max(least, factor * noise), ring))
-        for least, factor in zip(MIN_TOLERANCE, (1.5, 2.5), strict=True)
+        _without_specks(~_filled(distance <= max(tolerance, factor * noise), ring))
+        for tolerance, factor in zip(MIN_TOLERANCE, (1.5, 2.5), strict=True)
     )
     if not MIN_AREA <= loose.mean() <= MAX_AREA:
         return None

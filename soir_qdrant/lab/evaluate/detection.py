@@ -27,7 +27,7 @@ from soir_qdrant.types import RGB
 SEED = 0  # of the choice of `max_images`
 IOUS = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))
 CAPS = (10, 25, 100)  # boxes an image
-WIDE = {"threshold": 0.02, "most": max(CAPS)}  # settings of a detector that holds nothing back
+WIDE = {"threshold": 0.02, "max_objects": max(CAPS)}  # settings of a detector that holds nothing back
 COCO_FILE = "coco.json"  # where a folder has other JSON files too
 UNMATCHED = 10**6  # comes after every box
 
@@ -112,7 +112,7 @@ def evaluate_detector(
     judged = []
     for image in images:
         arrays = _detected(image.file, pipeline.detector, wide.detector, stored)
-        judged.append(_judged(image, arrays, settings.detector.most))
+        judged.append(_judged(image, arrays, settings.detector.max_objects))
         advance()
     return _summary(judged)
 

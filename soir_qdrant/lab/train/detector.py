@@ -111,7 +111,7 @@ def measure(head: Head, scenes: Sequence[Example], max_boxes: int = 100) -> dict
     total = labelled = matches = early = 0
     for one in scenes:
         scores, boxes = named(head, one.read(), one.size)
-        detections = chosen(scores, boxes, one.size, threshold=0.0, iou=0.5, most=max_boxes)
+        detections = chosen(scores, boxes, one.size, threshold=0.0, iou=0.5, max_objects=max_boxes)
         matched = _matched(detections.boxes, one.boxes)
         total, matches = total + len(one.boxes), matches + int(matched.sum())
         early += int(matched[:25].sum())

@@ -108,7 +108,7 @@ def examples_of(folder: Path, detector: ProposalsDetector, max_scenes: int = 60)
 
 
 def _picked(scoring: Scoring, example: Example) -> tuple[NDArray[np.int64], Floats]:
-    return pick(example.boxes, scoring.second(example.features), iou=0.4, most=25, decay=DECAY)
+    return pick(example.boxes, scoring.second(example.features), iou=0.4, max_count=25, decay=DECAY)
 
 
 def main(folders: list[str]) -> None:

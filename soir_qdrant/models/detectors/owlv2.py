@@ -24,7 +24,7 @@ GREY = 0.5
 
 class Owlv2Detector(Detector):
     """weights: a folder saved by `save_pretrained`, or a hub name. threshold: least objectness; iou: of the
-    suppression; most: boxes per image. device, dtype: see `pick_dtype`.
+    suppression; max_objects: boxes per image. device, dtype: see `pick_dtype`.
 
     Raises WeightsError where the weights cannot be loaded or are of another model.
     """
@@ -37,13 +37,13 @@ class Owlv2Detector(Detector):
         *,
         threshold: float = 0.2,
         iou: float = 0.4,
-        most: int = 25,
+        max_objects: int = 25,
         device: str = "auto",
         dtype: str = "auto",
     ) -> None:
         self.threshold = threshold
         self.iou = iou
-        self.most = most
+        self.max_objects = max_objects
         self.device = pick_device(device)
         self.dtype = pick_dtype(dtype, self.device)
         self.model = load_of_type(resolve(weights), "owlv2", "Owlv2ForObjectDetection")
@@ -57,7 +57,9 @@ class Owlv2Detector(Detector):
     def _detect(self, image: RGB) -> Detections:
         with torch.inference_mode():
             boxes, scores = self.forward(preprocess(image, self.size).to(self.device, self.dtype))
-        return from_square(boxes, scores, image.shape, threshold=self.threshold, iou=self.iou, most=self.most)
+        return from_square(
+            boxes, scores, image.shape, threshold=self.threshold, iou=self.iou, max_objects=self.max_objects
+        )
 
     def forward(self, pixels: Tensor) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         """Boxes as x0 y0 x1 y1 in shares of the padded square, [n, 4], and their objectness, [n]."""

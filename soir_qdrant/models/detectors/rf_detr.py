@@ -27,7 +27,7 @@ class RfDetrDetector(Detector):
     Args:
         weights: a folder saved by `save_pretrained`, or a hub name.
         size: side of the square that an image is resized to, its shape not kept.
-        threshold: lowest score; iou: of the suppression; most: boxes of an image.
+        threshold: lowest score; iou: of the suppression; max_objects: boxes of an image.
         device, dtype: see `pick_device`, `pick_dtype`.
 
     Raises:
@@ -44,11 +44,11 @@ class RfDetrDetector(Detector):
         size: int = 560,
         threshold: float = 0.2,
         iou: float = 0.7,
-        most: int = 100,
+        max_objects: int = 100,
         device: str = "auto",
         dtype: str = "auto",
     ) -> None:
-        self.size, self.threshold, self.iou, self.most = size, threshold, iou, most
+        self.size, self.threshold, self.iou, self.max_objects = size, threshold, iou, max_objects
         self.device = pick_device(device)
         self.dtype = pick_dtype(dtype, self.device)
         model = load_of_type(resolve(weights), "rf_detr", "RfDetrForObjectDetection")
@@ -67,7 +67,7 @@ class RfDetrDetector(Detector):
         height, width = image.shape[:2]
         corners = boxes * np.array([width, height, width, height])
         above = scores >= self.threshold
-        kept, values = pick(corners[above], scores[above], iou=self.iou, most=self.most)
+        kept, values = pick(corners[above], scores[above], iou=self.iou, max_count=self.max_objects)
         return finish(corners[above][kept], values, image.shape, threshold=self.threshold)
 
     @torch.inference_mode()

@@ -50,7 +50,7 @@ class LearnedDetector(Detector):
         device: where the head runs.
         threshold: least score, an expected IoU, 0..1.
         iou: of the non-maximum suppression.
-        most: boxes of an image.
+        max_objects: boxes of an image.
         area: pixels at which an image is looked at.
     """
 
@@ -64,7 +64,7 @@ class LearnedDetector(Detector):
         device: str | torch.device = "cpu",
         threshold: float = THRESHOLD,
         iou: float = IOU,
-        most: int = 25,
+        max_objects: int = 25,
         area: int = AREA,
     ) -> None:
         self.source = source
@@ -73,7 +73,7 @@ class LearnedDetector(Detector):
         self.device = device
         self.threshold = threshold
         self.iou = iou
-        self.most = most
+        self.max_objects = max_objects
         self.area = area
 
     def detect(self, images: list[RGB]) -> list[Detections]:
@@ -85,7 +85,9 @@ class LearnedDetector(Detector):
             self.network, inputs(self.source, image, self.area), image.shape[1::-1], self.device
         )
         size = (image.shape[1], image.shape[0])
-        return chosen(scores, boxes, size, threshold=self.threshold, iou=self.iou, most=self.most)
+        return chosen(
+            scores, boxes, size, threshold=self.threshold, iou=self.iou, max_objects=self.max_objects
+        )
 
 
 def make(settings: TokenHeadSettings, parts: Parts) -> Detector:
@@ -130,12 +132,12 @@ def chosen(
     *,
     threshold: float,
     iou: float,
-    most: int = 25,
+    max_objects: int = 25,
 ) -> Detections:
     """The best of what the cells say. scores: [n], 0..1; boxes: [n, 4] in pixels of an image of `size`
     (width, height)."""
     best = np.argsort(-scores, kind="stable")[:MAX_CELLS]
     best = best[scores[best] >= threshold]
     corners = np.clip(boxes[best].astype(np.float64), 0, [*size, *size])
-    kept, values = pick(corners, scores[best].astype(np.float64), iou=iou, most=most)
+    kept, values = pick(corners, scores[best].astype(np.float64), iou=iou, max_count=max_objects)
     return finish(corners[kept], values, (size[1], size[0]), threshold=threshold)

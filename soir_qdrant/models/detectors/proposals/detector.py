@@ -32,19 +32,19 @@ FIRST_MOST, FIRST_LEAST = 12, 0.25  # boxes of the first look, and the score the
 class ProposalsDetector(Detector):
     """Class-agnostic, without weights of its own.
 
-    source: an encoder, whose features decide. threshold, iou, most: see `DetectorSettings`.
+    source: an encoder, whose features decide. threshold, iou, max_objects: see `DetectorSettings`.
     """
 
     name = "proposals"
 
     def __init__(
-        self, source: FeatureSource, *, threshold: float = 0.2, iou: float = 0.4, most: int = 25
+        self, source: FeatureSource, *, threshold: float = 0.2, iou: float = 0.4, max_objects: int = 25
     ) -> None:
         self.source = source
         self.scoring = BY_TOKENS
         self.threshold = threshold
         self.iou = iou
-        self.most = most
+        self.max_objects = max_objects
 
     def detect(self, images: list[RGB]) -> list[Detections]:
         """images: list of uint8 [H, W, 3]. See `Detector`."""
@@ -56,7 +56,9 @@ class ProposalsDetector(Detector):
         boxes, features = self.candidates(image)
         scores = self.scoring.second(features)
         order = np.argsort(-scores, kind="stable")[:CANDIDATES]
-        kept, values = pick(boxes[order], scores[order], iou=self.iou, most=self.most, decay=DECAY)
+        kept, values = pick(
+            boxes[order], scores[order], iou=self.iou, max_count=self.max_objects, decay=DECAY
+        )
         final = self.scoring.calibrated(values)
         return finish(boxes[order][kept], final, image.shape, threshold=self.threshold)
 
@@ -87,7 +89,7 @@ class ProposalsDetector(Detector):
         boxes: [n, 4] in the image of `size` (width, height); features: [n, 12]; shape: h, w of the grid.
         """
         first = self.scoring.first(features)
-        kept, values = pick(boxes.astype(np.float64), first, iou=0.4, most=FIRST_MOST, decay=DECAY)
+        kept, values = pick(boxes.astype(np.float64), first, iou=0.4, max_count=FIRST_MOST, decay=DECAY)
         ground = np.ones(shape[:2], np.bool_)
         scale = np.array([shape[1] / size[0], shape[0] / size[1]] * 2)
         for x0, y0, x1, y1 in (boxes[kept[values > FIRST_LEAST]] * scale).tolist():

@@ -1,0 +1,151 @@
+"""Options that several commands share, in groups: where Qdrant is, what makes the vectors, what is read."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import typer
+
+from soir_qdrant.cli.console import ProfileOption, WhiteningOption, settings_of
+
+if TYPE_CHECKING:
+    from qdrant_client import QdrantClient
+
+    from soir_qdrant.config import Settings
+    from soir_qdrant.ingest.ingestor import SoirIngestor
+    from soir_qdrant.pipeline import Pipeline
+    from soir_qdrant.serving.runtime import Runtime
+
+
+def grouped(command: Callable[..., None]) -> Callable[..., None]:
+    """A command whose parameters that are annotated with a group become that group's options."""
+    hints = get_type_hints(command, include_extras=True)
+    hints.pop("return", None)
+    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
+
+    def options() -> Iterator[inspect.Parameter]:
+        for name, parameter in inspect.signature(command).parameters.items():
+            if name not in groups:
+                yield parameter.replace(annotation=hints[name], kind=parameter.KEYWORD_ONLY)
+                continue
+            of_group = get_type_hints(groups[name], include_extras=True)
+            for field in fields(groups[name]):
+                annotation = of_group[field.name]
+                yield inspect.Parameter(
+                    field.name, parameter.KEYWORD_ONLY, default=field.default, annotation=annotation
+                )
+
+    @functools.wraps(command)
+    def run(**values: Any) -> None:
+        chosen: dict[str, Any] = {
+            name: group(**{field.name: values.pop(field.name) for field in fields(group)})
+            for name, group in groups.items()
+        }
+        command(**values, **chosen)
+
+    signature = inspect.Signature(list(options()))
+    run.__signature__ = signature  # type: ignore[attr-defined]
+    run.__annotations__ = {name: option.annotation for name, option in signature.parameters.items()}
+    return run
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """Which Qdrant."""
+
+    path: Annotated[Path | None, typer.Option("--path", help="folder of an embedded Qdrant")] = None
+    url: Annotated[str | None, typer.Option("--url", envvar="QDRANT_URL", help="URL of a Qdrant server")] = (
+        None
+    )
+    api_key: Annotated[
+        str | None, typer.Option("--api-key", envvar="QDRANT_API_KEY", help="of the server")
+    ] = None
+
+    def client(self, *, there: bool = True, shared: bool = False) -> QdrantClient:
+        """there: whether a folder must hold a Qdrant already. shared: for several threads."""
+        from soir_qdrant.errors import ConfigError
+        from soir_qdrant.qdrant.transport import connect
+
+        if self.path and self.url and self.url != os.environ.get("QDRANT_URL"):
+            raise typer.BadParameter("--path and --url: choose one")
+        if self.path:
+            if there and not (self.path / "meta.json").is_file():
+                raise ConfigError(f"{self.path}: no embedded Qdrant there; `soir ingest` makes one")
+            return connect(path=self.path, force_disable_check_same_thread=shared)
+        if not self.url:
+            raise typer.BadParameter("say where Qdrant is: --path FOLDER or --url URL (or set QDRANT_URL)")
+        return connect(url=self.url, api_key=self.api_key)
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """What makes the vectors, and where that runs."""
+
+    profile: ProfileOption = "embedded"
+    whitening: WhiteningOption = None
+    triton: Annotated[
+        str | None,
+        typer.Option(
+            "--triton", envvar="SOIR_TRITON", help="host:port of a Triton that serves the models (gRPC)"
+        ),
+    ] = None
+    onnx: Annotated[
+        Path | None,
+        typer.Option("--onnx", help="folder written by soir export: run its models with onnxruntime"),
+    ] = None
+
+    @property
+    def settings(self) -> Settings:
+        return settings_of(self.profile, self.whitening)
+
+    def pipeline(self) -> Pipeline:
+        """On the models of a Triton, of a folder of exports, or of this machine."""
+        from soir_qdrant.assembly import make_pipeline
+
+        return make_pipeline(self.settings, self._runtime())
+
+    def _runtime(self) -> Runtime | None:
+        """Where the models run; None is here. $SOIR_TRITON_TOKEN, where it is set, is sent to Triton as a
+        bearer token."""
+        if self.triton and self.onnx:
+            raise typer.BadParameter("--triton and --onnx: choose one")
+        if self.triton:
+            from soir_qdrant.serving.triton import TritonRuntime
+
+            token = os.environ.get("SOIR_TRITON_TOKEN")
+            headers = {"authorization": f"Bearer {token}"} if token else {}
+            return TritonRuntime(self.triton, headers=headers)
+        if self.onnx:
+            from soir_qdrant.serving.onnx import OnnxRuntime
+
+            return OnnxRuntime(self.onnx)
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Which collection, and whose images."""
+
+    collection: Annotated[str, typer.Option("--collection", help="name of the collection")] = "images"
+    namespace: Annotated[
+        str | None, typer.Option("--namespace", help="of a tenant, shop ...; its images are its own")
+    ] = None
+
+
+def open_ingestor(server: Server, target: Target, models: Models, **options: Any) -> SoirIngestor:
+    """options: further ones of SoirIngestor."""
+    from soir_qdrant.ingest.ingestor import SoirIngestor
+
+    return SoirIngestor(
+        server.client(there=False),
+        target.collection,
+        pipeline=models.pipeline(),
+        namespace=target.namespace,
+        **options,
+    )
