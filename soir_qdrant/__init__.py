@@ -20,6 +20,7 @@ from soir_qdrant.types import Crop, Hit, HitGroup, IngestReport, Scene, SceneObj
 if TYPE_CHECKING:
     from soir_qdrant.aio import AsyncSoirIngestor, AsyncSoirSearcher
     from soir_qdrant.config import Settings
+    from soir_qdrant.images.options import ReadOptions
     from soir_qdrant.ingest.ingestor import SoirIngestor
     from soir_qdrant.ingest.outcome import IngestStopped
     from soir_qdrant.ingest.sync import SyncReport
@@ -45,6 +46,7 @@ __all__ = [
     "IngestStopped",
     "Kind",
     "Pipeline",
+    "ReadOptions",
     "Scene",
     "SceneObject",
     "SearchOptions",
@@ -67,6 +69,7 @@ _LAZY = {
     "AsyncSoirSearcher": "aio",
     "Kind": "kinds",
     "Pipeline": "pipeline",
+    "ReadOptions": "images.options",
     "SearchOptions": "search.options",
     "Settings": "config",
     "IngestStopped": "ingest.outcome",

@@ -39,8 +39,9 @@ class LoadedImage:
 
     rgb: uint8 [H, W, 3]. alpha: bool [H, W], the opaque pixels, where the file has transparency.
     name: what to call it in messages. uri: stored in the payload, so that it can be opened again.
-    sha256: hex digest of the file's bytes (of the pixels, where there was no file). stamp: size of the file
-    in bytes, and the time of its last change in nanoseconds.
+    sha256: hex digest of the file's bytes (of the pixels, where there was no file, or of a part of one). stamp: size
+    of the file in bytes, and the time of its last change in nanoseconds. further: its file holds further pages or
+    frames, which were not read with it.
     """
 
     rgb: RGB
@@ -49,6 +50,7 @@ class LoadedImage:
     sha256: str
     alpha: Mask | None = None
     stamp: tuple[int, int] | None = None
+    further: bool = False
 
     @property
     def height(self) -> int:
@@ -197,7 +199,9 @@ class IngestReport:
         changed: of the skipped ones, those whose image was another one when they were stored, under an id
             of your own; the same renews them.
         failed: with reasons.
-        left_out: of a folder, linked folders and images of formats that are not read.
+        left_out: of folders, linked folders, videos and images of formats that are not read, and files whose
+            further pages or frames were not.
+        excluded: how many files were by patterns of yours.
         seconds: per stage (load, detect, segment, encode, refine, store).
     """
 
@@ -209,6 +213,7 @@ class IngestReport:
     relocated: int = 0
     failed: list[Failure] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
+    excluded: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
 
 

@@ -8,6 +8,7 @@ import pytest
 from qdrant_client import QdrantClient
 from typer.testing import CliRunner
 
+from soir_qdrant.cli.collection import names
 from soir_qdrant.cli.main import app
 
 COMMANDS = [
@@ -77,6 +78,15 @@ def test_what_cannot_be_done_is_one_clear_line(arguments, code, said, tmp_path):
     assert done.returncode == code, done.stderr
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_names_of_images_may_come_from_stdin():
+    assert [*names(["a.png", "-", "z/"], ["b.png\n", "\n", "c d.png\r\n"])] == [
+        "a.png",
+        "b.png",
+        "c d.png",
+        "z/",
+    ]
 
 
 def test_info_names_the_weights_and_their_licence():

@@ -179,7 +179,7 @@ def test_the_limit_is_an_argument(tmp_path):
 def test_bad_paths(tmp_path):
     with pytest.raises(ImageError, match="no such file"):
         load(tmp_path / "none.jpg")
-    with pytest.raises(ImageError, match="download it first"):
+    with pytest.raises(ImageError, match="http is not read unless"):
         load("https://example.org/a.jpg")
     with pytest.raises(ImageError, match="is a folder"):
         load(tmp_path)
@@ -201,7 +201,7 @@ def test_folders(folder: Path, tmp_path):
     names = [name for name, _ in iter_sources(folder)]
     assert names == ["0.png", "2.png", "4.png", "sub/1.png", "sub/3.png", "sub/5.png"]
     assert [name for name, _ in iter_sources(str(folder))] == names
-    assert count_sources(folder) == 6
+    assert count_sources(folder) is None  # only a walk tells
     assert all(load(source).uri == str(folder / name) for name, source in iter_sources(folder))
     (tmp_path / "empty").mkdir()
     with pytest.raises(ImageError, match=r"no image in this folder.*\.jpg.*\.png"):

@@ -1,10 +1,13 @@
 """What users hand in by mistake, and what hostile ones do: one bad item is reported and stops no other."""
 
 import os
+import struct
 import subprocess
 import sys
+import zlib
 from typing import ClassVar
 
+import cv2
 import numpy as np
 import pytest
 from conftest import counts, ingestor, picture, stored
@@ -12,9 +15,11 @@ from PIL import Image, ImageCms
 from qdrant_client import QdrantClient
 
 from soir_qdrant.errors import ImageError
-from soir_qdrant.images import GREY, load
-from soir_qdrant.images import files as reading
+from soir_qdrant.images import GREY, ReadOptions, load, pixels
+from soir_qdrant.images.formats import known_formats
 from soir_qdrant.ingest.ingestor import IngestStopped, summary
+from soir_qdrant.ingest.reading import decode_all, read_all
+from soir_qdrant.ingest.sources import Item
 from soir_qdrant.types import SceneObject
 
 
@@ -33,6 +38,35 @@ class TestPixels:
         Image.fromarray(levels).save(tmp_path / f"a{suffix}")
         found = load(tmp_path / f"a{suffix}").rgb[:, :, 0]
         assert np.abs(found.astype(int) - eight).max() <= 1
+
+    @pytest.mark.parametrize("bits", [10, 12, 14, 16])
+    @pytest.mark.parametrize("suffix", [".png", ".tif"])
+    def test_so_are_colours(self, tmp_path, bits, suffix):
+        eight = picture(1, 64, 48)
+        eight[0, 0], eight[0, 1] = 0, 255
+        levels = np.round(eight / 255 * (2**bits - 1)).astype(np.uint16)
+        cv2.imwrite(str(tmp_path / f"a{suffix}"), levels[:, :, ::-1])
+        rgb = load(tmp_path / f"a{suffix}").rgb
+        assert np.abs(rgb.astype(int) - eight).max() <= 1
+
+    def test_the_bits_that_a_file_declares_count(self, tmp_path):
+        """A dark image of twelve bits, none of whose levels needs more than ten."""
+        levels = np.full((20, 20), 1000, np.uint16)
+        Image.fromarray(levels).save(tmp_path / "a.png")
+        data = (tmp_path / "a.png").read_bytes()
+        assert load(data).rgb.max() == round(1000 / 1023 * 255)
+        chunk = b"sBIT\x0c"
+        declared = struct.pack(">I", 1) + chunk + struct.pack(">I", zlib.crc32(chunk))
+        assert load(data[:33] + declared + data[33:]).rgb.max() == round(1000 / 4095 * 255)
+
+    def test_deep_colours_keep_their_transparency_and_rotation(self, tmp_path):
+        levels = np.full((20, 30, 4), 60_000, np.uint16)
+        levels[:, 15:, 3] = 0
+        cv2.imwrite(str(tmp_path / "a.png"), levels)
+        image = load(tmp_path / "a.png")
+        assert image.alpha is not None
+        assert image.alpha[:, :15].all()
+        assert not image.alpha[:, 15:].any()
 
     def test_the_transparent_level_of_a_deep_grey(self, tmp_path):
         levels = np.full((40, 40), 40000, np.uint16)
@@ -114,15 +148,14 @@ class TestFiles:
         assert counts(report) == (1, 0, 2)
         assert all("a pipe, a socket or a device" in failure.reason for failure in report.failed)
 
-    def test_files_beyond_a_size_are_not_read(self, tmp_path, monkeypatch):
+    def test_files_beyond_a_size_are_not_read(self, tmp_path):
         with (tmp_path / "huge.jpg").open("wb") as stream:
             stream.truncate(3_000_000_000)  # sparse: takes no space
         with pytest.raises(ImageError, match="3,000,000,000 bytes, more than"):
             load(tmp_path / "huge.jpg")
-        monkeypatch.setattr(reading, "MAX_BYTES", 10)
         Image.fromarray(picture(1)).save(tmp_path / "a.png")
-        with pytest.raises(ImageError, match="more than the 10"):
-            load(tmp_path / "a.png")
+        report = ingestor(QdrantClient(":memory:"), reading=ReadOptions(max_bytes=10)).add(tmp_path / "a.png")
+        assert "more than the 10" in report.failed[0].reason
 
     def test_postscript_under_another_name_starts_no_program(self, tmp_path, monkeypatch):
         (tmp_path / "a.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n")
@@ -130,8 +163,22 @@ class TestFiles:
         with pytest.raises(ImageError, match="format that is not read"):
             load(tmp_path / "a.jpg")
 
-    def test_heic_says_what_to_install(self, tmp_path):
+    @pytest.mark.parametrize(
+        ("module", "suffix"), [("pillow_heif", ".heic"), ("pillow_jxl", ".jxl"), (None, ".avif")]
+    )
+    def test_heic_jxl_and_avif(self, tmp_path, module, suffix):
+        if module is not None:
+            pytest.importorskip(module, reason=f"{module} is not installed: the extra formats has it")
+        known_formats()
+        Image.fromarray(picture(1, 64, 48)).save(tmp_path / f"a{suffix}")
+        assert counts(ingestor(QdrantClient(":memory:")).add(tmp_path)) == (1, 0, 0)
+        assert (
+            np.abs(load(tmp_path / f"a{suffix}").rgb.mean((0, 1)) - picture(1, 64, 48).mean((0, 1))).max() < 6
+        )
+
+    def test_heic_says_what_to_install(self, tmp_path, monkeypatch):
         (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic" + b"\0" * 50)
+        monkeypatch.setattr(pixels, "known_formats", lambda: ["JPEG"])  # as without the extra
         report = ingestor(QdrantClient(":memory:")).add(tmp_path)
         assert counts(report) == (0, 0, 1)
         assert "HEIC" in report.failed[0].reason
@@ -164,13 +211,23 @@ class TestFiles:
         assert counts(report) == (3, 0, 1)
         assert "cannot be read" in report.failed[0].reason
 
-    def test_pixels_of_a_batch_stay_within_a_budget(self, monkeypatch, pipeline):
-        from soir_qdrant.ingest import reading
-
-        monkeypatch.setattr(reading.within_budget, "__defaults__", (2 * 40 * 30 * 3,))
-        report = ingestor(QdrantClient(":memory:"), pipeline).add([picture(i) for i in range(5)])
+    def test_what_is_read_ahead_stays_within_a_budget(self, tmp_path, pipeline):
+        for i in range(5):
+            Image.fromarray(picture(i)).save(tmp_path / f"{i}.png")
+        size = (tmp_path / "0.png").stat().st_size
+        reading = ReadOptions(memory=4 * 2 * 40 * 30 * 4)  # a quarter of it holds the pixels of two
+        assert reading.memory // 8 < 2 * size  # and the bytes of one: the others are read twice
+        report = ingestor(QdrantClient(":memory:"), pipeline, reading=reading).add(tmp_path)
         assert counts(report) == (5, 0, 0)
-        assert [len(call) for call in pipeline.calls] == [2, 2, 1]
+        assert max(len(call) for call in pipeline.calls) <= 2
+
+    def test_a_file_that_changes_between_two_reads_fails(self, tmp_path):
+        Image.fromarray(picture(1)).save(tmp_path / "a.png")
+        item = Item("a.png", tmp_path / "a.png")
+        read_all([item], ReadOptions(memory=8))
+        Image.fromarray(picture(2)).save(tmp_path / "a.png")
+        decode_all([item], ReadOptions(memory=8))
+        assert "was changed while it was read" in item.reason
 
 
 class TestItems:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,17 +15,24 @@ from rich.text import Text as RichText
 
 import soir_qdrant
 from soir_qdrant.cli.console import ProfileOption, WhiteningOption, out, settings_of
-from soir_qdrant.cli.groups import Models, Server, Target, grouped, open_ingestor
+from soir_qdrant.cli.groups import Models, Reading, Server, Target, grouped, open_ingestor
 from soir_qdrant.cli.options import BatchOption, JsonOption, box_of, collection_info, filter_of
 from soir_qdrant.types import Hit
 
 
 @grouped
 def ingest(
-    folder: Annotated[Path, typer.Argument(help="an image, or a folder of images, read recursively")],
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            help="images, folders (read recursively), patterns, addresses such as s3://bucket/photos; - reads "
+            "their names from stdin, one a line"
+        ),
+    ],
     server: Server,
     target: Target,
     models: Models,
+    reading: Reading,
     on_exists: Annotated[
         Literal["skip", "update", "replace"],
         typer.Option(
@@ -50,16 +59,27 @@ def ingest(
         server,
         target,
         models,
+        reading,
         keep_objects=keep_objects,
         object_patches=object_patches,
         quantization=quantization,
     )
-    report = ingestor.add(folder, batch_size=batch_size, on_exists=on_exists)
+    chosen = images[0] if len(images) == 1 and images[0] != "-" else names(images, sys.stdin)
+    report = ingestor.add(chosen, batch_size=batch_size, on_exists=on_exists)
     if as_json:
         out.print_json(json.dumps(asdict(report)))
     else:
         out.print(summary(report), highlight=False)
     raise typer.Exit(1 if report.failed else 0)
+
+
+def names(arguments: Iterable[str], stdin: Iterable[str]) -> Iterator[str]:
+    """What the arguments name, "-" being the lines of stdin."""
+    for argument in arguments:
+        if argument == "-":
+            yield from (name for line in stdin if (name := line.rstrip("\r\n")))
+        else:
+            yield argument
 
 
 QueryArgument = Annotated[

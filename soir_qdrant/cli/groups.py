@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from soir_qdrant.cli.console import ProfileOption, WhiteningOption, settings_of
+from soir_qdrant.images.options import MAX_BYTES, MAX_PIXELS, MEMORY, ReadOptions
 
 if TYPE_CHECKING:
     from qdrant_client import QdrantClient
@@ -138,7 +139,48 @@ class Target:
     ] = None
 
 
-def open_ingestor(server: Server, target: Target, models: Models, **options: Any) -> SoirIngestor:
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What is read, and how much of it at once."""
+
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option("--exclude", help="pattern of paths to leave out, as in .gitignore; repeatable"),
+    ] = None
+    every: Annotated[
+        float | None,
+        typer.Option("--every", help="seconds between the frames of videos; else they are left out"),
+    ] = None
+    pages: Annotated[
+        bool, typer.Option("--pages", help="also further pages of TIFF files, frames of animations")
+    ] = False
+    allow_http: Annotated[bool, typer.Option("--allow-http", help="read http:// and https:// too")] = False
+    allow_private: Annotated[
+        bool, typer.Option("--allow-private", help="and from addresses of private networks")
+    ] = False
+    max_pixels: Annotated[int, typer.Option(min=1, help="of the largest image that is decoded")] = MAX_PIXELS
+    max_mb: Annotated[int, typer.Option(min=1, help="of the largest file")] = MAX_BYTES >> 20
+    memory_mb: Annotated[int, typer.Option(min=1, help="that files and pixels take which are read ahead")] = (
+        MEMORY >> 20
+    )
+
+    @property
+    def options(self) -> ReadOptions:
+        return ReadOptions(
+            exclude=tuple(self.exclude or ()),
+            every=self.every,
+            pages=self.pages,
+            http=self.allow_http,
+            private=self.allow_private,
+            max_pixels=self.max_pixels,
+            max_bytes=self.max_mb << 20,
+            memory=self.memory_mb << 20,
+        )
+
+
+def open_ingestor(
+    server: Server, target: Target, models: Models, reading: Reading, **options: Any
+) -> SoirIngestor:
     """options: further ones of SoirIngestor."""
     from soir_qdrant.ingest.ingestor import SoirIngestor
 
@@ -147,5 +189,6 @@ def open_ingestor(server: Server, target: Target, models: Models, **options: Any
         target.collection,
         pipeline=models.pipeline(),
         namespace=target.namespace,
+        reading=reading.options,
         **options,
     )

@@ -10,29 +10,31 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from soir_qdrant.cli.console import out
-from soir_qdrant.cli.groups import Models, Server, Target, grouped, open_ingestor
+from soir_qdrant.cli.groups import Models, Reading, Server, Target, grouped, open_ingestor
 from soir_qdrant.cli.options import BatchOption, JsonOption
 
 if TYPE_CHECKING:
     from soir_qdrant.ingest.sync import SyncReport
 
-FolderArgument = Annotated[Path, typer.Argument(help="a folder of images, read recursively")]
 KeepOption = Annotated[bool, typer.Option("--keep", help="leave the points of images that are gone")]
 
 
 @grouped
 def sync(
-    folder: FolderArgument,
+    folder: Annotated[
+        str, typer.Argument(help="a folder of images, or an address such as s3://bucket/photos")
+    ],
     server: Server,
     target: Target,
     models: Models,
+    reading: Reading,
     keep: KeepOption = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print what would be done, do nothing")] = False,
     batch_size: BatchOption = 8,
     as_json: JsonOption = False,
 ) -> None:
     """Bring a collection in step with a folder: new, changed, moved, renamed and vanished images."""
-    ingestor = open_ingestor(server, target, models)
+    ingestor = open_ingestor(server, target, models, reading)
     report = ingestor.sync(folder, keep=keep, dry_run=dry_run, batch_size=batch_size)
     show(report, as_json=as_json)
     raise typer.Exit(1 if report.failed else 0)
@@ -40,10 +42,11 @@ def sync(
 
 @grouped
 def watch(
-    folder: FolderArgument,
+    folder: Annotated[Path, typer.Argument(help="a folder of images, read recursively")],
     server: Server,
     target: Target,
     models: Models,
+    reading: Reading,
     keep: KeepOption = False,
     settle: Annotated[
         float, typer.Option(min=0.1, help="seconds without a change before images are read")
@@ -51,7 +54,7 @@ def watch(
     as_json: JsonOption = False,
 ) -> None:
     """Sync now and after every change in the folder, until interrupted."""
-    ingestor = open_ingestor(server, target, models)
+    ingestor = open_ingestor(server, target, models, reading)
     ingestor.watch(folder, keep=keep, settle=settle, on_report=lambda report: show(report, as_json=as_json))
 
 

@@ -6,7 +6,6 @@ import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from stat import S_ISDIR, S_ISREG
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -14,12 +13,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from soir_qdrant.errors import ImageError
-from soir_qdrant.images.pixels import MAX_PIXELS, digest, from_array, from_pil
+from soir_qdrant.images import addresses, local, remote
+from soir_qdrant.images.addresses import Stamp, is_address, split
+from soir_qdrant.images.frames import Part, Parts, is_video
+from soir_qdrant.images.options import DEFAULT, ReadOptions
+from soir_qdrant.images.pixels import digest, from_array, from_pil
+from soir_qdrant.images.remote import RemoteFile
 from soir_qdrant.types import RGB, Mask
 
-Source: TypeAlias = str | Path | bytes | bytearray | memoryview | Image.Image | NDArray[Any]
-MAX_BYTES = 512 * 2**20  # of a file
-_NO_WAITING = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # for whoever writes into a pipe
+File: TypeAlias = str | Path | RemoteFile | Part
+Source: TypeAlias = File | bytes | bytearray | memoryview | Image.Image | NDArray[Any]
 _KINDS = "a path, the bytes of a file, a PIL image or a uint8 array [H, W, 3]"
 
 
@@ -28,32 +31,37 @@ class RawImage:
     """An image that has been read and identified by its content, and is yet to be decoded.
 
     content: the bytes of a file, or the pixels (uint8 [H, W, 3] and alpha, bool [H, W] or None) of an
-    array or PIL image. sha256: hex digest, see LoadedImage.
+    array, PIL image, frame or page; None where it was let go of, to be read again. sha256: hex digest, see
+    LoadedImage.
     """
 
     name: str
     uri: str | None
     sha256: str
-    content: bytes | tuple[RGB, Mask | None]
-    stamp: tuple[int, int] | None = None
+    content: bytes | tuple[RGB, Mask | None] | None
+    stamp: Stamp | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes that the content takes."""
+        if self.content is None:
+            return 0
+        return len(self.content) if isinstance(self.content, bytes) else int(self.content[0].nbytes)
 
 
-def read(source: Source, *, name: str | None = None, max_pixels: int = MAX_PIXELS) -> RawImage:
+def read(source: Source, *, name: str | None = None, options: ReadOptions = DEFAULT) -> RawImage:
     """The first half of `load`: enough to know whether the image is stored already, without decoding it.
 
     Raises ImageError for a file that cannot be read, and for a bad array or PIL image.
     """
-    if isinstance(source, (str, os.PathLike)):
-        path = Path(source)
-        name = name or str(path)
-        data, stamp = _file(path, name)
-        return RawImage(name, uri_of(path), hashlib.sha256(data).hexdigest(), data, stamp)
+    if isinstance(source, (str, os.PathLike, RemoteFile, Part)):
+        return _of_file(source, name or getattr(source, "name", None) or str(source), options)
     if isinstance(source, (bytes, bytearray, memoryview)):
         data = bytes(source)
         return RawImage(name or "image bytes", None, hashlib.sha256(data).hexdigest(), data)
     if isinstance(source, Image.Image):
         name = name or str(getattr(source, "filename", "") or "PIL image")
-        pixels = from_pil(source, name, max_pixels)
+        pixels = from_pil(source, name, options.max_pixels)
     elif isinstance(source, np.ndarray):
         name = name or "array"
         pixels = from_array(source, name)
@@ -62,44 +70,47 @@ def read(source: Source, *, name: str | None = None, max_pixels: int = MAX_PIXEL
     return RawImage(name, None, digest(*pixels), pixels)
 
 
-def uri_of(path: Path) -> str:
-    """What a file is called in the payload: its absolute path without "..", links not followed."""
-    return os.path.normpath(path.absolute())
-
-
-def stamp_of(path: Path) -> tuple[int, int]:
-    """Size of a file in bytes, and the time of its last change in nanoseconds."""
-    stat = path.stat()
-    return stat.st_size, stat.st_mtime_ns
-
-
-def _check(stat: os.stat_result, name: str) -> None:
-    """Raises ImageError for what is no regular file, or too large."""
-    if S_ISDIR(stat.st_mode):
-        raise ImageError(f"{name} is a folder: hand it in by itself, not among images")
-    if not S_ISREG(stat.st_mode):
-        raise ImageError(f"{name} is a pipe, a socket or a device, no file: leave it out")
-    if stat.st_size > MAX_BYTES:
+def _of_file(source: str | os.PathLike[str] | RemoteFile | Part, name: str, options: ReadOptions) -> RawImage:
+    if isinstance(source, (str, os.PathLike)):
+        file, key = split(os.fspath(source))
+        opened = RemoteFile(file) if is_address(file) else Path(file)
+        source = opened if key is None else Part(Parts(opened, file, options), key)
+    if isinstance(source, Part):
+        pixels = source.pixels()
+        return RawImage(name, source.uri, digest(*pixels), pixels, source.stamp)
+    if is_video(str(source)):
+        if options.every is not None:
+            Parts(source if isinstance(source, RemoteFile) else Path(source), name, options).all()
         raise ImageError(
-            f"{name} has {stat.st_size:,} bytes, more than the {MAX_BYTES:,} that are read: make it smaller"
+            f"{name} is a video: say which frame, such as {name}#t=12.5, or every=2.0 (--every 2)"
         )
+    if isinstance(source, RemoteFile):
+        data, stamp = remote.read(source.uri, name, options)
+        uri = source.uri
+    else:
+        data, stamp = local.read(Path(source), name, options.max_bytes)
+        uri = addresses.uri_of(Path(source))
+    return RawImage(name, uri, hashlib.sha256(data).hexdigest(), data, stamp)
 
 
-def _file(path: Path, name: str) -> tuple[bytes, tuple[int, int]]:
-    """The content of a regular file, and its stamp as it was before it was read."""
-    try:
-        handle = os.open(path, os.O_RDONLY | _NO_WAITING)
-        with os.fdopen(handle, "rb") as stream:
-            stat = os.fstat(handle)
-            _check(stat, name)
-            data = stream.read(MAX_BYTES + 1)
-    except FileNotFoundError as error:
-        hint = "; download it first, this reads files only" if "://" in name or ":/" in name else ""
-        raise ImageError(f"{name}: no such file{hint}") from error
-    except IsADirectoryError as error:
-        raise ImageError(f"{name} is a folder: hand it in by itself, not among images") from error
-    except (OSError, ValueError) as error:
-        raise ImageError(f"{name} cannot be read: {error}") from error
-    if not data:
-        raise ImageError(f"{name} is an empty file: copy or download it again")
-    return data, (stat.st_size, stat.st_mtime_ns)
+def uri_of(file: File) -> str:
+    """What a file, or a part of one, is called in the payload."""
+    return file.uri if isinstance(file, (RemoteFile, Part)) else addresses.uri_of(file)
+
+
+def stamp_of(file: File) -> Stamp | None:
+    """Size of a file and the time of its last change, as far as it is known without reading it."""
+    if isinstance(file, Part):
+        return stamp_of(file.parts.file)
+    return file.stamp if isinstance(file, RemoteFile) else local.stamp_of(Path(file))
+
+
+def is_folder(name: str | Path) -> bool:
+    """Raises ImageError for an address that is not read or cannot be reached."""
+    return remote.is_folder(str(name)) if is_address(name) else Path(name).is_dir()
+
+
+def exists(uri: str) -> bool:
+    """Whether there is such a file; True where that cannot be known."""
+    file, _ = split(uri)
+    return remote.exists(file) if is_address(file) else Path(file).exists()

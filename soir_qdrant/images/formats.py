@@ -9,9 +9,21 @@ from PIL import Image
 
 FORMATS = ("AVIF", "BMP", "GIF", "HEIF", "JPEG", "JPEG2000", "JXL", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 SUFFIXES = (
-    ".avif", ".bmp", ".gif", ".heic", ".heif", ".hif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".jxl", ".mpo",
-    ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp",
+    ".apng", ".avif", ".bmp", ".gif", ".heic", ".heif", ".hif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".jxl",
+    ".mpo", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp",
 )  # fmt: skip
+SEVERAL = (
+    ".apng",
+    ".avif",
+    ".gif",
+    ".jxl",
+    ".png",
+    ".tif",
+    ".tiff",
+    ".webp",
+)  # may hold further pages or frames
+SEVERAL_FORMATS = {"AVIF", "GIF", "JXL", "PNG", "TIFF", "WEBP"}
+VIDEOS = (".3gp", ".avi", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".webm")
 NOT_READ = (  # images too; a folder's are counted as left out
     ".arw", ".cr2", ".cr3", ".dng", ".eps", ".nef", ".orf", ".pdf", ".psd", ".raf", ".raw", ".rw2", ".svg",
 )  # fmt: skip

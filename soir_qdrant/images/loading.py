@@ -4,32 +4,37 @@ from __future__ import annotations
 
 from soir_qdrant.errors import ImageError
 from soir_qdrant.images.files import RawImage, Source, read
-from soir_qdrant.images.pixels import MAX_PIXELS, MIN_SIDE, from_bytes, size_of
+from soir_qdrant.images.options import MAX_PIXELS, ReadOptions
+from soir_qdrant.images.pixels import MIN_SIDE, from_bytes, size_of
 from soir_qdrant.types import LoadedImage
 
 
 def load(source: Source, *, name: str | None = None, max_pixels: int = MAX_PIXELS) -> LoadedImage:
     """Read and decode one image.
 
-    source: a path, the bytes of a file, a PIL image, or a uint8 array [H, W], [H, W, 3] or [H, W, 4].
+    source: a path, an address (s3://...), a part of either (clip.mp4#t=12.5, scan.tif#page=2), the bytes of a
+    file, a PIL image, or a uint8 array in RGB order, [H, W], [H, W, 3] or [H, W, 4].
     name: what to call it in messages. max_pixels: the largest width x height that is decoded.
 
-    The result is upright (EXIF rotation applied) and 8-bit RGB: 16-bit greys are scaled, CMYK and palettes
+    The result is upright (EXIF rotation applied) and 8-bit RGB: more than 8 bits are scaled, CMYK and palettes
     converted, the first frame taken of an animation. Where pixels are transparent, grey shows through
     and `alpha` holds the opaque ones (alpha >= 128).
 
     Raises ImageError for a file that is missing, damaged, not an image, larger than max_pixels (before
     its pixels are decoded) or smaller than 8 pixels, and for arrays of another type or shape.
     """
-    return decode(read(source, name=name, max_pixels=max_pixels), max_pixels=max_pixels)
+    return decode(read(source, name=name, options=ReadOptions(max_pixels=max_pixels)), max_pixels=max_pixels)
 
 
 def decode(raw: RawImage, *, max_pixels: int = MAX_PIXELS) -> LoadedImage:
     """The second half of `load`. Raises ImageError for a damaged, too large or too small image."""
+    further = False
     if isinstance(raw.content, bytes):
-        rgb, alpha = from_bytes(raw.content, raw.name, max_pixels)
-    else:
+        rgb, alpha, further = from_bytes(raw.content, raw.name, max_pixels)
+    elif raw.content is not None:
         rgb, alpha = raw.content
+    else:
+        raise ImageError(f"{raw.name} was let go of: read it again")
     height, width = rgb.shape[:2]
     if min(height, width) < MIN_SIDE:
         raise ImageError(
@@ -40,12 +45,15 @@ def decode(raw: RawImage, *, max_pixels: int = MAX_PIXELS) -> LoadedImage:
         raise ImageError(
             f"{raw.name} is wholly transparent: leave it out or give it without its alpha channel"
         )
-    return LoadedImage(rgb, raw.name, raw.uri, raw.sha256, alpha, raw.stamp)
+    return LoadedImage(rgb, raw.name, raw.uri, raw.sha256, alpha, raw.stamp, further)
 
 
-def decoded_bytes(raw: RawImage) -> int:
-    """About how many bytes an image takes once it is decoded, as far as its head tells."""
+def decoded_bytes(raw: RawImage) -> int | None:
+    """About how many bytes an image takes once it is decoded, as far as its head tells; None where its content was
+    let go of."""
+    if raw.content is None:
+        return None
     if not isinstance(raw.content, bytes):
-        return int(raw.content[0].nbytes)
+        return raw.size
     size = size_of(raw.content)
     return 4 * size[0] * size[1] if size else 0

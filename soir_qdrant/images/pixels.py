@@ -13,12 +13,11 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from soir_qdrant.errors import ImageError
 from soir_qdrant.images.colour import to_srgb
-from soir_qdrant.images.depth import DEEP, to_8_bits
-from soir_qdrant.images.formats import known_formats, unknown
+from soir_qdrant.images.depth import DEEP, declared_bits, eight_bits, is_deep_colour, to_8_bits
+from soir_qdrant.images.formats import SEVERAL_FORMATS, known_formats, unknown
 from soir_qdrant.types import RGB, Mask
 
 log = logging.getLogger(__name__)
-MAX_PIXELS = 100_000_000  # an RGB image of 300 MB
 MIN_SIDE = 8
 GREY = 124  # shows through transparent pixels; the grey that crops are padded with
 STRIP = 4_000_000  # pixels that are blended at once
@@ -33,12 +32,17 @@ def size_of(data: bytes) -> tuple[int, int] | None:
         return None
 
 
-def from_bytes(data: bytes, name: str, max_pixels: int) -> tuple[RGB, Mask | None]:
-    """Pixels of a file, uint8 [H, W, 3], and the opaque ones. Only known formats are tried, whatever the name
-    says: none that starts another program. Raises ImageError."""
+def from_bytes(data: bytes, name: str, max_pixels: int) -> tuple[RGB, Mask | None, bool]:
+    """Pixels of a file, uint8 [H, W, 3], the opaque ones, and whether it holds further pages or frames. Only known
+    formats are tried, whatever the name says: none that starts another program. Raises ImageError."""
     try:
         with Image.open(io.BytesIO(data), formats=known_formats()) as image:
-            return from_pil(image, name, max_pixels)
+            check_size(image, name, max_pixels)
+            further = image.format in SEVERAL_FORMATS and bool(getattr(image, "is_animated", False))
+            bits = declared_bits(image, data)
+            if is_deep_colour(image) and (scaled := eight_bits(image, data, name, bits)):
+                return *from_pil(scaled, name, max_pixels), further
+            return *from_pil(image, name, max_pixels, bits), further
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
@@ -55,20 +59,32 @@ def _damaged(name: str, error: Exception) -> ImageError:
     return ImageError(f"{name} is damaged or cut off: {error}; copy or download it again")
 
 
-def from_pil(image: Image.Image, name: str, max_pixels: int) -> tuple[RGB, Mask | None]:
-    """Pixels of an opened image. Its size is checked before it is decoded, which PIL does lazily."""
+def check_size(image: Image.Image, name: str, max_pixels: int) -> None:
+    """Raises ImageError for an opened image that is larger than what is decoded."""
     if image.width * image.height > max_pixels:
-        raise ImageError(
-            f"{name} has {image.width}x{image.height} pixels, more than the {max_pixels:,} that are decoded: "
-            "make it smaller or raise max_pixels"
-        )
+        raise too_many_pixels(name, image.width, image.height, max_pixels)
+
+
+def too_many_pixels(name: str, width: int, height: int, max_pixels: int) -> ImageError:
+    return ImageError(
+        f"{name} has {width}x{height} pixels, more than the {max_pixels:,} that are decoded: make it smaller or "
+        "raise max_pixels (--max-pixels)"
+    )
+
+
+def from_pil(
+    image: Image.Image, name: str, max_pixels: int, bits: int | None = None
+) -> tuple[RGB, Mask | None]:
+    """Pixels of an opened image. Its size is checked before it is decoded, which PIL does lazily. bits: those that
+    greys of more than 8 are declared to have."""
+    check_size(image, name, max_pixels)
     try:
         image.load()
     except Exception as error:  # see from_bytes
         raise _damaged(name, error) from error
     upright = _upright(image, name)
     if upright.mode in DEEP:
-        return _deep(upright, image.info.get("transparency"), name)
+        return _deep(upright, image.info.get("transparency"), name, bits)
     if upright.mode == "F":
         raise ImageError(f"{name} holds 32-bit floats: scale them to 0..255 and save it with 8 bits")
     converted = to_srgb(upright, name)
@@ -88,10 +104,10 @@ def _upright(image: Image.Image, name: str) -> Image.Image:
         return image
 
 
-def _deep(image: Image.Image, transparent: Any, name: str) -> tuple[RGB, Mask | None]:
+def _deep(image: Image.Image, transparent: Any, name: str, bits: int | None) -> tuple[RGB, Mask | None]:
     """Greys of more than 8 bits; `transparent` is the value of the pixels that are."""
     levels = np.asarray(image)
-    grey = to_8_bits(levels, name)
+    grey = to_8_bits(levels, name, bits)
     opaque = levels != transparent if isinstance(transparent, int) else None
     if opaque is None or opaque.all():
         return np.repeat(grey[:, :, None], 3, axis=2), None

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, get_args
 
@@ -12,7 +13,7 @@ from qdrant_client import QdrantClient, models
 
 from soir_qdrant.assembly import make_pipeline, served_pipeline
 from soir_qdrant.errors import ConfigError, ServerError
-from soir_qdrant.images import MAX_PIXELS, Images, LeftOut
+from soir_qdrant.images import Images, LeftOut, ReadOptions
 from soir_qdrant.ingest.corrections import remove, update_payload
 from soir_qdrant.ingest.outcome import IngestStopped as IngestStopped
 from soir_qdrant.ingest.outcome import bar, broken_off, stopped, unreadable
@@ -59,7 +60,8 @@ class SoirIngestor:
         quantization: of a new collection: "scalar" (a quarter of the memory), "binary" (1/32), or a
             configuration of Qdrant; searches then rescore twice as many candidates by the vectors on disk
             (docs/concepts/search.md).
-        max_pixels: the largest image that is decoded.
+        reading: which files are read (patterns, videos, further pages, http), and the limits of size and memory.
+        max_pixels: the largest image that is decoded; None: that of `reading`.
         shard_key: of what is written, in a collection with shards by key.
         timeout: seconds for one write (where the client's `upsert` has no such argument, give QdrantClient
             itself one).
@@ -79,7 +81,8 @@ class SoirIngestor:
         quantization: Quantization | None = None,
         object_codes: int = CODES,
         object_patches: bool = False,
-        max_pixels: int = MAX_PIXELS,
+        reading: ReadOptions | None = None,
+        max_pixels: int | None = None,
         namespace: str | None = None,
         shard_key: models.ShardKeySelector | None = None,
         timeout: int = 60,
@@ -102,7 +105,8 @@ class SoirIngestor:
         self.quantization = quantization
         self.object_codes = object_codes
         self.object_patches = object_patches
-        self.max_pixels = max_pixels
+        reading = reading or ReadOptions()
+        self.reading = reading if max_pixels is None else replace(reading, max_pixels=max_pixels)
         self._pipeline = served_pipeline(pipeline, profile, runtime)
 
     @property
@@ -125,8 +129,9 @@ class SoirIngestor:
     ) -> IngestReport:
         """Store images, one point each, and report what became of every one of them.
 
-        images: a folder, one image, or any iterable of paths, bytes, PIL images and uint8 arrays; it is
-        consumed as it goes, about three batches ahead of the store at most.
+        images: a folder, a pattern ("photos/**/*.jpg"), an address (s3://bucket/photos), one image, or any
+        iterable of these, bytes, PIL images and uint8 arrays (RGB); it is consumed as it goes, about three
+        batches ahead of the store at most.
         ids, payloads, objects: in the order of the images, or by name in a dict (of a folder's images, the
         name is the path within the folder; of others, the path as given). ids: whole numbers or UUIDs;
         by default UUIDv5 of the content, so that adding twice changes nothing. payloads: kept beside the key
@@ -148,15 +153,16 @@ class SoirIngestor:
         if batch_size < 1:
             raise ConfigError(f"batch_size {batch_size}: must be at least 1")
         left_out, report = LeftOut(), IngestReport()
-        items = items_of(images, ids, payloads, objects, left_out)
+        items, count = items_of(images, ids, payloads, objects, left_out, self.reading)
         try:
-            with bar(progress, images) as advance:
+            with bar(progress, count) as advance:
                 run = self._run(report, advance, on_exists)
                 run.all(items, batch_size)
         except ServerError as error:
             raise stopped(error, report, self.store.collection) from error
         report.failed += unreadable(left_out)
         report.left_out += left_out.others
+        report.excluded = left_out.excluded
         if run.broken is not None:
             raise broken_off(run.broken, report, self.store.collection) from run.broken
         return report
@@ -178,7 +184,8 @@ class SoirIngestor:
         no file is left in the folder are removed. Points whose files lie elsewhere are left alone.
 
         Args:
-            folder: read as by `add`. One without any image is refused, rather than its points removed.
+            folder: a path or an address, read as by `add`. One without any image is refused, rather than its
+                points removed.
             payloads, objects: by name within the folder, for files that are stored now. A point whose objects
                 were once given, and are not now, is made anew only where its file has changed.
             keep: leave the points of files that are gone.
@@ -194,9 +201,9 @@ class SoirIngestor:
             raise ConfigError(f"batch_size {batch_size}: must be at least 1")
         report, stored = SyncReport(), IngestReport()
         try:
-            with bar(progress and not dry_run, str(folder)) as advance:
+            with bar(progress and not dry_run, None) as advance:
                 run = self._run(stored, advance, "update")
-                sync = Sync(run, Path(folder), by_name(objects), by_name(payloads), keep)
+                sync = Sync(run, folder, by_name(objects), by_name(payloads), keep)
                 synchronize(sync, dry_run=dry_run, batch_size=batch_size, report=report)
         except ServerError as error:
             raise stopped(error, stored, self.store.collection) from error
@@ -280,5 +287,5 @@ class SoirIngestor:
             quantization=self.quantization,
             object_codes=self.object_codes,
             object_patches=self.object_patches,
-            max_pixels=self.max_pixels,
+            reading=self.reading,
         )

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from soir_qdrant.errors import ServerError
-from soir_qdrant.images import Images, LeftOut, count_sources
+from soir_qdrant.images import LeftOut
 from soir_qdrant.types import Failure, IngestReport
 
 
@@ -40,15 +40,16 @@ def broken_off(error: Exception, report: IngestReport, collection: str) -> Inges
 
 
 @contextmanager
-def bar(wanted: bool, images: Images) -> Iterator[Callable[[int], None]]:
-    """A progress bar on stderr; what it gives is called with the number of images done with."""
+def bar(wanted: bool, count: int | None) -> Iterator[Callable[[int], None]]:
+    """A progress bar on stderr; what it gives is called with the number of images done with. count: of all,
+    where it is known."""
     console = Console(stderr=True)
     if not (wanted and console.is_terminal):
         yield lambda _: None
         return
     columns = (TextColumn("images"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
-        task = progress.add_task("images", total=count_sources(images))
+        task = progress.add_task("images", total=count)
         yield lambda done: progress.advance(task, done)
 
 
@@ -57,10 +58,12 @@ def unreadable(left_out: LeftOut) -> list[Failure]:
     return [Failure(str(folder), f"{folder}: this folder cannot be read") for folder in left_out.blocked]
 
 
-def left_out_line(names: list[str]) -> list[str]:
-    """One line that names what was left out, if anything was."""
+def left_out_lines(names: list[str], excluded: int) -> list[str]:
+    """What was left out, if anything was."""
     shown = ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
-    return [f"{len(names)} left out (linked folders, formats that are not read): {shown}"] if names else []
+    reasons = "linked folders, videos, further pages, formats that are not read"
+    lines = [f"{len(names)} left out ({reasons}): {shown}"] if names else []
+    return lines + ([f"{excluded} excluded by patterns"] if excluded else [])
 
 
 def summary(report: IngestReport, *, max_failures: int = 20) -> str:
@@ -72,7 +75,7 @@ def summary(report: IngestReport, *, max_failures: int = 20) -> str:
     for count, what in ((report.stale, "stored by another recipe"), (report.changed, "changed since")):
         if count:
             lines.append(f"{count} {what}: on_exists='update' renews them")
-    lines += left_out_line(report.left_out)
+    lines += left_out_lines(report.left_out, report.excluded)
     lines += [f"  {failure.name}: {failure.reason}" for failure in report.failed[:max_failures]]
     if len(report.failed) > max_failures:
         lines.append(f"  and {len(report.failed) - max_failures} more")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from soir_qdrant.errors import ImageError
-from soir_qdrant.images import decode, read, stamp_of, uri_of
+from soir_qdrant.images import File, ReadOptions, decode, exists, is_address, read, stamp_of, uri_of
 from soir_qdrant.ingest.places import keeps_own_id
 from soir_qdrant.qdrant.identity import Place, PointId
 from soir_qdrant.qdrant.points import StoredPoint
@@ -39,13 +39,14 @@ class Change:
 
 @dataclass(slots=True, eq=False)
 class Plan:
-    """What is to be done. to_store: names, paths and ids of the files that models are run on."""
+    """What is to be done. to_store: names, files and ids of the files that models are run on."""
 
     changes: list[Change] = field(default_factory=list)
     unchanged: int = 0
     failed: list[Failure] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
-    to_store: list[tuple[str, Path, PointId | None]] = field(default_factory=list)
+    excluded: int = 0
+    to_store: list[tuple[str, File, PointId | None]] = field(default_factory=list)
     met: list[tuple[PointId, Place]] = field(default_factory=list)  # places of points that stay
     left: list[tuple[PointId, str]] = field(default_factory=list)  # uris of points that stay
     touched: list[tuple[StoredPoint, str, Place]] = field(default_factory=list)  # with their new sha256
@@ -56,21 +57,23 @@ class Planner:
     """Compares files with points.
 
     Args:
-        root: the folder.
+        root: the folder, a path or an address.
         points: all of the namespace.
         recipe: of a file by its name: short hash of what would make its point, or None where the objects
             are not known any more and it is to stay as it is.
-        max_pixels: the largest image that is decoded.
+        reading: how files are read.
     """
 
     def __init__(
         self,
-        root: Path,
+        root: str | Path,
         points: Iterable[StoredPoint],
         recipe: Callable[[str, StoredPoint], str | None],
-        max_pixels: int,
+        reading: ReadOptions,
     ) -> None:
-        self.root, self.recipe, self.max_pixels = root, recipe, max_pixels
+        self.recipe, self.reading = recipe, reading
+        separator = "/" if is_address(root) else os.sep
+        self.inside = uri_of(root).rstrip(separator) + separator  # what the uris of its files begin with
         self.by_uri: dict[str, tuple[StoredPoint, Place]] = {}
         self.by_content: dict[str, StoredPoint] = {}
         self.rivals: list[tuple[StoredPoint, str]] = []  # further points that claim a place
@@ -83,22 +86,21 @@ class Planner:
         self.plan = Plan()
         self.gone: dict[PointId, list[str]] = {}  # places that are empty now and not accounted for yet
 
-    def run(self, files: Iterable[tuple[str, Path]], unreadable: Callable[[str], bool]) -> Plan:
+    def run(self, files: Iterable[tuple[str, File]], unreadable: Callable[[str], bool]) -> Plan:
         """The plan.
 
         Args:
-            files: names and paths of all images of the folder.
+            files: names and sources of all images of the folder.
             unreadable: whether a uri lies in a folder that cannot be looked into.
         """
-        listed = {uri_of(path): (name, path) for name, path in files}
-        inside = uri_of(self.root).rstrip(os.sep) + os.sep
+        listed = {uri_of(source): (name, source) for name, source in files}
         for uri, (point, _) in self.by_uri.items():
-            if uri not in listed and uri.startswith(inside) and not unreadable(uri):
+            if uri not in listed and uri.startswith(self.inside) and not unreadable(uri):
                 self.gone.setdefault(point.id, []).append(uri)
         contents = {}
-        for uri, (name, path) in listed.items():
+        for uri, (name, source) in listed.items():
             try:
-                contents[uri] = self._file(name, path, uri)
+                contents[uri] = self._file(name, source, uri)
             except ImageError as error:
                 self.plan.failed.append(Failure(name, str(error)))
             except OSError as error:
@@ -112,46 +114,48 @@ class Planner:
                 self.plan.changes.append(Change("vanished", self._name(uri)))
         return self.plan
 
-    def _file(self, name: str, path: Path, uri: str) -> str:
+    def _file(self, name: str, source: File, uri: str) -> str:
         """Compare one file. Returns the hash of its content."""
         point, place = self.by_uri.get(uri, (None, None))
-        stamp = stamp_of(path)
-        if point and place and place.stamp == stamp:
-            self._same(point, name, path)
+        stamp = stamp_of(source)
+        if point and place and stamp and place.stamp == stamp:
+            self._same(point, name, source)
             return point.sha256
-        raw = read(path, name=name, max_pixels=self.max_pixels)
+        raw = read(source, name=name, options=self.reading)
         here = Place(uri, raw.stamp)
         if point and point.sha256 == raw.sha256:
             self.plan.met.append((point.id, here))
-            self._same(point, name, path)
+            self._same(point, name, source)
         elif equal := self.by_content.get(raw.sha256):
             if any(place.uri == uri for place in equal.places):
-                self._same(equal, name, path)
+                self._same(equal, name, source)
             else:
-                self._elsewhere(equal, name, path, here)
+                self._elsewhere(equal, name, source, here)
             if point:
                 self.plan.left.append((point.id, uri))
         elif point is None:
-            self.plan.to_store.append((name, path, None))
+            self.plan.to_store.append((name, source, None))
             self.plan.changes.append(Change("new", name))
-        elif len(point.places) == 1 and point.pixels == decode(raw, max_pixels=self.max_pixels).pixels:
+        elif (
+            len(point.places) == 1 and point.pixels == decode(raw, max_pixels=self.reading.max_pixels).pixels
+        ):
             self.plan.touched.append((point, raw.sha256, here))
             self.plan.changes.append(Change("touched", name))
         else:
             own = keeps_own_id(point) and len(point.places) == 1
-            self.plan.to_store.append((name, path, point.id if own else None))
+            self.plan.to_store.append((name, source, point.id if own else None))
             self.plan.changes.append(Change("changed", name))
         return raw.sha256
 
-    def _same(self, point: StoredPoint, name: str, path: Path) -> None:
+    def _same(self, point: StoredPoint, name: str, source: File) -> None:
         recipe = self.recipe(name, point)
         if recipe is None or recipe == point.recipe:
             self.plan.unchanged += 1
         else:
-            self.plan.to_store.append((name, path, point.id))
+            self.plan.to_store.append((name, source, point.id))
             self.plan.changes.append(Change("stale", name))
 
-    def _elsewhere(self, point: StoredPoint, name: str, path: Path, here: Place) -> None:
+    def _elsewhere(self, point: StoredPoint, name: str, source: File, here: Place) -> None:
         """A file whose image is stored, from another place."""
         self.plan.met.append((point.id, here))
         before = self._empty_place(point)
@@ -163,7 +167,7 @@ class Planner:
             self.plan.changes.append(Change(what, name, self._name(before)))
         recipe = self.recipe(name, point)
         if recipe is not None and recipe != point.recipe:
-            self.plan.to_store.append((name, path, point.id))
+            self.plan.to_store.append((name, source, point.id))
 
     def _empty_place(self, point: StoredPoint) -> str | None:
         """Where a file of the image lay and no longer lies."""
@@ -172,15 +176,12 @@ class Planner:
             if not uris:
                 del self.gone[point.id]
             return uri
-        inside = uri_of(self.root).rstrip(os.sep) + os.sep
         taken = {uri for id_, uri in self.plan.left if id_ == point.id}
-        outside = (p.uri for p in point.places if not p.uri.startswith(inside) and p.uri not in taken)
-        return next((uri for uri in outside if not Path(uri).exists()), None)
+        outside = (p.uri for p in point.places if not p.uri.startswith(self.inside) and p.uri not in taken)
+        return next((uri for uri in outside if not exists(uri)), None)
 
     def _name(self, uri: str) -> str:
-        path = Path(uri)
-        root = Path(uri_of(self.root))
-        return path.relative_to(root).as_posix() if path.is_relative_to(root) else uri
+        return uri.removeprefix(self.inside).replace(os.sep, "/") if uri.startswith(self.inside) else uri
 
 
 def lines(changes: Iterable[Change]) -> Iterator[str]:

@@ -15,6 +15,7 @@ from qdrant_client import models
 from soir_qdrant import recipe
 from soir_qdrant.errors import CollectionError, ConfigError, ServerError, SoirError, WeightsError
 from soir_qdrant.geometry.user_objects import fit_objects
+from soir_qdrant.images import ReadOptions
 from soir_qdrant.ingest.places import Places, keeps_own_id, place_of
 from soir_qdrant.ingest.reading import decode_all, decoded, read_all, within_budget
 from soir_qdrant.ingest.sources import Item
@@ -46,7 +47,7 @@ class Run:
     quantization: Quantization | None
     object_codes: int
     object_patches: bool
-    max_pixels: int
+    reading: ReadOptions
     images: dict[PointId, tuple[str, Place | None]] = field(default_factory=dict)  # content and place, by id
     copies: list[Item] = field(default_factory=list)  # of images that were met before
     lost: dict[PointId, str] = field(default_factory=dict)  # id -> why it is not stored
@@ -64,22 +65,21 @@ class Run:
         self.places = Places(self.points)
 
     def all(self, items: Iterator[Item], size: int) -> None:
-        """Batch k is stored while k+1 is decoded; k+2 has been read, so that what is stored already need not
-        be decoded."""
+        """Batch k is stored while k+1 is decoded and k+2 has been read: what is stored already is not decoded."""
         batch = self.take(items, size)
         if not batch:
             return
         self.open()
         pool = ThreadPoolExecutor(1, thread_name_prefix="soir-images")
         try:
-            reading = pool.submit(read_all, batch, self.max_pixels)
+            reading = pool.submit(read_all, batch, self.reading)
             decoding: Future[tuple[list[Item], float]] | None = None
             while batch:
                 fresh = self.fresh(self.loaded(reading))
                 batch = self.take(items, size)
-                reading = pool.submit(read_all, batch, self.max_pixels)
-                for part in within_budget(fresh):
-                    following = pool.submit(decode_all, part, self.max_pixels)
+                reading = pool.submit(read_all, batch, self.reading)
+                for part in within_budget(fresh, self.reading):
+                    following = pool.submit(decode_all, part, self.reading)
                     if decoding is not None:
                         self.process(self.loaded(decoding))
                     decoding = following
@@ -214,6 +214,8 @@ class Run:
         ready = []
         for item in items:
             image = decoded(item)
+            if image.further and not self.reading.pages:
+                self.report.left_out.append(f"{item.name} (further pages or frames)")
             try:
                 if item.objects is not None:
                     item.objects = fit_objects(item.objects, image.width, image.height)

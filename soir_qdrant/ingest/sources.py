@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from soir_qdrant.errors import ConfigError
-from soir_qdrant.images import Images, LeftOut, RawImage, Source, count_sources, iter_sources
+from soir_qdrant.images import Images, LeftOut, RawImage, ReadOptions, Source, count_sources, iter_sources
 from soir_qdrant.qdrant.identity import Place
 from soir_qdrant.types import LoadedImage
 
@@ -38,12 +38,16 @@ class Item:
 
 
 def items_of(
-    images: Images, ids: Any, payloads: Any, objects: Any, left_out: LeftOut | None = None
-) -> Iterator[Item]:
-    """The images with what belongs to each. Raises at once for a missing folder and for lists of unequal
-    length; what is given by a name that no image has is logged at the end."""
-    sources = iter_sources(images, left_out)
+    images: Images, ids: Any, payloads: Any, objects: Any, left_out: LeftOut, options: ReadOptions
+) -> tuple[Iterator[Item], int | None]:
+    """The images with what belongs to each, and how many they are, where that is known. Raises at once for a
+    missing folder and for lists of unequal length; what is given by a name that no image has is logged at the
+    end."""
+    sources = iter_sources(images, left_out, options)
     count = count_sources(images)
+    if isinstance(images, (str, os.PathLike)):  # a folder is walked once
+        listed = list(sources)
+        sources, count = iter(listed), len(listed)
     by_user = {"id": _named(ids), "payload": _named(payloads), "objects": _named(objects)}
     unused = {what: dict.fromkeys(values) for what, values in by_user.items() if isinstance(values, dict)}
     pick = {what: _picker(values, what, count) for what, values in by_user.items()}
@@ -71,7 +75,7 @@ def items_of(
                     *(what, len(left), next(iter(left))),
                 )
 
-    return all_of_them()
+    return all_of_them(), count
 
 
 def _named(values: Any) -> Any:

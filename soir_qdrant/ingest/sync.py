@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from soir_qdrant.errors import ImageError
-from soir_qdrant.images import LeftOut, folder_images, uri_of
-from soir_qdrant.ingest.outcome import left_out_line, unreadable
+from soir_qdrant.images import LeftOut, folder_images, is_folder, uri_of
+from soir_qdrant.ingest.outcome import left_out_lines, unreadable
 from soir_qdrant.ingest.places import keeps_own_id
 from soir_qdrant.ingest.plan import Change, Plan, Planner
 from soir_qdrant.ingest.run import Run
@@ -29,7 +29,7 @@ class SyncReport:
         changes: of each file that was not as it was; see `Change`.
         unchanged: how many were.
         failed: with reasons. What was stored of them stays.
-        left_out: linked folders, and images of formats that are not read.
+        left_out, excluded: as in `IngestReport`. Points of files that are left out now are removed.
         seconds: per stage, as in `IngestReport`.
         done: False after a dry run: `changes` is what would be done.
     """
@@ -38,6 +38,7 @@ class SyncReport:
     unchanged: int = 0
     failed: list[Failure] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
+    excluded: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     done: bool = True
 
@@ -53,28 +54,28 @@ class Sync:
     of the file. keep: points of vanished files."""
 
     run: Run
-    folder: Path
+    folder: str | Path
     objects: Mapping[str, Any]
     payloads: Mapping[str, Any]
     keep: bool
 
     def plan(self) -> Plan:
         """What is to be done, found without running a model and without writing."""
-        if not self.folder.is_dir():
+        if not is_folder(self.folder):
             raise ImageError(f"{self.folder}: no such folder")
-        left_out = LeftOut()
+        left_out, reading = LeftOut(), self.run.reading
         files = list(
-            folder_images(self.folder, left_out)
-        )  # raises where there is no image: nothing is emptied
+            folder_images(self.folder, left_out, reading)
+        )  # raises where there is none: nothing is emptied
         there = self.run.store.exists()
         if there:
             self.run.open_existing()
         points = self.run.points.scan() if there else ()
-        planner = Planner(self.folder, points, self.recipe, self.run.max_pixels)
+        planner = Planner(self.folder, points, self.recipe, reading)
         blocked = [f"{uri_of(folder)}{os.sep}" for folder in left_out.blocked]
         plan = planner.run(files, lambda uri: uri.startswith(tuple(blocked)))
         plan.failed += unreadable(left_out)
-        plan.left_out = left_out.others
+        plan.left_out, plan.excluded = left_out.others, left_out.excluded
         self.run.places.known = {uri: point for uri, (point, _) in planner.by_uri.items()}
         if self.keep:
             plan.vanished.clear()
@@ -105,8 +106,8 @@ class Sync:
             else:
                 points.rename(point.id, point_id(sha256, point.namespace), changes)
         items = (
-            Item(name, path, id_, self.payloads.get(name), self.objects.get(name))
-            for name, path, id_ in plan.to_store
+            Item(name, source, id_, self.payloads.get(name), self.objects.get(name))
+            for name, source, id_ in plan.to_store
         )
         self.run.all(items, batch_size)
         for id_, uri in plan.vanished:
@@ -118,11 +119,12 @@ def synchronize(sync: Sync, *, dry_run: bool, batch_size: int, report: SyncRepor
     """Plan and, unless it is a dry run, carry out; `report` is filled in as far as it comes."""
     plan = sync.plan()
     report.changes, report.unchanged, report.failed = plan.changes, plan.unchanged, plan.failed
-    report.done, report.left_out = not dry_run, plan.left_out
+    report.done, report.left_out, report.excluded = not dry_run, plan.left_out, plan.excluded
     if dry_run:
         return
     sync.carry_out(plan, batch_size)
     report.failed += sync.run.report.failed
+    report.left_out += sync.run.report.left_out
     report.seconds = sync.run.report.seconds
     lost = {failure.name for failure in sync.run.report.failed}
     report.changes = [change for change in plan.changes if change.name not in lost]
@@ -133,7 +135,7 @@ def sync_summary(report: SyncReport, *, max_failures: int = 20) -> str:
     counts = [f"{count} {what}" for what, count in sorted(report.counts.items())]
     text = ", ".join([*counts, f"{report.unchanged} unchanged", f"{len(report.failed)} failed"])
     lines = [text if report.done else f"{text}; nothing was done yet"]
-    lines += left_out_line(report.left_out)
+    lines += left_out_lines(report.left_out, report.excluded)
     lines += [f"  {failure.name}: {failure.reason}" for failure in report.failed[:max_failures]]
     if len(report.failed) > max_failures:
         lines.append(f"  and {len(report.failed) - max_failures} more")
