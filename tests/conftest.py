@@ -166,10 +166,10 @@ def stand_in() -> Iterator[StandIn]:
     made.close()
 
 
-@pytest.fixture(params=["memory", "path", "http", pytest.param("server", marks=pytest.mark.server)])
+@pytest.fixture(params=["memory", "path", "http", "edge", pytest.param("server", marks=pytest.mark.server)])
 def client(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[QdrantClient]:
-    """The same tests in memory, on disk, over HTTP (see stand_in.py), and on a real server, where there is
-    one; its collections are removed beforehand."""
+    """The same tests in memory, on disk, over HTTP (see stand_in.py), on Qdrant's own engine, and on a real
+    server, where there is one; its collections are removed beforehand."""
     if request.param == "server":
         made = QdrantClient(url=request.getfixturevalue("server_url"), timeout=60)
         for name in ("images", "other"):
@@ -177,6 +177,8 @@ def client(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[QdrantCli
     elif request.param == "http":
         url = request.getfixturevalue("stand_in").url
         made = QdrantClient(url=url, check_compatibility=False)
+    elif request.param == "edge":
+        made = pytest.importorskip("soir_qdrant.qdrant.edge.client").EdgeClient(tmp_path / "db")
     elif request.param == "path":
         made = QdrantClient(path=str(tmp_path / "db"))
     else:

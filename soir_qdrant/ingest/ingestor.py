@@ -9,7 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, get_args
 
-from qdrant_client import QdrantClient, models
+from qdrant_client import models
+from qdrant_client.client_base import QdrantBase
 
 from soir_qdrant.assembly import make_pipeline, served_pipeline
 from soir_qdrant.errors import ConfigError, ServerError
@@ -70,7 +71,7 @@ class SoirIngestor:
 
     def __init__(
         self,
-        client: QdrantClient,
+        client: QdrantBase,
         collection: str = "images",
         *,
         pipeline: Pipeline | None = None,

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
-from qdrant_client import QdrantClient, models
+from qdrant_client import models
+from qdrant_client.client_base import QdrantBase
 from qdrant_client.local.async_qdrant_local import AsyncQdrantLocal
 from qdrant_client.local.qdrant_local import QdrantLocal
 
@@ -47,7 +48,7 @@ class Store:
 
     def __init__(
         self,
-        client: QdrantClient,
+        client: QdrantBase,
         collection: str,
         *,
         vector_name: str | None = None,

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
-from qdrant_client import QdrantClient, models
+from qdrant_client import models
+from qdrant_client.client_base import QdrantBase
 
 from soir_qdrant.assembly import served_pipeline
 from soir_qdrant.errors import ConfigError
@@ -63,7 +64,7 @@ class SoirSearcher:
 
     def __init__(
         self,
-        client: QdrantClient,
+        client: QdrantBase,
         collection: str = "images",
         *,
         pipeline: Pipeline | None = None,
