@@ -14,7 +14,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or newer is needed: make PYTHON=python3.12 install"; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[embedded,onnx,export,formats,video,triton,watch,serve,bench,docs,dev]'
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[embedded,edge,onnx,export,formats,video,triton,watch,serve,bench,docs,dev]'
 	@touch $(READY)
 
 demo: $(READY)  ## small NeedleBench, ingest, search: prints a table and writes build/demo/index.html

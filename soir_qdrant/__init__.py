@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from soir_qdrant.kinds import Kind, register_detector, register_encoder, register_segmenter
     from soir_qdrant.pipeline import Pipeline
     from soir_qdrant.qdrant import filters
+    from soir_qdrant.qdrant.edge.client import EdgeClient
     from soir_qdrant.rerank.kinds import register_reranker
     from soir_qdrant.search.options import SearchOptions
     from soir_qdrant.search.searcher import SoirSearcher
@@ -40,6 +41,7 @@ __all__ = [
     "AsyncSoirIngestor",
     "AsyncSoirSearcher",
     "Crop",
+    "EdgeClient",
     "Hit",
     "HitGroup",
     "IngestReport",
@@ -67,6 +69,7 @@ __all__ = [
 _LAZY = {
     "AsyncSoirIngestor": "aio",
     "AsyncSoirSearcher": "aio",
+    "EdgeClient": "qdrant.edge.client",
     "Kind": "kinds",
     "Pipeline": "pipeline",
     "ReadOptions": "images.options",

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -166,6 +168,20 @@ def stand_in() -> Iterator[StandIn]:
     made.close()
 
 
+@contextmanager
+def folder_in_memory() -> Iterator[str]:
+    """A folder whose writes do not wait for a disk, where the system has such a place."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
+        yield folder
+
+
+@pytest.fixture
+def memory_folder() -> Iterator[str]:
+    with folder_in_memory() as folder:
+        yield folder
+
+
 @pytest.fixture(params=["memory", "path", "http", "edge", pytest.param("server", marks=pytest.mark.server)])
 def client(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[QdrantClient]:
     """The same tests in memory, on disk, over HTTP (see stand_in.py), on Qdrant's own engine, and on a real
@@ -178,7 +194,8 @@ def client(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[QdrantCli
         url = request.getfixturevalue("stand_in").url
         made = QdrantClient(url=url, check_compatibility=False)
     elif request.param == "edge":
-        made = pytest.importorskip("soir_qdrant.qdrant.edge.client").EdgeClient(tmp_path / "db")
+        edge = pytest.importorskip("soir_qdrant.qdrant.edge.client", reason="the extra edge is not installed")
+        made = edge.EdgeClient(request.getfixturevalue("memory_folder"))
     elif request.param == "path":
         made = QdrantClient(path=str(tmp_path / "db"))
     else:

@@ -6,15 +6,13 @@ is the Rust code of the server. A difference between the two would be an error t
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import uuid
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import unit
+from conftest import folder_in_memory, unit
 from qdrant_client import QdrantClient, models
 
 from soir_qdrant import filters
@@ -23,7 +21,6 @@ from soir_qdrant.qdrant.schema import INDEXES
 edge = pytest.importorskip("soir_qdrant.qdrant.edge.client", reason="qdrant-edge-py: the extra edge has it")
 
 NAME, DIM, COUNT = "images", 16, 80
-MEMORY = Path("/dev/shm")
 ROWS = unit(COUNT, DIM)
 OBJECTS = [unit(1 + i % 4, DIM, seed=100 + i) for i in range(COUNT)]
 QUERY = unit(DIM, seed=7)
@@ -44,7 +41,12 @@ def payload(i: int) -> dict:
     soir = {"objects": objects, "labels": sorted({o["label"] for o in objects}), "count": len(objects)}
     if i % 5 == 0:
         soir["namespace"] = "tenant-a"
-    own = {"shop": f"s{i % 4}", "price": i / 2, "taken": (FIRST + timedelta(days=i)).isoformat()}
+    own = {
+        "shop": f"s{i % 4}",
+        "price": i / 2,
+        "open": i % 3 == 0,
+        "taken": (FIRST + timedelta(days=i)).isoformat(),
+    }
     return {"soir": soir, **own, **({"note": None} if i % 8 == 0 else {})}
 
 
@@ -73,20 +75,20 @@ def fill(client) -> None:
         client.upsert(NAME, points[start : start + 25], wait=True)
 
 
-def other_client(kind: str, request):
-    """And what removes it."""
-    if kind == "server":
-        client = QdrantClient(url=request.getfixturevalue("server_url"), timeout=60)
-        client.delete_collection(NAME)
-        return client, client.close
-    folder = tempfile.mkdtemp(dir=MEMORY if MEMORY.is_dir() else None)
-    client = edge.EdgeClient(folder)
-
-    def remove() -> None:
-        client.close()
-        shutil.rmtree(folder)
-
-    return client, remove
+@contextmanager
+def two(kind: str, request):
+    """Local mode, and the engine (or a server), with the same points."""
+    local = QdrantClient(":memory:")
+    with ExitStack() as stack:
+        if kind == "server":
+            other = QdrantClient(url=request.getfixturevalue("server_url"), timeout=60)
+            other.delete_collection(NAME)
+        else:
+            other = edge.EdgeClient(stack.enter_context(folder_in_memory()))
+        stack.callback(other.close)
+        for client in (local, other):
+            fill(client)
+        yield local, other
 
 
 KINDS = ["edge", pytest.param("server", marks=pytest.mark.server)]
@@ -94,31 +96,25 @@ KINDS = ["edge", pytest.param("server", marks=pytest.mark.server)]
 
 @pytest.fixture(scope="module", params=KINDS)
 def both(request):
-    """Local mode and the engine, filled once; tests that read."""
-    local = QdrantClient(":memory:")
-    other, remove = other_client(request.param, request)
-    for client in (local, other):
-        fill(client)
-    yield local, other
-    remove()
+    """For tests that read."""
+    with two(request.param, request) as clients:
+        yield clients
 
 
 @pytest.fixture(params=KINDS)
 def fresh(request):
-    """The same for tests that write."""
-    local = QdrantClient(":memory:")
-    other, remove = other_client(request.param, request)
-    for client in (local, other):
-        fill(client)
-    yield local, other
-    remove()
+    """For tests that write."""
+    with two(request.param, request) as clients:
+        yield clients
 
 
 def same_points(one, other) -> None:
     """The same ids and scores, in the same order but for ties."""
     assert len(one) == len(other)
     assert np.allclose([p.score for p in one], [p.score for p in other], atol=1e-4)
-    ids = [{p.id for p in points if p.score > one[-1].score + 1e-4} if one else set() for points in (one, other)]
+    ids = [
+        {p.id for p in points if p.score > one[-1].score + 1e-4} if one else set() for points in (one, other)
+    ]
     assert ids[0] == ids[1]
     payloads = {p.id: p.payload for p in one}
     assert all(p.payload == payloads[p.id] for p in other if p.id in payloads)
@@ -137,8 +133,11 @@ CONDITIONS = {
     "value": field("shop", match=models.MatchValue(value="s1")),
     "any": field("shop", match=models.MatchAny(any=["s1", "s3"])),
     "except": field("shop", match=models.MatchExcept(**{"except": ["s1"]})),
+    "true": field("open", match=models.MatchValue(value=True)),
     "range": field("price", range=models.Range(gte=10, lt=20.5)),
-    "dates": field("taken", range=models.DatetimeRange(gt=FIRST + timedelta(days=3), lte=FIRST + timedelta(30))),
+    "dates": field(
+        "taken", range=models.DatetimeRange(gt=FIRST + timedelta(days=3), lte=FIRST + timedelta(30))
+    ),
     "length": field("soir.labels", values_count=models.ValuesCount(gte=2)),
     "empty": models.IsEmptyCondition(is_empty=models.PayloadField(key="soir.namespace")),
     "null": models.IsNullCondition(is_null=models.PayloadField(key="note")),
@@ -148,7 +147,7 @@ CONDITIONS = {
     "area": filters.object_larger_than(0.08),
     "area of a label": filters.object_larger_than(0.05, "key"),
     "small": filters.object_smaller_than(0.02, "pen"),
-    "region": filters.object_in_region((0, 0, 12, 10)),
+    "region": filters.object_in_region((5, 0, 12, 10)),
     "region, partly": filters.object_in_region((6, 1, 9, 8), "mug", partly=True),
     "array": field("soir.objects[].label", match=models.MatchValue(value="pen")),
     "nested pair": nested(
@@ -176,7 +175,9 @@ def test_conditions_hold_for_the_same_points(both, name):
     assert 0 < len(ids[0]) < COUNT  # or it would compare nothing
     counts = [client.count(NAME, count_filter=chosen).count for client in both]
     assert counts == [len(ids[0])] * 2
-    answers = [client.query_points(NAME, QUERY.tolist(), query_filter=chosen, limit=9).points for client in both]
+    answers = [
+        client.query_points(NAME, QUERY.tolist(), query_filter=chosen, limit=9).points for client in both
+    ]
     same_points(*answers)
 
 
@@ -235,7 +236,9 @@ REQUESTS = {
     "recommended by best score": {
         "query": models.RecommendQuery(
             recommend=models.RecommendInput(
-                positive=[QUERY.tolist()], negative=[ROWS[3].tolist()], strategy=models.RecommendStrategy.BEST_SCORE
+                positive=[QUERY.tolist()],
+                negative=[ROWS[3].tolist()],
+                strategy=models.RecommendStrategy.BEST_SCORE,
             )
         )
     },
@@ -297,7 +300,9 @@ def test_writes_leave_the_same_behind(fresh):
         client.set_payload(NAME, {"uri": "/a.png"}, points=[3], key="soir", wait=True)
         mugs = models.Filter(must=[filters.has_label("mug")])
         client.set_payload(NAME, {"seen": 1}, points=mugs, wait=True)
-        client.delete(NAME, models.FilterSelector(filter=models.Filter(must=[CONDITIONS["range"]])), wait=True)
+        client.delete(
+            NAME, models.FilterSelector(filter=models.Filter(must=[CONDITIONS["range"]])), wait=True
+        )
         client.delete(NAME, models.PointIdsList(points=[7]), wait=True)
         moved = models.UpdateVectors(points=[models.PointVectors(id=5, vector={"": QUERY.tolist()})])
         change = models.SetPayload(payload={"shop": "moved"}, points=[5])
@@ -322,13 +327,13 @@ def test_quantized_vectors_find_the_same_first_hits(kind):
     from soir_qdrant.qdrant.schema import vectors_config
 
     rows, query = unit(600, 256), unit(256, seed=9)
-    with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as folder:
+    with folder_in_memory() as folder:
         client = edge.EdgeClient(folder)
         client.create_collection(NAME, vectors_config(256, "", False, kind))
         client.upsert(NAME, [models.PointStruct(id=i, vector=row.tolist()) for i, row in enumerate(rows)])
         client.optimize(NAME)
         rescored = models.SearchParams(
-            quantization=models.QuantizationSearchParams(rescore=True, oversampling=4.0)
+            quantization=models.QuantizationSearchParams(rescore=True, oversampling=30.0)
         )
         hits = client.query_points(NAME, query.tolist(), limit=5, search_params=rescored).points
         client.close()
@@ -337,11 +342,11 @@ def test_quantized_vectors_find_the_same_first_hits(kind):
     assert np.allclose([hit.score for hit in hits][:3], (rows @ query)[best[:3]], atol=1e-3)
 
 
-def test_the_collection_is_there_after_a_restart(tmp_path):
-    client = edge.EdgeClient(tmp_path)
+def test_the_collection_is_there_after_a_restart(memory_folder):
+    client = edge.EdgeClient(memory_folder)
     fill(client)
     client.close()
-    again = edge.EdgeClient(tmp_path)
+    again = edge.EdgeClient(memory_folder)
     assert [c.name for c in again.get_collections().collections] == [NAME]
     info = again.get_collection(NAME)
     assert info.points_count == COUNT
@@ -355,12 +360,15 @@ def test_the_collection_is_there_after_a_restart(tmp_path):
 def test_the_graph_is_made_when_many_points_are_not_in_it(monkeypatch):
     from soir_qdrant.qdrant.edge import collection
 
-    monkeypatch.setattr(collection, "_UNINDEXED", 200)
-    with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as folder:
-        client = edge.EdgeClient(folder, graph_from=1)
+    monkeypatch.setattr(collection, "UNINDEXED", 200)
+    monkeypatch.setattr(collection, "INDEXING_THRESHOLD", 1)
+    with folder_in_memory() as folder:
+        client = edge.EdgeClient(folder)
         client.create_collection(NAME, models.VectorParams(size=64, distance=models.Distance.COSINE))
         for start in range(0, 400, 50):
             rows = unit(50, 64, seed=start)
-            client.upsert(NAME, [models.PointStruct(id=start + i, vector=r.tolist()) for i, r in enumerate(rows)])
+            client.upsert(
+                NAME, [models.PointStruct(id=start + i, vector=r.tolist()) for i, r in enumerate(rows)]
+            )
         assert client.get_collection(NAME).indexed_vectors_count >= 200
         client.close()

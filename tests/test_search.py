@@ -282,7 +282,8 @@ def test_many_are_as_one_by_one(client):
             assert {hit.id: hit.box for hit in hits} == {hit.id: hit.box for hit in single}
             assert np.allclose([hit.score for hit in hits], [hit.score for hit in single], atol=1e-5)
     assert found.search_many([]) == []
-    assert [hits[0].id for hits in found.search_many([queries[0]] * 70)] == [many[0][0].id] * 70
+    first = found.search(queries[0])[0].id
+    assert [hits[0].id for hits in found.search_many([queries[0]] * 70)] == [first] * 70
     with pytest.raises(ConfigError, match="1 boxes for 3 queries"):
         found.search_many(queries, boxes=[None])
 

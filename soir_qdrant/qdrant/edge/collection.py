@@ -19,7 +19,8 @@ from soir_qdrant.qdrant.edge.queries import order_of, request_of, with_vectors
 
 SETTINGS = "collection.json"
 _SHARD = "shard"
-_UNINDEXED = 10_000  # points that wait for the graph, at least, until it is made
+INDEXING_THRESHOLD = 10_000  # kilobytes of vectors from which there is a graph, as on a server
+UNINDEXED = 10_000  # points that wait for the graph, at least, until it is made
 _SHARE = 0.5  # and as a share of those that are in it
 
 
@@ -41,6 +42,8 @@ class EdgeCollection:
         self.settings = Settings.model_validate_json((folder / SETTINGS).read_bytes())
         with _errors(folder):
             self._shard = edge.EdgeShard.load(str(folder / _SHARD))
+            info = self._shard.info()
+        self._in_graph = min(info.indexed_vectors_count, info.points_count)  # points, about
 
     @classmethod
     def create(cls, folder: Path, settings: Settings) -> EdgeCollection:
@@ -55,7 +58,9 @@ class EdgeCollection:
             else {name: as_edge(one) for name, one in vectors.items()},
             hnsw_config=as_edge(settings.hnsw_config or models.HnswConfigDiff()),
             quantization_config=as_edge(settings.quantization_config),
-            optimizers=edge.EdgeOptimizersConfig(default_segment_number=1),
+            optimizers=edge.EdgeOptimizersConfig(
+                default_segment_number=1, indexing_threshold=INDEXING_THRESHOLD
+            ),
         )
         with _errors(folder):
             edge.EdgeShard.create(str(folder / _SHARD), config).close()
@@ -165,10 +170,8 @@ class EdgeCollection:
         """Write, and make the graph where many points are not in it."""
         with _errors(self.folder):
             self.shard.update(operation)
-            info = self.shard.info()
-        graphs = max(sum(map(_has_graph, _named(self.settings.vectors).values())), 1)
-        inside = info.indexed_vectors_count / graphs
-        if info.points_count - inside > max(_UNINDEXED, _SHARE * inside):
+            points = self.shard.info().points_count
+        if points - self._in_graph > max(UNINDEXED, _SHARE * self._in_graph):
             self.optimize()
 
     def optimize(self) -> None:
@@ -176,14 +179,7 @@ class EdgeCollection:
         with _errors(self.folder):
             self.shard.optimize()
             self.shard.flush()
-
-
-def _named(vectors: models.VectorParams | dict[str, models.VectorParams]) -> dict[str, models.VectorParams]:
-    return vectors if isinstance(vectors, dict) else {"": vectors}
-
-
-def _has_graph(vector: models.VectorParams) -> bool:
-    return vector.hnsw_config is None or vector.hnsw_config.m != 0
+            self._in_graph = self.shard.info().points_count
 
 
 def _record(record: edge.Record) -> models.Record:

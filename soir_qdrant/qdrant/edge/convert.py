@@ -95,6 +95,18 @@ def _(value: models.DatetimeRange) -> Any:
 
 
 @as_edge.register
+def _(value: models.MatchValue) -> Any:
+    """qdrant-edge-py 0.9 takes Python's bool for a whole number, but not NumPy's."""
+    plain = value.value
+    return edge.MatchValue(np.bool_(plain) if isinstance(plain, bool) else plain)
+
+
+@as_edge.register
+def _(value: models.MatchExcept) -> Any:
+    return edge.MatchExcept(value.except_)
+
+
+@as_edge.register
 def _(value: models.IsEmptyCondition) -> Any:
     return edge.IsEmptyCondition(value.is_empty.key)
 

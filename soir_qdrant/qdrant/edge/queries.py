@@ -107,14 +107,16 @@ def expression(value: Any) -> Any:
         return getattr(kind, name)(inner)
     if isinstance(inner, list):
         return getattr(kind, name)([expression(part) for part in inner])
-    if isinstance(inner, models.DivParams | models.PowParams):
-        return getattr(kind, name)(**_operands(inner))
+    if isinstance(inner, models.DivParams):
+        return kind.Div(expression(inner.left), expression(inner.right), inner.by_zero_default)
+    if isinstance(inner, models.PowParams):
+        return kind.Pow(expression(inner.base), expression(inner.exponent))
     return getattr(kind, name)(expression(inner))
 
 
 def _operands(parameters: BaseModel) -> dict[str, Any]:
     """Named parts of an operation; those that are plain numbers stay so."""
-    plain = ("by_zero_default", "midpoint", "scale")
+    plain = ("midpoint", "scale")
     return {
         name: value if name in plain else expression(value)
         for name in type(parameters).model_fields
