@@ -97,7 +97,7 @@ def _(value: models.DatetimeRange) -> Any:
 @as_edge.register
 def _(value: models.MatchValue) -> Any:
     """qdrant-edge-py 0.9 takes Python's bool for a whole number, but not NumPy's."""
-    plain = value.value
+    plain: Any = value.value
     return edge.MatchValue(np.bool_(plain) if isinstance(plain, bool) else plain)
 
 
