@@ -97,8 +97,8 @@ def _(value: models.DatetimeRange) -> Any:
 @as_edge.register
 def _(value: models.MatchValue) -> Any:
     """qdrant-edge-py 0.9 takes Python's bool for a whole number, but not NumPy's."""
-    plain: Any = value.value
-    return edge.MatchValue(np.bool_(plain) if isinstance(plain, bool) else plain)
+    plain: Any = np.bool_(value.value) if isinstance(value.value, bool) else value.value
+    return edge.MatchValue(plain)
 
 
 @as_edge.register
