@@ -43,7 +43,7 @@ class SoirIngestor:
     """Fills one collection; makes it if need be.
 
     Args:
-        client: of qdrant_client, for `:memory:`, a path or a server.
+        client: a QdrantClient (`:memory:`, a path or a server) or an EdgeClient.
         collection: its name; it is made if need be.
         pipeline: turns images into vectors; None makes that of `profile` when the first image comes.
         profile: a name or a file of settings; None is that of the runtime's settings, else "embedded".

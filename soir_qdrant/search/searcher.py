@@ -41,8 +41,7 @@ class SoirSearcher:
     largest cosine with the query's first numbers; None where there are neither.
 
     Args:
-        client: of qdrant_client, for `:memory:`, a path or a server (AsyncSoirSearcher is for an
-            AsyncQdrantClient).
+        client: a QdrantClient or an EdgeClient (AsyncSoirSearcher is for an AsyncQdrantClient).
         collection: its name.
         pipeline: encodes the queries; None makes that of `profile` for the first image.
         profile: a name or a file of settings; None is "embedded".
