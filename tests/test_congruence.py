@@ -333,7 +333,7 @@ def test_quantized_vectors_find_the_same_first_hits(kind):
         client.upsert(NAME, [models.PointStruct(id=i, vector=row.tolist()) for i, row in enumerate(rows)])
         client.optimize(NAME)
         rescored = models.SearchParams(
-            quantization=models.QuantizationSearchParams(rescore=True, oversampling=30.0)
+            quantization=models.QuantizationSearchParams(rescore=True, oversampling=120.0)
         )
         hits = client.query_points(NAME, query.tolist(), limit=5, search_params=rescored).points
         client.close()
