@@ -14,6 +14,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,9 +27,9 @@ from twin import Twin
 from soir_qdrant.config import VectorSettings
 from soir_qdrant.geometry.crops import crop, full_mask
 from soir_qdrant.lab.needlebench.sources import Sources
+from soir_qdrant.mao.joint import mao_settings
 from soir_qdrant.mao.legrad import Workspace
-from soir_qdrant.mao.objective import target
-from soir_qdrant.mao.refine import MaoSettings, averaging, loss, optimize, precompute_all
+from soir_qdrant.mao.refine import MaoSettings, loss, make_problem, optimize
 from soir_qdrant.models.devices import pick_dtype
 from soir_qdrant.models.encoders.vit import ViTEncoder
 from soir_qdrant.types import SceneObject
@@ -60,38 +61,38 @@ def measure() -> dict[str, float]:
     encoder = ViTEncoder(dtype="float32")
     encoding = encoder.encode(crops, masks, with_tokens=True)
     tokens = torch.as_tensor(encoding.tokens).clone()
-    held = precompute_all([encoder.last_block], tokens)
-    goal = target(torch.from_numpy(masks), held[0].values.shape[2], PAPER.upsample)
-    mean = averaging(torch.zeros(CROPS, dtype=torch.int64))
-    start = mean @ torch.from_numpy(encoding.descriptor)
-    twin = Twin(encoder.last_block, tokens, goal.mask)
-    half = [part.products(torch.bfloat16) for part in held]
+    block, scene = encoder.last_block, torch.zeros(CROPS, dtype=torch.int64)
+    some = (tokens, torch.from_numpy(encoding.descriptor), torch.from_numpy(masks), scene)
+    problem = make_problem([block], *some, PAPER)
+    half = make_problem([block], *some, replace(PAPER, products="bfloat16"))
+    start = problem.start
+    twin = Twin(block, tokens, problem.goal.mask)
 
-    work, half_work = ([Workspace(part) for part in parts] for parts in (held, half))
+    work, half_work = ([Workspace(part) for part in one.constants] for one in (problem, half))
     steps = {
         "twin": lambda: twin.gradient(start, start, PAPER.alpha),
-        "float32": lambda: loss(held, goal, mean, start, start, PAPER.alpha, work),
-        "bfloat16": lambda: loss(half, goal, mean, start, start, PAPER.alpha, half_work),
+        "float32": lambda: loss(problem, start, PAPER.alpha, work),
+        "bfloat16": lambda: loss(half, start, PAPER.alpha, half_work),
         "gemm": gemm(),
     }
     spent = clock(steps, ROUNDS)
     rate = 2 * GEMM**3 / spent["gemm"]
-    b, n, hidden = held[0].slopes.shape
-    dim, patches = encoder.last_block.dim, held[0].values.shape[2]
+    constants = problem.constants[0]
+    b, n, hidden = constants.slopes.shape
+    dim, patches = block.dim, constants.values.shape[2]
     flops = 2 * b * (2 * n * hidden * dim + 2 * n * patches * dim)  # there and back
 
-    shipped = shipped_settings()
-    products = "bfloat16" if pick_dtype("auto", torch.device("cpu")) == torch.bfloat16 else None
+    dtype = pick_dtype("auto", torch.device("cpu"))
+    shipped = mao_settings(VectorSettings(features=("cls",), pooling="mao"), dtype)
 
     def whole() -> Tensor:
-        made = precompute_all([encoder.last_block], tokens, products)
-        return optimize(made, goal, mean, start, shipped)
+        return optimize(make_problem([block], *some, shipped), shipped)
 
     begun = time.perf_counter()
     theirs = twin.refine(start, PAPER.iterations, PAPER.lr, PAPER.alpha)
     twin_total = time.perf_counter() - begun
     total = clock({"whole": whole}, ROUNDS)["whole"]
-    ours = optimize(held, goal, mean, start, PAPER)
+    ours = optimize(problem, PAPER)
     return {
         "step_ratio": round(spent["twin"] / spent["float32"], 2),
         "step_ratio_bf16": round(spent["twin"] / spent["bfloat16"], 2),
@@ -117,11 +118,6 @@ def pictures() -> tuple[np.ndarray, np.ndarray]:
         mask = full_mask(item, scene.shape[1], scene.shape[0])
         found.append(crop(scene, mask, item.box, SIDE, margin=0.1, min_side=0, background="keep"))
     return np.stack([c for c, _ in found]), np.stack([m for _, m in found])
-
-
-def shipped_settings() -> MaoSettings:
-    held = VectorSettings()
-    return MaoSettings(held.iterations, held.lr, held.alpha)
 
 
 GEMM = 1536

@@ -116,8 +116,11 @@ class VectorSettings(Frozen):
     by_score: power of an object's score that it weighs with in "mean" and "gmp"; 0: all weigh the same.
     refine_query: with "mao", whether a query's own token is refined too, under its own mask, as the paper's authors
     do: what all refined tokens share is then on both sides.
-    iterations, lr, alpha: of MaO; the paper's 80 steps are too many (see docs/concepts/refinement.md). blocks: how
-    many of the last blocks' maps it adds up.
+    iterations, lr, weight_decay, alpha: of MaO; the paper's 80 steps are too many (docs/concepts/refinement.md).
+    blocks: how many of the last blocks' maps it adds up. upsample: compare maps with masks at the crop's resolution,
+    as the paper does, not on the grid of patches. normalise: min-max of maps of one "crop", or over the "batch" of an
+    image's crops, as the authors' code has it. token: one for all crops ("joint"), or one "per-crop", which are
+    the object vectors then, and their mean the image's.
     """
 
     features: tuple[Feature, ...] = ("cls", "patches-3", "patches-2", "patches-1", "patches")
@@ -129,8 +132,22 @@ class VectorSettings(Frozen):
     refine_query: bool = True
     iterations: int = Field(5, ge=1)
     lr: float = Field(0.1, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
     alpha: float = Field(0.03, ge=0)
     blocks: int = Field(1, ge=1)
+    upsample: bool = False
+    normalise: Literal["crop", "batch"] = "crop"
+    token: Literal["joint", "per-crop"] = "joint"
+
+    @property
+    def refines_crops(self) -> bool:
+        """Whether every crop has a refined token of its own."""
+        return self.pooling == "mao" and self.token == "per-crop"
+
+    @property
+    def refines_queries(self) -> bool:
+        """Whether a query is its refined token."""
+        return self.pooling == "mao" and self.refine_query
 
 
 class Settings(Frozen):
@@ -231,7 +248,7 @@ PROFILES: dict[str, Settings] = {
         detector=Owlv2Settings(),
         segmenter=SamSettings(),
         vector=VectorSettings(
-            features=("cls",), whitening=None, pooling="mao", iterations=80, lr=0.1, alpha=0.03
+            features=("cls",), whitening=None, pooling="mao", iterations=80, weight_decay=0, upsample=True
         ),
     ),
     "dinov3": Settings(

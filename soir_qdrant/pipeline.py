@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -20,19 +17,10 @@ from soir_qdrant.models.tokens import LAYER
 from soir_qdrant.pooling.features import side_by_side
 from soir_qdrant.pooling.patches import described
 from soir_qdrant.pooling.pool import normalize, pool_scenes
+from soir_qdrant.timing import timed
 from soir_qdrant.types import RGB, Box, Detections, Encoding, LoadedImage, Mask, Scene, SceneObject, Vector
 
 QUERY_FRAME = 0.05  # of each side of a query crop that is taken for background
-
-
-@contextmanager
-def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    """Add the time of the block to `seconds[stage]`."""
-    start = time.perf_counter()
-    try:
-        yield
-    finally:
-        seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - start
 
 
 class Pipeline(Components):
@@ -58,9 +46,9 @@ class Pipeline(Components):
         with timed(seconds, "encode"):
             crops, masks = self.crops([image.rgb for image in images], listed)
             encoding, rows = self._encode(crops, masks, patches)
-            vectors = self.describe(encoding)
         with timed(seconds, "refine"):
             scene_of = np.repeat(np.arange(len(images)), [len(items) for items in listed])
+            vectors = self.describe(encoding, masks, scene_of)
             scores = np.array([item.score for items in listed for item in items], np.float32)
             pooled = self.pool(vectors, scene_of, scores, encoding, masks)
         return [
@@ -198,9 +186,24 @@ class Pipeline(Components):
             raise ConfigError("heat maps and Q-Perturbation read tokens, and this encoder sends none")
         return encoding
 
-    def describe(self, encoding: Encoding) -> Vector:
-        """Object vectors of K crops, float32 [K, dim], unit rows: the features side by side, whitened."""
-        rows = self.features(encoding)
+    def describe(
+        self,
+        encoding: Encoding,
+        masks: NDArray[np.float32] | None = None,
+        scene_of: NDArray[np.int64] | None = None,
+    ) -> Vector:
+        """Object vectors of K crops, float32 [K, dim], unit rows: the features side by side, or each crop's refined
+        token where it has one (`VectorSettings.token`), whitened.
+
+        masks: float32 [K, S, S], 0..1; scene_of: int [K], 0..S-1, ascending, None where all are of one image; both
+        are read by the refinement alone.
+        """
+        if self.settings.vector.refines_crops:
+            return self.whiten(self._refined(encoding, masks, scene_of))
+        return self.whiten(self.features(encoding))
+
+    def whiten(self, rows: Vector) -> Vector:
+        """The rows, float32 [..., F], whitened where the settings say so, float32 [..., dim]."""
         return self.whitening(rows) if self.whitening else rows
 
     def features(self, encoding: Encoding) -> Vector:
@@ -220,16 +223,14 @@ class Pipeline(Components):
         vectors: float32 [K, dim], what `describe` returned; scene_of: int [K], 0..S-1, ascending;
         scores: float32 [K]; encoding, masks: of the same crops, read by the refinement alone.
         """
-        if self.settings.vector.pooling != "mao":
-            return pool_scenes(vectors, scene_of, scores, self.settings.vector)
-        if encoding is None or masks is None:
-            raise ConfigError("pooling 'mao' reads the crops' tokens and masks")
-        return self._refined(encoding, masks, scene_of)
+        settings = self.settings.vector
+        if settings.pooling != "mao" or settings.refines_crops:
+            return pool_scenes(vectors, scene_of, scores, settings)
+        return self.whiten(self._refined(encoding, masks, scene_of))
 
     def query(self, image: RGB, *, box: Box | None = None, mask: Mask | None = None) -> Vector:
         """The vector of one query object, float32 [dim], unit length. See `query_crop`."""
-        row = self.query_row(image, box=box, mask=mask)
-        return self.whitening(row) if self.whitening else row
+        return self.whiten(self.query_row(image, box=box, mask=mask))
 
     def text(self, words: str) -> Vector:
         """The vector of words, float32 [dim], unit length. Raises ConfigError for an encoder without text."""
@@ -242,15 +243,21 @@ class Pipeline(Components):
         return row
 
     def query_row(self, image: RGB, *, box: Box | None = None, mask: Mask | None = None) -> Vector:
-        """The row of one query object before whitening, float32 [F]: its features, or, where images are
-        refined, its token refined like theirs. See `query_crop`."""
+        """The row of one query object before whitening, float32 [F]. See `query_look`."""
+        return self.query_look(image, box=box, mask=mask)[1]
+
+    def query_look(
+        self, image: RGB, *, box: Box | None = None, mask: Mask | None = None
+    ) -> tuple[Vector, Vector]:
+        """The descriptor, float32 [D_out], and the row before whitening, float32 [F], of one query object; both are
+        its refined token where queries are refined as images are. See `query_crop`."""
         crops, masks = self.query_crop(image, box=box, mask=mask)
-        settings = self.settings.vector
-        refines = settings.pooling == "mao" and settings.refine_query
+        refines = self.settings.vector.refines_queries
         encoding = self.encoder.encode(crops, masks, with_tokens=refines)
-        one = np.zeros(1, np.int64)
-        row: Vector = (self._joint(encoding, masks, one) if refines else self.features(encoding))[0]
-        return row
+        if refines:
+            token = self._refined(encoding, masks)[0]
+            return token, token
+        return encoding.descriptor[0], self.features(encoding)[0]
 
     def query_crop(
         self, image: RGB, *, box: Box | None = None, mask: Mask | None = None
@@ -274,14 +281,17 @@ class Pipeline(Components):
         cut, inside = self._crop(image, item)
         return cut[None], inside[None]
 
-    def _refined(self, encoding: Encoding, masks: NDArray[np.float32], scene_of: NDArray[np.int64]) -> Vector:
-        """The joint token of each scene, whitened."""
-        rows = self._joint(encoding, masks, scene_of)
-        return self.whitening(rows) if self.whitening else rows
+    def _refined(
+        self,
+        encoding: Encoding | None,
+        masks: NDArray[np.float32] | None,
+        scene_of: NDArray[np.int64] | None = None,
+    ) -> Vector:
+        """The token of each scene, or of each crop, before whitening. See `mao.joint`."""
+        from soir_qdrant.mao.joint import refined_tokens
 
-    def _joint(self, encoding: Encoding, masks: NDArray[np.float32], scene_of: NDArray[np.int64]) -> Vector:
-        """The joint token of each scene, float32 [S, D]. See `mao.joint`."""
-        from soir_qdrant.mao.joint import joint_tokens
-
+        if encoding is None or masks is None:
+            raise ConfigError("pooling 'mao' reads the crops' tokens and masks")
+        scene_of = np.zeros(len(masks), np.int64) if scene_of is None else scene_of
         settings, blocks = self.settings, self.encoder.last_blocks
-        return joint_tokens(encoding, masks, scene_of, blocks, settings.vector, settings.encoder.dtype)
+        return refined_tokens(encoding, masks, scene_of, blocks, settings.vector, settings.encoder.dtype)

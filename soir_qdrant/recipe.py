@@ -24,7 +24,14 @@ from soir_qdrant.types import SceneObject
 VERSION = 1  # of the code behind the settings: raise it where the same settings make other points
 SHIPPED = Path(str(resources.files("soir_qdrant") / "data"))
 BY_FINGERPRINT = {"encoder", "crop"}  # groups of settings that the fingerprint covers
-ONLY_MAO = ("iterations", "lr", "alpha", "blocks", "refine_query")
+ONLY_MAO = ("iterations", "lr", "alpha", "blocks")
+AS_BEFORE = {  # settings that came later, where they refine images as 0.1 did: its collections go on
+    "refine_query": True,
+    "weight_decay": 0.01,
+    "upsample": False,
+    "normalise": "crop",
+    "token": "joint",
+}
 NOT_COMPARED = {"whitening", "by_score"}  # of the vector's: by its digest; weights of objects
 
 
@@ -44,10 +51,12 @@ def fingerprint(settings: Settings, *, encoder: str, whitening: str | None, dim:
         dim: length of the stored vector.
     """
     vector = settings.vector.model_dump(mode="json", exclude=NOT_COMPARED)
-    if settings.vector.pooling != "mao":
-        vector = {name: value for name, value in vector.items() if name not in ONLY_MAO}
-    elif vector["refine_query"]:
-        del vector["refine_query"]  # so that collections of 0.1, whose images are refined alike, go on
+    refines = settings.vector.pooling == "mao"
+    for name in () if refines else ONLY_MAO:
+        del vector[name]
+    for name, before in AS_BEFORE.items():
+        if not refines or vector[name] == before:
+            del vector[name]
     return {
         "schema": SCHEMA,
         "encoder": encoder,

@@ -34,6 +34,10 @@ INCOMPARABLE = {
     "vector.lr": 0.5,
     "vector.alpha": 0.5,
     "vector.blocks": 2,
+    "vector.weight_decay": 0.02,
+    "vector.upsample": False,
+    "vector.normalise": "batch",
+    "vector.token": "per-crop",
 }
 OTHER_POINTS = {
     "detector.kind": "none",

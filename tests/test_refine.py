@@ -141,18 +141,30 @@ def test_gradcheck(kind, config):
 
 
 @settings(deadline=None)
-@given(st.integers(0, 999), st.booleans(), st.booleans())
-def test_the_gradient_of_dice_is_that_of_autograd(seed, upsample, ties):
+@given(st.integers(0, 999), st.booleans(), st.booleans(), st.booleans())
+def test_the_gradient_of_dice_is_that_of_autograd(seed, upsample, ties, together):
     torch.manual_seed(seed)
     raw, masks = torch.rand(3, 16, dtype=torch.float64), (torch.rand(3, 12, 12) > 0.5).double()
     raw = (raw * 3).round() if ties else raw  # a relu leaves many equal zeros
     raw.requires_grad_()
-    value, ours = dice(raw, target(masks, 16, upsample))
-    small = masks if upsample else F.adaptive_avg_pool2d(masks[:, None], 4)[:, 0]
-    distance = 1 - soft_dice(upsampled(normalized(raw), small.shape[-1]), small)
+    batch = torch.tensor([0, 0, 1]) if together else None
+    value, ours = dice(raw, target(masks, 16, upsample, batch))
+    maps, goal = upsampled(raw, 12 if upsample else 4), masks
+    if not upsample:
+        maps, goal = raw.view(3, 4, 4), F.adaptive_avg_pool2d(masks[:, None], 4)[:, 0]
+    distance = 1 - soft_dice(min_max(maps, [slice(0, 2), slice(2, 3)] if together else None), goal)
     (theirs,) = torch.autograd.grad(distance.sum(), raw)
     assert torch.allclose(value, distance)
     assert torch.allclose(ours, theirs, atol=1e-9)
+
+
+def min_max(maps, together=None):
+    """Each map [K, s, s] to 0..1 by itself, or those of a slice by all of them."""
+    flat, out = maps.flatten(1), torch.zeros_like(maps)
+    for part in together or [slice(i, i + 1) for i in range(len(maps))]:
+        low, high = flat[part].amin(), flat[part].amax()
+        out[part] = (maps[part] - low) / (high - low).clamp_min(1e-12)
+    return out
 
 
 def soft_dice(maps, masks):
@@ -180,7 +192,7 @@ def test_eighty_steps_follow_the_autograd_twin(kind, depth, upsample):
     adam = torch.optim.AdamW([t], lr=0.1)
     for _ in range(80):
         raw = twin_maps(blocks, tokens, F.normalize(t, dim=-1)[scene], create_graph=True)
-        maps = upsampled(normalized(raw), goal.shape[-1])
+        maps = min_max(upsampled(raw, goal.shape[-1]))
         per_scene = [1 - soft_dice(maps[scene == s], goal[scene == s]).mean() for s in (0, 1)]
         value = sum(per_scene) + 0.03 * (1 - F.cosine_similarity(t, start)).sum()
         adam.zero_grad()
@@ -194,10 +206,10 @@ def test_the_loss_and_its_gradient_are_those_of_autograd():
     torch.manual_seed(5)
     tokens, masks = tokens_of(block, 3), (torch.rand(3, 4, 4) > 0.5).double()
     start, t = unit_rows(1, 16), (2 * unit_rows(1, 16)).requires_grad_()
-    mean = mao.averaging(torch.zeros(3, dtype=torch.int64)).double()
-    value, ours = mao.loss(
-        [precompute(block, tokens)], target(masks, 16, False), mean, t.detach(), start, 0.03
+    problem = mao.make_problem(
+        [block], tokens, start.expand(3, -1), masks, torch.zeros(3).long(), MaoSettings()
     )
+    value, ours = mao.loss(problem, t.detach(), 0.03)
     maps = normalized(twin_maps([block], tokens, F.normalize(t, dim=-1), create_graph=True)).view(3, 4, 4)
     expected = 1 - soft_dice(maps, masks).mean() + 0.03 * (1 - F.cosine_similarity(t, start)).sum()
     (theirs,) = torch.autograd.grad(expected, t)
@@ -216,10 +228,9 @@ def test_refining_lowers_the_loss_and_scenes_do_not_mix():
     assert torch.allclose(both[1:], alone, atol=1e-9)
     assert torch.allclose(both, in_turn, atol=1e-9)
 
-    held, goal = [precompute(block, tokens[:4])], target(masks[:4], 16, False)
-    mean = mao.averaging(scene[:4]).double()
-    start = mean @ F.normalize(descriptors[:4], dim=-1)
-    values = [mao.loss(held, goal, mean, t, start, 0.03)[0].item() for t in (start, both[:1])]
+    unit = F.normalize(descriptors[:4], dim=-1)
+    problem = mao.make_problem([block], tokens[:4], unit, masks[:4], scene[:4], MaoSettings())
+    values = [mao.loss(problem, t, 0.03)[0].item() for t in (problem.start, both[:1])]
     assert values[1] < values[0]
 
 

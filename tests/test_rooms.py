@@ -20,7 +20,7 @@ MAX_FUNCTION = 50
 # Each room may import those before it, and itself. Rooms on one line do not know one another.
 FLOORS = [
     {"errors"},
-    {"types", "registry"},
+    {"types", "registry", "timing"},
     {"contracts"},
     {"kinds"},
     {"config"},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.table import Table
@@ -39,6 +39,9 @@ def needle(
     invented: Annotated[
         bool, typer.Option(help="things and grounds that nobody has seen, to train on; others for each seed")
     ] = False,
+    crowded: Annotated[
+        bool, typer.Option(help="scenes of targets alone, each target in many, as in VoxDet")
+    ] = False,
     shelves: Annotated[
         bool, typer.Option(help="dense rows of invented products, and emblems on photographs, to train on")
     ] = False,
@@ -69,9 +72,8 @@ def needle(
     if invented and (shipped or things is not None or (split, track) != ("dev", "2d")):
         raise typer.BadParameter("--invented is cut-outs to train on: --split dev --track 2d, and no others")
     sources = _sources(things, grounds, seed=seed, invented=invented, shipped=shipped)
-    written = generate(
-        folder, split=split, track=track, scenes=scenes, targets=targets, seed=seed, sources=sources
-    )
+    chosen: dict[str, Any] = {"split": split, "track": track, "scenes": scenes, "targets": targets}
+    written = generate(folder, **chosen, seed=seed, sources=sources, crowded=crowded)
     out.print(f"{written}: {scenes} scenes, {targets} queries")
 
 

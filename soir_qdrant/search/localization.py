@@ -24,17 +24,16 @@ def mask(pipeline: Pipeline, image: LoadedImage, box: Box) -> Mask:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Look:
-    """A query as `heat` needs it. descriptor: float32 [D_out], the encoder's own; vector: float32 [dim]."""
+    """A query as `heat` needs it. descriptor: float32 [D_out], what maps are made of; vector: float32 [dim]."""
 
     descriptor: Vector
     vector: Vector
 
 
 def look(pipeline: Pipeline, query: LoadedImage, box: Box | None) -> Look:
-    """query, box: as in `Pipeline.query`. The descriptor is the encoder's own, also where queries are refined: it is
-    compared with single objects."""
-    encoding = pipeline.encoder.encode(*pipeline.query_crop(query.rgb, box=box, mask=query.alpha))
-    return Look(encoding.descriptor[0], pipeline.describe(encoding)[0])
+    """query, box: as in `Pipeline.query`; refined where queries are."""
+    descriptor, row = pipeline.query_look(query.rgb, box=box, mask=query.alpha)
+    return Look(descriptor, pipeline.whiten(row))
 
 
 def heat(pipeline: Pipeline, query: Look, image: LoadedImage, objects: list[Box]) -> NDArray[np.float32]:
@@ -63,8 +62,9 @@ def heat(pipeline: Pipeline, query: Look, image: LoadedImage, objects: list[Box]
     canvas = np.zeros((image.height, image.width), np.float32)
     if not items:
         return canvas
-    encoding = pipeline.encode_whole(*pipeline.crops([image.rgb], [items]))
-    similar = pipeline.describe(encoding) @ query.vector
+    crops, masks = pipeline.crops([image.rgb], [items])
+    encoding = pipeline.encode_whole(crops, masks)
+    similar = pipeline.describe(encoding, masks) @ query.vector
     descriptor = F.normalize(torch.as_tensor(query.descriptor[None], device=block.device), dim=-1)
     constants = precompute_all([block], torch.as_tensor(encoding.tokens, device=block.device))
     maps = explain_maps(constants, descriptor.expand(len(items), -1), encoder.input_size).cpu().numpy()

@@ -172,6 +172,13 @@ def make_plan(cast: Cast, scenes: int, rng: np.random.Generator) -> list[list[st
     return [[str(name) for name in rng.permutation(names)] for names in plan]
 
 
+def crowded_plan(cast: Cast, scenes: int, rng: np.random.Generator) -> list[list[str]]:
+    """The same where scenes hold targets alone, so that each target is in many: as in VoxDet."""
+    names = np.array(cast.targets)
+    counts = rng.integers(OBJECTS[0], OBJECTS[1] + 1, scenes)
+    return [[str(name) for name in rng.permutation(names)[:count]] for count in counts]
+
+
 def _fill(plan: list[list[str]], cast: Cast, rng: np.random.Generator) -> None:
     by_kind: dict[str, list[str]] = {}
     for name in cast.others:

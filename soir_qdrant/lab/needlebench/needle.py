@@ -20,10 +20,12 @@ from soir_qdrant.errors import DatasetError
 from soir_qdrant.lab.evaluate.bench import ANNOTATIONS, MAX_OBJECTS
 from soir_qdrant.lab.needlebench.cast import (
     APPEARANCES,
+    OBJECTS,
     TARGETS_A_SCENE,
     Cast,
     Thing,
     Track,
+    crowded_plan,
     make_plan,
     open_cast,
 )
@@ -62,24 +64,26 @@ def generate(
     seed: int = 0,
     sources: Sources | None = None,
     cutout_queries: float = 0.5,
+    crowded: bool = False,
     progress: bool = True,
 ) -> Path:
     """Writes a benchmark folder and returns it; one that is complete with the same arguments stays as it is.
 
     sources: Sources.full() where it is None. cutout_queries: share of the queries that are RGBA cut-outs; the
-    others are RGB crops on another photograph or on a plain ground. An interrupted run leaves no
-    annotations.json and starts over when called again.
+    others are RGB crops on another photograph or on a plain ground. crowded: scenes hold targets alone, so that each
+    target is in many. An interrupted run leaves no annotations.json and starts over when called again.
     """
-    _check(split, track, scenes, targets, cutout_queries)
+    _check(split, track, scenes, targets, cutout_queries, crowded)
     sources = sources or Sources.full()
     recipe = _recipe(split, track, scenes, targets, seed, sources, cutout_queries)
+    recipe |= {"crowded": True} if crowded else {}
     root = Path(out).expanduser()
     if not _prepare(root, recipe):
         return root
     base = [seed, ("dev", "test").index(split), ("2d", "3d").index(track)]
     grounds = sources.split(split).grounds
     with open_cast(sources, split, track, targets, base) as cast:
-        plan = make_plan(cast, scenes, np.random.default_rng([*base, 1]))
+        plan = (crowded_plan if crowded else make_plan)(cast, scenes, np.random.default_rng([*base, 1]))
         read = _Photos(grounds)
         order = _grounds_in_turn(len(grounds), scenes, np.random.default_rng([*base, 2]))
         gallery = []
@@ -93,14 +97,16 @@ def generate(
     return root
 
 
-def _check(split: str, track: str, scenes: int, targets: int, cutout_queries: float) -> None:
+def _check(split: str, track: str, scenes: int, targets: int, cutout_queries: float, crowded: bool) -> None:
     if split not in ("dev", "test"):
         raise DatasetError(f"there is no split {split!r}: choose 'dev' or 'test'")
     if track not in ("2d", "3d"):
         raise DatasetError(f"there is no track {track!r}: choose '2d' or '3d'")
     if targets < 1 or scenes < APPEARANCES[1]:
         raise DatasetError(f"{targets} targets, {scenes} scenes: need at least 1 and {APPEARANCES[1]}")
-    if targets * APPEARANCES[1] > scenes * TARGETS_A_SCENE:
+    if crowded and targets < OBJECTS[1]:
+        raise DatasetError(f"{targets} targets: crowded scenes hold up to {OBJECTS[1]} of them")
+    if not crowded and targets * APPEARANCES[1] > scenes * TARGETS_A_SCENE:
         min_scenes = -(-targets * APPEARANCES[1] // TARGETS_A_SCENE)
         raise DatasetError(f"{targets} targets need at least {min_scenes} scenes, not {scenes}")
     if not 0 <= cutout_queries <= 1:

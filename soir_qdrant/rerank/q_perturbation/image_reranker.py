@@ -148,7 +148,7 @@ class QPerturbation:
         tokens = torch.as_tensor(encoding.tokens)
         return {
             "boxes": torch.tensor(boxes, dtype=torch.float32),
-            "vectors": torch.from_numpy(self.pipeline.describe(encoding)),
+            "vectors": torch.from_numpy(self.pipeline.describe(encoding, masks)),
             "tokens": tokens.half().cpu(),
             "shares": _shares(masks, tokens.shape[1] - self.reader.block.prefix_tokens).half(),
         }
