@@ -58,7 +58,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         cache = TokenCache(folder, limit=10**11)
         ways = {
-            "objects": QPerturbation(pipeline, cache=cache, weight=0.0),
+            "objects": QPerturbation(pipeline, cache=cache, weight=0.0),  # as `rerank="image"`
             "reading, alpha 0": QPerturbation(pipeline, cache=cache, weight=1.0, settings=UNMOVED),
             "reading": QPerturbation(pipeline, cache=cache, weight=1.0),
             "shipped": QPerturbation(pipeline, cache=cache),
@@ -71,7 +71,7 @@ def main() -> None:
             head = hits[: chosen.top]
             start = time.perf_counter()
             for hit in head:
-                ways["objects"].tokens(hit)  # into the cache
+                ways["objects"].objects(hit)  # into the cache
             cold.append(1000 * (time.perf_counter() - start) / len(head))
             for name, way in ways.items():
                 start = time.perf_counter()

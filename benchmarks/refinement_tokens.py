@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from soir_qdrant.config import Settings
 from soir_qdrant.lab.evaluate.cache import ArrayCache, Arrays, key_of
-from soir_qdrant.lab.evaluate.collect import whole_crop
+from soir_qdrant.lab.evaluate.plain_rows import whole_crop
 from soir_qdrant.mao.joint import mao_settings
 from soir_qdrant.mao.refine import make_problem, steps
 from soir_qdrant.models.encoders.vit import ViTEncoder
@@ -133,7 +133,7 @@ class Tokens:
         return {**looked, **self._kept(self.ours_cache, key, ours)}
 
     def _packed(self, image: LoadedImage, crops: np.ndarray, masks: np.ndarray, boxes: np.ndarray) -> Arrays:
-        whole = whole_crop(self.pipeline, image.rgb)
+        whole = whole_crop(image.rgb, self.pipeline.encoder.input_size)
         small = {"masks": masks, "boxes": boxes}
         return {
             "crops": crops,

@@ -14,7 +14,7 @@ from soir_qdrant.cli.main import app
 from soir_qdrant.errors import DatasetError, ImageError
 from soir_qdrant.lab.calibrate import Moments
 from soir_qdrant.lab.evaluate.compare import ROWS, evaluate
-from soir_qdrant.lab.evaluate.datasets import load
+from soir_qdrant.lab.evaluate.datasets import SETS, load
 from soir_qdrant.lab.needlebench.needle import generate
 from soir_qdrant.lab.needlebench.sources import Sources
 
@@ -177,7 +177,71 @@ def test_sets_of_one_object_a_picture_are_read_from_the_same_layout(layout, tmp_
     assert [query.file.name for query in bench.queries] == ["q.jpg"]
 
 
-@pytest.mark.parametrize("layout", ["needle", "voxdet", "owid", "permir", "instre", "none"])
+def sized(folder, **shares):
+    """A gallery image for each share of it that its object covers, one query."""
+    entries = {}
+    for name, share in shares.items():
+        picture(folder / f"{name}.jpg")
+        side = (share * 64 * 48) ** 0.5
+        entries[f"{name}.jpg"] = {"is_query": False, "ins": 0, "bbox": [2, 2, 2 + side, 2 + side]}
+    picture(folder / "q.jpg")
+    torch.save({**entries, "q.jpg": {"is_query": True, "ins": 0, "bbox": None}}, folder / "anns.pt")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "gallery"), [("instre-xs", ["tiny", "small"]), ("instre-xxs", ["tiny"]), ("instre", None)]
+)
+def test_the_parts_of_instre_are_those_of_small_objects(name, gallery, tmp_path):
+    """XS: under 15 % of the image, XXS: under 5 %. All that is left is ranked, and nothing is added."""
+    bench = load(sized(tmp_path, tiny=0.03, small=0.1, large=0.3), name)
+    assert [image.file.stem for image in bench.gallery] == (gallery or ["tiny", "small", "large"])
+    assert bench.relevant(bench.queries[0]) == list(range(len(bench.gallery)))
+    assert bench.depth is None
+    if gallery:
+        assert "(published: " in SETS[name].note(bench)
+        assert "GSS" in SETS[name].note(bench)  # which the paper's own row is below
+
+
+def ilias(folder):
+    """Two things as ILIAS has them on disk, and a distractor."""
+    for name, queries, positives in (("mug_000", 1, 2), ("toy_001", 2, 1)):
+        for kind, letter, count in (("query", "Q", queries), ("pos", "P", positives)):
+            for i in range(count):
+                file = folder / "ilias_core" / name / kind / f"{letter}{name[-3:]}_{i:02}.jpg"
+                picture(file)
+                file.with_name(f"{file.stem}_bbox.txt").write_text("4 6 20 10\n30 30 60 8\n")
+    picture(folder / "distractors" / "yfcc" / "1.jpg")
+    return folder
+
+
+def test_ilias_is_read_as_it_is_published(tmp_path):
+    """Positives are the gallery, distractors join it, boxes are x, y, width, height, and AP looks at 1,000 ranks."""
+    bench = load(ilias(tmp_path), "ilias")
+    assert [image.file.stem for image in bench.gallery] == ["P000_00", "P000_01", "P001_00", "1"]
+    assert bench.gallery[0].objects[0].box == (4, 6, 24, 16)
+    assert bench.gallery[0].objects[1].box == (30, 30, 64, 38)  # ends at the image
+    assert bench.gallery[3].objects == []
+    assert [query.instance for query in bench.queries] == ["mug_000", "toy_001", "toy_001"]
+    assert bench.queries[0].box == (4, 6, 64, 38)  # all of its boxes
+    assert bench.relevant(bench.queries[0]) == [0, 1]
+    assert bench.depth == 1000
+    assert "5 or 100 million distractors" in SETS["ilias"].note(bench)
+    (tmp_path / "ilias_core/mug_000/pos/P000_00_bbox.txt").write_text("4 6 20")
+    with pytest.raises(DatasetError, match=r"P000_00_bbox\.txt: not lines of x, y, width, height"):
+        load(tmp_path, "ilias")
+
+
+def test_a_published_set_is_one_option_away(tmp_path):
+    """`soir evaluate --dataset NAME DIR` says what to compare with; --format is its name of before."""
+    for option in ("--dataset", "--format"):
+        command = ["evaluate", str(published(tmp_path)), option, "voxdet", "--rows", "chance"]
+        done = CliRunner().invoke(app, command)
+        assert done.exit_code == 0, done.output
+        assert "MaO-DINOv2 70.2" in done.output
+
+
+@pytest.mark.parametrize("layout", ["needle", "voxdet", "owid", "permir", "instre", "ilias", "none"])
 def test_a_missing_set_says_what_is_missing(layout, tmp_path):
     with pytest.raises(DatasetError, match=r"missing|annotations\.json|choose one"):
         load(tmp_path, layout)
@@ -209,5 +273,7 @@ def test_a_published_set_is_evaluated(tmp_path):
     bench = load(published(tmp_path), "voxdet")
     with pytest.raises(DatasetError, match="no queries"):
         evaluate(replace(bench, queries=[]))
-    results = evaluate(bench, rows=("global", "default", "objects"))
+    rows = ("global", "default", "objects", "paper-mean", "paper-plain-query", "paper")
+    results = evaluate(bench, rows=rows)
     assert results["default"]["mAP"] == 100  # of one picture
+    assert results["paper"]["encoder"] == "DINOv2 ViT-S/14, 12 blocks"

@@ -21,6 +21,7 @@ from soir_qdrant.ingest.ingestor import SoirIngestor
 from soir_qdrant.pipeline import Pipeline
 from soir_qdrant.rerank.base import SearchQuery
 from soir_qdrant.rerank.cache import TokenCache
+from soir_qdrant.rerank.image import ImageReranker
 from soir_qdrant.rerank.q_perturbation.image_reranker import QPerturbation
 from soir_qdrant.rerank.q_perturbation.perturb import PerturbSettings
 from soir_qdrant.rerank.q_perturbation.reading import WINNER, ImagePerturbation
@@ -233,6 +234,24 @@ def test_weight_and_settings_change_the_score(
     assert both == pytest.approx({i: (vectors[i] + read[i]) / 2 for i in both}, abs=1e-6)
     with pytest.raises(ConfigError, match="weight 2"):
         scores(weight=2)
+
+
+def test_rerank_image_is_the_plain_reading_of_the_images(
+    searcher: SoirSearcher, perturbation: QPerturbation, files: list[Path], tmp_path: Path
+) -> None:
+    """Scores and boxes are those of the objects' vectors; it needs no query image, and "picture" is the same."""
+    plain = ImageReranker(searcher.pipeline, cache=TokenCache(tmp_path / "plain"))
+    hits = searcher.search(files[1], box=B, rerank=None)
+    query = asked(searcher, np.asarray(Image.open(files[0])))
+    unread = QPerturbation(searcher.pipeline, cache=perturbation.cache, weight=0.0)
+    assert [(h.id, h.box) for h in plain.rerank(query, hits)] == [
+        (h.id, h.box) for h in unread.rerank(query, hits)
+    ]
+    by_vector = searcher.search(searcher.vector(files[1], box=B), rerank=plain)
+    assert (by_vector[0].id, by_vector[0].box) == (1, B)
+    assert by_vector[0].score == pytest.approx(1, abs=1e-2)
+    assert all(set(plain.objects(hit)) == {"boxes", "vectors"} for hit in hits)  # no tokens
+    assert type(searcher.reranker("image")) is type(searcher.reranker("picture")) is ImageReranker
 
 
 # -- the cache ---------------------------------------------------------------------------------------------

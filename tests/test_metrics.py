@@ -1,6 +1,7 @@
 """Metrics against naive oracles."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -45,3 +46,10 @@ def test_equal_scores_keep_the_order_of_the_gallery():
 def test_iou_of_boxes():
     a, b = np.array([[0, 0, 2, 2]], float), np.array([[1, 0, 3, 2], [5, 5, 6, 6]], float)
     assert np.allclose(intersection_over_union(a, b), [[1 / 3, 0]])
+
+
+def test_precision_at_k_is_over_what_k_ranks_can_hold():
+    """AP@k of ILIAS: a fourth right answer beyond the third rank can cost nothing at k = 3."""
+    ranked = np.array([True, False, True, True, True])
+    assert average_precision(ranked, 4, 3) == pytest.approx(100 * (1 + 2 / 3) / 3)
+    assert average_precision(ranked, 4, 1000) == average_precision(ranked, 4)

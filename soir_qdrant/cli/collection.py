@@ -99,7 +99,8 @@ RerankOption = Annotated[
     str,
     typer.Option(
         help="order by the objects' codes; by their vectors (objects) or patches; by the images opened again "
-        "(q-perturbation, with words blip2); by another package's name; not at all (none)"
+        "(image; q-perturbation, which gained nothing over it; with words blip2); by another package's name; "
+        "not at all (none)"
     ),
 ]
 HtmlOption = Annotated[Path | None, typer.Option(help="write a page: the hits, boxes and heat maps")]

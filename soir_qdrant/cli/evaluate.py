@@ -27,7 +27,7 @@ def evaluate(
     rows: Annotated[
         str | None,
         typer.Option(
-            help="comma-separated: see docs/how-to/evaluation.md; all but q-perturbation if not given"
+            help="comma-separated: see docs/how-to/evaluation.md; all but rerank-image and q-perturbation if not given"
         ),
     ] = None,
     resume: ResumeOption = None,
@@ -36,19 +36,26 @@ def evaluate(
     ] = None,
     profile: ProfileOption = "embedded",
     whitening: WhiteningOption = None,
-    format_: Annotated[
+    dataset: Annotated[
         str,
         typer.Option(
-            "--format", help="needle, voxdet, owid, instre or permir: see docs/how-to/evaluation.md"
+            "--dataset",
+            "--format",
+            help="needle (the folder's own format), or a published set: voxdet, owid, instre, instre-xs, instre-xxs, "
+            "permir, ilias; see docs/how-to/evaluation.md",
         ),
     ] = "needle",
 ) -> None:
-    """Compare ways to search on a labelled folder: mAP, R@1, R@10 in percent. A killed run goes on."""
+    """Compare ways to search on a labelled folder: mAP, R@1, R@10 in percent. A killed run goes on.
+
+    Examples: soir evaluate bench/dev-2d --rows global,mean,paper-mean,paper,default,chance --json dev.json;
+    soir evaluate VoxDet --dataset voxdet --objects detected
+    """
     from soir_qdrant.lab.evaluate import report
     from soir_qdrant.lab.evaluate.compare import DEFAULT_ROWS, run
-    from soir_qdrant.lab.evaluate.datasets import load
+    from soir_qdrant.lab.evaluate.datasets import SETS, load
 
-    bench, settings = load(folder, format_), settings_of(profile, whitening)
+    bench, settings = load(folder, dataset), settings_of(profile, whitening)
     chosen = tuple(rows.split(",")) if rows else DEFAULT_ROWS
     with (
         report.cache_folder(resume, file) as cache,
@@ -59,7 +66,8 @@ def evaluate(
             report.write_json(file, done.results)
     title = f"{folder.name}: {len(bench.queries)} queries, {len(bench.gallery)} images, objects {objects}"
     out.print(report.table(done.results, title))
-    for line in report.notes(done.results):
+    notes = [SETS[dataset].note(bench)] if dataset in SETS else []
+    for line in [*report.notes(done.results), *notes]:
         out.print(line, highlight=False)
     if failures:
         from soir_qdrant.lab.evaluate.failures import write

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from soir_qdrant.rerank.cache import TokenCache
     from soir_qdrant.rerank.codes import CodeReranker
     from soir_qdrant.rerank.hit_image import open_image
+    from soir_qdrant.rerank.image import ImageReranker
     from soir_qdrant.rerank.objects import ObjectReranker
     from soir_qdrant.rerank.order import reordered
     from soir_qdrant.rerank.patches import PatchReranker
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CodeReranker",
+    "ImageReranker",
     "Matcher",
     "Need",
     "ObjectReranker",
@@ -56,6 +58,7 @@ __all__ = [
 # Loaded on first use, since most of them load the model library.
 _LAZY = {
     "CodeReranker": "codes",
+    "ImageReranker": "image",
     "Matcher": "q_perturbation.matcher",
     "Need": "base",
     "ObjectReranker": "objects",

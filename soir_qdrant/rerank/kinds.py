@@ -45,6 +45,12 @@ def _patches(context: RerankContext) -> Reranker:
     return PatchReranker(context.pipeline, max_pixels=context.max_pixels)
 
 
+def _image(context: RerankContext) -> Reranker:
+    from soir_qdrant.rerank.image import ImageReranker
+
+    return ImageReranker(context.pipeline, max_pixels=context.max_pixels)
+
+
 def _q_perturbation(context: RerankContext) -> Reranker:
     from soir_qdrant.rerank.q_perturbation.image_reranker import QPerturbation
 
@@ -62,5 +68,7 @@ register_reranker("none", lambda _: Unranked())
 register_reranker("codes", lambda _: CodeReranker())
 register_reranker("objects", lambda _: ObjectReranker())
 register_reranker("patches", _patches)
+register_reranker("image", _image)
+register_reranker("picture", _image)  # another name of the same
 register_reranker("q-perturbation", _q_perturbation)
 register_reranker("blip2", _blip2)

@@ -46,12 +46,13 @@ class SearchOptions:
             same request; the collection must keep the vectors of objects.
             "patches": the first 100 (or the limit), by codes and by their objects' patches, stored or,
             seconds an image, computed again.
-            "q-perturbation": the first 50 (or the limit), by opening their images again
-            (docs/concepts/q-perturbation.md); "blip2": the same with words, by BLIP-2. A hit whose image
+            "image": the first 50 (or the limit), by opening their images again and describing their objects anew;
+            "q-perturbation": the same, and read by the query, which gained nothing over "image"
+            (docs/concepts/q-perturbation.md); "blip2": with words, by BLIP-2. A hit whose image
             cannot be opened keeps its place and score.
             The name of a registered reranker (`register_reranker`), or a Reranker.
         prefetch: candidates to order anew; None leaves the number to the reranker. Pages of "objects",
-            "patches" and "q-perturbation" fit together where one `prefetch` covers them.
+            "patches", "image" and "q-perturbation" fit together where one `prefetch` covers them.
         score_threshold: leaves out images with a smaller score: the image's own, but with "objects".
         with_vectors: put the image's vector into each hit.
         with_masks: put the matched object's pixels into each hit; the images are opened again.

@@ -60,7 +60,7 @@ class SearchFields(_Strict):
     rerank: str | None = Field(
         "codes",
         max_length=60,
-        description="the order: codes, objects, patches, q-perturbation, or null for Qdrant's own",
+        description="the order: codes, objects, patches, image, q-perturbation, or null for Qdrant's own",
     )
     limit: int = Field(20, ge=1, le=200)
     offset: int = Field(0, ge=0, le=10_000)

@@ -81,11 +81,12 @@ class BenchQuery:
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """A whole benchmark. All paths are absolute."""
+    """A whole benchmark. All paths are absolute. depth: ranks that the average precision looks at (all)."""
 
     root: Path
     gallery: list[GalleryImage]
     queries: list[BenchQuery]
+    depth: int | None = None
 
     def relevant(self, query: BenchQuery) -> list[int]:
         """Indices into gallery of the scenes that hold the query's instance."""

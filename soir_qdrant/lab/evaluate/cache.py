@@ -23,7 +23,7 @@ from soir_qdrant.kinds import PartSettings
 from soir_qdrant.pipeline import Pipeline
 from soir_qdrant.types import LoadedImage, Mask, Scene, SceneObject, Vector
 
-FORMAT = 1  # of the files
+FORMAT = 2  # of the files, and of what the plain rows are
 PACKAGE = Path(str(resources.files("soir_qdrant")))
 UNRELATED = ("lab", "cli", "report")  # code that does not change what is ingested
 PATCHES = "patches"  # of all objects, and how many each has

@@ -17,20 +17,17 @@ from numpy.typing import NDArray
 from qdrant_client import QdrantClient
 
 from soir_qdrant import images as image_io
-from soir_qdrant.config import Settings, VitSettings
-from soir_qdrant.contracts import Encoder
+from soir_qdrant.config import Settings
 from soir_qdrant.errors import DatasetError
-from soir_qdrant.geometry.crops import whole_box
-from soir_qdrant.geometry.user_objects import clip_box
 from soir_qdrant.ingest.ingestor import SoirIngestor
 from soir_qdrant.lab.evaluate.bench import Bench, GalleryImage
 from soir_qdrant.lab.evaluate.cache import Entry, SceneCache, recipe_of
+from soir_qdrant.lab.evaluate.plain_rows import OF_PAPER, PLAIN, PlainRows
 from soir_qdrant.lab.evaluate.searched import SearchResults, asking
 from soir_qdrant.pipeline import Pipeline
 from soir_qdrant.search.searcher import SoirSearcher
 from soir_qdrant.types import RGB, Box, Encoding, LoadedImage, Mask, Scene, SceneObject, Vector
 
-PLAIN = ("global", "global-untuned", "mean", "paper")  # rows of plain crops: no masks, no whitening
 COLLECTION = "evaluate"
 BATCH = 4  # images ingested at once: what a kill loses at most
 
@@ -38,8 +35,8 @@ BATCH = 4  # images ingested at once: what a kill loses at most
 @dataclass(slots=True)
 class Collected:
     """Of the gallery, in order: rows float32 [K, F] before whitening, objects and core-seconds of each image;
-    vectors [D] of the plain rows. Of the queries: vectors, rows and, by plain row, descriptors. searches: what
-    was searched through Qdrant, by row."""
+    vectors [D] of the plain rows. Of the queries: vectors, rows and, by plain row, descriptors. encoders: of
+    rows that have one of their own. searches: what was searched through Qdrant, by row."""
 
     rows: list[Vector] = field(default_factory=list)
     objects: list[tuple[SceneObject, ...]] = field(default_factory=list)
@@ -48,6 +45,7 @@ class Collected:
     query_vectors: list[Vector] = field(default_factory=list)
     query_rows: list[Vector] = field(default_factory=list)
     query_plain: dict[str, list[Vector]] = field(default_factory=dict)
+    encoders: dict[str, str] = field(default_factory=dict)
     searches: dict[str, SearchResults] = field(default_factory=dict)
 
 
@@ -72,10 +70,24 @@ class RecordingPipeline(Pipeline):
         self.advance = advance
         self._cache = cache
         self._last: Vector = np.zeros((0, 0), np.float32)
+        self.last_query: Vector = np.zeros(0, np.float32)
+        self.plain = PlainRows(self)
 
-    def features(self, encoding: Encoding) -> Vector:
-        self._last = super().features(encoding)
-        return self._last
+    def describe(
+        self,
+        encoding: Encoding,
+        masks: NDArray[np.float32] | None = None,
+        scene_of: NDArray[np.int64] | None = None,
+    ) -> Vector:
+        self._last = self.features(encoding)
+        return super().describe(encoding, masks, scene_of)
+
+    def query_look(
+        self, image: RGB, *, box: Box | None = None, mask: Mask | None = None
+    ) -> tuple[Vector, Vector]:
+        look = super().query_look(image, box=box, mask=mask)
+        self.last_query = look[1]
+        return look
 
     @cached_property
     def cache(self) -> SceneCache:
@@ -102,7 +114,7 @@ class RecordingPipeline(Pipeline):
         for image, items, old in zip(images, labels, stored, strict=True):
             entry = old or next(computed)
             missing = [name for name in self.plain_rows if name not in entry.plain]
-            entry.plain |= self._plain(image.rgb, entry.scene.objects, missing)
+            entry.plain |= self.plain.image(image.rgb, entry.scene.objects, missing)
             if old is None or missing:
                 self.cache.add(image, items, entry)
             self._record(entry)
@@ -134,47 +146,6 @@ class RecordingPipeline(Pipeline):
             self.collected.plain.setdefault(name, []).append(entry.plain[name])
         self.advance()
 
-    def _plain(self, image: RGB, objects: tuple[SceneObject, ...], rows: Sequence[str]) -> dict[str, Vector]:
-        """The vectors of an image for some of the plain rows."""
-        out = {name: self.whole(image, name) for name in ("global", "global-untuned") if name in rows}
-        if {"mean", "paper"} & set(rows):
-            crops, masks = self.as_paper.crops([image], [list(objects)])
-            encoding = self.encoder.encode(crops, with_tokens="paper" in rows)
-            scene_of, ones = np.zeros(len(crops), np.int64), np.ones(len(crops), np.float32)
-            if "mean" in rows:
-                described = self.as_paper.describe(encoding)
-                out["mean"] = self.as_mean.pool(described, scene_of, ones, encoding, masks)[0]
-            if "paper" in rows:
-                out["paper"] = self.as_paper.pool(encoding.descriptor, scene_of, ones, encoding, masks)[0]
-        return out
-
-    def whole(self, image: RGB, row: str) -> Vector:
-        """The descriptor of a whole image, unit length, by the encoder of a plain row."""
-        encoder = self.untuned if row == "global-untuned" else self.encoder
-        descriptor: Vector = self.as_paper.describe(encoder.encode(whole_crop(self, image)))[0]
-        return descriptor
-
-    @cached_property
-    def untuned(self) -> Encoder:
-        """The encoder without its adapter."""
-        encoder = self.settings.encoder
-        if not isinstance(encoder, VitSettings) or encoder.adapter is None:
-            return self.encoder
-        return Pipeline(self.settings.but(encoder={"adapter": None})).encoder
-
-    @property
-    def as_paper(self) -> Pipeline:
-        """The paper's crops and refinement on this encoder."""
-        paper = Settings.for_profile("paper")
-        return Pipeline(
-            self.settings.but(crop=paper.crop.model_dump(), vector=paper.vector.model_dump()),
-            encoder=self.encoder,
-        )
-
-    @property
-    def as_mean(self) -> Pipeline:
-        return Pipeline(self.as_paper.settings.but(vector={"pooling": "mean"}), encoder=self.encoder)
-
 
 def collect(
     bench: Bench,
@@ -191,7 +162,7 @@ def collect(
         bench: the labelled folder.
         settings: of the pipeline.
         rows: names of `soir evaluate`'s rows.
-        given: use the labelled boxes and masks instead of the detector.
+        labelled_objects: use the labelled boxes and masks instead of the detector.
         advance: called once per image.
         cache: folder that keeps what was ingested of each image.
 
@@ -206,12 +177,17 @@ def collect(
         for query in bench.queries:
             image = image_io.load(query.file)
             vector = pipeline.query(image.rgb, box=query.box, mask=image.alpha)
-            pipeline.collected.query_rows.append(pipeline._last[0])
+            pipeline.collected.query_rows.append(pipeline.last_query)
             pipeline.collected.query_vectors.append(vector)
-            _plain_query(pipeline, image.rgb if query.box is None else cut(image.rgb, query.box))
+            plain = pipeline.plain.query(image.rgb, pipeline.plain_rows, box=query.box, mask=image.alpha)
+            for name, descriptor in plain.items():
+                pipeline.collected.query_plain.setdefault(name, []).append(descriptor)
             session.ask(query, vector)
             advance()
     pipeline.collected.searches = session.searches
+    for name in OF_PAPER:
+        if name in rows:
+            pipeline.collected.encoders[name] = pipeline.plain.paper.encoder.name
     return pipeline.collected
 
 
@@ -242,31 +218,7 @@ def _ingest(
         raise DatasetError(f"{bench.root}: the gallery could not be ingested whole ({reason})")
 
 
-def _plain_query(pipeline: RecordingPipeline, image: RGB) -> None:
-    """Record the query's descriptor for each plain row; those of one encoder are the same."""
-    for untuned in (False, True):
-        names = [name for name in pipeline.plain_rows if (name == "global-untuned") is untuned]
-        if names:
-            descriptor = pipeline.whole(image, names[0])
-            for name in names:
-                pipeline.collected.query_plain.setdefault(name, []).append(descriptor)
-
-
 def labelled(entry: GalleryImage) -> list[SceneObject]:
     """The labelled objects of a scene, with their masks, of the whole picture."""
     masks: Sequence[Mask | None] = entry.masks() or [None] * len(entry.objects)
     return [SceneObject(item.box, mask) for item, mask in zip(entry.objects, masks, strict=True)]
-
-
-def cut(image: RGB, box: Box) -> RGB:
-    """The pixels of the box, rounded outwards."""
-    x0, y0, x1, y1 = whole_box(clip_box(box, image.shape[1], image.shape[0]), image.shape[1], image.shape[0])
-    return image[y0:y1, x0:x1]
-
-
-def whole_crop(pipeline: Pipeline, image: RGB) -> NDArray[np.uint8]:
-    """The whole picture, squeezed into one crop, uint8 [1, S, S, 3]."""
-    import cv2
-
-    size = pipeline.encoder.input_size
-    return np.asarray(cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA))[None]

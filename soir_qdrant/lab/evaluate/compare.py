@@ -14,7 +14,7 @@ from soir_qdrant.config import Settings
 from soir_qdrant.errors import ConfigError, DatasetError
 from soir_qdrant.geometry.boxes import intersection_over_union
 from soir_qdrant.lab.evaluate.bench import Bench
-from soir_qdrant.lab.evaluate.collect import PLAIN, Collected, collect
+from soir_qdrant.lab.evaluate.collect import Collected, collect
 from soir_qdrant.lab.evaluate.metrics import (
     average_precision,
     box_shares,
@@ -26,6 +26,7 @@ from soir_qdrant.lab.evaluate.metrics import (
     recall_at,
     recall_by_size,
 )
+from soir_qdrant.lab.evaluate.plain_rows import PLAIN
 from soir_qdrant.lab.evaluate.searched import SearchResults
 from soir_qdrant.pipeline import Pipeline
 from soir_qdrant.pooling.pool import normalize
@@ -35,17 +36,20 @@ ROWS = {  # what a table calls them; in its order
     "global-untuned": "whole image, untuned encoder",
     "global": "whole image, this encoder",
     "mean": "mean of the objects",
+    "paper-mean": "mean of the objects, as in the paper",
+    "paper-plain-query": "MaO as in the paper, plain queries",
     "paper": "MaO as in the paper",
     "default": "one vector",
     "calibrated": "one vector, calibrated",
     "rerank-codes": "search()",
     "rerank-objects": "search(rerank='objects')",
     "rerank-patches": "search(rerank='patches')",
+    "rerank-image": "search(rerank='image')",
     "q-perturbation": "search(rerank='q-perturbation')",
     "objects": "every object's vector",
     "chance": "chance",
 }
-SLOW = ("q-perturbation",)  # left out unless it is asked for
+SLOW = ("rerank-image", "q-perturbation")  # left out unless it is asked for
 DEFAULT_ROWS = tuple(name for name in ROWS if name not in SLOW)
 SIZES = {"<1%": (0.0, 0.01), "1-2%": (0.01, 0.02), ">2%": (0.02, 1.0)}
 Ranks = list[NDArray[np.int64]]
@@ -82,7 +86,8 @@ def evaluate(
             killed; None keeps nothing.
 
     Returns:
-        row -> {"mAP", "R@1", "R@10", "by_size"}, in percent; of searches through Qdrant also "localised",
+        row -> {"mAP", "R@1", "R@10", "by_size"}, in percent; "encoder" of rows with one of their own; of
+        searches through Qdrant also "localised",
         0..1, and "ms_per_candidate". "ingest" -> {"core_seconds", "boxes"}, both per image. Where objects are
         "detected", "detector" -> {"recall@0.5", "boxes", "by_size"}, recalls 0..1, boxes per image.
 
@@ -115,6 +120,8 @@ def run(
         scored[name]["localised"] = _localised(bench, result)
         if result.ms:
             scored[name]["ms_per_candidate"] = round(float(np.median(result.ms)), 3)
+    for name, encoder in collected.encoders.items():
+        scored[name]["encoder"] = encoder
     if "chance" in rows:
         scored["chance"] = _chance(bench)
     results = {name: scored[name] for name in ROWS if name in scored}
@@ -190,7 +197,7 @@ def _scored(bench: Bench, ranks: Ranks, areas: list[dict[str, float]]) -> dict[s
     sized: dict[str, list[float]] = {name: [] for name in SIZES}
     for query, order in zip(bench.queries, ranks, strict=True):
         relevant = np.isin(order, bench.relevant(query))
-        precision.append(average_precision(relevant, len(bench.relevant(query))))
+        precision.append(average_precision(relevant, len(bench.relevant(query)), bench.depth))
         first.append(recall_at(relevant, 1))
         tenth.append(recall_at(relevant, 10))
         share = np.array([areas[i].get(query.instance, -1.0) for i in order])

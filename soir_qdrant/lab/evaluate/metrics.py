@@ -24,13 +24,15 @@ SHARES = {  # sizes of objects, as shares of the image
 }
 
 
-def average_precision(ranked: Bools, relevant: int | None = None) -> float:
+def average_precision(ranked: Bools, relevant: int | None = None, depth: int | None = None) -> float:
     """Mean precision at each relevant rank, over ALL relevant images: one that was not retrieved counts 0.
 
-    ranked: bool [n], best first. relevant: how many there are (those in `ranked`); 0 gives 0.
+    ranked: bool [n], best first. relevant: how many there are (those in `ranked`); 0 gives 0. depth: ranks that are
+    looked at (all), over min(depth, relevant): AP@k as of ILIAS.
     """
     total = int(ranked.sum()) if relevant is None else relevant
-    ranks = np.flatnonzero(ranked) + 1
+    ranks = np.flatnonzero(ranked[:depth]) + 1
+    total = total if depth is None else min(total, depth)
     return float(100 * (np.arange(1, len(ranks) + 1) / ranks).sum() / total) if total else 0.0
 
 

@@ -25,7 +25,8 @@ def table(results: Results, title: str) -> Table:
         if name in ROWS:
             cells = [row[key] for key in ("mAP", "R@1", "R@10")] + [row["by_size"].get(s) for s in sizes]
             spent = row.get("ms_per_candidate")
-            shown.add_row(ROWS[name], *map(number, cells), share(row.get("localised")), number(spent, 2))
+            title = ", ".join(filter(None, (ROWS[name], row.get("encoder"))))
+            shown.add_row(title, *map(number, cells), share(row.get("localised")), number(spent, 2))
     shown.caption = (
         f"{', '.join(sizes)}: mAP by size of the thing; R@1: first hit right; box: right boxes among "
         "the right hits of the first ten; ms: of reranking, per candidate"

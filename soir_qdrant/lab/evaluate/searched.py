@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from soir_qdrant.lab.evaluate.bench import BenchQuery
 from soir_qdrant.rerank.base import Reranker
 from soir_qdrant.rerank.cache import TokenCache
+from soir_qdrant.rerank.image import ImageReranker
 from soir_qdrant.rerank.q_perturbation.image_reranker import QPerturbation
 from soir_qdrant.search.searcher import SoirSearcher
 from soir_qdrant.types import Box, Hit, Vector
@@ -24,6 +25,7 @@ RERANKED = {
     "rerank-codes": "codes",
     "rerank-objects": "objects",
     "rerank-patches": "patches",
+    "rerank-image": "image",
     "q-perturbation": "q-perturbation",
 }
 SEARCHED = ("default", *RERANKED)
@@ -95,7 +97,8 @@ class Asking:
 
 
 def _reranker(searcher: SoirSearcher, name: str, cache: Path) -> Reranker:
-    """That of the name, but for Q-Perturbation: candidates that are opened again are kept in `cache`."""
-    if name != QPerturbation.name:
+    """That of the name, but that candidates which are opened again are kept in `cache`."""
+    opening = {kind.name: kind for kind in (ImageReranker, QPerturbation)}
+    if name not in opening:
         return searcher.reranker(name)
-    return QPerturbation(searcher.pipeline, cache=TokenCache(cache, limit=10**11))
+    return opening[name](searcher.pipeline, cache=TokenCache(cache, limit=10**11))
