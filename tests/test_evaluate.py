@@ -14,7 +14,8 @@ from soir_qdrant.cli.main import app
 from soir_qdrant.errors import DatasetError, ImageError
 from soir_qdrant.lab.calibrate import Moments
 from soir_qdrant.lab.evaluate.compare import ROWS, evaluate
-from soir_qdrant.lab.evaluate.datasets import SETS, load
+from soir_qdrant.lab.evaluate.datasets import load
+from soir_qdrant.lab.evaluate.published import SETS
 from soir_qdrant.lab.needlebench.needle import generate
 from soir_qdrant.lab.needlebench.sources import Sources
 

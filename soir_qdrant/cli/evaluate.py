@@ -53,7 +53,8 @@ def evaluate(
     """
     from soir_qdrant.lab.evaluate import report
     from soir_qdrant.lab.evaluate.compare import DEFAULT_ROWS, run
-    from soir_qdrant.lab.evaluate.datasets import SETS, load
+    from soir_qdrant.lab.evaluate.datasets import load
+    from soir_qdrant.lab.evaluate.published import SETS
 
     bench, settings = load(folder, dataset), settings_of(profile, whitening)
     chosen = tuple(rows.split(",")) if rows else DEFAULT_ROWS

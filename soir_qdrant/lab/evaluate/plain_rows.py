@@ -37,7 +37,8 @@ class PlainRows:
     def image(self, image: RGB, objects: Sequence[SceneObject], rows: Iterable[str]) -> dict[str, Vector]:
         """By row, float32 [D]. image: uint8 [H, W, 3]; objects: with their masks."""
         rows, listed = set(rows), [list(objects)]
-        vectors = {name: self._whole(image, name) for name in ("global", "global-untuned") if name in rows}
+        whole = sorted(rows & {"global", "global-untuned"})
+        vectors: dict[str, Vector] = {name: self._whole(image, name) for name in whole}
         if "mean" in rows:
             crops, _ = self.paper_crops.crops([image], listed)
             vectors["mean"] = mean_pool(self.paper_crops.encoder.encode(crops).descriptor)
@@ -50,7 +51,7 @@ class PlainRows:
         if rows & set(REFINED):
             scene_of, ones = np.zeros(len(crops), np.int64), np.ones(len(crops), np.float32)
             (joint,) = self.paper.pool(encoding.descriptor, scene_of, ones, encoding, masks)
-            vectors |= {name: joint for name in REFINED if name in rows}
+            vectors |= dict.fromkeys(rows & set(REFINED), joint)
         return vectors
 
     def query(
@@ -59,15 +60,14 @@ class PlainRows:
         """By row, float32 [D]. image: uint8 [H, W, 3]; box, mask: of the thing in it, see `Pipeline.query_crop`."""
         rows = set(rows)
         whole = image if box is None else _cut(image, box)
-        vectors = {}
+        vectors: dict[str, Vector] = {}
         if rows & {"global", "mean"}:
-            descriptor = self._whole(whole, "global")
-            vectors = {name: descriptor for name in ("global", "mean") if name in rows}
+            vectors |= dict.fromkeys(rows & {"global", "mean"}, self._whole(whole, "global"))
         if "global-untuned" in rows:
             vectors["global-untuned"] = self._whole(whole, "global-untuned")
         if rows & {"paper-mean", "paper-plain-query"}:
             plain = self.plain_paper.query(image, box=box, mask=mask)
-            vectors |= {name: plain for name in ("paper-mean", "paper-plain-query") if name in rows}
+            vectors |= dict.fromkeys(rows & {"paper-mean", "paper-plain-query"}, plain)
         if "paper" in rows:
             vectors["paper"] = self.paper.query(image, box=box, mask=mask)
         return vectors
