@@ -15,6 +15,22 @@ ResumeOption = Annotated[
     typer.Option(help="folder that keeps what was computed; else beside --json until it is done"),
 ]
 
+DatasetOption = Annotated[
+    str,
+    typer.Option(
+        "--dataset",
+        "--format",
+        help="needle (the folder's own format), or a published set: voxdet, owid, instre, instre-xs, instre-xxs, "
+        "permir, ilias; see docs/how-to/evaluation.md",
+    ),
+]
+RowsOption = Annotated[
+    str | None,
+    typer.Option(
+        help="comma-separated: see docs/how-to/evaluation.md; all but rerank-image and q-perturbation if not given"
+    ),
+]
+
 
 def evaluate(
     folder: Annotated[
@@ -24,27 +40,14 @@ def evaluate(
         Literal["given", "detected"], typer.Option(help="labelled boxes, or the detector")
     ] = "given",
     file: FileOption = None,
-    rows: Annotated[
-        str | None,
-        typer.Option(
-            help="comma-separated: see docs/how-to/evaluation.md; all but rerank-image and q-perturbation if not given"
-        ),
-    ] = None,
+    rows: RowsOption = None,
     resume: ResumeOption = None,
     failures: Annotated[
         Path | None, typer.Option(help="folder for a page of the worst queries, and why they fail")
     ] = None,
     profile: ProfileOption = "embedded",
     whitening: WhiteningOption = None,
-    dataset: Annotated[
-        str,
-        typer.Option(
-            "--dataset",
-            "--format",
-            help="needle (the folder's own format), or a published set: voxdet, owid, instre, instre-xs, instre-xxs, "
-            "permir, ilias; see docs/how-to/evaluation.md",
-        ),
-    ] = "needle",
+    dataset: DatasetOption = "needle",
 ) -> None:
     """Compare ways to search on a labelled folder: mAP, R@1, R@10 in percent. A killed run goes on.
 
