@@ -110,7 +110,7 @@ class Components:
 
     @property
     def prior(self) -> Whitening | None:
-        """The whitening to refit: the file that the settings name, else the one that ships; None where that
+        """The whitening to adapt: the file that the settings name, else the one that ships; None where that
         is of another encoder."""
         if self.settings.vector.whitening not in (None, "shipped"):
             return self.whitening

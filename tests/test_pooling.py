@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from soir_qdrant.errors import ConfigError
 from soir_qdrant.pooling.pool import generalized_max_pool, mean_pool, normalize
-from soir_qdrant.pooling.whitening import Whitening, fit_discriminative, fit_whitening, refit
+from soir_qdrant.pooling.whitening import Whitening, adapt, fit_discriminative, fit_whitening
 
 
 def rows(seed, k=8, dim=32, common=0.0):
@@ -75,7 +75,7 @@ def test_a_refit_starts_at_the_prior_and_ends_at_ones_own_rows():
     first = fit_whitening(rng.normal(size=(4000, 6)) * np.arange(6, 0, -1))
     mine = rng.normal(size=(4000, 6)) * np.arange(1, 7)
     mean, covariance = mine.mean(0), np.cov(mine, rowvar=False)
-    same, bent = (refit(first, mean, covariance, count) for count in (0, 10**9))
+    same, bent = (adapt(first, mean, covariance, count) for count in (0, 10**9))
     x = rng.normal(size=(20, 6))
     assert np.allclose(first(x) @ first(x).T, same(x) @ same(x).T, atol=0.01)  # turned at most
     before, after = (np.sort(np.linalg.eigvalsh(w.matrix.T @ covariance @ w.matrix)) for w in (first, bent))

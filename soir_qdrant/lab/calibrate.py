@@ -13,7 +13,7 @@ from soir_qdrant.errors import ConfigError, ImageError
 from soir_qdrant.lab.evaluate.bench import ANNOTATIONS, load
 from soir_qdrant.lab.evaluate.collect import labelled
 from soir_qdrant.pipeline import Pipeline
-from soir_qdrant.pooling.whitening import Whitening, refit, whitening_of
+from soir_qdrant.pooling.whitening import Whitening, adapt, whitening_of
 from soir_qdrant.types import LoadedImage, SceneObject
 
 Labelled = tuple[str, image_io.Source, list[SceneObject] | None]
@@ -106,7 +106,7 @@ def calibrate(
     if prior is None:
         fitted = whitening_of(moments.mean, moments.covariance, dim, fitted_for=pipeline.whitened)
     else:
-        fitted = refit(prior, moments.mean, moments.covariance, moments.count, dim)
+        fitted = adapt(prior, moments.mean, moments.covariance, moments.count, dim)
     return fitted, moments.count, bad
 
 

@@ -146,7 +146,7 @@ class AttentionReadout:
 
 
 def standardize(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """(x - mean) / deviation, and 1 / deviation."""
+    """(x - mean) / std, and 1 / std."""
     spread = (x.var(-1, unbiased=False, keepdim=True) + eps).rsqrt()
     return (x - x.mean(-1, keepdim=True)) * spread, spread
 

@@ -42,9 +42,9 @@ def load(file: Path, what: str, command: str, *needed: str) -> tuple[dict[str, N
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(str(file), "np") as held:
-            arrays = {name: held.get_tensor(name) for name in list(held.keys())}
-            about = dict(held.metadata() or {})
+        with safe_open(str(file), "np") as tensors:
+            arrays = {name: tensors.get_tensor(name) for name in list(tensors.keys())}
+            about = dict(tensors.metadata() or {})
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"{file}: no {what} there ({error}); make one with `{command}`") from error
     missing = [name for name in needed if name not in arrays]

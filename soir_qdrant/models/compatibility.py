@@ -34,13 +34,13 @@ def fitting(named: str | None, setting: str, load: Callable[[Path], Part], wante
     if named is None:
         return None
     part = setting.partition(".")[0]
-    found = load(DATA / f"{part}.safetensors" if named == "shipped" else Path(named).expanduser())
-    if found.fitted_for == wanted:
-        return found
+    trained = load(DATA / f"{part}.safetensors" if named == "shipped" else Path(named).expanduser())
+    if trained.fitted_for == wanted:
+        return trained
     if named == "shipped":
         return None
     raise ConfigError(
-        f"{setting} {named!r} was trained for {found.fitted_for!r}, and the encoder is {wanted!r}: train one "
+        f"{setting} {named!r} was trained for {trained.fitted_for!r}, and the encoder is {wanted!r}: train one "
         f"with `soir train {part}`, or set {setting} to None"
     )
 

@@ -83,13 +83,13 @@ def _from_tiles(source: FeatureSource, fitted: RGB, width: int, height: int) -> 
     tiles = np.stack(
         [fitted[y * cell : (y + tall) * cell, x * cell : (x + wide) * cell] for y in tops for x in lefts]
     )
-    seen = source.features(tiles, [LAYER]).reshape(len(tops), len(lefts), tall, wide, -1)
+    grids = source.features(tiles, [LAYER]).reshape(len(tops), len(lefts), tall, wide, -1)
     share = (_inside(tall)[:, None] * _inside(wide))[..., None]
-    total = np.zeros((height, width, seen.shape[-1]), np.float32)
+    total = np.zeros((height, width, grids.shape[-1]), np.float32)
     weight = np.zeros((height, width, 1), np.float32)
     for i, y in enumerate(tops):
         for j, x in enumerate(lefts):
-            total[y : y + tall, x : x + wide] += seen[i, j] * share
+            total[y : y + tall, x : x + wide] += grids[i, j] * share
             weight[y : y + tall, x : x + wide] += share
     return np.asarray(total / weight, np.float32)
 

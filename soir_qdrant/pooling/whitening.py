@@ -14,14 +14,14 @@ from soir_qdrant.models import artifacts
 from soir_qdrant.pooling.pool import Floats, normalize
 from soir_qdrant.types import Vector
 
-PRIOR = 5000.0  # rows that a whitening counts for when it is refitted; see docs/lab/decisions.md
+PRIOR = 5000.0  # rows that a whitening counts for when it is adapted; see docs/lab/decisions.md
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Whitening:
     """x -> normalize((x - mean) @ matrix). mean: float32 [D]; matrix: float32 [D, D_out], D_out <= D.
 
-    Columns stand in falling order of variance, so that the first c of them are a whitening to c.
+    Columns stand in descending order of variance, so that the first c of them are a whitening to c.
     variance: float32 [D_out], of each column over the rows it was fitted on, before normalising.
     fitted_for: names those rows, so that it is not applied to others.
     """
@@ -63,9 +63,9 @@ class Whitening:
     @classmethod
     def load(cls, path: Path) -> Whitening:
         """Raises ConfigError where the file is missing or no whitening."""
-        held, about = artifacts.load(path, "whitening", "soir calibrate", "mean", "matrix", "variance")
-        mean, matrix = held["mean"].astype(np.float32), held["matrix"].astype(np.float32)
-        return cls(mean, matrix, held["variance"], about["fitted_for"])
+        arrays, about = artifacts.load(path, "whitening", "soir calibrate", "mean", "matrix", "variance")
+        mean, matrix = arrays["mean"].astype(np.float32), arrays["matrix"].astype(np.float32)
+        return cls(mean, matrix, arrays["variance"], about["fitted_for"])
 
 
 def fit_whitening(x: Floats, dim: int | None = None, shrink: float = 0.1, fitted_for: str = "") -> Whitening:
@@ -81,15 +81,15 @@ def whitening_of(
 ) -> Whitening:
     """W = U (S + shrink * mean(S))^-1/2 of a covariance U S U^T.
 
-    mean: float [D]; covariance: float [D, D]; dim: columns kept (all); shrink: share of the mean
+    mean: float [D]; covariance: float [D, D]; dim: columns (all); shrink: share of the mean
     eigenvalue added to each, so that directions of little data are not blown up.
     Raises ConfigError where nothing varies.
     """
-    values, axes = _falling(np.asarray(covariance, np.float64))
+    values, axes = _descending(np.asarray(covariance, np.float64))
     if values[0] <= 1e-12:
         raise ConfigError("whitening: all rows are equal; give more varied pictures")
     scale = 1 / np.sqrt(values + shrink * values.mean())
-    return _made(mean, axes * scale, values * scale**2, dim, fitted_for)
+    return _rounded(mean, axes * scale, values * scale**2, dim, fitted_for)
 
 
 def fit_discriminative(
@@ -109,12 +109,12 @@ def fit_discriminative(
     """
     spread, axes = np.linalg.eigh(np.asarray(within, np.float64))
     first = axes / np.sqrt(np.maximum(spread, 0) + noise * spread.mean())
-    values, axes = _falling(first.T @ np.asarray(covariance, np.float64) @ first)
+    values, axes = _descending(first.T @ np.asarray(covariance, np.float64) @ first)
     scale = 1 / np.sqrt(values + shrink * values.mean())
-    return _made(mean, first @ (axes * scale), values * scale**2, dim, fitted_for)
+    return _rounded(mean, first @ (axes * scale), values * scale**2, dim, fitted_for)
 
 
-def refit(
+def adapt(
     prior: Whitening,
     mean: Floats,
     covariance: Floats,
@@ -122,30 +122,30 @@ def refit(
     dim: int | None = None,
     weight: float = PRIOR,
 ) -> Whitening:
-    """The prior bent towards rows of one's own, as if it had been fitted on `weight` rows beside these.
+    """The prior adapted to rows of one's own, as if it had been fitted on `weight` rows beside these.
 
-    mean: float [D]; covariance: float [D, D]; count: rows they were measured on; dim: columns kept (those
+    mean: float [D]; covariance: float [D, D]; count: rows they were measured on; dim: columns (those
     of the prior). It stays within the prior's columns: thousands of dimensions want more rows than a small
     collection has. Each column was scaled by (e + s)^-1/2, so that its variance v = e / (e + s) tells e / s;
     that scale is undone, the covariances are mixed, and the mixture is scaled in the same way.
     """
     share = count / (count + weight)
-    kept = np.maximum(1 - prior.variance.astype(np.float64), 1e-6)  # s / (e + s)
-    matrix = prior.matrix.astype(np.float64) / np.sqrt(kept)
+    rest = np.maximum(1 - prior.variance.astype(np.float64), 1e-6)  # s / (e + s)
+    matrix = prior.matrix.astype(np.float64) / np.sqrt(rest)
     own = matrix.T @ np.asarray(covariance, np.float64) @ matrix
-    values, axes = _falling(share * own + (1 - share) * np.diag((1 - kept) / kept))
+    values, axes = _descending(share * own + (1 - share) * np.diag((1 - rest) / rest))
     scale = 1 / np.sqrt(values + 1)
     centre = share * np.asarray(mean, np.float64) + (1 - share) * prior.mean
-    return _made(centre, matrix @ (axes * scale), values * scale**2, dim, prior.fitted_for)
+    return _rounded(centre, matrix @ (axes * scale), values * scale**2, dim, prior.fitted_for)
 
 
-def _falling(symmetric: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Eigenvalues, none below zero, in falling order, and their axes as columns."""
+def _descending(symmetric: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Eigenvalues, none below zero, in descending order, and their axes as columns."""
     values, axes = np.linalg.eigh(symmetric)
     return np.maximum(values[::-1], 0), axes[:, ::-1]
 
 
-def _made(mean: Floats, matrix: Floats, variance: Floats, dim: int | None, fitted_for: str) -> Whitening:
+def _rounded(mean: Floats, matrix: Floats, variance: Floats, dim: int | None, fitted_for: str) -> Whitening:
     """Rounded as it is saved: half the file, and no mAP lost."""
     rounded = np.asarray(matrix[:, :dim], np.float16).astype(np.float32)
     return Whitening(

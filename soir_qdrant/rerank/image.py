@@ -108,8 +108,8 @@ class ImageReranker:
 
     def _key(self, sha256: str, boxes: list[Box]) -> str:
         pipeline = self.pipeline
-        made_of = [sha256, boxes, pipeline.fingerprint, pipeline.segmenter.name, self.contents]
-        return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
+        identity = [sha256, boxes, pipeline.fingerprint, pipeline.segmenter.name, self.contents]
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
 def by_best_object(hit: Hit, objects: dict[str, Tensor], query: Vector) -> Hit:

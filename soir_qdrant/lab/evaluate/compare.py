@@ -30,7 +30,7 @@ from soir_qdrant.lab.evaluate.plain_rows import PLAIN
 from soir_qdrant.lab.evaluate.searched import SearchResults
 from soir_qdrant.pipeline import Pipeline
 from soir_qdrant.pooling.pool import normalize
-from soir_qdrant.pooling.whitening import fit_whitening, refit
+from soir_qdrant.pooling.whitening import adapt, fit_whitening
 
 ROWS = {  # what a table calls them; in its order
     "global-untuned": "whole image, untuned encoder",
@@ -161,7 +161,7 @@ def _calibrated(collected: Collected, pipeline: Pipeline) -> Ranks:
     if prior is None:
         white = fit_whitening(rows)
     else:
-        white = refit(prior, rows.mean(0), np.cov(rows, rowvar=False), len(rows))
+        white = adapt(prior, rows.mean(0), np.cov(rows, rowvar=False), len(rows))
     pooled = pool(pipeline, white(rows), collected)
     return [ranking(row) for row in white(np.stack(collected.query_rows)) @ pooled.T]
 

@@ -67,8 +67,8 @@ class RfDetrDetector(Detector):
         height, width = image.shape[:2]
         corners = boxes * np.array([width, height, width, height])
         above = scores >= self.threshold
-        kept, values = pick(corners[above], scores[above], iou=self.iou, max_count=self.max_objects)
-        return finish(corners[above][kept], values, image.shape, threshold=self.threshold)
+        chosen, values = pick(corners[above], scores[above], iou=self.iou, max_count=self.max_objects)
+        return finish(corners[above][chosen], values, image.shape, threshold=self.threshold)
 
     @torch.inference_mode()
     def forward(self, pixels: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

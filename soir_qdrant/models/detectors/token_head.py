@@ -34,10 +34,10 @@ def inputs(
     return np.asarray(grid, np.float32), np.asarray(small, np.uint8)
 
 
-def batched(seen: list[tuple[NDArray[np.floating], NDArray[np.uint8]]]) -> tuple[Tensor, Tensor]:
+def batched(looks: list[tuple[NDArray[np.floating], NDArray[np.uint8]]]) -> tuple[Tensor, Tensor]:
     """`inputs` of images of one size, as the head takes them."""
-    tokens = torch.stack([torch.from_numpy(grid).float() for grid, _ in seen]).movedim(-1, 1)
-    pixels = torch.stack([torch.from_numpy(small).float() / 255 for _, small in seen]).movedim(-1, 1)
+    tokens = torch.stack([torch.from_numpy(grid).float() for grid, _ in looks]).movedim(-1, 1)
+    pixels = torch.stack([torch.from_numpy(small).float() / 255 for _, small in looks]).movedim(-1, 1)
     return tokens, pixels
 
 
@@ -139,5 +139,5 @@ def chosen(
     best = np.argsort(-scores, kind="stable")[:MAX_CELLS]
     best = best[scores[best] >= threshold]
     corners = np.clip(boxes[best].astype(np.float64), 0, [*size, *size])
-    kept, values = pick(corners, scores[best].astype(np.float64), iou=iou, max_count=max_objects)
-    return finish(corners[kept], values, (size[1], size[0]), threshold=threshold)
+    chosen, values = pick(corners, scores[best].astype(np.float64), iou=iou, max_count=max_objects)
+    return finish(corners[chosen], values, (size[1], size[0]), threshold=threshold)

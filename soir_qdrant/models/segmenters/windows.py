@@ -65,10 +65,10 @@ def window_tokens(
     """The tokens of windows that are looked at alone, one of each image, float32 [k, cells^2, D]."""
     side = cells * source.patch
     looks = [window_image(image, at, side) for image, at in zip(images, windows, strict=True)]
-    seen = [
+    grids = [
         source.features(np.stack(looks[i : i + MAX_BATCH]), [LAYER]) for i in range(0, len(looks), MAX_BATCH)
     ]
-    return np.concatenate(seen).reshape(len(looks), cells**2, -1)
+    return np.concatenate(grids).reshape(len(looks), cells**2, -1)
 
 
 def resized_tokens(tokens: Array, cells: int) -> Array:

@@ -20,13 +20,13 @@ from soir_qdrant.types import RGB, Detections
 GRID_AREA = 616 * 826  # pixels at which the tokens are computed, whatever the shape of the image
 TREE_AREA = 640 * 480  # pixels at which regions are grown
 STEP = 12  # grid of the superpixels, in pixels
-LEAST_AREA, MOST_AREA, MOST_STRETCH = 0.0025, 0.08, 5.0  # boxes: share of the image, ratio of the sides
+MIN_AREA, MAX_AREA, MAX_STRETCH = 0.0025, 0.08, 5.0  # boxes: share of the image, ratio of the sides
 DIMS = 16  # principal components of the tokens that count when regions are compared
 BY_COLOUR, BY_TOKEN, BY_SIZE = 0.5, 48.0, 0.5  # what makes regions alike
 RING = 0.25  # width of the surroundings of a box, as a fraction of its sides
 DECAY = 0.3
 CANDIDATES = 800
-FIRST_MOST, FIRST_LEAST = 12, 0.25  # boxes of the first look, and the score they need
+FIRST_MAX_COUNT, FIRST_MIN_SCORE = 12, 0.25  # boxes of the first look, and the score they need
 
 
 class ProposalsDetector(Detector):
@@ -56,11 +56,11 @@ class ProposalsDetector(Detector):
         boxes, features = self.candidates(image)
         scores = self.scoring.second(features)
         order = np.argsort(-scores, kind="stable")[:CANDIDATES]
-        kept, values = pick(
+        chosen, values = pick(
             boxes[order], scores[order], iou=self.iou, max_count=self.max_objects, decay=DECAY
         )
         final = self.scoring.calibrated(values)
-        return finish(boxes[order][kept], final, image.shape, threshold=self.threshold)
+        return finish(boxes[order][chosen], final, image.shape, threshold=self.threshold)
 
     def candidates(self, image: RGB) -> tuple[Floats, Floats]:
         """Boxes in pixels of the image, [n, 4], and their features, [n, 14], see `scoring.NAMES`."""
@@ -75,13 +75,13 @@ class ProposalsDetector(Detector):
         tree = _tree(image, size, channels[..., 2:])
         nodes = _plausible(tree)
         features = _features(tree, nodes, channels)
-        ground = self._ground(tree.boxes[nodes], features, size, grid.shape[:2])
-        rare = saliency.resample(saliency.rarity(grid, ground)[..., None], size=size)
+        background = self._background(tree.boxes[nodes], features, size, grid.shape[:2])
+        rare = saliency.resample(saliency.rarity(grid, background)[..., None], size=size)
         inside, ring = _inside_and_ring(tree, nodes, rare)
         scale = np.array([width / size[0], height / size[1]] * 2)
         return tree.boxes[nodes] * scale, np.concatenate([features, inside, ring], axis=1)
 
-    def _ground(
+    def _background(
         self, boxes: NDArray[np.int64], features: Floats, size: tuple[int, int], shape: tuple[int, ...]
     ) -> NDArray[np.bool_]:
         """The cells outside what a first look takes for objects, bool [h, w]; all of them where few are left.
@@ -89,12 +89,14 @@ class ProposalsDetector(Detector):
         boxes: [n, 4] in the image of `size` (width, height); features: [n, 12]; shape: h, w of the grid.
         """
         first = self.scoring.first(features)
-        kept, values = pick(boxes.astype(np.float64), first, iou=0.4, max_count=FIRST_MOST, decay=DECAY)
-        ground = np.ones(shape[:2], np.bool_)
+        chosen, values = pick(
+            boxes.astype(np.float64), first, iou=0.4, max_count=FIRST_MAX_COUNT, decay=DECAY
+        )
+        background = np.ones(shape[:2], np.bool_)
         scale = np.array([shape[1] / size[0], shape[0] / size[1]] * 2)
-        for x0, y0, x1, y1 in (boxes[kept[values > FIRST_LEAST]] * scale).tolist():
-            ground[int(y0) : math.ceil(y1), int(x0) : math.ceil(x1)] = False
-        return ground if ground.mean() > 0.1 else np.ones_like(ground)
+        for x0, y0, x1, y1 in (boxes[chosen[values > FIRST_MIN_SCORE]] * scale).tolist():
+            background[int(y0) : math.ceil(y1), int(x0) : math.ceil(x1)] = False
+        return background if background.mean() > 0.1 else np.ones_like(background)
 
 
 def make(settings: DetectorSettings, parts: Parts) -> ProposalsDetector:
@@ -114,7 +116,7 @@ def _plausible(tree: Tree) -> NDArray[np.int64]:
     sides = (tree.boxes[:, 2:] - tree.boxes[:, :2]).astype(float)
     share = sides.prod(axis=1) / tree.labels.size
     stretch = sides.max(axis=1) / sides.min(axis=1)
-    sound = (share > LEAST_AREA) & (share < MOST_AREA) & (stretch < MOST_STRETCH) & (tree.parent >= 0)
+    sound = (share > MIN_AREA) & (share < MAX_AREA) & (stretch < MAX_STRETCH) & (tree.parent >= 0)
     return np.flatnonzero(sound)
 
 

@@ -110,23 +110,23 @@ class _Forest:
     def merge(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Parent and height of all nodes."""
         parent, height = [-1] * self.leaves, [0.0] * self.leaves
-        heap = [(self._apart(i, j), i, j) for i in range(self.leaves) for j in self.borders[i] if i < j]
+        heap = [(self._distance(i, j), i, j) for i in range(self.leaves) for j in self.borders[i] if i < j]
         heapq.heapify(heap)
         highest = 0.0
         while heap:
-            apart, one, other = heapq.heappop(heap)
+            distance, one, other = heapq.heappop(heap)
             if parent[one] >= 0 or parent[other] >= 0:
                 continue
             node = self._join(one, other)
             parent[one] = parent[other] = node
-            highest = max(highest, apart)
+            highest = max(highest, distance)
             parent.append(-1)
             height.append(highest)
             for near in self.borders[node]:
-                heapq.heappush(heap, (self._apart(near, node), near, node))
+                heapq.heappush(heap, (self._distance(near, node), near, node))
         return np.array(parent, np.int64), np.array(height, np.float64)
 
-    def _apart(self, one: int, other: int) -> float:
+    def _distance(self, one: int, other: int) -> float:
         length, total = self.borders[one][other]
         step = self.means[one] - self.means[other]
         share = min(self.sizes[one], self.sizes[other]) / self.pixels

@@ -36,15 +36,15 @@ def whiten(coordinates: Floats, variance: Floats, ridge: float) -> Floats:
     return np.asarray(coordinates / scale, np.float32)
 
 
-def rarity(grid: Floats, ground: NDArray[np.bool_] | None = None) -> Floats:
+def rarity(grid: Floats, background: NDArray[np.bool_] | None = None) -> Floats:
     """1 - mean cosine with the cells most like it: low for cells of the background, which are many.
 
-    grid: [h, w, D]. ground: bool [h, w], the cells to compare with (all). Float32 [h, w], with mean 0 and
+    grid: [h, w, D]. background: bool [h, w], the cells to compare with (all). Float32 [h, w], with mean 0 and
     deviation 1.
     """
     cells = grid.reshape(-1, grid.shape[-1])
     cells = cells / np.maximum(np.linalg.norm(cells, axis=1, keepdims=True), 1e-9)
-    others = cells if ground is None else cells[ground.ravel()]
+    others = cells if background is None else cells[background.ravel()]
     count = max(1, int(NEAREST * len(others)))
     nearest = np.partition(cells @ others.T, len(others) - count, axis=1)[:, -count:]
     return _standard(1 - nearest.mean(axis=1).reshape(grid.shape[:2]))
