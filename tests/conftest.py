@@ -47,8 +47,12 @@ class ColourPipeline:
         self.calls: list[list[str]] = []  # names of the images of each batch
 
     def scenes(
-        self, images: list[LoadedImage], objects: list[list[SceneObject] | None], seconds: dict[str, float]
+        self,
+        images: list[LoadedImage],
+        objects: list[list[SceneObject] | None] | None = None,
+        seconds: dict[str, float] | None = None,
     ) -> list[Scene]:
+        objects, seconds = objects or [None] * len(images), {} if seconds is None else seconds
         self.calls.append([image.name for image in images])
         time.sleep(self.pause)
         seconds["encode"] = seconds.get("encode", 0.0) + 0.001

@@ -34,9 +34,10 @@ FLOORS = [
     {"ingest", "search"},
     {"aio", "report"},
     {"lab", "service"},
+    {"integrations"},
     {"cli"},
 ]
-ROOF = {"__init__", "__main__"}  # they only hand on what is below
+ROOF = {"__init__", "__main__", "fastembed"}  # they only hand on what is below
 
 
 def room(file: Path) -> str:

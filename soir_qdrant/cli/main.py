@@ -14,6 +14,7 @@ from rich.text import Text
 import soir_qdrant
 from soir_qdrant.cli import collection, evaluate, lab, models, sync
 from soir_qdrant.cli.console import err, out
+from soir_qdrant.cli.mcp import mcp
 from soir_qdrant.cli.serve import serve
 from soir_qdrant.cli.train import training
 from soir_qdrant.cli.weights import weights
@@ -38,6 +39,9 @@ app.command(
 )(collection.search)
 app.command(epilog="Example:  soir info --path ./needles --collection shelves")(collection.info)
 app.command(epilog="Example:  soir serve --path ./needles, then open http://127.0.0.1:8000/")(serve)
+app.command(
+    epilog="Example:  soir mcp --path ./needles --root photos/   (an assistant starts it: docs/how-to/integrations.md)"
+)(mcp)
 app.command(epilog="Example:  soir explain room.jpg --out room.html")(models.explain)
 app.command(epilog="Example:  soir calibrate photos/ --out my.safetensors, then --whitening my.safetensors")(
     models.calibrate

@@ -1,0 +1,2 @@
+"""Where users already are: fastembed and qdrant-client, MCP, LangChain, Haystack, FiftyOne. A file each, which alone
+imports the other package."""
