@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+# Without its dependencies: fastembed 0.9 asks for a huggingface_hub below 2, and runs with the one that is pinned.
+FASTEMBED := fastembed loguru mmh3 py-rust-stemmers
 
 .PHONY: help install demo test fast lint docs bench bench-real bench-serving clean
 
@@ -14,7 +16,8 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or newer is needed: make PYTHON=python3.12 install"; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[embedded,edge,onnx,export,formats,video,triton,watch,serve,bench,docs,dev]'
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[embedded,edge,onnx,export,formats,video,triton,watch,serve,mcp,langchain,haystack,bench,docs,dev]'
+	$(BIN)/pip install -q --disable-pip-version-check --no-deps -c constraints.txt $(FASTEMBED)
 	@touch $(READY)
 
 demo: $(READY)  ## small NeedleBench, ingest, search: prints a table and writes build/demo/index.html
