@@ -7,17 +7,7 @@ from typing import Annotated
 
 import typer
 
-from soir_qdrant.cli.console import ProfileOption, WhiteningOption, settings_of
-from soir_qdrant.cli.options import (
-    FolderOption,
-    KeyOption,
-    NamespaceOption,
-    OnnxOption,
-    TritonOption,
-    UrlOption,
-    open_client,
-    served_pipeline,
-)
+from soir_qdrant.cli.groups import Models, Server, grouped
 from soir_qdrant.cli.serve import CollectionsOption, MaxOption
 
 RootOption = Annotated[
@@ -26,19 +16,14 @@ RootOption = Annotated[
 ]
 
 
+@grouped
 def mcp(
-    context: typer.Context,
-    path: FolderOption = None,
-    url: UrlOption = None,
-    api_key: KeyOption = None,
+    server: Server,
+    models: Models,
     collection: CollectionsOption = None,
-    namespace: NamespaceOption = None,
+    namespace: Annotated[str | None, typer.Option(help="show the images of this one alone")] = None,
     root: RootOption = None,
     max_mb: MaxOption = 20,
-    profile: ProfileOption = "embedded",
-    whitening: WhiteningOption = None,
-    triton: TritonOption = None,
-    onnx: OnnxOption = None,
 ) -> None:
     """Serve the collections to an assistant on stdin and stdout, by the Model Context Protocol: it searches by image,
     words and box, and gets thumbnails. Nothing can be written."""
@@ -51,6 +36,5 @@ def mcp(
         roots=tuple(root) if root else None,
         max_bytes=max_mb * 1_000_000,
     )
-    chosen = settings_of(profile, whitening)
-    client = open_client(context, path, url, api_key, shared=True)
-    create_server(client, lambda: served_pipeline(chosen, triton, onnx), settings).run()
+    _ = models.settings  # an unknown one is refused before the server listens
+    create_server(server.client(shared=True), models.pipeline, settings).run()

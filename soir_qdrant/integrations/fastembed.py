@@ -170,10 +170,10 @@ def _note_queries() -> None:
     embed = Embedder.embed
 
     @wraps(embed)
-    def noting(self: Embedder, *arguments: Any, is_query: bool = False, **options: Any) -> Any:
-        token = _is_query.set(is_query)
+    def noting(self: Embedder, *arguments: Any, **options: Any) -> Any:
+        token = _is_query.set(bool(options.get("is_query")))
         try:
-            return embed(self, *arguments, is_query=is_query, **options)
+            return embed(self, *arguments, **options)
         finally:
             _is_query.reset(token)
 

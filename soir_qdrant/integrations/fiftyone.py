@@ -172,15 +172,15 @@ class SoirSimilarityIndex(SimilarityIndex):  # type: ignore[misc]
         """
         filter = self._within(options.pop("filter", None))
         hits = self.searcher.search(query, box=box, limit=limit, filter=filter, **options)
-        found = self._samples_of(hits)
+        by_sample = self._samples_of(hits)
         if field is not None:
-            boxes = {id: _detection(hit) for id, hit in found.items() if hit.box is not None}
+            boxes = {id: _detection(hit) for id, hit in by_sample.items() if hit.box is not None}
             if not self._samples.has_sample_field(field):
                 self._samples.add_sample_field(
                     field, fo.EmbeddedDocumentField, embedded_doc_type=fo.Detection
                 )
             self._samples.set_values(field, boxes, key_field="id")
-        return self.view.select(list(found), ordered=True)
+        return self.view.select(list(by_sample), ordered=True)
 
     def get_embeddings(
         self,
@@ -235,9 +235,9 @@ class SoirSimilarityIndex(SimilarityIndex):  # type: ignore[misc]
             raise ConfigError("none of these samples is in the collection: add_samples()")
         vector = np.atleast_2d(vectors).mean(0).astype(np.float32)
         hits = self.searcher.search(vector, limit=k or LIMIT, filter=self._within(None))
-        found = self._samples_of(hits)
-        scores = ([hit.score for hit in found.values()],) if return_dists else ()
-        return (list(found), None, *scores)
+        by_sample = self._samples_of(hits)
+        scores = ([hit.score for hit in by_sample.values()],) if return_dists else ()
+        return (list(by_sample), None, *scores)
 
     def _files(self, sample_ids: Iterable[str] | None = None) -> dict[str, str]:
         """Id -> file of samples; None: of the current view."""
