@@ -66,6 +66,7 @@ def service(
     pipeline: Any = None,
     filled: bool = True,
     client: QdrantClient | None = None,
+    tracer_provider: Any = None,
     **settings: Any,
 ) -> Iterator[Any]:
     """A client of a started service; `service` is its backend."""
@@ -76,7 +77,12 @@ def service(
     client = client or QdrantClient(":memory:")
     if filled:
         fill(client, folder)
-    app = create_app(client, lambda: pipeline or ColourPipeline(), ServiceSettings(**settings))
+    app = create_app(
+        client,
+        lambda: pipeline or ColourPipeline(),
+        ServiceSettings(**settings),
+        tracer_provider=tracer_provider,
+    )
     with testclient.TestClient(app, base_url="http://127.0.0.1") as made:
         app.state.backend.ready.wait(20)
         made.service = app.state.backend

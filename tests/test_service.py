@@ -239,6 +239,27 @@ def test_probes_and_metrics(web):
     assert 'soir_stage_seconds_count{stage="run"}' in told
 
 
+def test_a_search_leaves_spans_in_the_trace_of_who_sent_it(tmp_path):
+    sdk = pytest.importorskip("opentelemetry.sdk.trace", reason="the extra telemetry is not installed")
+    pytest.importorskip("fastapi.telemetry", reason="this FastAPI makes no spans of requests")
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    provider, spans = sdk.TracerProvider(), InMemorySpanExporter()
+    provider.add_span_processor(SimpleSpanProcessor(spans))
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    headers = {"traceparent": f"00-{trace}-b7ad6b7169203331-01"}
+    with service(tmp_path / "photos", tracer_provider=provider) as web:
+        known = ids(web)["red-green.png"]
+        body = {"query": {"id": known, "object": 0}}
+        assert web.post("/v1/collections/shelves/search", json=body, headers=headers).status_code == 200
+    own = {span.name: span for span in spans.get_finished_spans() if f"{span.context.trace_id:032x}" == trace}
+    request = next(span for name, span in own.items() if name.startswith("POST"))
+    for name in ("queue", "run"):
+        assert own[name].parent.span_id == request.context.span_id
+    assert own["run"].attributes["soir.stage"] == "search"
+
+
 def test_openapi_is_complete_enough_to_make_a_client_of(web):
     schema = web.get("/openapi.json").json()
     content = schema["paths"]["/v1/collections/{collection}/search"]["post"]["requestBody"]["content"]
@@ -298,6 +319,23 @@ def test_heat_maps_and_masks_are_pictures_to_lay_over_the_hits(tmp_path, tiny_se
             overlay = Image.open(io.BytesIO(answer.content))
             assert (overlay.mode, overlay.size) == ("RGBA", (80, 60))
         assert web.get(f"{address}/heat", params={"search": "gone"}).status_code == 410
+
+
+@pytest.mark.slow
+def test_a_heat_map_is_made_from_any_of_an_images_places(tmp_path, tiny_settings):
+    pipeline, client = Pipeline(tiny_settings), QdrantClient(":memory:")
+    (tmp_path / "photos").mkdir()
+    for name in ("a.png", "b.png"):
+        Image.fromarray(shelf(RED, BLUE)).save(tmp_path / "photos" / name)
+    SoirIngestor(client, "shelves", pipeline=pipeline).add(tmp_path / "photos", progress=False)
+    with service(tmp_path, pipeline=pipeline, client=client, filled=False) as web:
+        answer = search(web, png(shelf(RED, BLUE)), box=list(TOP)).json()
+        (hit,) = answer["hits"]
+        (tmp_path / "photos" / hit["name"]).unlink()
+        heat = web.get(
+            f"/v1/collections/shelves/images/{hit['id']}/heat", params={"search": answer["search"]}
+        )
+    assert heat.status_code == 200, heat.text
 
 
 def test_the_example_client_works(tmp_path):

@@ -5,10 +5,16 @@ import re
 import pytest
 from browser import chromium, drag, running, shoot, watched
 from conftest import ColourPipeline
+from PIL import Image
 from qdrant_client import QdrantClient
 from service_app import BLUE, BOTTOM, GREEN, RED, TOP, fill, png, shelf
 
-from soir_qdrant.types import SceneObject
+from soir_qdrant import Pipeline, SoirIngestor
+from soir_qdrant.lab.demo import photographs
+from soir_qdrant.lab.evaluate.bench import load
+from soir_qdrant.qdrant.collection import Store
+from soir_qdrant.qdrant.last_ingest import remember
+from soir_qdrant.types import Failure, SceneObject
 
 SIZE = (80, 60)
 EVIL = "<img src=x onerror=document.title='gone'>"
@@ -167,6 +173,24 @@ def test_groups_and_names_that_are_not_html(page):
     assert page.title() == "Find the thing"
 
 
+def test_names_of_files_and_collections_are_not_html_either(browser, tmp_path):
+    client = QdrantClient(":memory:")
+    (tmp_path / f"{EVIL}.png").write_bytes(png(shelf(RED, BLUE)))
+    SoirIngestor(client, "shelves", pipeline=ColourPipeline()).add(tmp_path, progress=False)
+    with running(client, rate=0) as address:
+        page = browser.new_page()
+        wrong = watched(page, address)
+        page.goto(f"{address}?c=shelves&browse=")
+        assert found(page) == [f"{EVIL}.png"]
+        page.locator(".card").get_by_text("Enlarge").click()
+        assert page.locator("#viewer-name").inner_text() == f"{EVIL}.png"
+        page.goto(f"{address}?c={EVIL}&filter={EVIL}")
+        status(page, f"There is no collection “{EVIL}” here")
+        assert page.title() == "Find the thing"
+        page.close()
+    assert not wrong
+
+
 def test_what_to_do_is_said_when_nothing_is_found(page):
     page.select_option("#collection", "empty")
     status(page, "soir ingest FOLDER --collection empty")
@@ -240,6 +264,60 @@ def test_a_service_that_is_gone_is_named_and_the_page_goes_on_when_it_is_back(pa
     assert found(page)
 
 
+def test_a_collection_is_sorted_and_looked_at_on_a_map(page):
+    page.click("[data-view=browse]")
+    page.get_by_label("Order").select_option("price")
+    page.wait_for_url(lambda url: "sort=price" in url)
+    assert found(page) == ["red-green.png", "red-blue.png", "green-blue.png"]
+    page.get_by_label("largest first").check()
+    page.wait_for_url(lambda url: "descending=price" in url)
+    assert found(page)[0] == "green-blue.png"
+    page.click("[data-view=map]")
+    status(page, "6 objects of 3 pictures")
+    assert page.locator(".map .point").count() == 6
+    page.wait_for_function("document.querySelectorAll('.map image.thumb').length > 0")
+    page.locator(".map").focus()
+    page.keyboard.press("ArrowRight")  # the object in the middle
+    page.wait_for_selector(".preview img")
+    shoot(page, "map")
+    page.keyboard.press("Enter")
+    page.wait_for_url(lambda url: "~o" in url.replace("%7E", "~"))
+    assert len(found(page)) == 3
+
+
+def test_a_line_round_some_objects_of_the_map_searches_for_them(page):
+    page.goto(f"{page.url}?c=shelves&map=pca")
+    status(page, "6 objects")
+    frame = page.locator(".map").bounding_box()
+    page.mouse.move(frame["x"] + 2, frame["y"] + 2)
+    page.mouse.down()
+    for x, y in ((0.99, 0.01), (0.99, 0.99), (0.01, 0.99)):
+        page.mouse.move(frame["x"] + frame["width"] * x, frame["y"] + frame["height"] * y, steps=3)
+    assert page.locator(".map .lasso").get_attribute("points")
+    shoot(page, "lasso")
+    page.mouse.up()
+    page.wait_for_selector("#chips li.more img")
+    assert page.locator("#chips li.more").count() == 5
+    assert len(found(page)) == 3
+
+
+def test_near_duplicates_and_what_failed_to_get_in(page, client):
+    page.click("[data-view=duplicates]")
+    status(page, "Lower the similarity")
+    page.get_by_label("Similarity of at least").fill("0.5")
+    page.get_by_label("Similarity of at least").press("Tab")
+    status(page, "nearly the same")
+    assert page.locator(".group .card").count() >= 2
+    shoot(page, "duplicates")
+    page.click("[data-view=ingest]")
+    status(page, "Nothing is remembered")
+    remember(Store(client, "shelves"), {"added": 3}, [Failure(EVIL, "no image of a known kind")])
+    page.click("[data-view=ingest]")
+    status(page, "1 picture could not be put in")
+    assert page.locator(".failures td").all_inner_texts() == [EVIL, "no image of a known kind"]
+    shoot(page, "ingest")
+
+
 class Looking(ColourPipeline):
     """Detects two objects in everything."""
 
@@ -286,4 +364,29 @@ def test_pictures_are_added_with_their_progress_and_deleted_again(browser, tmp_p
         page.click("#viewer-remove")
         page.locator("#collection option", has_text="shelves (3)").wait_for(state="attached")
         assert made.count("shelves").count == 3
+        page.close()
+
+
+def test_on_photographs_a_drawn_box_finds_the_thing_and_where_it_is(browser):
+    """The real models: an orange in one photograph of a fridge, in others of it, among other photographs."""
+    gallery = {entry.file.stem: entry for entry in load(photographs()).gallery}
+    query, pipeline, client = gallery.pop("fridge-01"), Pipeline(), QdrantClient(":memory:")
+    entries = [gallery[name] for name in ("fridge-02", "fridge-03", "fridge-04", "board-01", "shop-03")]
+    objects = [[SceneObject(item.box, label=item.instance) for item in entry.objects] for entry in entries]
+    SoirIngestor(client, "shelves", pipeline=pipeline).add(
+        [entry.file for entry in entries], objects=objects, progress=False
+    )
+    (box,) = (item.box for item in query.objects if item.instance == "orange")
+    with running(client, pipeline, rate=0) as address:
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        page.goto(address)
+        page.set_input_files("#file", query.file)
+        status(page, "Draw a box round one thing.")
+        drag(page, box, Image.open(query.file).size)
+        first = found(page)[0].removesuffix(".jpg")
+        assert first.startswith("fridge")
+        matched = page.locator(".card").first.locator("rect.matched")
+        corner = [float(matched.get_attribute(name)) for name in ("x", "y")]
+        assert corner in [list(item.box[:2]) for item in gallery[first].objects if item.instance == "orange"]
+        shoot(page, "photographs")
         page.close()

@@ -7,8 +7,10 @@ import tempfile
 import threading
 import time
 
+import httpx
 import numpy as np
 import pytest
+from browser import running
 from conftest import ColourPipeline
 from PIL import Image
 from qdrant_client import QdrantClient
@@ -86,6 +88,27 @@ def test_no_address_reads_a_file_by_its_path(planted):
             assert web.get(f"/v1/collections/shelves/images/{id_}/{route}").status_code in (404, 410, 422)
     for path in ("/page/../settings.py", "/page/%2e%2e/settings.py", "/page/..%2fsettings.py"):
         assert web.get(path).status_code == 404
+
+
+def test_no_request_makes_the_service_call_another_host(planted):
+    client, web, folder = planted
+    known = ids(web)["red-green.png"]
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = f"http://127.0.0.1:{listener.getsockname()[1]}/red-green.png"
+        _tamper(client, "red-green.png", address)
+        for route in ROUTES:
+            assert web.get(f"/v1/collections/shelves/images/{known}/{route}").status_code in (404, 410, 422)
+        assert search(web, query={"id": address}).status_code == 422
+        assert search(web, query={"id": known, "object": 0}).status_code == 404
+        form = {"data": {"image": address, "request": "{}"}, "files": {"mask": png(shelf(RED, RED))}}
+        assert web.post("/v1/collections/shelves/search", **form).status_code == 422
+        with service(folder, client=client, filled=False, roots=(folder,), writable=True) as writable:
+            for path in (address, f"file://{folder}/photos"):
+                added = writable.post("/v1/collections/shelves/images", json={"paths": [path]})
+                assert added.status_code == 403
+        listener.setblocking(False)
+        with pytest.raises(BlockingIOError):  # nobody came
+            listener.accept()
 
 
 def test_pictures_are_made_anew_without_what_a_camera_wrote_into_them(tmp_path):
@@ -259,6 +282,18 @@ def test_strange_numbers_and_deep_json_are_wrong_requests_not_failures(tmp_path,
         assert web.get(address, params={"filter": request_[:20_000]}).status_code in (200, 422)
         box = {"box": "nan,0,inf,9"}
         assert web.get(f"{address}/{ids(web)['red-green.png']}/crop", params=box).status_code == 422
+
+
+def test_a_request_whose_body_never_comes_is_answered_and_holds_nothing_up(tmp_path):
+    client = QdrantClient(":memory:")
+    fill(client, tmp_path / "photos")
+    with running(client, timeout=1) as origin:
+        port = int(origin.rpartition(":")[2])
+        with socket.create_connection(("127.0.0.1", port), timeout=30) as slow:
+            head = "POST /v1/collections/shelves/search HTTP/1.1\r\nHost: localhost\r\n"
+            slow.sendall(f"{head}Content-Type: application/json\r\nContent-Length: 99\r\n\r\n{{".encode())
+            assert httpx.get(f"{origin}/v1", timeout=30).status_code == 200
+            assert slow.recv(100).startswith(b"HTTP/1.1 408")
 
 
 def test_a_connection_that_never_finishes_its_request_is_closed(tmp_path, monkeypatch):

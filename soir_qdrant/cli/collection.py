@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.table import Table
@@ -17,7 +17,10 @@ import soir_qdrant
 from soir_qdrant.cli.console import ProfileOption, WhiteningOption, out, settings_of
 from soir_qdrant.cli.groups import Models, Reading, Server, Target, grouped, open_ingestor
 from soir_qdrant.cli.options import BatchOption, JsonOption, box_of, collection_info, filter_of
-from soir_qdrant.types import Hit
+from soir_qdrant.types import Hit, IngestReport
+
+if TYPE_CHECKING:
+    from soir_qdrant.ingest.ingestor import SoirIngestor
 
 
 @grouped
@@ -65,7 +68,7 @@ def ingest(
         quantization=quantization,
     )
     chosen = images[0] if len(images) == 1 and images[0] != "-" else names(images, sys.stdin)
-    report = ingestor.add(chosen, batch_size=batch_size, on_exists=on_exists)
+    report = _remembered(ingestor, ingestor.add(chosen, batch_size=batch_size, on_exists=on_exists))
     if as_json:
         out.print_json(json.dumps(asdict(report)))
     else:
@@ -80,6 +83,15 @@ def names(arguments: Iterable[str], stdin: Iterable[str]) -> Iterator[str]:
             yield from (name for line in stdin if (name := line.rstrip("\r\n")))
         else:
             yield argument
+
+
+def _remembered(ingestor: SoirIngestor, report: IngestReport) -> IngestReport:
+    """The report; the collection keeps its counts and failures, for the page."""
+    from soir_qdrant.qdrant.last_ingest import remember
+
+    counts = {"added": report.added, "updated": report.updated, "skipped": report.skipped}
+    remember(ingestor.store, counts, report.failed, report.left_out)
+    return report
 
 
 QueryArgument = Annotated[

@@ -18,12 +18,14 @@ if TYPE_CHECKING:
 
 def demo(
     folder: Annotated[Path, typer.Option("--out", help="where to write index.html")] = Path("build/demo"),
-    scenes: Annotated[int, typer.Option(min=10, max=60)] = 32,
+    show: Annotated[
+        bool, typer.Option("--open/--no-open", help="open the page, where there is a browser")
+    ] = True,
 ) -> None:
-    """Generate scenes, ingest them into embedded Qdrant, search, and write a page of what was found."""
+    """Ingest the photographs that ship into embedded Qdrant, search, and write a page of what was found."""
     from soir_qdrant.lab.demo import run
 
-    run(folder, scenes=scenes)
+    run(folder, show=show)
 
 
 def needle(

@@ -81,7 +81,7 @@ def _need_extra() -> None:
     """Raises ConfigError where the packages of the extra are not installed."""
     from soir_qdrant.errors import ConfigError
 
-    wanted = ("fastapi", "uvicorn", "multipart", "prometheus_client")
+    wanted = ("fastapi", "uvicorn", "multipart", "prometheus_client", "sklearn")
     missing = [name for name in wanted if importlib.util.find_spec(name) is None]
     if missing:
         raise ConfigError(f"soir serve needs {', '.join(missing)}: pip install 'soir-qdrant[serve]'")

@@ -34,8 +34,12 @@ def sync(
     as_json: JsonOption = False,
 ) -> None:
     """Bring a collection in step with a folder: new, changed, moved, renamed and vanished images."""
+    from soir_qdrant.qdrant.last_ingest import remember
+
     ingestor = open_ingestor(server, target, models, reading)
     report = ingestor.sync(folder, keep=keep, dry_run=dry_run, batch_size=batch_size)
+    if report.done:
+        remember(ingestor.store, report.counts, report.failed, report.left_out)
     show(report, as_json=as_json)
     raise typer.Exit(1 if report.failed else 0)
 

@@ -31,6 +31,7 @@ h2 { font-size:15px; margin:0 0 10px } .maps { margin-top:12px; padding-top:12px
 """
 
 
+POLICY = "<meta http-equiv=Content-Security-Policy content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">"
 VERDICTS = {
     True: "<span class=right>✓ holds it</span> · ",
     False: "<span class=wrong>✗ does not</span> · ",
@@ -82,7 +83,7 @@ def write(
     rows = "".join(f"<tr><td>{html.escape(k)}</td><td>{html.escape(v)}</td></tr>" for k, v in figures)
     body = "".join(_section(part) if isinstance(part, Search) else _strip(part) for part in parts)
     text = (
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title>"
+        f"<!doctype html><html lang=en><meta charset=utf-8>{POLICY}<title>{html.escape(title)}</title>"
         f"<meta name=viewport content='width=device-width'><style>{STYLE}</style><main>"
         f"<h1>{html.escape(title)}</h1><p class=lead>{html.escape(lead)}</p><table>{rows}</table>{body}</main></html>"
     )

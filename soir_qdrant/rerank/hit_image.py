@@ -16,18 +16,26 @@ from soir_qdrant.types import RGB, Box, Hit, LoadedImage, SceneObject
 
 
 def open_image(hit: Hit, max_pixels: int = MAX_PIXELS) -> LoadedImage:
-    """The hit's image, opened again.
+    """The hit's image, opened again: at the first of its places where it still is.
 
     Raises:
-        ImageError: where it is missing, or not what was ingested.
+        ImageError: where it is missing, or not what was ingested: what holds of the first place.
     """
     stored = _stored(hit)
     if hit.uri is None:
         raise ImageError(f"hit {hit.id}: no uri was stored with it; ingest files, not arrays")
-    image = load(hit.uri, max_pixels=max_pixels)
-    if image.sha256 != stored["sha256"]:
-        raise ImageError(f"{hit.uri}: another image than was ingested; ingest it, and delete point {hit.id}")
-    return image
+    refused: ImageError | None = None
+    for uri in dict.fromkeys([hit.uri, *(stored.get("uris") or [])]):
+        try:
+            image = load(uri, max_pixels=max_pixels)
+        except ImageError as error:
+            refused = refused or error
+            continue
+        if image.sha256 == stored["sha256"]:
+            return image
+        message = f"{uri}: another image than was ingested; ingest it, and delete point {hit.id}"
+        refused = refused or ImageError(message)
+    raise refused or ImageError(f"hit {hit.id}: no file of its image is known")
 
 
 def boxes(hit: Hit) -> list[Box]:

@@ -7,16 +7,18 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
+from opentelemetry.trace import TracerProvider
 from qdrant_client import QdrantClient
 from starlette.staticfiles import StaticFiles
 
 import soir_qdrant
-from soir_qdrant.service import images_api, jobs_api, problems, search_api, system_api
+from soir_qdrant.service import images_api, jobs_api, overview_api, problems, search_api, system_api
 from soir_qdrant.service.access import Access
 from soir_qdrant.service.backend import Backend
 from soir_qdrant.service.guard import Guard
 from soir_qdrant.service.schemas import SearchRequest
 from soir_qdrant.service.settings import ServiceSettings
+from soir_qdrant.service.tracing import Tracing, telemetry
 
 if TYPE_CHECKING:
     from soir_qdrant.pipeline import Pipeline
@@ -26,6 +28,8 @@ def create_app(
     client: QdrantClient,
     pipeline: Callable[[], Pipeline],
     settings: ServiceSettings | None = None,
+    *,
+    tracer_provider: TracerProvider | None = None,
 ) -> FastAPI:
     """The service for one client and one pipeline.
 
@@ -33,12 +37,14 @@ def create_app(
         client: of Qdrant; an embedded one is put behind a lock.
         pipeline: makes what encodes the queries; called once, in the thread that runs the models.
         settings: limits and permissions; None is those of a service for this machine alone.
+        tracer_provider: of OpenTelemetry; None is the global one, which is made where the environment names an
+            endpoint.
 
     Returns:
         An ASGI application, with `state.backend`. Its lifespan loads the models and stops the thread.
     """
     settings = settings or ServiceSettings()
-    backend = Backend(client, pipeline, settings)
+    backend = Backend(client, pipeline, settings, Tracing(tracer_provider))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -53,11 +59,12 @@ def create_app(
         lifespan=lifespan,
         docs_url=None,  # those pages load from other hosts
         redoc_url=None,
+        **telemetry(tracer_provider),
     )
     app.state.backend = backend
     app.state.access = Access(settings.token)
     problems.install(app)
-    for part in (system_api, search_api, images_api, jobs_api):
+    for part in (system_api, search_api, images_api, overview_api, jobs_api):
         app.include_router(part.router)
     app.mount("/page", StaticFiles(directory=system_api.PAGE), name="page")
     app.add_middleware(Guard, settings=settings, metrics=backend.metrics, access=app.state.access)

@@ -18,9 +18,10 @@ from soir_qdrant.service.collections import Collections
 from soir_qdrant.service.jobs import Jobs
 from soir_qdrant.service.local import threadsafe
 from soir_qdrant.service.metrics import Metrics
-from soir_qdrant.service.pictures import stored_bytes
+from soir_qdrant.service.pictures import stored_file
 from soir_qdrant.service.recent import Recent
 from soir_qdrant.service.settings import ServiceSettings
+from soir_qdrant.service.tracing import Tracing
 from soir_qdrant.service.worker import ModelWorker, Priority
 
 if TYPE_CHECKING:
@@ -56,10 +57,15 @@ class Backend:
         client: of Qdrant.
         pipeline: makes the pipeline; called once, in the worker's thread.
         settings: limits and permissions.
+        tracing: of what the worker runs; None is that of the global provider.
     """
 
     def __init__(
-        self, client: QdrantClient, pipeline: Callable[[], Pipeline], settings: ServiceSettings
+        self,
+        client: QdrantClient,
+        pipeline: Callable[[], Pipeline],
+        settings: ServiceSettings,
+        tracing: Tracing | None = None,
     ) -> None:
         self.client = threadsafe(client)
         self.settings = settings
@@ -67,7 +73,7 @@ class Backend:
         self.collections = Collections(
             self.client, settings.collections, settings.folders, settings.namespace
         )
-        self.worker = ModelWorker(settings.queue, settings.batch, self.metrics.observe_task)
+        self.worker = ModelWorker(settings.queue, settings.batch, self.metrics.observe_task, tracing)
         self.metrics.watch_queue(lambda: self.worker.waiting)
         self.uploads: Recent[Upload] = Recent(UPLOAD_BYTES, UPLOAD_SECONDS, lambda item: len(item.data))
         self.searches: Recent[PastSearch] = Recent(SEARCHES, UPLOAD_SECONDS)
@@ -138,9 +144,19 @@ class Backend:
 
     def image_bytes(self, collection: str, id_: int | str) -> tuple[bytes, dict[str, Any]]:
         """The file of a stored image, and its payload. Raises NoImage, NotServed."""
+        _, data, payload = self._file(collection, id_)
+        return data, payload
+
+    def checked_payload(self, collection: str, id_: int | str) -> dict[str, Any]:
+        """The payload of a stored image with one place alone, whose file may be opened: for the searcher, which
+        opens it again by itself. Raises NoImage, NotServed."""
+        uri, _, payload = self._file(collection, id_)
+        return {**payload, "soir": {**payload["soir"], "uri": uri, "uris": [uri]}}
+
+    def _file(self, collection: str, id_: int | str) -> tuple[str, bytes, dict[str, Any]]:
         payload = self.collections.payload(collection, id_)
         soir = payload.get("soir") or {}
-        return stored_bytes(soir, self.settings.folders, self.settings.max_bytes), payload
+        return *stored_file(soir, self.settings.folders, self.settings.max_bytes), payload
 
 
 def _reads_text(pipeline: Pipeline) -> bool:

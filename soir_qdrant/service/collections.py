@@ -96,7 +96,7 @@ class Collections:
             lambda: self.client.retrieve(name, list(ids), with_payload=_READABLE, with_vectors=False),
             "look up the image",
         )
-        payloads = {_plain(record.id): dict(record.payload or {}) for record in records}
+        payloads = {plain_id(record.id): dict(record.payload or {}) for record in records}
         return {id_: payload for id_, payload in payloads.items() if self._is_visible(payload)}
 
     def _is_visible(self, payload: Mapping[str, Any]) -> bool:
@@ -113,8 +113,8 @@ class Collections:
             ),
             "list the images",
         )
-        images = [self.image(_plain(point.id), point.payload or {}) for point in points]
-        return ImagePage(images=images, next=None if following is None else _plain(following))
+        images = [self.image(plain_id(point.id), point.payload or {}) for point in points]
+        return ImagePage(images=images, next=None if following is None else plain_id(following))
 
     def facets(self, name: str) -> Facets:
         """What a sample of the images can be filtered by."""
@@ -135,7 +135,7 @@ class Collections:
         """What is shown of a payload: not the codes, and no path outside the folders."""
         soir = payload.get(KEY) or {}
         return {
-            "name": self._name(soir.get("uri")),
+            "name": self.shown_name(soir.get("uri")),
             "width": soir.get("width"),
             "height": soir.get("height"),
             "objects": [
@@ -146,7 +146,8 @@ class Collections:
             "payload": {key: value for key, value in payload.items() if key != KEY},
         }
 
-    def _name(self, uri: object) -> str:
+    def shown_name(self, uri: object) -> str:
+        """Of a file: its path below the folders, or its name alone."""
         if not isinstance(uri, str):
             return "image without a file"
         for folder in self.folders or ():
@@ -155,7 +156,8 @@ class Collections:
         return Path(uri).name
 
 
-def _plain(id_: Any) -> PointId:
+def plain_id(id_: Any) -> PointId:
+    """An id as Qdrant returned it, as a number or a text."""
     return id_ if isinstance(id_, int) else str(id_)
 
 

@@ -18,7 +18,9 @@ from soir_qdrant.service.settings import ServiceSettings, is_loopback
 
 log = logging.getLogger(__name__)
 OPEN = ("/", "/healthz", "/readyz", "/v1/session", "/openapi.json", "/favicon.ico")  # need no token
-_MODELS = re.compile(r"^/v1/collections/[^/]+/(search|images/[^/]+/(heat|mask))$|^/v1/(objects|session)$")
+_COSTLY = re.compile(
+    r"^/v1/collections/[^/]+/(search|map|duplicates|images/[^/]+/(heat|mask))$|^/v1/(objects|session)$"
+)
 _ADDRESS = re.compile(r"[\d.]+|\[[0-9a-fA-F:.]+\]")
 PROBES = ("/healthz", "/readyz")
 _SAFE = ("GET", "HEAD", "OPTIONS")
@@ -39,7 +41,7 @@ class Guard:
 
     def __init__(self, app: ASGIApp, settings: ServiceSettings, metrics: Metrics, access: Access) -> None:
         self.app, self.settings, self.metrics, self.access = app, settings, metrics, access
-        self.models = Rates(settings.rate, settings.burst)
+        self.costly = Rates(settings.rate, settings.burst)
         self.names = {settings.host, *settings.allowed_hosts}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -94,8 +96,8 @@ class Guard:
             raise Refusal(403, "a request from another site: open the page of this service itself")
         if path not in OPEN and not path.startswith("/page/"):
             self._refuse_without_token(headers, client)
-        if _MODELS.match(path):
-            wait = self.models.wait(client, time.monotonic())
+        if _COSTLY.match(path):
+            wait = self.costly.wait(client, time.monotonic())
             if wait > 0:
                 after = {"Retry-After": str(max(1, round(wait)))}
                 raise Refusal(429, f"too many requests: try again in {after['Retry-After']} s", after)

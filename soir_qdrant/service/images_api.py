@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import math
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
-from pydantic_core import from_json
 from starlette.concurrency import run_in_threadpool
 
 from soir_qdrant.geometry.crops import full_mask
@@ -15,11 +15,12 @@ from soir_qdrant.images import load
 from soir_qdrant.service.backend import Backend
 from soir_qdrant.service.deps import Service, answered
 from soir_qdrant.service.errors import Forgotten
+from soir_qdrant.service.filters import FilterText, filter_of_text
+from soir_qdrant.service.listing import sorted_page
 from soir_qdrant.service.pictures import heat_png, mask_png, opened, small_jpeg
 from soir_qdrant.service.problems import Refusal, responses
 from soir_qdrant.service.queries import image_query, object_box
 from soir_qdrant.service.schemas import Facets, ImagePage, StoredImage
-from soir_qdrant.service.search_api import filter_of
 from soir_qdrant.service.worker import Priority
 from soir_qdrant.types import Box, Hit, SceneObject
 
@@ -29,7 +30,7 @@ BoxText = Annotated[str | None, Query(max_length=100, description="x0,y0,x1,y1 i
 ObjectNumber = Annotated[int | None, Query(ge=0, description="number of a stored object")]
 MAX_HEAT_OBJECTS = 8
 JPEG, PNG = "image/jpeg", "image/png"
-_ERRORS = responses(401, 404, 422, 503)
+_ERRORS = responses(404, 410, 422, 429, 503)
 
 
 def _content(kind: str) -> dict[int | str, dict[str, object]]:
@@ -48,14 +49,30 @@ async def images(
     backend: Service,
     limit: Annotated[int, Query(ge=1, le=200)] = 24,
     after: Annotated[str | None, Query(max_length=60, description="`next` of the page before")] = None,
-    filter: Annotated[str | None, Query(max_length=20_000, description="of Qdrant, as JSON")] = None,
+    filter: FilterText = None,
+    sort: Annotated[
+        str | None,
+        Query(
+            min_length=1,
+            max_length=200,
+            description="name, objects, pixels, largest, or a key of the payload",
+        ),
+    ] = None,
+    descending: bool = False,
 ) -> ImagePage:
-    """Some images, in order of their ids."""
-    try:
-        condition = filter_of(from_json(filter) if filter else None)
-    except ValueError as error:
-        raise Refusal(422, f"filter: no JSON ({error})") from error
-    return await run_in_threadpool(backend.collections.page, collection, limit, after, condition)
+    """Some images: in order of their ids, or of what `sort` says, those without it last."""
+    condition = filter_of_text(filter)
+    if sort is None:
+        return await run_in_threadpool(backend.collections.page, collection, limit, after, condition)
+    return await run_in_threadpool(
+        partial(sorted_page, descending=descending),
+        backend.collections,
+        collection,
+        limit,
+        after,
+        condition,
+        sort,
+    )
 
 
 @router.get("/images/{id}", responses=_ERRORS)
@@ -148,7 +165,7 @@ async def heat(
     data = backend.thumbnails.get(key)
     if data is None:
         query = await run_in_threadpool(image_query, backend, collection, past.image)
-        payload = await run_in_threadpool(_checked_payload, backend, collection, id)
+        payload = await run_in_threadpool(backend.checked_payload, collection, id)
         hit = Hit(
             id=id, score=0.0, uri=str(payload["soir"]["uri"]), box=None, payload=_fewer(payload, object)
         )
@@ -192,8 +209,3 @@ def _fewer(payload: dict[str, Any], matched: int | None) -> dict[str, Any]:
         **payload,
         "soir": {**payload["soir"], "objects": [item for _, item in objects[:MAX_HEAT_OBJECTS]]},
     }
-
-
-def _checked_payload(backend: Backend, collection: str, id_: str) -> dict[str, Any]:
-    """Of an image whose file may be opened: the searcher will open it by its uri."""
-    return backend.image_bytes(collection, id_)[1]

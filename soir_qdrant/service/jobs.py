@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from soir_qdrant.errors import ServerError, SoirError
+from soir_qdrant.qdrant.collection import Store
+from soir_qdrant.qdrant.last_ingest import remember
 from soir_qdrant.service.errors import Busy
 from soir_qdrant.service.schemas import FailedImage, JobModel
 from soir_qdrant.service.worker import Priority
-from soir_qdrant.types import IngestReport, OnExists
+from soir_qdrant.types import Failure, IngestReport, OnExists
 
 if TYPE_CHECKING:
     from soir_qdrant.service.backend import Backend
@@ -121,6 +123,7 @@ class Jobs:
                 ).result()
                 self._count(job, name, path, report)
             job.state = "done"
+            self._remember(job)
         except Busy:
             job.state = "cancelled"
         except (SoirError, OSError) as error:  # would come back for every image
@@ -128,6 +131,13 @@ class Jobs:
         except Exception:
             log.exception("job %s failed", job.id)
             job.error, job.state = "an unexpected error: the service's log has it", "failed"
+
+    def _remember(self, job: Job) -> None:
+        """For the page, also after a restart."""
+        counts = {"added": job.added, "updated": job.updated, "skipped": job.skipped}
+        failed = [Failure(one.name, one.reason) for one in job.failed]
+        store = Store(self.backend.client, job.collection, namespace=self.backend.settings.namespace)
+        remember(store, counts, failed)
 
     def _one(self, job: Job, path: Path) -> IngestReport:
         try:

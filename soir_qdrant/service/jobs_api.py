@@ -56,7 +56,7 @@ _BODY = {
     "/v1/collections/{collection}/images",
     status_code=202,
     response_model=JobModel,
-    responses=responses(401, 403, 413, 422, 503),
+    responses=responses(422, 503),
     openapi_extra=_BODY,
 )
 async def add(collection: str, request: Request, backend: Service) -> JobModel:
@@ -162,7 +162,7 @@ def _regular(path: Path) -> bool:
         return False
 
 
-@router.delete("/v1/collections/{collection}/images", responses=responses(401, 403, 404, 422, 503))
+@router.delete("/v1/collections/{collection}/images", responses=responses(404, 409, 422, 503))
 async def delete(collection: str, body: DeleteRequest, backend: Service) -> Deleted:
     """Take images out of the collection. Their files stay where they are."""
     _may_write(backend)
@@ -178,19 +178,19 @@ async def delete(collection: str, body: DeleteRequest, backend: Service) -> Dele
     return Deleted(deleted=await answered(backend.worker.submit(Priority.SEARCH, remove), backend))
 
 
-@router.get("/v1/jobs", responses=responses(401))
+@router.get("/v1/jobs", responses=responses())
 async def jobs(backend: Service) -> list[JobModel]:
     """The latest jobs first, with the images that failed."""
     return [job.model() for job in backend.jobs.all()]
 
 
-@router.get("/v1/jobs/{id}", responses=responses(401, 404))
+@router.get("/v1/jobs/{id}", responses=responses(404))
 async def job(id: str, backend: Service) -> JobModel:
     """How far a job is."""
     return _job(id, backend).model()
 
 
-@router.delete("/v1/jobs/{id}", responses=responses(401, 403, 404))
+@router.delete("/v1/jobs/{id}", responses=responses(404))
 async def cancel(id: str, backend: Service) -> JobModel:
     """End a job after its current image. What was added stays."""
     _may_write(backend)
@@ -209,7 +209,7 @@ def _job(id_: str, backend: Backend) -> Job:
 @router.get(
     "/v1/jobs/{id}/events",
     response_class=StreamingResponse,
-    responses={200: {"content": {"text/event-stream": {}}}, **responses(401, 404)},
+    responses={200: {"content": {"text/event-stream": {}}}, **responses(404)},
 )
 async def events(id: str, request: Request, backend: Service) -> StreamingResponse:
     """The progress of a job: events `progress`, with the job as JSON, and at last `end`."""

@@ -27,8 +27,8 @@ MAX_PLACES = 8  # of an image's equal files that are tried
 QUALITY = 82  # of JPEG
 
 
-def stored_bytes(soir: Mapping[str, Any], folders: Sequence[Path] | None, max_bytes: int) -> bytes:
-    """The file of a stored image: the first of its places where it can be opened.
+def stored_file(soir: Mapping[str, Any], folders: Sequence[Path] | None, max_bytes: int) -> tuple[str, bytes]:
+    """The file of a stored image, at the first of its places where it can be opened: the place, and its bytes.
 
     Args:
         soir: what the payload holds of it: `uris` (or `uri`) and `sha256`.
@@ -45,7 +45,7 @@ def stored_bytes(soir: Mapping[str, Any], folders: Sequence[Path] | None, max_by
     refused: NotServed | None = None
     for uri in uris[:MAX_PLACES]:
         try:
-            return _bytes_at(uri, sha256, folders, max_bytes)
+            return uri, _bytes_at(uri, sha256, folders, max_bytes)
         except NotServed as error:
             refused = refused or error
     raise refused or NotServed("no file is known for this image")

@@ -28,6 +28,8 @@ from soir_qdrant.service.schemas import Problem
 log = logging.getLogger(__name__)
 
 MEDIA = "application/problem+json"
+# No token, from another site, too slow, too large, a name that is not the service's.
+ANY = (401, 403, 408, 413, 421)
 _STATUS: tuple[tuple[type[Exception], int], ...] = (  # the first that fits
     (Busy, 503),
     (NoCollection, 404),
@@ -75,8 +77,8 @@ def invalid(error: ValidationError | RequestValidationError, prefix: str = "") -
 
 
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """For a route's `responses`: what OpenAPI says of its errors."""
-    return {status: {"model": Problem, "content": {MEDIA: {}}} for status in statuses}
+    """For a route's `responses`: what OpenAPI says of its errors, with those that any request may get."""
+    return {status: {"model": Problem, "content": {MEDIA: {}}} for status in sorted({*ANY, *statuses})}
 
 
 def install(app: FastAPI) -> None:

@@ -8,16 +8,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
-from pydantic import ValidationError
-from qdrant_client import models
 from starlette.concurrency import run_in_threadpool
 
 from soir_qdrant.errors import CollectionError, ConfigError
 from soir_qdrant.query import Query
 from soir_qdrant.service.backend import Backend, PastSearch
 from soir_qdrant.service.deps import Service, answered
+from soir_qdrant.service.filters import filter_of
 from soir_qdrant.service.forms import file_bytes, form_of, is_form
-from soir_qdrant.service.problems import invalid, parsed, responses
+from soir_qdrant.service.problems import parsed, responses
 from soir_qdrant.service.queries import image_query, read_upload
 from soir_qdrant.service.schemas import (
     BoxQuery,
@@ -68,7 +67,7 @@ _BODY = {
 @router.post(
     "/v1/collections/{collection}/search",
     response_model=SearchAnswer,
-    responses=responses(401, 404, 409, 413, 422, 429, 503),
+    responses=responses(404, 409, 410, 422, 429, 503),
     openapi_extra=_BODY,
 )
 async def search(collection: str, request: Request, backend: Service) -> SearchAnswer:
@@ -94,16 +93,6 @@ async def _form(request: Request, backend: Backend) -> tuple[SearchFields, Image
     upload = await run_in_threadpool(read_upload, data, mask, backend.settings.max_pixels)
     key = backend.uploads.add(upload)
     return body, ImageQuery(upload=key, box=body.box), key
-
-
-def filter_of(value: dict[str, Any] | None) -> models.Filter | None:
-    """Qdrant's filter. Raises Refusal for what is none."""
-    if value is None:
-        return None
-    try:
-        return models.Filter.model_validate(value)
-    except ValidationError as error:
-        raise invalid(error, "filter: no filter of Qdrant: ") from error
 
 
 async def run_search(

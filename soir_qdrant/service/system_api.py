@@ -34,6 +34,7 @@ _OBJECTS_BODY = {
                         "image": {"type": "string", "format": "binary"},
                         "upload": {"type": "string", "description": "an image that was sent before"},
                     },
+                    "oneOf": [{"required": ["image"]}, {"required": ["upload"]}],
                 }
             }
         },
@@ -48,13 +49,13 @@ async def page() -> FileResponse:
     return FileResponse(PAGE / "index.html", headers={"Cache-Control": "no-cache"})
 
 
-@router.get("/v1", tags=["service"], responses=responses(401, 503))
+@router.get("/v1", tags=["service"], responses=responses(503))
 async def service(backend: Service) -> ServiceModel:
     """What this service can do, and its collections."""
     return await run_in_threadpool(_service, backend)
 
 
-@router.get("/v1/collections", tags=["service"], responses=responses(401, 503))
+@router.get("/v1/collections", tags=["service"], responses=responses(503))
 async def collections(backend: Service) -> list[CollectionModel]:
     """The collections that may be searched."""
     return (await run_in_threadpool(_service, backend)).collections
@@ -78,7 +79,7 @@ def _service(backend: Backend) -> ServiceModel:
 @router.post(
     "/v1/objects",
     tags=["search"],
-    responses=responses(401, 410, 413, 415, 422, 429, 503),
+    responses=responses(410, 415, 422, 429, 503),
     openapi_extra=_OBJECTS_BODY,
 )
 async def objects(request: Request, backend: Service) -> DetectedObjects:
@@ -104,7 +105,7 @@ async def objects(request: Request, backend: Service) -> DetectedObjects:
     return DetectedObjects(upload=upload, width=known.size[0], height=known.size[1], objects=detected)
 
 
-@router.post("/v1/session", status_code=204, tags=["service"], responses=responses(401, 429))
+@router.post("/v1/session", status_code=204, tags=["service"], responses=responses(429))
 async def log_in(login: Login, request: Request, backend: Service) -> Response:
     """Exchange the token for a cookie, for the page: its images cannot send headers."""
     client = request.client.host if request.client else "unknown"

@@ -14,7 +14,10 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, TypeVar, cast
 
+from opentelemetry.context import Context
+
 from soir_qdrant.service.errors import Busy
+from soir_qdrant.service.tracing import Tracing
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -38,6 +41,7 @@ class _Task:
     key: Hashable = field(compare=False)
     future: Future[Any] = field(compare=False)
     since: float = field(compare=False)
+    context: Context = field(compare=False)
 
 
 class ModelWorker:
@@ -47,6 +51,7 @@ class ModelWorker:
         limit: tasks of one priority that may wait (those of INGEST are bounded by their jobs instead).
         batch: tasks with the same key that are run as one.
         observe: called with a stage ("wait" or "run"), seconds and the number of tasks.
+        tracing: of OpenTelemetry; None is that of the global provider.
     """
 
     def __init__(
@@ -54,8 +59,10 @@ class ModelWorker:
         limit: int,
         batch: int,
         observe: Callable[[str, float, int], None] | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self.limit, self.batch, self.observe = limit, batch, observe or (lambda *_: None)
+        self._tracing = tracing or Tracing()
         self._tasks: list[_Task] = []
         self._numbers = itertools.count()
         self._changed = threading.Condition()
@@ -119,7 +126,8 @@ class ModelWorker:
             if same >= self.limit and priority != Priority.INGEST:
                 after = min(max(1, math.ceil(same * self._seconds)), MAX_RETRY_AFTER)
                 raise Busy(f"{same} requests wait already: try again in {after} s", after)
-            task = _Task(priority, next(self._numbers), item, run, key, future, time.monotonic())
+            number, context = next(self._numbers), self._tracing.here()
+            task = _Task(priority, number, item, run, key, future, time.monotonic(), context)
             heapq.heappush(self._tasks, task)
             self._changed.notify()
         return future
@@ -127,8 +135,11 @@ class ModelWorker:
     def _loop(self) -> None:
         while tasks := self._take():
             now = time.monotonic()
-            self.observe("wait", now - tasks[0].since, len(tasks))
-            _run(tasks)
+            waited = [now - task.since for task in tasks]
+            self.observe("wait", waited[0], len(tasks))
+            stage = Priority(tasks[0].priority).name.lower()
+            with self._tracing.batch(stage, [task.context for task in tasks], waited):
+                _run(tasks)
             seconds = time.monotonic() - now
             self.observe("run", seconds, len(tasks))
             if tasks[0].priority == Priority.SEARCH:

@@ -1,28 +1,30 @@
 // The page: what is searched (state.js), asked of the service (requests.js) and shown (results.js).
 
 import { letAdd, remove } from "./add.js";
-import { Problem, address, call, imageAddress, onLoginNeeded } from "./api.js";
+import { address, call, imageAddress, onLoginNeeded } from "./api.js";
 import { BoxTool } from "./boxtool.js";
 import { drawChips } from "./chips.js";
 import { byId, element } from "./dom.js";
-import { isFiltered } from "./filters.js";
-import { showFilters } from "./filterform.js";
+import { loadFilters } from "./filterform.js";
 import { askForToken } from "./login.js";
-import { LIMIT, detect, run } from "./requests.js";
+import { FIRST, Overview } from "./overview.js";
+import { LIMIT, NOTHING, detect, run } from "./requests.js";
 import { Overlays, drawGrid } from "./results.js";
 import { summary, welcome } from "./sentences.js";
 import { listen, openFile, openStored } from "./source.js";
-import { emptyState, fromAddress, placeText, toAddress } from "./state.js";
+import { emptyState, fromAddress, isView, placeText, toAddress } from "./state.js";
+import { fail, say } from "./status.js";
 import { keepTheme } from "./theme.js";
 import { Viewer } from "./viewer.js";
 
 let service = { collections: [], reads_text: false, max_bytes: 20e6 };
 let state = emptyState();
 let source = null; // {file, upload, width, height} of a picture that is not in the collection
-const nothing = { images: [], groups: null, next: null, search: null };
-let shown = nothing;
+let shown = NOTHING;
+let facets = null; // what the collection can be filtered and sorted by
 let running = null; // of the search that runs now
 const earlier = []; // `after` of the pages of browsing
+const MAX_EXAMPLES = 5; // of a lasso: each is encoded anew
 
 const tool = new BoxTool(byId("boxes"), {
   drawn: () => go({ box: tool.box, object: null }),
@@ -34,6 +36,11 @@ const tool = new BoxTool(byId("boxes"), {
   entered: () => go({ box: tool.box, object: tool.object >= 0 ? tool.object : null }),
 });
 const viewer = new Viewer(searchFrom, (image) => remove(state.collection, image.id).then(recount, fail));
+const overview = new Overview({
+  changed: show,
+  picked: (point) => searchFrom(point, point.object),
+  lassoed: (points) => searchAlike(points),
+});
 const overlays = {
   heat: new Overlays("heat", (image) => shown.search &&
     imageAddress(state.collection, image.id, "heat", { search: shown.search, object: image.object, side: 480 })),
@@ -45,7 +52,7 @@ const overlays = {
 
 /** Search for a place in the query's picture. */
 function go({ box, object }) {
-  if (!state.query || state.query.kind === "browse" || state.query.kind === "text") {
+  if (!state.query || isView(state.query) || state.query.kind === "text") {
     if (!source) return say("Choose a picture first.");
     state.query = { kind: "upload", box };
   } else if (state.query.kind === "stored") {
@@ -67,6 +74,20 @@ async function searchFrom(image, number) {
   return search();
 }
 
+/** Search for what several objects of the collection have in common. */
+function searchAlike([first, ...others]) {
+  state.examples = others.slice(0, MAX_EXAMPLES).map(({ id, object }) => ({ id, object, box: null }));
+  return searchFrom(first, first.object);
+}
+
+/** Show the collection: a view's query. */
+function show(query) {
+  earlier.length = 0;
+  Object.assign(state, { query, examples: [], negatives: [], offset: 0 });
+  openQuery();
+  return search();
+}
+
 /** Run what the state says, and show it. push: whether it becomes a new address. */
 async function search(push = true) {
   running?.abort();
@@ -75,7 +96,7 @@ async function search(push = true) {
   if (push) history.pushState(null, "", toAddress(state) || location.pathname);
   if (!state.query) return greet();
   byId("results").setAttribute("aria-busy", "true");
-  say(state.query.kind === "browse" ? "Looking through the collection …" : "Searching …");
+  say(isView(state.query) ? "Looking through the collection …" : "Searching …");
   try {
     shown = await run(state, source, signal, (seconds) => say(`The service is busy: trying again in ${seconds} s …`));
     draw();
@@ -83,7 +104,7 @@ async function search(push = true) {
     if (matchMedia("(max-width: 760px)").matches && shown.images.length) byId("results").scrollIntoView();
   } catch (problem) {
     if (problem.name === "AbortError") return undefined;
-    shown = nothing;
+    shown = NOTHING;
     draw();
     fail(problem);
   }
@@ -98,6 +119,7 @@ function draw() {
     less: (image, object) => refine(state.negatives, image, object),
   };
   const cards = drawGrid(state.collection, shown, actions);
+  overview.draw(state, shown, facets);
   byId("toggles").hidden = !shown.images.length;
   byId("paging").hidden = Boolean(shown.groups) || (shown.next === null && !state.offset && !earlier.length);
   byId("previous").disabled = state.query?.kind === "browse" ? !earlier.length : !state.offset;
@@ -126,7 +148,7 @@ function refine(list, image, object) {
   const place = { id: image.id, object: object ?? null, box: (object ?? null) === null ? (image.box ?? null) : null };
   if (!list.some((one) => placeText(one) === placeText(place))) list.push(place);
   state.offset = 0;
-  if (!state.query || state.query.kind === "browse") return searchFrom(image, object);
+  if (!state.query || isView(state.query)) return searchFrom(image, object);
   return search();
 }
 
@@ -157,6 +179,7 @@ async function openQuery() {
 }
 
 async function chooseFile(file) {
+  await ready; // else the page, once it knows the collections, would show what its address says
   const opened = await openFile(file, service.max_bytes).catch(fail);
   if (!opened) return undefined;
   source = opened;
@@ -182,17 +205,9 @@ async function detectObjects() {
 
 // -- the rest of the page ----------------------------------------------------------------------------------
 
-function say(text) {
-  byId("status").classList.remove("problem");
-  byId("status").textContent = text;
-}
-
-function fail(problem) {
-  say(problem instanceof Problem ? problem.message : `Something went wrong in the page: ${problem.message}`);
-  byId("status").classList.add("problem");
-}
-
 function greet() {
+  shown = NOTHING;
+  overview.draw(state, shown, facets);
   byId("grid").replaceChildren();
   byId("toggles").hidden = byId("paging").hidden = true;
   drawChips(state, search);
@@ -201,27 +216,15 @@ function greet() {
 
 async function chooseCollection(name) {
   state = { ...emptyState(name), query: source ? { kind: "upload", box: tool.box } : null };
-  await loadFilters();
+  await fillFilters();
   await openQuery();
   return search();
 }
 
-async function loadFilters() {
+async function fillFilters() {
+  facets = null;
   if (!service.collections.some(({ name }) => name === state.collection)) return;
-  try {
-    const facets = await call(address(`collections/${encodeURIComponent(state.collection)}/facets`));
-    const changed = (filters, group) => {
-      state.filters = filters ?? emptyState().filters;
-      state.group = group;
-      state.offset = 0;
-      if (filters === null) showFilters(facets, state, changed);
-      if (state.query) search();
-    };
-    showFilters(facets, state, changed);
-    byId("filters").open ||= isFiltered(state.filters);
-  } catch (problem) {
-    fail(problem);
-  }
+  facets = await loadFilters(() => state, () => state.query && search()).catch(fail) ?? null;
 }
 
 /** Show what an address says. */
@@ -230,7 +233,7 @@ async function restore() {
   const first = service.collections.find(({ count }) => count) ?? service.collections[0];
   state.collection ||= first?.name ?? "";
   byId("collection").value = state.collection;
-  await loadFilters();
+  await fillFilters();
   await openQuery();
   await search(false);
 }
@@ -246,11 +249,7 @@ function wire() {
     openQuery();
     search();
   });
-  click("browse", () => {
-    earlier.length = 0;
-    state.query = { kind: "browse", after: null };
-    search();
-  });
+  click("browse", () => show({ ...FIRST.browse }));
   click("previous", () => page(-1));
   click("next", () => page(1));
   for (const id of ["show-boxes", "show-heat", "show-masks"]) byId(id).addEventListener("change", draw);
@@ -292,8 +291,8 @@ async function learn() {
 async function recount() {
   await learn(); // the collection has changed
   byId("collection").value = state.collection;
-  await loadFilters();
+  await fillFilters();
   await search(false);
 }
 
-start();
+const ready = start();

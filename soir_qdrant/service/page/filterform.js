@@ -1,9 +1,26 @@
 // The form of filters: made from what the collection holds, no JSON needed; JSON for who wants it.
 
+import { address, call } from "./api.js";
 import { byId, element } from "./dom.js";
+import { isFiltered } from "./filters.js";
+import { emptyState } from "./state.js";
+
+/** Ask what the collection can be filtered by, and fill the form. state(): as it is now. changed(): a condition
+ *  is another one. Returns the facets. */
+export async function loadFilters(state, changed) {
+  const facets = await call(address(`collections/${encodeURIComponent(state().collection)}/facets`));
+  const take = (filters, group) => {
+    Object.assign(state(), { filters: filters ?? emptyState().filters, group, offset: 0 });
+    if (filters === null) showFilters(facets, state(), take);
+    changed();
+  };
+  showFilters(facets, state(), take);
+  byId("filters").open ||= isFiltered(state().filters);
+  return facets;
+}
 
 /** Fill the form. facets: of the service. filters, group: as they are now. changed(filters, group). */
-export function showFilters(facets, { filters, group }, changed) {
+function showFilters(facets, { filters, group }, changed) {
   const form = { filters: structuredClone(filters), group };
   const tell = () => changed(form.filters, form.group);
   byId("filter-fields").replaceChildren(

@@ -44,6 +44,16 @@ export function smallestAround(boxes, point) {
   return best;
 }
 
+/** Whether a point lies inside a polygon, [[x, y], ...]: it does where a ray from it meets an odd number of sides. */
+export function inPolygon(polygon, [x, y]) {
+  let inside = false;
+  polygon.forEach(([ax, ay], i) => {
+    const [bx, by] = polygon[(i + 1) % polygon.length];
+    if (ay > y !== by > y && x < ax + ((bx - ax) * (y - ay)) / (by - ay)) inside = !inside;
+  });
+  return inside;
+}
+
 function area(box) {
   return (box[2] - box[0]) * (box[3] - box[1]);
 }

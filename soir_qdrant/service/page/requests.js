@@ -4,12 +4,13 @@ import { Problem, address, call, json } from "./api.js";
 import { toFilter } from "./filters.js";
 
 export const LIMIT = 24;
+export const NOTHING = { images: [], groups: null, next: null, search: null };
 
-/** Search, or list images. source: {file, upload} of a picture that is not in the collection, else null.
- *  waiting(seconds): the service is busy. Returns {images, groups, next, search}. */
+/** Search, or show the collection. source: {file, upload} of a picture that is not in the collection, else null.
+ *  waiting(seconds): the service is busy. Returns {images, groups, next, search}, of a view also what it shows. */
 export async function run(state, source, signal, waiting) {
   const { kind } = state.query;
-  if (kind === "browse") return browse(state, signal, waiting);
+  if (kind in VIEWS) return VIEWS[kind](state, signal, waiting);
   const options = { ...common(state) };
   const url = address(`collections/${encodeURIComponent(state.collection)}/search`);
   if (kind !== "upload") {
@@ -63,12 +64,36 @@ function filterOf(state) {
   }
 }
 
-async function browse(state, signal, waiting) {
+const VIEWS = {
+  async browse(state, signal, waiting) {
+    const { after, sort, descending } = state.query;
+    const parameters = { limit: LIMIT, after, ...(sort ? { sort, descending: Boolean(descending) } : {}) };
+    const { images, next } = await view(state, "images", { ...parameters, filter: filterText(state) }, signal, waiting);
+    return { ...NOTHING, images, next };
+  },
+  async map(state, signal, waiting) {
+    const parameters = { method: state.query.method, filter: filterText(state) };
+    return { ...NOTHING, map: await view(state, "map", parameters, signal, waiting) };
+  },
+  async duplicates(state, signal, waiting) {
+    const answer = await view(state, "duplicates", { threshold: state.query.threshold }, signal, waiting);
+    const groups = answer.groups.map(({ similarity, images }) => ({
+      key: `${images.length} images, similarity ${similarity.toFixed(3)} and more`, hits: images,
+    }));
+    return { ...NOTHING, images: groups.flatMap(({ hits }) => hits), groups, duplicates: answer };
+  },
+  async ingest(state, signal, waiting) {
+    return { ...NOTHING, ingest: await view(state, "ingest", {}, signal, waiting) };
+  },
+};
+
+function view(state, what, parameters, signal, waiting) {
+  return call(address(`collections/${encodeURIComponent(state.collection)}/${what}`, parameters), { signal }, waiting);
+}
+
+function filterText(state) {
   const filter = filterOf(state);
-  const parameters = { limit: LIMIT, after: state.query.after, filter: filter && JSON.stringify(filter) };
-  const url = address(`collections/${encodeURIComponent(state.collection)}/images`, parameters);
-  const { images, next } = await call(url, { signal }, waiting);
-  return { images, groups: null, next, search: null };
+  return filter && JSON.stringify(filter);
 }
 
 function shaped({ hits, groups, next_offset: next, search, seconds }) {

@@ -5,6 +5,9 @@ import { isFiltered } from "./filters.js";
 /** After a search. shown: what was found. */
 export function summary(state, shown, service) {
   const count = shown.images.length;
+  if (shown.map) return ofMap(shown.map);
+  if (shown.duplicates) return ofDuplicates(shown);
+  if (state.query.kind === "ingest") return ofIngest(shown.ingest);
   if (count && state.query.kind === "browse") return `${pictures(count)}. Click an object to search for it.`;
   if (count) {
     const seconds = (shown.seconds.wait + shown.seconds.search).toFixed(1);
@@ -16,6 +19,23 @@ export function summary(state, shown, service) {
   if (state.group) return `No picture has the key “${state.group}”. Group by another, or by nothing.`;
   if (state.offset) return "There are no more pictures.";
   return "Nothing was found. Draw the box closer round one thing, or choose another picture.";
+}
+
+function ofMap({ points, images, total }) {
+  if (!points.length) return "No picture passes the filter. Take a condition off under “Filter and group”.";
+  const part = images < total ? `, a sample of ${total}` : "";
+  return `${points.length} objects of ${pictures(images)}${part}. Draw a line round some to search for them, or click one.`;
+}
+
+function ofDuplicates({ images, groups, duplicates: { images: compared, total } }) {
+  const part = compared < total ? `, a sample of ${total}` : "";
+  if (!groups.length) return `None of ${pictures(compared)}${part} are so alike. Lower the similarity to see more.`;
+  return `${pictures(images.length)} of ${compared}${part} are nearly the same as another, in ${groups.length} groups.`;
+}
+
+function ofIngest(last) {
+  if (!last) return "Nothing is remembered of an ingest: run soir ingest again (Qdrant 1.16 or newer keeps it).";
+  return last.failures ? `${pictures(last.failures)} could not be put in. Mend them, then run soir ingest again.` : "Nothing failed.";
 }
 
 /** Before the first search. */

@@ -1,7 +1,8 @@
 // What is being searched, and how it is written into the page's address. Nothing here touches the page.
 
-/** query: null, or {kind: "stored", id, object|box}, {kind: "upload", box}, {kind: "text", text}, or
- *  {kind: "browse", after}. examples, negatives: [{id, object|box}]. */
+/** query: null, or {kind: "stored", id, object|box}, {kind: "upload", box}, {kind: "text", text}, or what shows
+ *  the collection: {kind: "browse", after, sort, descending}, {kind: "map", method}, {kind: "duplicates",
+ *  threshold}, {kind: "ingest"}. examples, negatives: [{id, object|box}]. */
 export function emptyState(collection = "") {
   return {
     collection,
@@ -23,6 +24,10 @@ export function toAddress(state) {
   if (query?.kind === "upload") out.set("upload", query.box ? query.box.join(",") : "whole");
   if (query?.kind === "text") out.set("text", query.text);
   if (query?.kind === "browse") out.set("browse", query.after ?? "");
+  if (query?.sort) out.set(query.descending ? "descending" : "sort", query.sort);
+  if (query?.kind === "map") out.set("map", query.method);
+  if (query?.kind === "duplicates") out.set("duplicates", query.threshold);
+  if (query?.kind === "ingest") out.set("ingest", "last");
   for (const place of state.examples) out.append("more", placeText(place));
   for (const place of state.negatives) out.append("not", placeText(place));
   for (const label of filters.labels) out.append("label", label);
@@ -45,7 +50,10 @@ export function fromAddress(search) {
   if (sent.has("id")) state.query = withKind(placeOf(sent.get("id")));
   else if (sent.has("upload")) state.query = { kind: "upload", box: boxOf(sent.get("upload")) };
   else if (sent.has("text")) state.query = { kind: "text", text: sent.get("text") };
-  else if (sent.has("browse")) state.query = { kind: "browse", after: sent.get("browse") || null };
+  else if (sent.has("browse")) state.query = { ...browsing(sent), after: sent.get("browse") || null };
+  else if (sent.has("map")) state.query = { kind: "map", method: sent.get("map") };
+  else if (sent.has("duplicates")) state.query = { kind: "duplicates", threshold: Number(sent.get("duplicates")) || 0.95 };
+  else if (sent.has("ingest")) state.query = { kind: "ingest" };
   state.examples = sent.getAll("more").map(placeOf).filter(Boolean);
   state.negatives = sent.getAll("not").map(placeOf).filter(Boolean);
   state.filters.labels = sent.getAll("label");
@@ -60,6 +68,16 @@ export function fromAddress(search) {
   state.group = sent.get("group") ?? "";
   state.offset = Math.max(0, Math.floor(Number(sent.get("offset")) || 0));
   return state;
+}
+
+function browsing(sent) {
+  const descending = sent.has("descending");
+  return { kind: "browse", sort: sent.get(descending ? "descending" : "sort") ?? "", descending };
+}
+
+/** Whether a query shows the collection, and searches for nothing. */
+export function isView(query) {
+  return ["browse", "map", "duplicates", "ingest"].includes(query?.kind);
 }
 
 /** An id with an object's number or a box: "id~o2" or "id~10,20,30,40". */
