@@ -23,7 +23,7 @@ from soir_qdrant.report.html import Shown, drawn
 from soir_qdrant.search.searcher import SoirSearcher
 from soir_qdrant.service.collections import Collections
 from soir_qdrant.service.local import threadsafe
-from soir_qdrant.service.pictures import opened, stored_bytes
+from soir_qdrant.service.pictures import opened, stored_file
 from soir_qdrant.service.settings import ServiceSettings
 from soir_qdrant.types import Box, Crop, Hit, Text
 
@@ -122,7 +122,7 @@ class _Tools:
             stored = soir.get("objects") or []
             if object is not None and not 0 <= object < len(stored):
                 raise ObjectsError(f"object {object}: this image has {len(stored)}, counted from 0")
-            data = stored_bytes(soir, self.settings.folders, self.settings.max_bytes)
+            _, data = stored_file(soir, self.settings.folders, self.settings.max_bytes)
             return _part(data, None if object is None else stored[object]["box"])
 
         return self._answer(query, collection, limit)
@@ -197,7 +197,7 @@ class _Tools:
 
     def _thumbnail(self, hit: Hit) -> bytes:
         """A JPEG of the hit's image with the matched object boxed, without metadata. Raises ImageError."""
-        data = stored_bytes(hit.payload.get("soir") or {}, self.settings.folders, self.settings.max_bytes)
+        _, data = stored_file(hit.payload.get("soir") or {}, self.settings.folders, self.settings.max_bytes)
         rgb = load(data, name=str(hit.id), max_pixels=self.settings.max_pixels).rgb
         width = max(1, round(SIDE * rgb.shape[1] / max(rgb.shape[:2])))
         stream = io.BytesIO()
