@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 # reads this once, when torch is imported; who imported torch before, or set it, has decided.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 __all__ = [
     "AsyncSoirIngestor",
     "AsyncSoirSearcher",

@@ -9,7 +9,7 @@ from qdrant_client import QdrantClient
 from typer.testing import CliRunner
 
 from soir_qdrant.cli.collection import names
-from soir_qdrant.cli.main import app
+from soir_qdrant.cli.main import app, main
 
 COMMANDS = [
     "ingest",
@@ -23,6 +23,7 @@ COMMANDS = [
     "export",
     "demo",
     "serve",
+    "mcp",
 ]
 
 
@@ -71,13 +72,24 @@ def test_the_package_and_its_help_load_no_torch():
         (["explain", "[old]/room.jpg"], 3, "[old]/room.jpg"),
     ],
 )
-def test_what_cannot_be_done_is_one_clear_line(arguments, code, said, tmp_path):
+def test_what_cannot_be_done_is_one_clear_line(arguments, code, said, tmp_path, monkeypatch, capsys):
     (tmp_path / "empty").mkdir()
     QdrantClient(path=str(tmp_path / "made")).close()
-    done = soir(*arguments, cwd=tmp_path, env={"PATH": "/usr/bin:/bin", "HOME": _home(), "COLUMNS": "200"})
-    assert done.returncode == code, done.stderr
-    assert said in done.stderr
-    assert "Traceback" not in done.stderr
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["soir", *arguments])
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.delenv("QDRANT_URL", raising=False)
+    with pytest.raises(SystemExit) as end:
+        main()
+    error = capsys.readouterr().err
+    assert end.value.code == code, error
+    assert said in error
+
+
+def test_the_module_is_the_command(tmp_path):
+    done = soir("info", "--path", "typo", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr == "error: typo: no embedded Qdrant there; `soir ingest` makes one\n"
 
 
 def test_names_of_images_may_come_from_stdin():
@@ -93,9 +105,3 @@ def test_info_names_the_weights_and_their_licence():
     told = json.loads(CliRunner().invoke(app, ["info", "--json"]).output)
     assert "MIT" in told["weights"]["licence"]
     assert told["settings"]["profile"] == "embedded"
-
-
-def _home():
-    from pathlib import Path
-
-    return str(Path.home())

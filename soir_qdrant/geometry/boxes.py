@@ -71,6 +71,18 @@ def finish(boxes: Floats, scores: Floats, shape: tuple[int, ...], *, threshold: 
     return Detections(np.ascontiguousarray(boxes[order]), np.ascontiguousarray(scores[order]))
 
 
+def suppressed(
+    boxes: Floats, scores: Floats, shape: tuple[int, ...], *, threshold: float, iou: float, max_objects: int
+) -> Detections:
+    """The detections among what a model proposed: the best at or above the threshold, suppressed.
+
+    boxes: [n, 4] in pixels; scores: [n], 0..1; shape: H, W, ... of the image.
+    """
+    above = scores >= threshold
+    rows, values = pick(boxes[above], scores[above], iou=iou, max_count=max_objects)
+    return finish(boxes[above][rows], values, shape, threshold=threshold)
+
+
 def from_square(
     boxes: Floats,
     scores: Floats,
@@ -86,8 +98,7 @@ def from_square(
     """
     height, width = shape[:2]
     corners = np.clip(boxes * max(height, width), 0, [width, height, width, height])
-    sides = corners[:, 2:] - corners[:, :2]
-    sound = (scores >= threshold) & (sides.min(axis=1, initial=np.inf) >= MIN_SIDE)
-    corners, scores = corners[sound], scores[sound]
-    rows, values = pick(corners, scores, iou=iou, max_count=max_objects)
-    return finish(corners[rows], values, shape, threshold=threshold)
+    sound = (corners[:, 2:] - corners[:, :2]).min(axis=1, initial=np.inf) >= MIN_SIDE
+    return suppressed(
+        corners[sound], scores[sound], shape, threshold=threshold, iou=iou, max_objects=max_objects
+    )

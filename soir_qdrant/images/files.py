@@ -55,7 +55,8 @@ def read(source: Source, *, name: str | None = None, options: ReadOptions = DEFA
     Raises ImageError for a file that cannot be read, and for a bad array or PIL image.
     """
     if isinstance(source, (str, os.PathLike, RemoteFile, Part)):
-        return _of_file(source, name or getattr(source, "name", None) or str(source), options)
+        called = source.name if isinstance(source, (RemoteFile, Part)) else os.fspath(source)
+        return _of_file(source, name or called, options)
     if isinstance(source, (bytes, bytearray, memoryview)):
         data = bytes(source)
         return RawImage(name or "image bytes", None, hashlib.sha256(data).hexdigest(), data)

@@ -7,7 +7,6 @@ names; generalised IoU (1902.09630) for the box itself. What is not labelled is 
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from torch import Tensor
 from soir_qdrant.errors import ConfigError
 from soir_qdrant.geometry.boxes import intersection_over_union
 from soir_qdrant.lab.train.looks import Example
-from soir_qdrant.lab.train.progress import HeadPlan, Progress, split, train_epochs
+from soir_qdrant.lab.train.progress import HeadPlan, Progress, split, starting_head, train_epochs
 from soir_qdrant.models.detectors.token_head import batched, chosen, named
 from soir_qdrant.models.heads.boxes import STRIDES, Head, TrainedHead, flat
 
@@ -41,18 +40,8 @@ class Plan(HeadPlan):
 
 
 def untrained(start: Path | None) -> tuple[Callable[[int], Head], str]:
-    """What makes the head to train, by the length of a token, and eight hex digits that name where it starts.
-
-    Args:
-        start: the file of a head to go on from, None for a new one.
-
-    Raises:
-        ConfigError: where the file is no head.
-    """
-    if start is None:
-        return Head, ""
-    head = TrainedHead.load(start).network.requires_grad_(True)
-    return lambda _: head, hashlib.sha256(start.read_bytes()).hexdigest()[:8]
+    """The head to train, new or of a file; see `starting_head`."""
+    return starting_head(start, Head, lambda file: TrainedHead.load(file).network)
 
 
 def average(file: Path, start: Path, share: float) -> None:

@@ -19,6 +19,26 @@ from soir_qdrant.errors import ConfigError
 from soir_qdrant.lab.evaluate.bench import Bench
 
 Scene = TypeVar("Scene")
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def starting_head(
+    start: Path | None, new: Callable[[int], Network], load: Callable[[Path], Network]
+) -> tuple[Callable[[int], Network], str]:
+    """What makes the head to train, by the length of a token, and eight hex digits that name where it starts.
+
+    Args:
+        start: the file of a head to go on from, None for a new one.
+        new: makes a new one.
+        load: reads one.
+
+    Raises:
+        ConfigError: where the file is no head.
+    """
+    if start is None:
+        return new, ""
+    head = load(start).requires_grad_(True)
+    return lambda _: head, hashlib.sha256(start.read_bytes()).hexdigest()[:8]
 
 
 @dataclass(frozen=True, slots=True)

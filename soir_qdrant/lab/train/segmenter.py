@@ -25,7 +25,15 @@ from soir_qdrant.contracts import FeatureSource
 from soir_qdrant.errors import DatasetError
 from soir_qdrant.geometry.crops import square_pixels, whole_box
 from soir_qdrant.lab.evaluate.bench import Bench, GalleryImage
-from soir_qdrant.lab.train.progress import HeadPlan, Progress, place_of, split, train_epochs, write_once
+from soir_qdrant.lab.train.progress import (
+    HeadPlan,
+    Progress,
+    place_of,
+    split,
+    starting_head,
+    train_epochs,
+    write_once,
+)
 from soir_qdrant.lab.train.views import jittered
 from soir_qdrant.models.compatibility import trunk
 from soir_qdrant.models.heads.masks import CELL, SIDE, MaskHead
@@ -63,13 +71,15 @@ class Plan(HeadPlan):
 
 
 def untrained(start: Path | None) -> tuple[Callable[[int], MaskHead], str]:
-    """What makes the head that training starts from, by the length of a token, and eight hex digits that name
-    its file. start: the file of another head, None for a new one. Raises ConfigError where it is no head."""
-    if start is None:
-        return MaskHead, ""
-    head = MaskHead.load(start).requires_grad_(True)
+    """The head to train, new or of a file; see `starting_head`."""
+    return starting_head(start, MaskHead, _grid_head)
+
+
+def _grid_head(file: Path) -> MaskHead:
+    """One of a file, that reads the tokens which views are kept with."""
+    head = MaskHead.load(file)
     head.reads = "grid"
-    return lambda _: head, hashlib.sha256(start.read_bytes()).hexdigest()[:8]
+    return head
 
 
 def examples(

@@ -12,7 +12,7 @@ from torch import Tensor
 from soir_qdrant.config import RfDetrSettings
 from soir_qdrant.contracts import Detector
 from soir_qdrant.errors import ConfigError
-from soir_qdrant.geometry.boxes import finish, pick
+from soir_qdrant.geometry.boxes import suppressed
 from soir_qdrant.kinds import Parts
 from soir_qdrant.models.devices import pick_device, pick_dtype
 from soir_qdrant.models.pretrained import load_of_type
@@ -66,9 +66,8 @@ class RfDetrDetector(Detector):
         boxes, scores = self.forward(squeezed(image, self.size).to(self.device, self.dtype))
         height, width = image.shape[:2]
         corners = boxes * np.array([width, height, width, height])
-        above = scores >= self.threshold
-        chosen, values = pick(corners[above], scores[above], iou=self.iou, max_count=self.max_objects)
-        return finish(corners[above][chosen], values, image.shape, threshold=self.threshold)
+        limits = {"threshold": self.threshold, "iou": self.iou}
+        return suppressed(corners, scores, image.shape, **limits, max_objects=self.max_objects)
 
     @torch.inference_mode()
     def forward(self, pixels: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from soir_qdrant.config import TokenHeadSettings
 from soir_qdrant.contracts import Detector, FeatureSource
-from soir_qdrant.geometry.boxes import Floats, finish, pick
+from soir_qdrant.geometry.boxes import Floats, suppressed
 from soir_qdrant.kinds import Parts
 from soir_qdrant.models.compatibility import fitting, trunk
 from soir_qdrant.models.detectors.proposals import detector as proposals
@@ -137,7 +137,6 @@ def chosen(
     """The best of what the cells say. scores: [n], 0..1; boxes: [n, 4] in pixels of an image of `size`
     (width, height)."""
     best = np.argsort(-scores, kind="stable")[:MAX_CELLS]
-    best = best[scores[best] >= threshold]
     corners = np.clip(boxes[best].astype(np.float64), 0, [*size, *size])
-    chosen, values = pick(corners, scores[best].astype(np.float64), iou=iou, max_count=max_objects)
-    return finish(corners[chosen], values, (size[1], size[0]), threshold=threshold)
+    shape, values = (size[1], size[0]), scores[best].astype(np.float64)
+    return suppressed(corners, values, shape, threshold=threshold, iou=iou, max_objects=max_objects)
