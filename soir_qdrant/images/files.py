@@ -55,7 +55,7 @@ def read(source: Source, *, name: str | None = None, options: ReadOptions = DEFA
     Raises ImageError for a file that cannot be read, and for a bad array or PIL image.
     """
     if isinstance(source, (str, os.PathLike, RemoteFile, Part)):
-        called = source.name if isinstance(source, (RemoteFile, Part)) else os.fspath(source)
+        called = source.name if isinstance(source, Part) else str(source)
         return _of_file(source, name or called, options)
     if isinstance(source, (bytes, bytearray, memoryview)):
         data = bytes(source)
