@@ -177,7 +177,7 @@ class Settings(Frozen):
         try:
             changes = json.loads(Path(name).expanduser().read_text(encoding="utf-8"))
             base = PROFILES[changes.pop("profile", "embedded")]
-        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
             raise ConfigError(f"profile {name}: no JSON object of settings there ({error})") from error
         return base.but(**changes)
 

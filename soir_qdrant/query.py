@@ -10,7 +10,8 @@ import numpy as np
 
 from soir_qdrant.errors import ConfigError, ImageError, ObjectsError
 from soir_qdrant.geometry.user_objects import clip_box
-from soir_qdrant.images import Source, load
+from soir_qdrant.images import Source, is_address, load
+from soir_qdrant.images.addresses import split
 from soir_qdrant.types import Box, Crop, LoadedImage, Text, Vector
 
 Query: TypeAlias = Source | Crop | Text | Sequence[float]
@@ -71,8 +72,12 @@ def open_query(query: Query, box: Box | None, max_pixels: int) -> tuple[LoadedIm
         raise ImageError("the query is a list: give one image or vector, or use search_many")
     if isinstance(query, Text):
         raise ImageError(f"the query is text, {query.words!r}, where an image is needed")
-    if isinstance(query, str) and not _exists(query):
+    if isinstance(query, str) and not is_address(query) and not _exists(split(query)[0]):
         raise ImageError(f"{query}: no such file; to search with words, give them as text={query!r}")
+    if isinstance(query, (str, Path)) and Path(query).is_dir():
+        raise ImageError(
+            f"{query} is a folder: search with one image; several images of one thing are `examples`"
+        )
     image = load(query, max_pixels=max_pixels)
     if box is not None:
         try:

@@ -65,7 +65,7 @@ class StandIn:
 
     def upsert(self, name: str, body: Any) -> Any:
         points = [models.PointStruct.model_validate(point) for point in body["points"]]
-        return plain(self.held.upsert(name, points))
+        return plain(self.held.upsert(name, points, update_mode=body.get("update_mode")))
 
     def update(self, name: str, body: Any) -> Any:
         operations = models.UpdateOperations.model_validate(body).operations

@@ -10,13 +10,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text as RichText
 
 import soir_qdrant
-from soir_qdrant.cli.console import ProfileOption, WhiteningOption, out, settings_of
+from soir_qdrant.cli.console import ProfileOption, WhiteningOption, out, print_json, settings_of
 from soir_qdrant.cli.groups import Models, Reading, Server, Target, grouped, open_ingestor
-from soir_qdrant.cli.options import BatchOption, JsonOption, box_of, collection_info, filter_of
+from soir_qdrant.cli.options import (
+    BatchOption,
+    JsonOption,
+    box_of,
+    collection_info,
+    collection_names,
+    filter_of,
+)
 from soir_qdrant.types import Hit, IngestReport
 
 if TYPE_CHECKING:
@@ -70,7 +77,7 @@ def ingest(
     chosen = images[0] if len(images) == 1 and images[0] != "-" else names(images, sys.stdin)
     report = _remembered(ingestor, ingestor.add(chosen, batch_size=batch_size, on_exists=on_exists))
     if as_json:
-        out.print_json(json.dumps(asdict(report)))
+        print_json(asdict(report))
     else:
         out.print(summary(report), highlight=False)
     raise typer.Exit(1 if report.failed else 0)
@@ -164,9 +171,9 @@ def _print_hits(hits: list[Hit], as_json: bool) -> None:
         rows = [
             {"id": h.id, "score": h.score, "uri": h.uri, "box": h.box, "payload": h.payload} for h in hits
         ]
-        out.print_json(json.dumps(rows))
+        print_json(rows)
         return
-    table = Table("", "score", "image", "box x0,y0,x1,y1")
+    table = Table("", "score", Column("image", overflow="fold"), "box x0,y0,x1,y1")
     for rank, hit in enumerate(hits, 1):
         place = ",".join(f"{v:.0f}" for v in hit.box) if hit.box else "-"
         table.add_row(str(rank), f"{hit.score:.3f}", str(hit.uri or hit.id), place)
@@ -199,10 +206,10 @@ def info(
         about["weights"] = {**asdict(weights.origin), "sha256": weights.sha256}
     if server.path or server.url:
         client = server.client()
-        names = [collection] if collection else [c.name for c in client.get_collections().collections]
+        names = [collection] if collection else collection_names(client)
         about["collections"] = {name: collection_info(client, name) for name in names}
     if as_json:
-        out.print_json(json.dumps(about, default=str))
+        print_json(about)
         return
     for key, value in about.items():
         text = json.dumps(value, indent=2, default=str) if isinstance(value, dict) else value

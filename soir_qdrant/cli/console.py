@@ -2,19 +2,62 @@
 
 from __future__ import annotations
 
+import io
+import json
+import re
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleDimensions
+from rich.text import Text
 
 if TYPE_CHECKING:
     from soir_qdrant.config import Settings
 
-out, err = Console(markup=False), Console(markup=False, stderr=True)  # paths and messages have brackets
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+WIDE = 1000  # columns, where the output is no terminal: nothing is cut off
+
+
+class _Plain(Console):
+    """Prints what comes from outside, names above all, without letting it steer the terminal."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(plain(text), **options)
+
+    @property
+    def size(self) -> ConsoleDimensions:
+        size = super().size
+        return size if self.is_terminal else ConsoleDimensions(max(WIDE, size.width), size.height)
+
+    @size.setter
+    def size(self, size: tuple[int, int]) -> None:
+        self._width, self._height = size
+
+
+out, err = _Plain(markup=False), _Plain(markup=False, stderr=True)  # paths and messages have brackets
+
+
+def plain(text: str) -> str:
+    """A text with its control characters, escape sequences and changes of direction made visible."""
+    return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def print_json(data: Any) -> None:
+    """In ASCII, which every stream can write."""
+    out.print_json(json.dumps(data, default=str), ensure_ascii=True)
+
+
+def write_anything() -> None:
+    """Let stdout and stderr write names that their encoding has no letters for: as escapes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
 
 ProfileOption = Annotated[
     str,

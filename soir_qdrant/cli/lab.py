@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.table import Table
 
-from soir_qdrant.cli.console import bar, out
+from soir_qdrant.cli.console import bar, out, print_json
 from soir_qdrant.cli.options import JsonOption
 
 if TYPE_CHECKING:
@@ -127,7 +126,7 @@ def evaluate_vl(
             for name, operator in rows.items()
         }
     if as_json:
-        out.print_json(json.dumps(results))
+        print_json(results)
         return
     columns = list(results["blip2"])
     table = Table("", *columns, title=f"{folder.name}: text to image, percent")

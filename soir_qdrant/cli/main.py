@@ -13,7 +13,7 @@ from rich.text import Text
 
 import soir_qdrant
 from soir_qdrant.cli import collection, evaluate, lab, models, sync
-from soir_qdrant.cli.console import err, out
+from soir_qdrant.cli.console import err, out, plain, write_anything
 from soir_qdrant.cli.mcp import mcp
 from soir_qdrant.cli.serve import serve
 from soir_qdrant.cli.train import training
@@ -65,11 +65,12 @@ app.command(epilog="Example:  soir demo --out build/demo")(lab.demo)
 
 def main() -> None:
     """The entry point: errors of this package become one line and exit code 3."""
+    write_anything()
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     try:
         app()
     except (SoirError, OSError) as error:
-        err.print(Text.assemble(("error: ", "red"), str(error)), soft_wrap=True)
+        err.print(Text.assemble(("error: ", "red"), plain(str(error))), soft_wrap=True)
         raise SystemExit(3) from None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,7 +9,16 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from soir_qdrant.cli.console import ProfileOption, WhiteningOption, bar, err, out, settings_of
+from soir_qdrant.cli.console import (
+    ProfileOption,
+    WhiteningOption,
+    bar,
+    err,
+    out,
+    plain,
+    print_json,
+    settings_of,
+)
 from soir_qdrant.cli.groups import Models
 from soir_qdrant.cli.options import JsonOption, box_of
 
@@ -45,7 +53,7 @@ def explain(
         for one in explained
     ]
     if as_json:
-        out.print_json(json.dumps({"page": str(file), "objects": named}))
+        print_json({"page": str(file), "objects": named})
         return
     table = Table("object", "box", "stored vector", "mean descriptor", "joint token", title="similarity to")
     for i, row in enumerate(named, 1):
@@ -76,7 +84,7 @@ def calibrate(
         whitening, count, bad = fit(labelled, pipeline, dim=dim, alone=alone, advance=advance)
     whitening.save(file)
     for line in bad:
-        err.print(Text.assemble(("skipped: ", "yellow"), line))
+        err.print(Text.assemble(("skipped: ", "yellow"), plain(line)))
     out.print(f"{file}: {whitening.dim} components from {count} objects of {total} pictures")
     if pipeline.prior is None and not alone:
         err.print("this encoder has no whitening to start from: it wants many thousand objects")

@@ -32,14 +32,26 @@ def filter_of(text: str | None) -> Any:
     try:
         return models.Filter.model_validate_json(text)
     except ValidationError as error:
-        raise typer.BadParameter(f"--filter: no Qdrant filter ({error.errors()[0]['msg']})") from None
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise typer.BadParameter(f"--filter: no Qdrant filter ({place}: {first['msg']})") from None
+
+
+def collection_names(client: QdrantClient) -> list[str]:
+    """Raises ServerError where the server cannot be reached or refuses."""
+    from soir_qdrant.qdrant.transport import Retry
+
+    return [item.name for item in Retry()(client.get_collections, "list the collections").collections]
 
 
 def collection_info(client: QdrantClient, name: str) -> dict[str, Any]:
+    """How many points, and the metadata. Raises CollectionError where there is no such collection, and ServerError."""
     from soir_qdrant.errors import CollectionError
+    from soir_qdrant.qdrant.collection import Store
 
-    if not client.collection_exists(name):
+    store = Store(client, name)
+    if not store.exists():
         raise CollectionError(f"no collection {name!r} there; make one with `soir ingest`")
-    info = client.get_collection(name)
-    metadata = getattr(info.config, "metadata", None)
-    return {"points": client.count(name).count, "metadata": metadata}
+    info = store.call("look into", client.get_collection)
+    count = store.call("count", client.count).count
+    return {"points": count, "metadata": getattr(info.config, "metadata", None)}

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from soir_qdrant.cli.console import out
+from soir_qdrant.cli.console import out, print_json
 from soir_qdrant.cli.groups import Models, Reading, Server, Target, grouped, open_ingestor
 from soir_qdrant.cli.options import BatchOption, JsonOption
 
@@ -68,7 +67,7 @@ def show(report: SyncReport, *, as_json: bool) -> None:
     from soir_qdrant.ingest.sync import sync_summary
 
     if as_json:
-        out.print_json(json.dumps(asdict(report)))
+        print_json(asdict(report))
         return
     for line in lines(report.changes):
         out.print(line, highlight=False, soft_wrap=True)

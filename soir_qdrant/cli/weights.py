@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
-from soir_qdrant.cli.console import out
+from soir_qdrant.cli.console import out, print_json
 from soir_qdrant.cli.options import JsonOption
 
 weights = typer.Typer(no_args_is_help=True, help="The weights of the profiles: what, whose, where.")
@@ -22,7 +21,7 @@ def show(as_json: JsonOption = False) -> None:
 
     rows = [{**asdict(known), "here": here(known)} for known in TABLE]
     if as_json:
-        out.print_json(json.dumps(rows))
+        print_json(rows)
         return
     table = Table("name", "for", "licence", "MB", "sha256", "here")
     for row in rows:

@@ -89,9 +89,19 @@ def _of_file(source: str | os.PathLike[str] | RemoteFile | Part, name: str, opti
         data, stamp = remote.read(source.uri, name, options)
         uri = source.uri
     else:
-        data, stamp = local.read(Path(source), name, options.max_bytes)
         uri = addresses.uri_of(Path(source))
+        if not _is_text(uri):
+            raise ImageError(f"{name}: the name of the file is no UTF-8, and cannot be stored: rename it")
+        data, stamp = local.read(Path(source), name, options.max_bytes)
     return RawImage(name, uri, hashlib.sha256(data).hexdigest(), data, stamp)
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # bytes of a name that are no UTF-8
+        return False
+    return True
 
 
 def uri_of(file: File) -> str:

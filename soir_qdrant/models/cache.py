@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from soir_qdrant.errors import ConfigError
+
 
 @dataclass(frozen=True, slots=True)
 class Origin:
@@ -20,8 +22,16 @@ class Origin:
 
 
 def cache_dir() -> Path:
-    """The folder for everything that is downloaded or converted: $SOIR_CACHE, else ~/.cache/soir_qdrant."""
-    return Path(os.environ.get("SOIR_CACHE") or Path.home() / ".cache" / "soir_qdrant").expanduser()
+    """The folder for everything that is downloaded or converted: $SOIR_CACHE, else ~/.cache/soir_qdrant.
+
+    Raises ConfigError where neither is known.
+    """
+    try:
+        return Path(os.environ.get("SOIR_CACHE") or Path.home() / ".cache" / "soir_qdrant").expanduser()
+    except RuntimeError as error:
+        raise ConfigError(
+            "there is no home folder to keep models in: name one as SOIR_CACHE=/some/folder"
+        ) from error
 
 
 def digest_of(files: Sequence[Path]) -> str:

@@ -51,12 +51,24 @@ def clean_payload(user: Mapping[str, Any] | None) -> dict[str, Any]:
         raise PayloadError("payload is not a dict with text keys")
     if KEY in user:
         raise PayloadError(f'payload has the key "{KEY}", which is kept for this package: rename it')
+    return {key: _as_json(key, value) for key, value in user.items()}
+
+
+def _as_json(key: str, value: Any) -> Any:
+    """One value of a user's payload; NumPy's numbers and arrays become plain ones."""
     try:
-        plain: dict[str, Any] = to_jsonable_python(dict(user))
-        json.dumps(plain, allow_nan=False)
-    except (PydanticSerializationError, TypeError, ValueError) as error:
-        raise PayloadError(f"payload cannot be written as JSON: {error}") from error
+        plain = to_jsonable_python(value, fallback=_of_numpy)
+        json.dumps(plain, allow_nan=False, ensure_ascii=False).encode()
+        key.encode()
+    except (PydanticSerializationError, TypeError, ValueError, RecursionError) as error:
+        raise PayloadError(f"payload key {key!r} cannot be written as JSON: {error}") from error
     return plain
+
+
+def _of_numpy(value: Any) -> Any:
+    if isinstance(value, (np.generic, np.ndarray)):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} has no form in JSON")
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -47,6 +48,8 @@ class Points:
         self._shard = {} if store.shard_key is None else {"shard_key": store.shard_key}
         self._selector = {f"{name}_selector": value for name, value in self._shard.items()}
         self._refused_all = True  # until one is written
+        known = "update_mode" in inspect.signature(self.client.upsert).parameters
+        self._insert_only = {"update_mode": models.UpdateMode.INSERT_ONLY} if known else {}
 
     # -- reading -------------------------------------------------------------------------------------------
 
@@ -131,8 +134,10 @@ class Points:
     def _write(self, points: Sequence[models.PointStruct], existing: Mapping[PointId, Any]) -> None:
         new = [point for point in points if point_id_of(point) not in existing]
         old = [point for point in points if point_id_of(point) in existing]
-        if new:
-            self.store.call("write to", self.client.upsert, points=new, wait=True, **self._selector)
+        if new:  # a point that another process wrote meanwhile is left as it is, where the server can do that
+            self.store.call(
+                "write to", self.client.upsert, points=new, wait=True, **self._selector, **self._insert_only
+            )
         if old:
             vectors = [models.PointVectors(id=point.id, vector=point.vector) for point in old]
             update = models.UpdateVectors(points=vectors, **self._shard)

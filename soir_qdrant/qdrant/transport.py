@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import pickle
 import random
+import re
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,6 +27,8 @@ MAX_BYTES = 8_000_000  # of one write; servers refuse 32 MB, with an error that 
 MAX_POINTS = 64
 _NUMBER_BYTES = 22  # of a float in JSON
 _PASSING_GRPC = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED")
+# What the client lets out when meta.json, a database or a pickled point in it is no such thing.
+_DAMAGED = (ValueError, LookupError, TypeError, EOFError, AttributeError, sqlite3.Error, pickle.PickleError)
 _MAX_RETRY_AFTER = 60.0  # seconds that a server's Retry-After is followed for
 
 
@@ -40,7 +44,10 @@ def connect(path: str | Path | None = None, url: str | None = None, **options: A
         try:
             return QdrantClient(url=url, **options)
         except ValueError as error:  # urllib3's LocationParseError too
-            raise ConfigError(f"{url!r} is no URL of a Qdrant server ({error})") from error
+            shown = re.sub(r"(//|^)[^/@]*@", r"\1***@", url)  # a password is not repeated
+            raise ConfigError(f"{shown!r} is no URL of a Qdrant server") from (
+                None if shown != url else error
+            )
     if path is None:
         return QdrantClient(":memory:", **options)
     listing = Path(path) / "meta.json"
@@ -48,6 +55,11 @@ def connect(path: str | Path | None = None, url: str | None = None, **options: A
         listing.unlink()  # a process was killed while it made this folder; nothing is in it yet
     try:
         return QdrantClient(path=str(path), **options)
+    except _DAMAGED as error:
+        raise CollectionError(
+            f"{path} is damaged, or no folder of an embedded Qdrant ({type(error).__name__}: {error}): bring back a "
+            "copy of it, or ingest into a new folder"
+        ) from error
     except RuntimeError as error:
         if "already accessed" not in str(error):
             raise

@@ -12,9 +12,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from soir_qdrant.models.artifacts import write_whole
 from soir_qdrant.types import RGB, Box
 
 MATCHED, STORED = (34, 197, 94), (148, 163, 184)
+# Nothing is fetched or run, whatever a name or label holds.
+POLICY = "<meta http-equiv=Content-Security-Policy content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">"
 STYLE = """
 :root { --ink:#0f172a; --soft:#64748b; --line:#e2e8f0; --right:#16a34a; --wrong:#dc2626 }
 * { box-sizing:border-box } body { margin:0; font:15px/1.5 system-ui,sans-serif; color:var(--ink); background:#f8fafc }
@@ -87,10 +90,7 @@ def write(
         f"<meta name=viewport content='width=device-width'><style>{STYLE}</style><main>"
         f"<h1>{html.escape(title)}</h1><p class=lead>{html.escape(lead)}</p><table>{rows}</table>{body}</main></html>"
     )
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f".{file.name}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(file)
+    write_whole(file, text.encode(errors="backslashreplace"))  # a file's name may be no UTF-8
 
 
 def drawn(hit: Shown, width: int = 456) -> RGB:

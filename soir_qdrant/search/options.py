@@ -81,6 +81,10 @@ class SearchOptions:
     def __post_init__(self) -> None:
         check_minimum("limit", self.limit, 1)
         check_minimum("offset", self.offset, 0)
+        if self.filter is not None and not isinstance(self.filter, models.Filter):
+            raise ConfigError(
+                f"filter is a {type(self.filter).__name__}: give models.Filter(must=[...]), with conditions in it"
+            )
         if self.prefetch is not None:
             check_minimum("prefetch", self.prefetch, 1)
         if self.timeout is not None:

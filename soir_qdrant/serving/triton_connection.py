@@ -80,6 +80,9 @@ class TritonConnection:
         self.timeout, self.in_flight = timeout, in_flight
         self.retry = retry or Retry(attempts=8)
         self.headers = dict(headers or {})
+        in_clear = not tls and scheme != "grpcs" and name not in ("localhost", "127.0.0.1", "[::1]")
+        if in_clear and any(key.lower() == "authorization" for key in self.headers):
+            log.warning("%s: the token goes to Triton unencrypted; give grpcs:// or tls=", self.host)
         self._client = _client(self.host, tls or (Tls() if scheme == "grpcs" else None))
         self._requests = ThreadPoolExecutor(in_flight, "soir-triton")
         self._items = ThreadPoolExecutor(in_flight, "soir-triton-item")
