@@ -16,7 +16,7 @@ from PIL import Image
 from soir_qdrant.images.formats import known_formats
 
 GOOD = 24
-MAX_MB = 700  # of memory that the whole run may take on top of what its imports do
+MAX_MB = 900  # of memory that the whole run may take on top of its imports: two images of 100 million pixels
 FORMS = {
     "JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", "TIFF": ".tif", "BMP": ".bmp", "PPM": ".ppm",
     "JPEG2000": ".jp2", "AVIF": ".avif", "HEIF": ".heic", "JXL": ".jxl",
@@ -171,5 +171,5 @@ def test_good_images_among_hostile_ones_are_stored_within_a_ceiling_of_memory(tm
     assert all(reason for reason in result["failed"].values())
     files = [path for path in folder.iterdir() if path.is_symlink() or not path.is_dir()]
     assert result["added"] + result["skipped"] + len(result["failed"]) == len(files)
-    print(f"{len(files)} files, {len(result['failed'])} failed, {result['mb']} MB")
+    print(f"{len(files)} files, {len(names)} stored, {len(result['failed'])} failed, {result['mb']} MB")
     assert result["mb"] < MAX_MB

@@ -91,7 +91,7 @@ def from_pil(
     if converted.has_transparency_data:
         return _blended(converted)
     try:
-        return np.array(converted.convert("RGB"), np.uint8), None
+        return _in_strips(converted, "RGB"), None
     except ValueError as error:
         raise ImageError(f"{name} has colour mode {image.mode}: convert it to RGB") from error
 
@@ -115,16 +115,24 @@ def _deep(image: Image.Image, transparent: Any, name: str, bits: int | None) -> 
     return np.repeat(grey[:, :, None], 3, axis=2), opaque
 
 
+def _in_strips(image: Image.Image, mode: str, alpha: NDArray[np.uint8] | None = None) -> RGB:
+    """The colours of an image, uint8 [H, W, 3]. mode: "RGB" or "RGBA"; alpha: [H, W], filled in where that is so.
+    At full size a conversion would take ten times the pixels."""
+    width, height = image.size
+    rgb = np.empty((height, width, 3), np.uint8)
+    rows = max(1, STRIP // max(width, 1))
+    for y in range(0, height, rows):
+        bottom = min(y + rows, height)
+        strip = np.asarray(image.crop((0, y, width, bottom)).convert(mode))
+        rgb[y:bottom] = strip[:, :, :3]
+        if alpha is not None:
+            alpha[y:bottom] = strip[:, :, 3]
+    return rgb
+
+
 def _blended(image: Image.Image) -> tuple[RGB, Mask | None]:
-    """An image with transparency, in strips: at full size it would take ten times its pixels."""
-    height, rows = image.height, max(1, STRIP // max(image.width, 1))
-    boxes = [(0, y, image.width, min(y + rows, height)) for y in range(0, height, rows)]
-    alpha = np.empty((height, image.width), np.uint8)
-    rgb = np.empty((height, image.width, 3), np.uint8)
-    for _, y, _, bottom in boxes:
-        rgba = np.asarray(image.crop((0, y, image.width, bottom)).convert("RGBA"))
-        rgb[y:bottom], alpha[y:bottom] = rgba[:, :, :3], rgba[:, :, 3]
-    return _flattened(rgb, alpha)
+    alpha = np.empty((image.height, image.width), np.uint8)
+    return _flattened(_in_strips(image, "RGBA", alpha), alpha)
 
 
 def _flattened(rgb: RGB, alpha: NDArray[np.uint8]) -> tuple[RGB, Mask | None]:
