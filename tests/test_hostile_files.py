@@ -124,14 +124,16 @@ def fill(folder: Path) -> int:
     return len(files)
 
 
-# In a process of its own, whose peak is measured: `VmHWM` is reset by clearing it.
+# In a process of its own, whose peak is measured.
 RUN = """
 import json, resource, sys
 sys.path.insert(0, sys.argv[2])
 from conftest import ColourPipeline, ingestor
 from qdrant_client import QdrantClient
 from soir_qdrant import ReadOptions
-import cv2, pathspec, pillow_heif, pillow_jxl
+import cv2, pathspec
+from soir_qdrant.images.formats import known_formats
+known_formats()
 client = QdrantClient(":memory:")
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 report = ingestor(client, reading=ReadOptions(memory=256 << 20)).add(sys.argv[1], batch_size=16)

@@ -169,6 +169,8 @@ class TestFiles:
     def test_heic_jxl_and_avif(self, tmp_path, module, suffix):
         if module is not None:
             pytest.importorskip(module, reason=f"{module} is not installed: the extra formats has it")
+        if suffix == ".avif" and "AVIF" not in known_formats():
+            pytest.skip("this Pillow has no AVIF")
         known_formats()
         Image.fromarray(picture(1, 64, 48)).save(tmp_path / f"a{suffix}")
         assert counts(ingestor(QdrantClient(":memory:")).add(tmp_path)) == (1, 0, 0)
