@@ -42,7 +42,9 @@ def exported(folder: Path) -> Path:
     """The embedded encoder's file, exported once."""
     file = folder / "soir_encoder" / "1" / "model.onnx"
     if not file.is_file():
-        export(Settings.for_profile().but(detector={"kind": "none"}), folder, backend="python", told=print)
+        export(
+            Settings.for_profile().but(detector={"kind": "none"}), folder, backend="python", progress=print
+        )
     return file
 
 

@@ -129,11 +129,11 @@ def _objects_digest(objects: Iterable[SceneObject]) -> str:
 
 def _by_content(group: str, values: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        name: value if name == "kind" else _content(group, value) for name, value in sorted(values.items())
+        name: value if name == "kind" else content(group, value) for name, value in sorted(values.items())
     }
 
 
-def _content(group: str, value: Any) -> Any:
+def content(group: str, value: Any) -> Any:
     """A digest instead of a file's name, so that the same file counts the same wherever it lies."""
     if not isinstance(value, str) or not value:
         return value

@@ -41,7 +41,7 @@ class LoadedImage:
     name: what to call it in messages. uri: stored in the payload, so that it can be opened again.
     sha256: hex digest of the file's bytes (of the pixels, where there was no file, or of a part of one). stamp: size
     of the file in bytes, and the time of its last change in nanoseconds. further: its file holds further pages or
-    frames, which were not read with it.
+    frames, which were not read with it. data: the file's bytes, where there was one and this is no part of it.
     """
 
     rgb: RGB
@@ -51,6 +51,7 @@ class LoadedImage:
     alpha: Mask | None = None
     stamp: tuple[int, int] | None = None
     further: bool = False
+    data: bytes | None = None
 
     @property
     def height(self) -> int:

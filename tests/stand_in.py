@@ -20,13 +20,15 @@ from qdrant_client import QdrantClient, models
 class StandIn:
     """url: where it listens. faults: what happens to the next writes, in order: None lets one through, a
     number is the status it is answered with, "lose" drops the connection before and "late" after it was
-    carried out. indexes: the payload fields that have one. writes: bytes of each write that came in."""
+    carried out. indexes: the payload fields that have one. writes: bytes of each write that came in.
+    sizes: bytes of all requests and answers."""
 
     def __init__(self) -> None:
         self.held = QdrantClient(":memory:")
         self.indexes: dict[str, str] = {}
         self.faults: list[int | str | None] = []
         self.writes: list[int] = []
+        self.sizes = 0  # bytes of all requests and answers
         self.server = HTTPServer(("127.0.0.1", 0), lambda *args: _Handler(self, *args))
         self.server.handle_error = lambda *_: None  # a client that was killed: nobody to tell
         self.url = f"http://127.0.0.1:{self.server.server_port}"
@@ -148,6 +150,7 @@ class _Handler(BaseHTTPRequestHandler):
     def handle_one(self) -> None:
         length = int(self.headers.get("Content-Length") or 0)
         body = json.loads(self.rfile.read(length)) if length else None
+        self.stand_in.sizes += length
         path, _, asked = self.path.partition("?")
         fault = None
         if (self.command == "PUT" and path.endswith("/points")) or path.endswith("/points/batch"):
@@ -174,6 +177,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def reply(self, status: int, content: Any) -> None:
         data = json.dumps(content).encode()
+        self.stand_in.sizes += len(data)
         self.send_response(status)
         if status == 429:
             self.send_header("Retry-After", "0")

@@ -34,7 +34,7 @@ FLOORS = [
     {"assembly"},
     {"ingest", "search"},
     {"aio", "report"},
-    {"lab", "service"},
+    {"lab", "service", "scale"},
     {"integrations"},
     {"cli"},
 ]

@@ -32,13 +32,13 @@ class TestRepository:
     def test_the_checked_in_tree_is_what_the_specs_say(self, tree):
         """After a change of spec or repository: python -m soir_qdrant.serving.repository."""
         expected = {}
-        for model in spec.PROFILES[TREES[tree]]:
+        for model in repository.PROFILES[TREES[tree]]:
             expected |= repository.files(model)
         tracked = [f for f in (ROOT / tree).rglob("*") if f.suffix in (".pbtxt", ".py")]
         assert {str(f.relative_to(ROOT / tree)): f.read_text() for f in tracked} == expected
 
     @pytest.mark.parametrize(
-        "model", spec.PROFILES["paper"] + spec.PROFILES["embedded"], ids=lambda m: m.kind
+        "model", repository.PROFILES["paper"] + repository.PROFILES["embedded"], ids=lambda m: m.kind
     )
     def test_triton_can_read_them_and_only_the_backend_differs(self, model):
         grpc = pytest.importorskip("tritonclient.grpc", reason="the extra triton is not installed")
@@ -52,11 +52,11 @@ class TestRepository:
         assert read["ort_trt"] == read["cpu"] == read["ort_cpu"] == read["trt"]
 
     def test_shape_profiles_name_every_input(self):
-        (model,) = (m for m in spec.PROFILES["embedded"] if m.name == "soir_encoder")
-        assert repository.profile(model, "most") == "crops:32x224x224x3,masks:32x224x224,patches:32x256"
+        (model,) = (m for m in repository.PROFILES["embedded"] if m.name == "soir_encoder")
+        assert repository.profile(model, "max") == "crops:32x224x224x3,patches:32x256,weights:32x256"
 
     def test_a_model_of_another_version_is_refused(self):
-        model = spec.PROFILES["paper"][0]
+        model = repository.PROFILES["paper"][0]
         told = spec.describe(model, "weights@1")
         assert spec.read(told, "there") == (model, "weights@1")
         with pytest.raises(ConfigError, match="speaks"):
@@ -65,7 +65,7 @@ class TestRepository:
             spec.read(spec.describe(model), "there")
 
     def test_the_hash_is_of_what_both_sides_must_agree_on(self):
-        model = spec.PROFILES["paper"][0]
+        model = repository.PROFILES["paper"][0]
         assert replace(model, delay_us=1).hash == model.hash
         assert spec.owlv2(size=768, patch=16).hash != model.hash
 

@@ -158,7 +158,7 @@ def test_says_what_is_wrong(connect, triton, tiny_settings):
         TritonSession(connect(), "no_such_model")
     with pytest.raises(ConfigError, match="is asked for"):
         TritonRuntime(triton.url, fingerprint="vit@1/48px").pipeline(tiny_settings)
-    with pytest.raises(ConfigError, match=r"detector\.kind is 'embedded'"):
+    with pytest.raises(ConfigError, match=r"soir_trunk.*soir export"):
         TritonRuntime(triton.url).pipeline(tiny_settings.but(detector={"kind": "embedded"}))
     other = tiny_settings.but(encoder={"input_size": 224})
     with pytest.raises(ConfigError, match=r"encoder\.input_size is 224"):
@@ -229,7 +229,7 @@ def test_the_embedded_profile_makes_the_same_points(tmp_path):
     from soir_qdrant.serving.export import export
 
     settings = Settings.for_profile().but(encoder={"dtype": "float32", "device": "cpu"})
-    export(settings, tmp_path / "models")
+    export(settings, tmp_path / "models", scene=True)
     draw(tmp_path / "pictures")
     local, served = QdrantClient(":memory:"), QdrantClient(path=str(tmp_path / "db"))
     try:

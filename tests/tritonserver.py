@@ -19,6 +19,8 @@ import urllib.request
 import zipfile
 from pathlib import Path
 
+import soir_qdrant
+
 WHEEL = "nvidia-pytriton==0.7.0"
 
 
@@ -88,7 +90,8 @@ class Triton:
             *(f"--{name}-address=127.0.0.1" for name in self.ports), *self.options,
         ]  # fmt: skip
         libraries = str(self.home / "nvidia_pytriton.libs")
-        places = [sysconfig.get_paths()["purelib"], sysconfig.get_paths()["platlib"]]
+        package = str(Path(soir_qdrant.__file__).parents[1])
+        places = [package, sysconfig.get_paths()["purelib"], sysconfig.get_paths()["platlib"]]
         env = {**os.environ, "LD_LIBRARY_PATH": libraries, "PYTHONPATH": os.pathsep.join(places)}
         with self.log.open("ab") as stream:
             self.process = subprocess.Popen(command, stdout=stream, stderr=stream, env=env, process_group=0)

@@ -24,6 +24,7 @@ from soir_qdrant.cli.options import (
     collection_names,
     filter_of,
 )
+from soir_qdrant.cli.storage import Cluster, Storage
 from soir_qdrant.types import Hit, IngestReport
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ def ingest(
     target: Target,
     models: Models,
     reading: Reading,
+    storage: Storage,
+    cluster: Cluster,
     on_exists: Annotated[
         Literal["skip", "update", "replace"],
         typer.Option(
@@ -50,32 +53,20 @@ def ingest(
             "is another one, or all"
         ),
     ] = "skip",
-    keep_objects: Annotated[
-        bool, typer.Option(help="also store every object's vector, for --rerank objects")
-    ] = False,
-    object_patches: Annotated[
-        bool, typer.Option(help="also store every object's patches, for --rerank patches")
-    ] = False,
-    quantization: Annotated[
-        Literal["scalar", "binary"] | None, typer.Option(help="of a new collection, on a server")
-    ] = None,
     batch_size: BatchOption = 8,
     as_json: JsonOption = False,
 ) -> None:
     """Put images into a collection. Run again after an interruption: what is stored is skipped."""
     from soir_qdrant.ingest.ingestor import summary
 
-    ingestor = open_ingestor(
-        server,
-        target,
-        models,
-        reading,
-        keep_objects=keep_objects,
-        object_patches=object_patches,
-        quantization=quantization,
-    )
     chosen = images[0] if len(images) == 1 and images[0] != "-" else names(images, sys.stdin)
-    report = _remembered(ingestor, ingestor.add(chosen, batch_size=batch_size, on_exists=on_exists))
+    if cluster.ray:
+        if on_exists != "skip":
+            raise typer.BadParameter("--ray stores new images: leave --on-exists out")
+        report = cluster.ingest(chosen, server, target, models, reading, storage, batch_size)
+    else:
+        ingestor = open_ingestor(server, target, models, reading, **storage.options)
+        report = _remembered(ingestor, ingestor.add(chosen, batch_size=batch_size, on_exists=on_exists))
     if as_json:
         print_json(asdict(report))
     else:

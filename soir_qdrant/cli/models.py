@@ -98,6 +98,9 @@ def export(
         Literal["onnxruntime", "tensorrt", "python"], typer.Option(help="what Triton is to run them with")
     ] = "onnxruntime",
     precision: Annotated[Literal["fp32", "fp16"], typer.Option(help="inside the models")] = "fp32",
+    scene: Annotated[
+        bool, typer.Option("--scene", help="also the model that describes a whole image in one request")
+    ] = False,
     encoder: Annotated[str | None, typer.Option(help="its weights: a folder or a hub name")] = None,
     detector: Annotated[str | None, typer.Option(help="weights of OWLv2")] = None,
     segmenter: Annotated[str | None, typer.Option(help="weights of SAM")] = None,
@@ -113,5 +116,6 @@ def export(
         folder,
         backend=backend,
         precision=precision,
-        told=lambda line: out.print(line, highlight=False, soft_wrap=True),
+        scene=scene,
+        progress=lambda line: out.print(line, highlight=False, soft_wrap=True),
     )

@@ -45,7 +45,8 @@ def decode(raw: RawImage, *, max_pixels: int = MAX_PIXELS) -> LoadedImage:
         raise ImageError(
             f"{raw.name} is wholly transparent: leave it out or give it without its alpha channel"
         )
-    return LoadedImage(rgb, raw.name, raw.uri, raw.sha256, alpha, raw.stamp, further)
+    data = raw.content if isinstance(raw.content, bytes) else None
+    return LoadedImage(rgb, raw.name, raw.uri, raw.sha256, alpha, raw.stamp, further, data)
 
 
 def decoded_bytes(raw: RawImage) -> int | None:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 CODES = 256  # numbers of each object's vector in the payload; see docs/concepts/search.md
+SHORT_CODES = 64  # the same where code vectors order the hits, and those of the payload only tell the box
 PerImage: TypeAlias = Iterable[T] | Mapping[str, T]
 
 
@@ -55,10 +56,13 @@ class SoirIngestor:
         keep_objects: also store every object's own vector, in the multivector "objects", for
             `search(rerank="objects")`; an existing collection that has it gets them in any case.
         object_codes: how many numbers of each object's vector to keep in the payload, one byte each, so that
-            a hit can name the object that matched, and `search(rerank="codes")` finds more; 0 for none.
+            a hit can name the object that matched, and `search(rerank="codes")` finds more; 0 for none; None
+            is 256, or 64 with `code_vectors`.
+        code_vectors: of a new collection: keep the codes as a multivector too, in this form, so that Qdrant itself
+            orders hits by them and sends their payloads alone (docs/concepts/search.md).
         object_patches: also keep each object's patches there, so that `search(rerank="patches")` need not
             open images (docs/concepts/search.md has what they take).
-        quantization: of a new collection: "scalar" (a quarter of the memory), "binary" (1/32), or a
+        quantization: of a new collection: "scalar" (a quarter of the memory), "turbo" (1/8), "binary" (1/32), or a
             configuration of Qdrant; searches then rescore twice as many candidates by the vectors on disk
             (docs/concepts/search.md).
         reading: which files are read (patterns, videos, further pages, http), and the limits of size and memory.
@@ -80,7 +84,7 @@ class SoirIngestor:
         vector_name: str | None = None,
         keep_objects: bool = False,
         quantization: Quantization | None = None,
-        object_codes: int = CODES,
+        object_codes: int | None = None,
         object_patches: bool = False,
         reading: ReadOptions | None = None,
         max_pixels: int | None = None,
@@ -88,10 +92,11 @@ class SoirIngestor:
         shard_key: models.ShardKeySelector | None = None,
         timeout: int = 60,
         retry: Retry | None = None,
+        code_vectors: Quantization | None = None,
     ) -> None:
-        if object_codes < 0:
+        if object_codes is not None and object_codes < 0:
             raise ConfigError(f"object_codes {object_codes}: give 0 for none, or how many numbers to keep")
-        quantization_of(quantization)  # refused here rather than after the first pictures
+        quantization_of(quantization)  # refused here rather than after the first images
         self.store = Store(
             client,
             collection,
@@ -100,11 +105,13 @@ class SoirIngestor:
             shard_key=shard_key,
             timeout=timeout,
             retry=retry,
+            code_vectors=code_vectors,
         )
         self.profile = profile
         self.keep_objects = keep_objects
         self.quantization = quantization
-        self.object_codes = object_codes
+        default = SHORT_CODES if code_vectors else CODES
+        self.object_codes = default if object_codes is None else object_codes
         self.object_patches = object_patches
         reading = reading or ReadOptions()
         self.reading = reading if max_pixels is None else replace(reading, max_pixels=max_pixels)
@@ -157,7 +164,7 @@ class SoirIngestor:
         items, count = items_of(images, ids, payloads, objects, left_out, self.reading)
         try:
             with bar(progress, count) as advance:
-                run = self._run(report, advance, on_exists)
+                run = self.run(report, advance, on_exists)
                 run.all(items, batch_size)
         except ServerError as error:
             raise stopped(error, report, self.store.collection) from error
@@ -203,7 +210,7 @@ class SoirIngestor:
         report, stored = SyncReport(), IngestReport()
         try:
             with bar(progress and not dry_run, None) as advance:
-                run = self._run(stored, advance, "update")
+                run = self.run(stored, advance, "update")
                 sync = Sync(run, folder, by_name(objects), by_name(payloads), keep)
                 synchronize(sync, dry_run=dry_run, batch_size=batch_size, report=report)
         except ServerError as error:
@@ -277,7 +284,8 @@ class SoirIngestor:
         self.store.open()
         update_payload(self.store, keys, ids, uris, filter)
 
-    def _run(self, report: IngestReport, advance: Callable[[int], None], on_exists: OnExists) -> Run:
+    def run(self, report: IngestReport, advance: Callable[[int], None], on_exists: OnExists) -> Run:
+        """One call of `add`, before its first image."""
         return Run(
             store=self.store,
             pipeline=lambda: self.pipeline,

@@ -13,6 +13,7 @@ from threading import Lock
 from weakref import WeakKeyDictionary
 
 import numpy as np
+from numpy.typing import NDArray
 
 from soir_qdrant.contracts import FeatureSource
 from soir_qdrant.geometry.boxes import Floats
@@ -60,13 +61,21 @@ def tiled_grid(source: FeatureSource, image: RGB, area: int) -> Floats:
         float32 [h, w, D], not to be written to.
     """
     fitted, (width, height) = gridded(image, source.patch, area)
-    memory = _memory(source)
-    key = hashlib.blake2b(f"{fitted.shape}".encode() + fitted.tobytes(), digest_size=16).digest()
-    grid = memory.get(key)
+    grid = _memory(source).get(_key(fitted))
     if grid is None:
-        grid = _from_tiles(source, fitted, width, height)
-        memory.put(key, grid)
+        grid = from_tiles(source, fitted, places(height), places(width))
+        remember(source, fitted, grid)
     return grid
+
+
+def remember(source: FeatureSource, fitted: RGB, grid: Floats) -> None:
+    """Have `tiled_grid` return a grid that was computed elsewhere. fitted: uint8, the image as `gridded` made
+    it; grid: float32 [h, w, D]."""
+    _memory(source).put(_key(fitted), grid)
+
+
+def _key(fitted: RGB) -> bytes:
+    return hashlib.blake2b(f"{fitted.shape}".encode() + fitted.tobytes(), digest_size=16).digest()
 
 
 def _memory(source: FeatureSource) -> GridMemory:
@@ -76,19 +85,32 @@ def _memory(source: FeatureSource) -> GridMemory:
         return GridMemory()
 
 
-def _from_tiles(source: FeatureSource, fitted: RGB, width: int, height: int) -> Floats:
-    """fitted: uint8, the image in `height` x `width` whole cells."""
-    cell = source.patch
-    (tall, tops), (wide, lefts) = spans(height), spans(width)
+def from_tiles(
+    source: FeatureSource, fitted: RGB, rows: NDArray[np.int64], columns: NDArray[np.int64]
+) -> Floats:
+    """The tokens of an image, float32 [h, w, D], where tiles overlap the weighted mean of theirs.
+
+    Args:
+        source: whose tokens.
+        fitted: uint8, the image in whole cells.
+        rows: int64 [n, t], the tokens of each row of tiles, of `places`.
+        columns: int64 [m, u], those of each column.
+    """
+    cell, tall, wide = source.patch, rows.shape[1], columns.shape[1]
     tiles = np.stack(
-        [fitted[y * cell : (y + tall) * cell, x * cell : (x + wide) * cell] for y in tops for x in lefts]
+        [
+            fitted[y * cell : (y + tall) * cell, x * cell : (x + wide) * cell]
+            for y in rows[:, 0]
+            for x in columns[:, 0]
+        ]
     )
-    grids = source.features(tiles, [LAYER]).reshape(len(tops), len(lefts), tall, wide, -1)
+    grids = source.features(tiles, [LAYER]).reshape(len(rows), len(columns), tall, wide, -1)
     share = (_inside(tall)[:, None] * _inside(wide))[..., None]
+    height, width = fitted.shape[0] // cell, fitted.shape[1] // cell
     total = np.zeros((height, width, grids.shape[-1]), np.float32)
     weight = np.zeros((height, width, 1), np.float32)
-    for i, y in enumerate(tops):
-        for j, x in enumerate(lefts):
+    for i, y in enumerate(rows[:, 0]):
+        for j, x in enumerate(columns[:, 0]):
             total[y : y + tall, x : x + wide] += grids[i, j] * share
             weight[y : y + tall, x : x + wide] += share
     return np.asarray(total / weight, np.float32)
@@ -99,6 +121,12 @@ def spans(length: int) -> tuple[int, list[int]]:
     count = max(-(-(length - SHARED) // (LARGEST - SHARED)), 1)
     side = -(-(length + (count - 1) * SHARED) // count)
     return side, [round(i * (length - side) / max(count - 1, 1)) for i in range(count)]
+
+
+def places(length: int) -> NDArray[np.int64]:
+    """The tokens of each tile of `length` in a row, int64 [n, t]."""
+    side, starts = spans(length)
+    return np.array(starts, np.int64)[:, None] + np.arange(side)
 
 
 def _inside(length: int) -> Floats:

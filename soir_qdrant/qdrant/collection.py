@@ -15,16 +15,20 @@ from qdrant_client.local.qdrant_local import QdrantLocal
 
 from soir_qdrant.errors import CollectionError, ConfigError
 from soir_qdrant.qdrant.identity import check_namespace, visible
+from soir_qdrant.qdrant.ordering import ByCodes, ordered_by_codes
 from soir_qdrant.qdrant.payload import KEY, PATCHES
 from soir_qdrant.qdrant.schema import (
+    CODES,
     INDEXES,
     OBJECTS,
     Quantization,
     check_fingerprint,
     check_point,
     check_vectors,
+    code_numbers,
     is_quantized,
     metadata_of,
+    quantization_of,
     stored_fingerprint,
     vectors_config,
 )
@@ -34,6 +38,7 @@ from soir_qdrant.types import Vector
 T = TypeVar("T")
 RESCORED = models.SearchParams(quantization=models.QuantizationSearchParams(rescore=True, oversampling=2.0))
 WITHOUT_PATCHES = models.PayloadSelectorExclude(exclude=[f"{KEY}.{PATCHES}"])
+DIGITS = 6  # of a query's numbers after the point: half the bytes of float32 written out in full
 _TOGETHER = 32  # searches in one request: a vector is 22 kB of JSON, a hundred payloads some 300 kB
 
 
@@ -56,9 +61,10 @@ class Store:
         shard_key: models.ShardKeySelector | None = None,
         timeout: int = 60,
         retry: Retry | None = None,
+        code_vectors: Quantization | None = None,
     ) -> None:
-        if vector_name == OBJECTS:
-            raise ConfigError(f'vector_name "{OBJECTS}" is kept for single objects: choose another')
+        if vector_name in (OBJECTS, CODES):
+            raise ConfigError(f'vector_name "{vector_name}" is kept for single objects: choose another')
         self.client = client
         self.collection = collection
         self.vector_name = vector_name or ""
@@ -69,6 +75,9 @@ class Store:
         self.dim = 0
         self.has_objects = False
         self.quantized = False
+        quantization_of(code_vectors)  # refused here rather than after the first images
+        self.code_vectors = code_vectors
+        self.code_numbers = 0
 
     def call(self, what: str, method: Callable[..., T], **arguments: Any) -> T:
         """method(collection, **arguments), with this store's timeout and retries. what: see Retry."""
@@ -95,7 +104,7 @@ class Store:
         as `open` does, and where keep_objects is asked of a collection made without.
         """
         if not self.exists():
-            self._create(fingerprint, vectors_config(dim, self.vector_name, keep_objects, quantization))
+            self._create(fingerprint, self._vectors(dim, keep_objects, quantization))
         info = self.open(dim, fingerprint)
         self._check_sharding(info)
         if keep_objects and not self.has_objects:
@@ -104,6 +113,9 @@ class Store:
                 "out, or ingest into a new collection"
             )
         self._index(info)
+
+    def _vectors(self, dim: int, keep_objects: bool, quantization: Quantization | None) -> Any:
+        return vectors_config(dim, self.vector_name, keep_objects, quantization, self.code_vectors)
 
     def _check_sharding(self, info: models.CollectionInfo) -> None:
         """Raises CollectionError where what is written needs a shard key, and none is there: before models
@@ -150,6 +162,7 @@ class Store:
         info = self.call("look into", self.client.get_collection)
         self.dim, self.has_objects = check_vectors(info, self.collection, self.vector_name, dim)
         self.quantized = is_quantized(info, self.vector_name)
+        self.code_numbers = code_numbers(info)
         if fingerprint is None:
             return info
         theirs = stored_fingerprint(info)
@@ -177,17 +190,20 @@ class Store:
         score_threshold: float | None = None,
         params: models.SearchParams | None = None,
         shard_key: models.ShardKeySelector | None = None,
+        by_codes: ByCodes | None = None,
     ) -> models.QueryRequest:
         """A search by one vector, float32 [D]. prefetch: above 0, so many candidates are taken by the image's
         vector and ordered by their best object's (MaxSim over the multivector). with_vectors,
         with_objects: the image's vector, and those of its objects where there are any, come along.
-        with_patches: so do the patches in the payload. params: None rescores, where vectors are quantized."""
+        with_patches: so do the patches in the payload. params: None rescores, where vectors are quantized.
+        by_codes: candidates are taken by the image's vector and ordered by the codes of their objects too."""
         if params is None and self.quantized:
             params = RESCORED
         names = [self.vector_name] * with_vectors + [OBJECTS] * (with_objects and self.has_objects)
         plain = with_vectors and names == [""]
+        numbers = [round(value, DIGITS) for value in vector.tolist()]
         request = models.QueryRequest(
-            query=vector.tolist(),
+            query=numbers,
             using=self.vector_name or None,
             shard_key=shard_key,
             filter=(condition := visible(self.namespace, filter)),
@@ -202,7 +218,9 @@ class Store:
             request.prefetch = models.Prefetch(
                 query=request.query, using=request.using, filter=condition, params=params, limit=prefetch
             )
-            request.query, request.using, request.params = [vector.tolist()], OBJECTS, None
+            request.query, request.using, request.params = [numbers], OBJECTS, None
+        if by_codes:
+            ordered_by_codes(request, by_codes, self.code_numbers)
         return request
 
     def query(

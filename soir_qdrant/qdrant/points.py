@@ -14,7 +14,7 @@ from qdrant_client import models
 from soir_qdrant.errors import CollectionError, ObjectsError, SoirError
 from soir_qdrant.qdrant.collection import Store
 from soir_qdrant.qdrant.identity import KEY, PLACES, Place, PointId, as_payload, at, places_of, within
-from soir_qdrant.qdrant.schema import OBJECTS
+from soir_qdrant.qdrant.schema import CODES, OBJECTS
 from soir_qdrant.qdrant.transport import Refused, split
 from soir_qdrant.types import Scene
 
@@ -92,16 +92,17 @@ class Points:
                 f"the pipeline made a vector of shape {scene.vector.shape}, or one that is not finite; "
                 f"{dim} finite numbers are wanted"
             )
-        vector: Any = scene.vector.tolist()
+        vectors: dict[str, Any] = {self.store.vector_name: scene.vector.tolist()}
         if self.store.has_objects and len(rows):
             if rows.size >= _MULTIVECTOR_NUMBERS:
                 raise ObjectsError(
                     f"{len(rows)} objects are more than one multivector holds: give fewer than "
                     f"{_MULTIVECTOR_NUMBERS // dim}, or leave keep_objects out"
                 )
-            vector = {self.store.vector_name: vector, OBJECTS: rows.tolist()}
-        elif self.store.vector_name:
-            vector = {self.store.vector_name: vector}
+            vectors[OBJECTS] = rows.tolist()
+        if self.store.code_numbers and len(rows):
+            vectors[CODES] = rows[:, : self.store.code_numbers].tolist()
+        vector: Any = vectors[""] if list(vectors) == [""] else vectors
         return models.PointStruct(id=id_, vector=vector, payload=payload)
 
     def write(

@@ -11,8 +11,11 @@ from qdrant_client import models
 from soir_qdrant.errors import CollectionError, ConfigError
 from soir_qdrant.qdrant.payload import KEY, short_hash
 
-Quantization: TypeAlias = Literal["scalar", "binary"] | models.QuantizationConfig
+Preset: TypeAlias = Literal["scalar", "binary", "turbo"]
+Quantization: TypeAlias = Preset | models.QuantizationConfig
 OBJECTS = "objects"  # the name of the multivector
+CODES = "codes"  # the name of another one: the first numbers of each object's vector
+CODE_NUMBERS = 256  # see docs/concepts/search.md
 INDEXES: dict[str, Any] = {
     "soir.namespace": models.KeywordIndexParams(type=models.KeywordIndexType.KEYWORD, is_tenant=True),
     "soir.uris": models.PayloadSchemaType.KEYWORD,
@@ -37,15 +40,32 @@ def quantization_of(kind: Quantization | None) -> models.QuantizationConfig | No
         )
     if kind == "binary":
         return models.BinaryQuantization(binary=models.BinaryQuantizationConfig(always_ram=True))
-    raise ConfigError(f'quantization={kind!r}: choose "scalar", "binary", or a configuration of Qdrant')
+    if kind == "turbo":
+        if not hasattr(models, "TurboQuantization"):
+            raise ConfigError('quantization="turbo": update qdrant-client to 1.18 or later, server too')
+        return models.TurboQuantization(turbo=models.TurboQuantQuantizationConfig(always_ram=True))
+    raise ConfigError(
+        f'quantization={kind!r}: choose "scalar", "binary", "turbo", or a configuration of Qdrant'
+    )
 
 
 def vectors_config(
-    dim: int, vector_name: str, keep_objects: bool, quantization: Quantization | None = None
+    dim: int,
+    vector_name: str,
+    keep_objects: bool,
+    quantization: Quantization | None = None,
+    code_vectors: Quantization | None = None,
 ) -> Any:
-    """One cosine vector, unnamed where vector_name is ""; with keep_objects also the multivector, which has
-    no HNSW graph and lies on disk, since it only rescores what the first one found. quantization: of the
-    first; the vectors themselves then lie on disk, to rescore with."""
+    """One cosine vector, unnamed where vector_name is "", and up to two multivectors that only rescore what it
+    found: they have no HNSW graph, and lie on disk.
+
+    Args:
+        dim: of the vectors.
+        vector_name: of the one.
+        keep_objects: with the multivector of the objects' vectors.
+        quantization: of the one; the vectors themselves then lie on disk, to rescore with.
+        code_vectors: with the multivector of the objects' codes, which are compared in memory in this form.
+    """
     quantized = quantization_of(quantization)
     dense = models.VectorParams(
         size=dim,
@@ -53,16 +73,24 @@ def vectors_config(
         quantization_config=quantized,
         on_disk=True if quantized else None,
     )
-    if not keep_objects:
-        return {vector_name: dense} if vector_name else dense
-    several = models.VectorParams(
-        size=dim,
+    vectors = {vector_name: dense}
+    if keep_objects:
+        vectors[OBJECTS] = _several(dim)
+    if code_vectors:
+        codes = _several(min(CODE_NUMBERS, dim))
+        codes.quantization_config, codes.datatype = quantization_of(code_vectors), models.Datatype.FLOAT16
+        vectors[CODES] = codes
+    return dense if list(vectors) == [""] else vectors
+
+
+def _several(size: int) -> models.VectorParams:
+    return models.VectorParams(
+        size=size,
         distance=models.Distance.COSINE,
         multivector_config=models.MultiVectorConfig(comparator=models.MultiVectorComparator.MAX_SIM),
         hnsw_config=models.HnswConfigDiff(m=0),
         on_disk=True,
     )
-    return {vector_name: dense, OBJECTS: several}
 
 
 def is_quantized(info: models.CollectionInfo, vector_name: str) -> bool:
@@ -70,6 +98,13 @@ def is_quantized(info: models.CollectionInfo, vector_name: str) -> bool:
     vectors = info.config.params.vectors
     own = vectors.get(vector_name) if isinstance(vectors, dict) else vectors
     return bool(info.config.quantization_config or (own and own.quantization_config))
+
+
+def code_numbers(info: models.CollectionInfo) -> int:
+    """Numbers of each code in the multivector of codes; 0 where the collection has none."""
+    vectors = info.config.params.vectors
+    codes = vectors.get(CODES) if isinstance(vectors, dict) else None
+    return codes.size if codes and codes.multivector_config else 0
 
 
 def metadata_of(fingerprint: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 from soir_qdrant.errors import ConfigError
+from soir_qdrant.qdrant.ordering import ByCodes
 from soir_qdrant.types import Box, Failure, Hit, LoadedImage, Vector
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ class Window:
         block: hits that `rerank` gets at once; 0 gives it all of them, or all of a group.
         by_objects: above 0, Qdrant itself takes so many candidates by the images' vectors and orders them by
             their most similar object vector (MaxSim).
+        by_codes: Qdrant itself orders candidates by the image's vector and the codes of its objects.
         group_size: hits of each group; 0 where hits are not grouped.
     """
 
@@ -85,6 +87,7 @@ class Window:
     block: int = 0
     by_objects: int = 0
     group_size: int = 0
+    by_codes: ByCodes | None = None
 
 
 class Reranker(Protocol):

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from soir_qdrant.errors import ConfigError
+from soir_qdrant.qdrant.ordering import ByCodes
 from soir_qdrant.qdrant.payload import KEY, best_object, decode
 from soir_qdrant.rerank.base import Need, Page, SearchQuery, Window, candidate_blocks
 from soir_qdrant.types import Failure, Hit, Vector
@@ -53,6 +54,10 @@ class CodeReranker:
         """See `candidate_blocks`."""
         return candidate_blocks(self.candidates, page)
 
+    def in_qdrant(self) -> QdrantCodes:
+        """The same order, made by a collection that has codes as vectors."""
+        return QdrantCodes(self.candidates, self.weight)
+
     def rerank(
         self, query: SearchQuery, hits: Sequence[Hit], *, failed: list[Failure] | None = None
     ) -> list[Hit]:
@@ -93,3 +98,32 @@ def expanded_query(query: Vector, hits: Sequence[Hit]) -> Vector | None:
             expanded = query / length if expanded is None else expanded
             expanded[: len(code)] += np.float32(cosine**2) * code
     return expanded
+
+
+class QdrantCodes:
+    """`rerank="codes"` where the codes are vectors too: one request, whose answer is the page alone.
+
+    The first block of candidates is ordered as `CodeReranker(expand=0)` does: the query is not expanded. A page
+    beyond it is cut from so many more blocks, ordered together, and pages there fit together where one
+    `prefetch` covers them.
+    """
+
+    name = "codes"
+    needs: frozenset[Need] = frozenset({"payload"})
+
+    def __init__(self, candidates: int, weight: float) -> None:
+        self.candidates = candidates
+        self.weight = weight
+
+    def window(self, page: Page) -> Window:
+        """The page itself: Qdrant orders before it cuts."""
+        block = max(page.prefetch or self.candidates, page.limit)
+        candidates = -(-(page.offset + page.limit) // block) * block
+        return Window(page.limit, page.offset, by_codes=ByCodes(candidates, self.weight))
+
+    def rerank(
+        self, _query: SearchQuery, hits: Sequence[Hit], *, failed: list[Failure] | None = None
+    ) -> list[Hit]:
+        """The hits as they are: they come ordered."""
+        del failed
+        return list(hits)

@@ -9,6 +9,7 @@ from qdrant_client import models
 from soir_qdrant.errors import CollectionError
 from soir_qdrant.qdrant.collection import Store
 from soir_qdrant.rerank.base import Reranker, SearchQuery, Window
+from soir_qdrant.rerank.codes import CodeReranker
 from soir_qdrant.search.options import SearchOptions
 
 
@@ -30,6 +31,8 @@ def make_plan(
         CollectionError: where the reranker orders by object vectors, and the collection keeps none.
         ConfigError: where it cannot order groups.
     """
+    if store.code_numbers and isinstance(reranker, CodeReranker) and group_size is None:
+        reranker = reranker.in_qdrant()
     window = reranker.window(options.page(group_size))
     if window.by_objects and not store.has_objects:
         raise CollectionError(
@@ -61,4 +64,5 @@ def query_request(store: Store, query: SearchQuery, plan: Plan, *, exact_boxes: 
         score_threshold=options.score_threshold,
         params=options.search_params,
         shard_key=options.shard_key,
+        by_codes=window.by_codes,
     )

@@ -11,27 +11,27 @@ from PIL import Image
 
 from soir_qdrant.types import RGB
 
-PICTURES = Path(str(resources.files("soir_qdrant") / "data" / "pictures"))
+IMAGES = Path(str(resources.files("soir_qdrant") / "data" / "pictures"))
 
 
 def backgrounds() -> list[RGB]:
     """Real photographs to check an export on."""
-    files = sorted((PICTURES / "grounds").iterdir())
+    files = sorted((IMAGES / "grounds").iterdir())
     return [np.asarray(Image.open(file).convert("RGB")) for file in files]
 
 
 def real_crops(size: int, count: int = 5) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """Things in photographs: crops uint8 [count, size, size, 3]; masks float32 [count, size, size], 0..1."""
-    things = sorted((PICTURES / "cutouts").iterdir())[:count]
+    things = sorted((IMAGES / "cutouts").iterdir())[:count]
     crops, masks = [], []
-    for ground, thing in zip(backgrounds() * count, things, strict=False):
+    for background, thing in zip(backgrounds() * count, things, strict=False):
         cutout = Image.open(thing).convert("RGBA").resize((size * 3 // 4,) * 2)
-        picture = Image.fromarray(resized(ground, (size, size)))
+        scene = Image.fromarray(resized(background, (size, size)))
         inside = Image.new("L", (size, size))
         place = (size // 8, size // 8)
-        picture.paste(cutout, place, cutout)
+        scene.paste(cutout, place, cutout)
         inside.paste(cutout.getchannel("A"), place)
-        crops.append(np.asarray(picture))
+        crops.append(np.asarray(scene))
         masks.append(np.asarray(inside, np.float32) / 255)
     return np.stack(crops), np.stack(masks)
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from soir_qdrant.components import Components
 from soir_qdrant.config import Settings
 from soir_qdrant.errors import ConfigError
-from soir_qdrant.serving import graphs, last_block
-from soir_qdrant.serving.export_parts import Part, parts
+from soir_qdrant.recipe import short_hash
+from soir_qdrant.serving import graphs, last_block, scene_server, spec
+from soir_qdrant.serving.export_part import Part
+from soir_qdrant.serving.export_parts import parts
+from soir_qdrant.serving.model_spec import ModelSpec, Precision
+from soir_qdrant.serving.onnx import OnnxEncoder
 from soir_qdrant.serving.onnx_file import compare, write_onnx
 from soir_qdrant.serving.repository import VERSION, profile, write
-from soir_qdrant.serving.spec import ModelSpec, Precision
 
 Backend = Literal["onnxruntime", "tensorrt", "python"]
 CONFIG_NAMES: dict[Backend, str | None] = {"onnxruntime": None, "tensorrt": "trt", "python": "cpu"}
@@ -39,28 +43,58 @@ def export(
     *,
     backend: Backend = "onnxruntime",
     precision: Precision = "fp32",
-    told: Callable[[str], None] = lambda _: None,
+    scene: bool = False,
+    progress: Callable[[str], None] = lambda _: None,
 ) -> list[Exported]:
     """Write the models of these settings as a model repository.
 
     Every backend reads the same ONNX files; "tensorrt" also gets a script per model that builds its plan
-    where the GPU is. told: called with a line per model. Models with a part that needs no serving (the
-    segmenter GrabCut) have none. Raises WeightsError where weights are missing, ConfigError where an export
-    differs from torch by more than the tolerance: then that model is not written.
+    where the GPU is. Models with a part that needs no serving (the segmenter GrabCut) have none.
+
+    Args:
+        settings: of the pipeline.
+        folder: to write.
+        backend: what is to run the models.
+        precision: inside the models.
+        scene: also write the model that has whole images described in one request, by the others; it wants
+            soir_qdrant in the Python of the server.
+        progress: called with a line per model.
+
+    Raises:
+        WeightsError: where weights are missing.
+        ConfigError: where an export differs from torch by more than the tolerance: then that model is not
+            written. Of a scene, for pooling "mao".
     """
     done = []
+    models = {}
     for part in parts(settings, precision):
         done.append(_export(part, folder))
         exported = done[-1]
-        told(
+        progress(
             f"{exported.name}: {exported.bytes / 1e6:.1f} MB, largest difference {exported.error:.1e}, "
             f"least cosine {exported.cosine:.7f}, {exported.fingerprint}"
         )
+        models[part.spec.name] = spec.describe(part.spec, part.fingerprint)
         write([part.spec], folder, {part.spec.name: part.fingerprint})
         if backend == "tensorrt":
-            told(f"  plan: {_trtexec(part.spec, folder)}")
-    told(f"serve it: {command(folder, backend)}")
+            progress(f"  plan: {_trtexec(part.spec, folder)}")
+    if scene:
+        progress(f"{spec.SCENE}: the models above in one request, {_scene(settings, models, folder)}")
+    progress(f"serve it: {command(folder, backend)}")
     return done
+
+
+def _scene(settings: Settings, models: Mapping[str, Mapping[str, str]], folder: Path) -> str:
+    """Write the model that has whole images described; returns the recipe that it stands for. Raises ConfigError
+    for pooling "mao", which reads tokens."""
+    if settings.vector.pooling == "mao":
+        raise ConfigError(f'{spec.SCENE} does not refine: export without it, or set vector.pooling to "gmp"')
+    encoder = OnnxEncoder(folder / spec.ENCODER / str(VERSION) / "model.onnx")
+    parts = Components(settings, encoder=encoder)
+    recipe = short_hash(parts.recipe)
+    write([spec.scene(dim=parts.dim)], folder, {spec.SCENE: recipe})
+    scene_server.save(settings, models, folder / spec.SCENE / str(VERSION) / scene_server.FILE)
+    return recipe
 
 
 def command(folder: Path, backend: Backend) -> str:
@@ -90,10 +124,10 @@ def _export(part: Part, folder: Path) -> Exported:
     return Exported(part.spec.name, target, part.fingerprint, error, cosine, size)
 
 
-def _trtexec(held: ModelSpec, folder: Path) -> Path:
+def _trtexec(model: ModelSpec, folder: Path) -> Path:
     """The script that builds a plan: run it in the server's image on the server's GPU, as plans belong to
     one version of TensorRT and one kind of GPU."""
-    place = folder / held.name / str(VERSION)
+    place = folder / model.name / str(VERSION)
     text = "\n".join(
         [
             "#!/bin/sh",
@@ -103,9 +137,9 @@ def _trtexec(held: ModelSpec, folder: Path) -> Path:
             'cd "$(dirname "$0")" || exit 1',
             "trtexec --help | grep -q -- --stronglyTyped && typed=--stronglyTyped",
             "exec trtexec --onnx=model.onnx --saveEngine=model.plan $typed \\",
-            f"  --minShapes={profile(held, 'least')} \\",
-            f"  --optShapes={profile(held, 'usual')} \\",
-            f"  --maxShapes={profile(held, 'most')} \\",
+            f"  --minShapes={profile(model, 'min')} \\",
+            f"  --optShapes={profile(model, 'usual')} \\",
+            f"  --maxShapes={profile(model, 'max')} \\",
             '  --timingCacheFile=timing.cache "$@"',
             "",
         ]

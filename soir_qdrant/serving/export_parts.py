@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from soir_qdrant.config import Owlv2Settings, SamSettings, Settings
 from soir_qdrant.errors import ConfigError
@@ -23,22 +21,11 @@ from soir_qdrant.models.tokens import AFTER, LAYER
 from soir_qdrant.models.weights import Weights, resolve
 from soir_qdrant.serving import graphs, spec
 from soir_qdrant.serving.check_images import backgrounds, real_crops, resized
+from soir_qdrant.serving.export_heads import heads_of
+from soir_qdrant.serving.export_part import Part
+from soir_qdrant.serving.head_files import reads_trunk
 from soir_qdrant.serving.pixels import fitted, padded, shrunk
-from soir_qdrant.serving.served_detector import reads_trunk
-from soir_qdrant.serving.spec import ModelSpec, Precision, Tolerance
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Part:
-    """One model to export. checks: inputs it is compared on, at several batch sizes. expected: what torch
-    says in float32."""
-
-    spec: ModelSpec
-    graph: nn.Module
-    fingerprint: str
-    checks: Sequence[tuple[NDArray[Any], ...]]
-    expected: Callable[..., tuple[NDArray[Any], ...]]
-    tolerance: Tolerance
+from soir_qdrant.serving.spec import Precision
 
 
 def parts(settings: Settings, precision: Precision) -> Iterator[Part]:
@@ -54,6 +41,7 @@ def parts(settings: Settings, precision: Precision) -> Iterator[Part]:
         raise ConfigError(f"encoder.kind {settings.encoder.kind!r}: only the kind 'vit' can be exported")
     if reads_trunk(settings):
         yield _of_trunk(encoder, precision, dtype)
+    yield from heads_of(settings, encoder, precision)
     yield _of_encoder(encoder, precision, dtype)
     if isinstance(settings.detector, Owlv2Settings):
         yield _of_owlv2(settings.detector, precision, dtype)
@@ -85,9 +73,8 @@ def _of_encoder(encoder: ViTEncoder, precision: Precision, dtype: torch.dtype) -
     side = encoder.input_size // encoder.patch
 
     def expected(
-        crops: NDArray[np.uint8], masks: NDArray[np.float32], patches: NDArray[np.int64]
+        crops: NDArray[np.uint8], patches: NDArray[np.int64], weights: NDArray[np.float32]
     ) -> tuple[NDArray[Any], ...]:
-        weights = np.take_along_axis(patch_weights(masks, side), patches, 1)
         answer = encoder.encode_batch(crops, Batch(np.arange(len(crops)), patches, weights), True, False)
         return tuple(x.numpy() for x in answer[:3] if x is not None)
 
@@ -105,7 +92,7 @@ def _of_encoder(encoder: ViTEncoder, precision: Precision, dtype: torch.dtype) -
         ),
         graphs.EncoderGraph(encoder, dtype),
         encoder.fingerprint,
-        [(crops[batch.rows], masks[batch.rows], batch.patches) for batch in (whole, parts)],
+        [(crops[batch.rows], batch.patches, batch.weights) for batch in (whole, parts)],
         expected,
         spec.TOLERANCES[precision],
     )
@@ -114,7 +101,7 @@ def _of_encoder(encoder: ViTEncoder, precision: Precision, dtype: torch.dtype) -
 def _of_owlv2(settings: Owlv2Settings, precision: Precision, dtype: torch.dtype) -> Part:
     detector = Owlv2Detector(settings.weights, device="cpu", dtype="float32")
     pixels = graphs.Pixels(OPENAI, torch.float32)
-    pictures = np.stack([padded(image, detector.size) for image in backgrounds()[:2]])
+    images = np.stack([padded(image, detector.size) for image in backgrounds()[:2]])
 
     def expected(images: NDArray[np.uint8]) -> tuple[NDArray[Any], ...]:
         with torch.inference_mode():
@@ -125,7 +112,7 @@ def _of_owlv2(settings: Owlv2Settings, precision: Precision, dtype: torch.dtype)
         spec.owlv2(size=detector.size, patch=int(detector.model.config.vision_config.patch_size)),
         graphs.Owlv2Graph(detector.model, dtype),
         fingerprint_of(resolve(settings.weights)),
-        [(pictures[:1],), (pictures,)],
+        [(images[:1],), (images,)],
         expected,
         spec.TOLERANCES[precision],
     )
@@ -141,9 +128,7 @@ def _of_sam(settings: SamSettings, precision: Precision, dtype: torch.dtype) -> 
     }
     fingerprint = fingerprint_of(resolve(settings.weights))
     pixels = graphs.Pixels(IMAGENET, torch.float32)
-    pictures = np.stack(
-        [shrunk(im, fitted(im.shape[0], im.shape[1], size), size) for im in backgrounds()[:2]]
-    )
+    images = np.stack([shrunk(im, fitted(im.shape[0], im.shape[1], size), size) for im in backgrounds()[:2]])
 
     def embeddings(images: NDArray[np.uint8]) -> tuple[NDArray[Any], ...]:
         with torch.inference_mode():
@@ -153,11 +138,11 @@ def _of_sam(settings: SamSettings, precision: Precision, dtype: torch.dtype) -> 
         spec.sam_encoder(**facts),
         graphs.SamEncoderGraph(model, dtype),
         fingerprint,
-        [(pictures[:1],), (pictures,)],
+        [(images[:1],), (images,)],
         embeddings,
         spec.TOLERANCES[precision],
     )
-    yield _of_sam_decoder(model, facts, fingerprint, embeddings(pictures[:1])[0])
+    yield _of_sam_decoder(model, facts, fingerprint, embeddings(images[:1])[0])
 
 
 def _of_sam_decoder(

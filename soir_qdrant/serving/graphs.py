@@ -60,7 +60,7 @@ class Trunk(nn.Module):
 
 
 class EncoderGraph(nn.Module):
-    """crops uint8 [B, S, S, 3], masks [B, S, S], patches int64 [B, m] -> descriptor, layers, tokens: see
+    """crops uint8 [B, S, S, 3], patches int64 [B, m], weights [B, m] -> descriptor, layers, tokens: see
     `types.Encoding`, and `geometry.patches.Batch`.
 
     The last block stays in float32, as it does in `ViTEncoder`.
@@ -69,7 +69,6 @@ class EncoderGraph(nn.Module):
     def __init__(self, encoder: ViTEncoder, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.trunk = Trunk(encoder, encoder.depth - 1, dtype)
-        self.patch, self.grid = encoder.patch, encoder.input_size // encoder.patch
         self._block = encoder.last_block.to("cpu", torch.float32)
         self.head = self._block.head
         for name, weight in self._block.weights.items():
@@ -78,24 +77,17 @@ class EncoderGraph(nn.Module):
     @property
     def block(self) -> LastBlock:
         """The last block on this module's own buffers, which is what an export can follow."""
-        held = {name: getattr(self, _flat(name)) for name in self._block.weights}
-        return replace(self._block, weights=held, head=self.head)
+        buffers = {name: getattr(self, _flat(name)) for name in self._block.weights}
+        return replace(self._block, weights=buffers, head=self.head)
 
-    def forward(self, crops: Tensor, masks: Tensor, patches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, crops: Tensor, patches: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         block, trunk = self.block, self.trunk(crops, patches)
         last = block.forward(trunk[-1])
-        weights = self.patch_weights(masks).gather(1, patches)[:, None]
         means = [
-            (weights @ block.norm(x)[:, block.prefix_tokens :])[:, 0] for x in [*trunk[1 - LAYERS :], last]
+            (weights[:, None] @ block.norm(x)[:, block.prefix_tokens :])[:, 0]
+            for x in [*trunk[1 - LAYERS :], last]
         ]
         return block.read(last), torch.stack(means, 1), trunk[-1]
-
-    def patch_weights(self, masks: Tensor) -> Tensor:
-        """As `geometry.patches.patch_weights`."""
-        cells = masks.reshape(-1, self.grid, self.patch, self.grid, self.patch)
-        share = cells.mean((2, 4)).flatten(1)
-        share = torch.where(share.sum(1, keepdim=True) > 1e-6, share, torch.ones_like(share))
-        return share / share.sum(1, keepdim=True)
 
 
 class TokensGraph(nn.Module):
@@ -137,8 +129,8 @@ class SamEncoderGraph(nn.Module):
         self.pixels = Pixels(IMAGENET, dtype)
 
     def forward(self, images: Tensor) -> Tensor:
-        found: Tensor = self.encoder(self.pixels(images)).last_hidden_state
-        return found.float()
+        embeddings: Tensor = self.encoder(self.pixels(images)).last_hidden_state
+        return embeddings.float()
 
 
 class SamDecoderGraph(nn.Module):

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from soir_qdrant.config import Settings
@@ -15,7 +14,7 @@ from soir_qdrant.serving import last_block, spec
 from soir_qdrant.serving.repository import VERSION
 from soir_qdrant.serving.runtime import Runtime
 from soir_qdrant.serving.served import ServedEncoder
-from soir_qdrant.serving.session import Arrays, T, U
+from soir_qdrant.serving.session import Arrays, T, U, in_batches
 
 
 class OnnxSession:
@@ -56,23 +55,18 @@ class OnnxSession:
             raise WeightsError(
                 f"{path}: onnxruntime cannot load it ({str(error).splitlines()[0]})"
             ) from error
-        told = dict(self._session.get_modelmeta().custom_metadata_map)
-        self.spec, self.fingerprint = spec.read(told, str(path))
+        description = dict(self._session.get_modelmeta().custom_metadata_map)
+        self.spec, self.fingerprint = spec.read(description, str(path))
         self.batch = batch or max(self.spec.usual_batch, 1)
 
     def run(self, inputs: Arrays, outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
         """See `session.Session`."""
-        if not self.spec.max_batch:
-            return dict(zip(outputs, self._session.run(list(outputs), dict(inputs)), strict=True))
-        rows = len(next(iter(inputs.values())))
-        parts = [
-            self._session.run(list(outputs), {k: v[i : i + self.batch] for k, v in inputs.items()})
-            for i in range(0, rows, self.batch)
-        ]
-        return {
-            name: np.concatenate(column)
-            for name, column in zip(outputs, zip(*parts, strict=True), strict=True)
-        }
+        size = self.batch if self.spec.max_batch else 0
+
+        def run(part: Arrays) -> dict[str, NDArray[Any]]:
+            return dict(zip(outputs, self._session.run(list(outputs), dict(part)), strict=True))
+
+        return in_batches(run, inputs, outputs, size)
 
     def each(self, action: Callable[[T], U], items: Iterable[T]) -> list[U]:
         """One after the other: one run takes all cores."""

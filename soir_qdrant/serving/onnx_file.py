@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from soir_qdrant.errors import ConfigError
 from soir_qdrant.serving import spec
-from soir_qdrant.serving.export_parts import Part
+from soir_qdrant.serving.export_part import Part
 
 OPSET = 20  # written without the fallback converter, and read by every onnxruntime since 1.17
 
@@ -54,14 +54,13 @@ def write_onnx(part: Part, file: Path) -> None:
 def _free_sizes(model: spec.ModelSpec) -> list[dict[int, Any]]:
     """Of each input: its axes of free size, as torch's exporter wants them."""
     batch = torch.export.Dim("batch", min=1, max=1024)
+    only_one = sum(tensor.dims.count(-1) for tensor in model.inputs) == 1 and not model.max_batch
     shapes = []
     for tensor in model.inputs:
         axes: dict[int, Any] = {0: batch} if model.max_batch else {}
         for axis, size in enumerate(tensor.dims, start=1 if model.max_batch else 0):
             if size == -1:
-                axes[axis] = (
-                    torch.export.Dim.DYNAMIC if model.max_batch else torch.export.Dim("boxes", max=1024)
-                )
+                axes[axis] = torch.export.Dim("boxes", max=1024) if only_one else torch.export.Dim.DYNAMIC
         shapes.append(axes)
     return shapes
 

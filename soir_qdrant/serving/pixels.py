@@ -37,5 +37,5 @@ def fitted(height: int, width: int, size: int) -> tuple[int, int]:
 
 def resized(image: RGB, shape: tuple[int, int]) -> RGB:
     """Smoothly, to a shape (height, width). Pillow's antialiased bilinear filter is that of torch."""
-    picture = Image.fromarray(np.ascontiguousarray(image))
-    return np.asarray(picture.resize((shape[1], shape[0]), Image.Resampling.BILINEAR))
+    whole = Image.fromarray(np.ascontiguousarray(image))
+    return np.asarray(whole.resize((shape[1], shape[0]), Image.Resampling.BILINEAR))

@@ -13,12 +13,13 @@ would silently take its config.pbtxt, so every model gets every one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Literal
 
-from soir_qdrant.serving.spec import PROFILES, ModelSpec, Tensor, describe
+from soir_qdrant.serving import spec as specs
+from soir_qdrant.serving.model_spec import ModelSpec, Tensor, Which
 
 Variant = Literal["ort_trt", "cpu", "ort_cpu", "trt"]
 FILES: dict[Variant, str] = {
@@ -31,26 +32,45 @@ VERSION = 1
 ENGINE_CACHE = "/engines"  # a volume: engines take minutes to build, and belong to one kind of GPU
 QUEUE = 128  # requests that wait; the next is turned away at once, and its client comes back later
 QUEUE_US = 30_000_000  # how long one waits before it is turned away too
+SCENES = 2  # images that are in work at once: one is cut and read while the other runs through a model
+
+# As published: what the checked-in configurations are made for. An export takes the sizes of its weights.
+PROFILES: Mapping[str, tuple[ModelSpec, ...]] = {
+    "embedded": (
+        specs.tokens(patch=14, dim=384, skip=2),
+        specs.token_head(patch=14, dim=384),
+        specs.token_unet(dim=384, side=96, alone=0),
+        specs.encoder(size=224, patch=14, dim=384, dim_out=384),
+        specs.scene(dim=1024),
+    ),
+    "paper": (
+        specs.owlv2(size=960, patch=16),
+        specs.sam_encoder(size=1024, channels=256, grid=64),
+        specs.sam_decoder(size=1024, channels=256, grid=64),
+        specs.encoder(size=224, patch=14, dim=768, dim_out=768),
+    ),
+}
 
 
 def files(spec: ModelSpec, fingerprint: str | None = None) -> dict[str, str]:
     """Path within the repository -> content, of one model without its weights."""
-    found = {f"{spec.name}/{path}": config(spec, variant, fingerprint) for variant, path in FILES.items()}
-    found[f"{spec.name}/{VERSION}/model.py"] = python_model()
-    return found
+    texts = {f"{spec.name}/{path}": config(spec, variant, fingerprint) for variant, path in FILES.items()}
+    texts[f"{spec.name}/{VERSION}/model.py"] = python_model(spec)
+    return texts
 
 
-def write(specs: Sequence[ModelSpec], folder: Path, fingerprints: dict[str, str] | None = None) -> None:
+def write(models: Sequence[ModelSpec], folder: Path, fingerprints: dict[str, str] | None = None) -> None:
     """Write the repository of some models. fingerprints: by the model's name, where the weights are known."""
-    for spec in specs:
+    for spec in models:
         for path, text in files(spec, (fingerprints or {}).get(spec.name)).items():
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             (folder / path).write_text(text)
 
 
-def python_model() -> str:
-    """The model.py of the Python backend: the same for every model."""
-    return (resources.files("soir_qdrant.serving") / "python_backend.py").read_text()
+def python_model(spec: ModelSpec) -> str:
+    """The model.py of the Python backend: that of scenes, or that of all models with an ONNX file."""
+    name = "scene_backend.py" if spec.kind == "scene" else "python_backend.py"
+    return (resources.files("soir_qdrant.serving") / name).read_text()
 
 
 def config(spec: ModelSpec, variant: Variant, fingerprint: str | None = None) -> str:
@@ -58,25 +78,25 @@ def config(spec: ModelSpec, variant: Variant, fingerprint: str | None = None) ->
     parts = [
         "# Written by soir_qdrant.serving.repository from soir_qdrant.serving.spec: change it there.",
         f'name: "{spec.name}"',
-        _backend(variant),
+        _backend("cpu" if spec.kind == "scene" else variant),
         _batch_size(spec),
         *(_tensor("input", tensor) for tensor in spec.inputs),
         *(_tensor("output", tensor) for tensor in spec.outputs),
         "# One version, by number: a new one is taken into service on purpose, not because it lies there.\n"
         f"version_policy {{ specific {{ versions: [ {VERSION} ] }} }}",
-        _instances(variant),
+        _instances(spec, variant),
         _batching(spec),
-        _warmup(spec),
+        "" if spec.kind == "scene" else _warmup(spec),
         *_parameters(spec, fingerprint),
     ]
-    if variant == "ort_trt":
+    if variant == "ort_trt" and spec.kind != "scene":
         parts.append(_acceleration(spec))
     return "\n".join(part for part in parts if part) + "\n"
 
 
-def profile(spec: ModelSpec, which: Literal["least", "usual", "most"]) -> str:
+def profile(spec: ModelSpec, which: Which) -> str:
     """The shapes of the inputs in TensorRT's notation: "crops:8x224x224x3,masks:8x224x224"."""
-    batch = {"least": 1, "usual": spec.usual_batch, "most": spec.max_batch}[which]
+    batch = {"min": 1, "usual": spec.usual_batch, "max": spec.max_batch}[which]
     return ",".join(
         f"{tensor.name}:{'x'.join(map(str, [*([batch] if spec.max_batch else []), *tensor.at(which)]))}"
         for tensor in spec.inputs
@@ -94,7 +114,7 @@ def _backend(variant: Variant) -> str:
 
 def _batch_size(spec: ModelSpec) -> str:
     why = (
-        "" if spec.max_batch else "# No batch dimension: the graph takes one image and any number of boxes.\n"
+        "" if spec.max_batch else "# No batch dimension: a request is one image, with any number of boxes.\n"
     )
     return f"{why}max_batch_size: {spec.max_batch}"
 
@@ -104,7 +124,12 @@ def _tensor(kind: str, tensor: Tensor) -> str:
     return f'{kind} [ {{ name: "{tensor.name}" data_type: TYPE_{tensor.dtype} dims: [ {dims} ] }} ]'
 
 
-def _instances(variant: Variant) -> str:
+def _instances(spec: ModelSpec, variant: Variant) -> str:
+    if spec.kind == "scene":
+        return (
+            "# It waits for the other models most of the time: a second one works meanwhile.\n"
+            f"instance_group [ {{ count: {SCENES} kind: KIND_CPU }} ]"
+        )
     if variant in ("cpu", "ort_cpu"):
         return "# onnxruntime takes all cores for one request: a second instance would only compete.\n" + (
             "instance_group [ { count: 1 kind: KIND_CPU } ]"
@@ -150,10 +175,9 @@ def _warmup(spec: ModelSpec) -> str:
 
 
 def _parameters(spec: ModelSpec, fingerprint: str | None) -> list[str]:
-    told = describe(spec, fingerprint)
     lines = [
         f'parameters {{ key: "{key}" value {{ string_value: "{_quoted(value)}" }} }}'
-        for key, value in told.items()
+        for key, value in specs.describe(spec, fingerprint).items()
     ]
     return ["# What clients compare with what they expect. The fingerprint comes with the weights.", *lines]
 
@@ -162,9 +186,9 @@ def _acceleration(spec: ModelSpec) -> str:
     parameters = {
         "trt_engine_cache_enable": "true",
         "trt_engine_cache_path": f"{ENGINE_CACHE}/{spec.name}",
-        "trt_profile_min_shapes": profile(spec, "least"),
+        "trt_profile_min_shapes": profile(spec, "min"),
         "trt_profile_opt_shapes": profile(spec, "usual"),
-        "trt_profile_max_shapes": profile(spec, "most"),
+        "trt_profile_max_shapes": profile(spec, "max"),
     }
     lines = "".join(
         f'\n    parameters {{ key: "{key}" value: "{value}" }}' for key, value in parameters.items()

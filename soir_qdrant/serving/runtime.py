@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 from soir_qdrant.config import Settings
 from soir_qdrant.contracts import Detector, Segmenter
 from soir_qdrant.errors import ConfigError, WeightsError
-from soir_qdrant.kinds import Parts, make_detector, make_encoder, make_segmenter
+from soir_qdrant.kinds import SEGMENTERS, Parts, kind_of, make_detector, make_encoder, make_segmenter
 from soir_qdrant.serving import spec
+from soir_qdrant.serving.head_files import detector_head, reads_trunk, segmenter_head
 from soir_qdrant.serving.served import ServedEncoder, ServedTrunk
-from soir_qdrant.serving.served_detector import ServedDetector, reads_trunk, served_as
-from soir_qdrant.serving.served_segmenter import SERVED_SEGMENTERS, ServedSegmenter
+from soir_qdrant.serving.served_detector import ServedDetector
+from soir_qdrant.serving.served_masks import ServedMasks
+from soir_qdrant.serving.served_segmenter import ServedSegmenter
 from soir_qdrant.serving.session import Session
 
 if TYPE_CHECKING:
@@ -81,21 +83,38 @@ class Runtime:
         return encoder
 
     def make_detector(self, settings: Settings) -> Detector | None:
-        """A kind that no model is served for runs here."""
-        if served_as(settings.detector) is None:
+        """A kind that no model is served for runs here, one that reads features on the served trunk."""
+        if settings.detector.kind == "owlv2":
+            return ServedDetector(self.session(spec.DETECTOR), settings.detector)
+        head = detector_head(settings, self.session(spec.ENCODER).fingerprint)
+        if head is None:
             return make_detector(settings.detector, Parts(settings, self.trunk))
-        return ServedDetector(self.session(spec.DETECTOR), settings.detector)
+        session = self._with_head(spec.DETECTOR, head)
+        reads = kind_of(SEGMENTERS, settings.segmenter.kind).reads_features
+        return ServedDetector(session, settings.detector, source=self.trunk() if reads else None)
 
     def make_segmenter(self, settings: Settings) -> Segmenter:
-        """A kind that no model is served for runs here, on the served trunk. Raises ConfigError where it
-        reads features, and the trunk's place is taken by another detector."""
-        if settings.segmenter.kind in SERVED_SEGMENTERS:
+        """A kind that no model is served for runs here, one that reads features on the served trunk."""
+        if settings.segmenter.kind == "sam":
             return ServedSegmenter(self.session(spec.SEGMENTER_ENCODER), self.session(spec.SEGMENTER_DECODER))
-        return make_segmenter(settings.segmenter, Parts(settings, self.trunk))
+        head = segmenter_head(settings, self.session(spec.ENCODER).fingerprint)
+        if head is None:
+            return make_segmenter(settings.segmenter, Parts(settings, self.trunk))
+        return ServedMasks(self._with_head(spec.SEGMENTER, head), self.trunk())
 
     def trunk(self) -> ServedTrunk:
-        """What detectors and segmenters look through. Raises ConfigError where another detector is served."""
-        return ServedTrunk(self.session(spec.DETECTOR))
+        """The trunk alone, of which windows and patches are read."""
+        return ServedTrunk(self.session(spec.TRUNK))
+
+    def _with_head(self, name: str, head: str) -> Session:
+        """A model with a trained head, which must be that of the settings."""
+        session = self.session(name)
+        if session.fingerprint != head:
+            raise ConfigError(
+                f"{name} was exported with the trained head {session.fingerprint}, and the settings name {head}: "
+                "export it again, or name the head that it was exported with"
+            )
+        return session
 
     def last_block(self, settings: Settings, fingerprint: str) -> LastBlock:
         """Of the served encoder: from the file that was exported with it, else out of the local weights.

@@ -72,7 +72,7 @@ class ServedEncoder(Encoder):
         masks = checked_masks(crops, masks, self.input_size)
         wanted = ["descriptor", "layers", *(["tokens"] if with_tokens else [])]
         if not len(crops):  # Triton refuses a batch of none
-            sizes = {tensor.name: (0, *tensor.at("most")) for tensor in self._session.spec.outputs}
+            sizes = {tensor.name: (0, *tensor.at("max")) for tensor in self._session.spec.outputs}
             answer = {name: np.zeros(sizes[name], np.float32) for name in wanted}
         else:
             answer = self._answer(crops, masks, wanted)
@@ -86,7 +86,7 @@ class ServedEncoder(Encoder):
         parts = [*batches(weights, len(crops), object_only=self.object_only and "tokens" not in wanted)]
         answers = self._session.each(
             lambda part: self._session.run(
-                {"crops": crops[part.rows], "masks": masks[part.rows], "patches": part.patches}, wanted
+                {"crops": crops[part.rows], "patches": part.patches, "weights": part.weights}, wanted
             ),
             parts,
         )
@@ -116,7 +116,7 @@ class ServedTrunk(FeatureSource):
             )
         self._session = session
         self.patch, self.fingerprint = spec.fact("patch"), session.fingerprint
-        self.most = spec.fact("most") // self.patch
+        self.max_cells = spec.fact("max_side") // self.patch
 
     def __eq__(self, other: object) -> bool:
         """Of the same session: what was computed for one (see `token_grid.tiled_grid`) serves the other."""
@@ -134,7 +134,7 @@ class ServedTrunk(FeatureSource):
         if list(layers) != [LAYER]:
             raise ConfigError(f"features after the blocks {list(layers)}: the served trunk gives {[LAYER]}")
         height, width = images.shape[1] // self.patch, images.shape[2] // self.patch
-        h, w = min(height, self.most), min(width, self.most)
+        h, w = min(height, self.max_cells), min(width, self.max_cells)
         if (h, w) != (height, width):
             size = (w * self.patch, h * self.patch)
             images = np.stack([cv2.resize(image, size, interpolation=cv2.INTER_AREA) for image in images])

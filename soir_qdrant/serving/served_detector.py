@@ -1,86 +1,94 @@
-"""Detectors on served models: heads on a served trunk, whose work is done here, and OWLv2."""
+"""Detectors on served models: what the network says comes from there, the choice among boxes is made here."""
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
 
-from soir_qdrant.config import Owlv2Settings, Settings, TokenHeadSettings
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from soir_qdrant.config import Owlv2Settings, TokenHeadSettings
 from soir_qdrant.contracts import Detector
 from soir_qdrant.errors import ConfigError
 from soir_qdrant.geometry.boxes import from_square
-from soir_qdrant.kinds import DETECTORS, SEGMENTERS, DetectorSettings, Parts, kind_of, make_detector
+from soir_qdrant.kinds import DetectorSettings
+from soir_qdrant.models.detectors.choice import IOU, THRESHOLD, chosen
+from soir_qdrant.models.token_grid import AREA, places, remember
+from soir_qdrant.models.tokens import gridded
+from soir_qdrant.serving import spec
+from soir_qdrant.serving.model_spec import ModelSpec
 from soir_qdrant.serving.pixels import padded
 from soir_qdrant.serving.served import ServedTrunk
 from soir_qdrant.serving.session import Session
 from soir_qdrant.types import RGB, Detections
 
-TRUNK = "tokens"  # kind of the served model that detectors which read features look through
-SERVED: dict[str, DetectorSettings] = {TRUNK: TokenHeadSettings(), "owlv2": Owlv2Settings()}
-
-
-def served_as(settings: DetectorSettings) -> str | None:
-    """The kind of served model that a kind of detector needs; None for one that runs here."""
-    if kind_of(DETECTORS, settings.kind).reads_features:
-        return TRUNK
-    return settings.kind if settings.kind in SERVED else None
-
-
-def reads_trunk(settings: Settings) -> bool:
-    """Whether a trunk is to be served: its place, the detector's, must not be taken by another model."""
-    served = served_as(settings.detector)
-    reads = kind_of(SEGMENTERS, settings.segmenter.kind).reads_features
-    return served == TRUNK or (served is None and reads)
+SERVED: dict[str, DetectorSettings] = {"token_head": TokenHeadSettings(), "owlv2": Owlv2Settings()}
 
 
 class ServedDetector(Detector):
-    """`contracts.Detector` on a served model: one that reads features, made here on the served trunk, or OWLv2,
-    whose suppression is done here. Several images are looked at once.
+    """`contracts.Detector` on a served model: the trained head with its trunk, or OWLv2. Several images are
+    looked at at once.
 
     Args:
         session: of the model.
         settings: their kind must be one that this model serves; None takes the model's.
+        source: the trunk whose tokens the segmenter will ask for: those of the detector are remembered for it.
 
     Raises:
         ConfigError: the model serves another kind.
     """
 
-    def __init__(self, session: Session, settings: DetectorSettings | None = None) -> None:
-        chosen = settings or SERVED.get(session.spec.kind)
-        if chosen is None or served_as(chosen) != session.spec.kind:
+    def __init__(
+        self,
+        session: Session,
+        settings: DetectorSettings | None = None,
+        *,
+        source: ServedTrunk | None = None,
+    ) -> None:
+        served = SERVED.get(session.spec.kind)
+        chosen = settings or served
+        if chosen is None or served is None or chosen.kind != served.kind:
             raise ConfigError(
                 f"{session.spec.name} serves a model of kind {session.spec.kind!r}, and the setting "
                 f"detector.kind is {chosen and chosen.kind!r}: was it exported for another profile?"
             )
         self.name = chosen.kind
-        self._session = session
-        self._detector = _Owlv2(session, chosen) if session.spec.kind != TRUNK else _on_trunk(session, chosen)
+        self._session, self._settings, self._source = session, chosen, source
+        self._detect = self._owlv2 if session.spec.kind == "owlv2" else self._token_head
 
     def detect(self, images: list[RGB]) -> list[Detections]:
         """images: list of uint8 [H, W, 3]. See `Detector`."""
-        return self._session.each(lambda image: self._detector.detect([image])[0], images)
+        return self._session.each(self._detect, images)
 
-
-class _Owlv2(Detector):
-    """One image at a time."""
-
-    name = "owlv2"
-
-    def __init__(self, session: Session, settings: DetectorSettings) -> None:
-        self._session, self._settings = session, settings
-
-    def detect(self, images: list[RGB]) -> list[Detections]:
-        return [self._detect(image) for image in images]
-
-    def _detect(self, image: RGB) -> Detections:
+    def _owlv2(self, image: RGB) -> Detections:
         pixels = padded(image, self._session.spec.fact("size"))
         answer = self._session.run({"images": pixels[None]}, ["boxes", "scores"])
         boxes, scores = (answer[name][0].astype(np.float64) for name in ("boxes", "scores"))
         return from_square(boxes, scores, image.shape, **self._settings.limits)
 
+    def _token_head(self, image: RGB) -> Detections:
+        inputs, (width, height) = looks(image, self._session.spec)
+        outputs = ["boxes", "scores", *(["tokens"] if self._source else [])]
+        answer = self._session.run(inputs, outputs)
+        if self._source is not None:
+            remember(self._source, inputs["image"], answer["tokens"])
+        size = (image.shape[1], image.shape[0])
+        scale = np.array([size[0] / width, size[1] / height] * 2, np.float32)
+        limits = {"threshold": THRESHOLD, "iou": IOU, **self._settings.limits}
+        return chosen(answer["scores"], answer["boxes"] * scale, size, **limits)
 
-def _on_trunk(session: Session, settings: DetectorSettings) -> Detector:
-    trunk = ServedTrunk(session)
-    detector = make_detector(settings, Parts(Settings(detector=settings), lambda: trunk))
-    if detector is None:
-        raise ConfigError(f"setting detector.kind {settings.kind!r}: it makes no detector")
-    return detector
+
+def looks(image: RGB, model: ModelSpec, area: int = AREA) -> tuple[dict[str, NDArray[Any]], tuple[int, int]]:
+    """The inputs of a served trained detector, at about this area, and width and height of its grid in tokens.
+
+    A panorama beyond what the model was exported for is looked at smaller: a TensorRT engine would refuse it.
+    """
+    patch, max_cells = model.fact("patch"), model.fact("max_cells")
+    fitted, (width, height) = gridded(image, patch, area)
+    if max(width, height) > max_cells:
+        width, height = min(width, max_cells), min(height, max_cells)
+        fitted = cv2.resize(image, (width * patch, height * patch), interpolation=cv2.INTER_AREA)
+    small = cv2.resize(image, (width * spec.SMALL, height * spec.SMALL), interpolation=cv2.INTER_AREA)
+    inputs = {"image": fitted, "small": small, "rows": places(height), "columns": places(width)}
+    return inputs, (width, height)

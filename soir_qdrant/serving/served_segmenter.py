@@ -13,8 +13,6 @@ from soir_qdrant.serving.pixels import fitted, shrunk
 from soir_qdrant.serving.session import Session, of_kind
 from soir_qdrant.types import RGB, Mask
 
-SERVED_SEGMENTERS = ("sam",)  # kinds with models to be served
-
 
 class ServedSegmenter(Segmenter):
     """`contracts.Segmenter`, SAM: the image is encoded once; all its boxes go through the decoder in one call."""
@@ -23,7 +21,7 @@ class ServedSegmenter(Segmenter):
 
     def __init__(self, encoder: Session, decoder: Session) -> None:
         spec = of_kind(encoder, "sam_encoder")
-        self.most = of_kind(decoder, "sam_decoder").fact("most")
+        self.max_boxes = of_kind(decoder, "sam_decoder").fact("max_boxes")
         self.size = spec.fact("size")
         if encoder.fingerprint != decoder.fingerprint:
             raise ConfigError(
@@ -44,9 +42,9 @@ class ServedSegmenter(Segmenter):
         prompts = np.asarray(boxes, np.float32) * scale
         masks = [
             self._decoder.run(
-                {"embeddings": embeddings, "boxes": prompts[None, i : i + self.most]}, ["masks"]
+                {"embeddings": embeddings, "boxes": prompts[None, i : i + self.max_boxes]}, ["masks"]
             )["masks"][0]
-            for i in range(0, len(prompts), self.most)
+            for i in range(0, len(prompts), self.max_boxes)
         ]
         return [
             in_frame(plane, row, (height, width), inner, self.size)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
 from numpy.typing import NDArray
 
 from soir_qdrant.errors import ConfigError
-from soir_qdrant.serving.spec import ModelSpec
+from soir_qdrant.serving.model_spec import ModelSpec
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -32,6 +33,20 @@ class Session(Protocol):
     def each(self, action: Callable[[T], U], items: Iterable[T]) -> list[U]:
         """The results of `action` in the order of `items`; several may run at once."""
         ...
+
+
+def in_batches(
+    run: Callable[[dict[str, NDArray[Any]]], dict[str, NDArray[Any]]],
+    inputs: Arrays,
+    outputs: Sequence[str],
+    size: int,
+) -> dict[str, NDArray[Any]]:
+    """The outputs of `run` on at most `size` rows at a time, joined; 0: all at once."""
+    rows = len(next(iter(inputs.values())))
+    if not size or rows <= size:
+        return run(dict(inputs))
+    parts = [run({k: v[i : i + size] for k, v in inputs.items()}) for i in range(0, rows, size)]
+    return {name: np.concatenate([part[name] for part in parts]) for name in outputs}
 
 
 def of_kind(session: Session, kind: str) -> ModelSpec:

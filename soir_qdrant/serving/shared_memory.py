@@ -28,14 +28,14 @@ class Regions:
         self._lock = threading.Lock()
 
     @contextmanager
-    def filled(self, given: list[Any], arrays: list[NDArray[Any]]) -> Iterator[Callable[[], None]]:
-        """given: tritonclient's inputs, pointed at a region that holds the arrays, within the block.
+    def filled(self, inputs: list[Any], arrays: list[NDArray[Any]]) -> Iterator[Callable[[], None]]:
+        """inputs: tritonclient's inputs, pointed at a region that holds the arrays, within the block.
 
         Yields what registers the region again, for a server that was restarted.
         """
         import tritonclient.utils.shared_memory as shm
 
-        handle, name, size = held = self._borrow(sum(array.nbytes for array in arrays))
+        handle, name, size = region = self._borrow(sum(array.nbytes for array in arrays))
 
         def register() -> None:
             self._connection.call("share memory", "unregister_system_shared_memory", name)
@@ -43,7 +43,7 @@ class Regions:
 
         try:
             offset = 0
-            for tensor, array in zip(given, arrays, strict=True):
+            for tensor, array in zip(inputs, arrays, strict=True):
                 shm.set_shared_memory_region(handle, [array], offset)
                 tensor.set_shared_memory(name, array.nbytes, offset)
                 offset += array.nbytes
@@ -51,7 +51,7 @@ class Regions:
             yield register
         finally:
             with self._lock:
-                self._free.append(held)
+                self._free.append(region)
 
     def close(self) -> None:
         """Gives the memory back. The server lets go of what it mapped when it ends."""
@@ -66,7 +66,7 @@ class Regions:
         import tritonclient.utils.shared_memory as shm
 
         with self._lock:
-            fitting = next((held for held in self._free if held[2] >= size), None)
+            fitting = next((region for region in self._free if region[2] >= size), None)
             if fitting:
                 self._free.remove(fitting)
                 return fitting

@@ -6,91 +6,28 @@ check a server against it. Standard library only: the smallest client can read i
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Literal
 
 from soir_qdrant.errors import ConfigError
-
-DType = Literal["UINT8", "INT64", "FP32"]
-Precision = Literal["fp32", "fp16"]
+from soir_qdrant.serving.model_spec import TOLERANCES as TOLERANCES
+from soir_qdrant.serving.model_spec import ModelSpec as ModelSpec
+from soir_qdrant.serving.model_spec import Precision as Precision
+from soir_qdrant.serving.model_spec import Tensor as Tensor
+from soir_qdrant.serving.model_spec import Tolerance as Tolerance
 
 ENCODER = "soir_encoder"
+TRUNK = "soir_trunk"
 DETECTOR = "soir_detector"
+SEGMENTER = "soir_segmenter"
 SEGMENTER_ENCODER = "soir_segmenter_encoder"
 SEGMENTER_DECODER = "soir_segmenter_decoder"
+SCENE = "soir_scene"
 
 LAYERS = 4  # rows of `Encoding.layers`
-
-
-@dataclass(frozen=True, slots=True)
-class Tensor:
-    """dims: without the batch; -1 where the size is free. least, usual, most: the same with the free ones
-    filled in, for TensorRT's shape profiles and the warm-up; empty where none is free."""
-
-    name: str
-    dtype: DType
-    dims: tuple[int, ...]
-    least: tuple[int, ...] = ()
-    usual: tuple[int, ...] = ()
-    most: tuple[int, ...] = ()
-
-    def at(self, which: Literal["least", "usual", "most"]) -> tuple[int, ...]:
-        """The dims with no free one."""
-        filled: tuple[int, ...] = getattr(self, which)
-        return filled or self.dims
-
-
-@dataclass(frozen=True, slots=True)
-class Tolerance:
-    """error: largest difference, as a share of the largest value of the output. cosine: least, over the
-    rows of an output."""
-
-    error: float
-    cosine: float
-
-
-# Of an exported model against torch in float32. Half precision is judged by directions, which is what
-# retrieval sees, rather than by single numbers.
-TOLERANCES: Mapping[Precision, Tolerance] = {
-    "fp32": Tolerance(error=1e-3, cosine=0.99999),
-    "fp16": Tolerance(error=0.1, cosine=0.999),
-}
-
-
-@dataclass(frozen=True, slots=True)
-class ModelSpec:
-    """One served model.
-
-    kind, facts: what `make` needs to build this spec again. max_batch: 0 where the model takes no batch
-    dimension; its dims are then whole shapes. usual_batch: what clients send at once. delay_us: how long
-    the server waits for more requests to join a batch.
-    """
-
-    name: str
-    kind: str
-    facts: tuple[tuple[str, int], ...]
-    inputs: tuple[Tensor, ...]
-    outputs: tuple[Tensor, ...]
-    max_batch: int
-    usual_batch: int
-    delay_us: int
-
-    @property
-    def hash(self) -> str:
-        """16 hex digits that change with what client and model must agree on; not with the batching."""
-        tensors = [[(t.name, t.dtype, t.dims) for t in side] for side in (self.inputs, self.outputs)]
-        text = json.dumps([self.name, self.kind, self.facts, tensors, self.max_batch > 0])
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-    def fact(self, name: str) -> int:
-        return dict(self.facts)[name]
-
-    def shape(self, tensor: Tensor) -> tuple[int, ...]:
-        """The whole shape, -1 where it is free."""
-        return (-1, *tensor.dims) if self.max_batch else tensor.dims
+BEST_CELLS = 1000  # of a detector's grid, that may name a box
+SMALL = 8  # pixels along a token, in the small image that the detector's head sees
+MAX_WINDOWS = 100  # boxes of an image
 
 
 def _facts(**facts: int) -> tuple[tuple[str, int], ...]:
@@ -100,21 +37,24 @@ def _facts(**facts: int) -> tuple[tuple[str, int], ...]:
 def encoder(
     *, size: int, patch: int, dim: int, dim_out: int, cls: int = 1, layers: int = LAYERS
 ) -> ModelSpec:
-    """The trunk and the last block of a vision transformer, on square crops, each with the patches of it that
-    are looked at.
+    """A vision transformer on square crops, each with the patches of it that are looked at, and their weights
+    in the means.
 
     size, patch: sides in pixels. dim: of the tokens; dim_out: of the descriptor. cls: tokens before those of
     the patches: CLS, registers.
     """
     grid = (size // patch) ** 2
     some = max(grid // 8, 1), max(grid // 2, 1), grid
-    patches = Tensor("patches", "INT64", (-1,), *((count,) for count in some))
     tokens = Tensor("tokens", "FP32", (-1, dim), *((count + cls, dim) for count in some))
     return ModelSpec(
         ENCODER,
         "encoder",
         _facts(size=size, patch=patch, dim=dim, dim_out=dim_out, cls=cls, layers=layers),
-        (Tensor("crops", "UINT8", (size, size, 3)), Tensor("masks", "FP32", (size, size)), patches),
+        (
+            Tensor("crops", "UINT8", (size, size, 3)),
+            Tensor("patches", "INT64", (-1,), *((count,) for count in some)),
+            Tensor("weights", "FP32", (-1,), *((count,) for count in some)),
+        ),
         (
             Tensor("descriptor", "FP32", (dim_out,)),
             Tensor("layers", "FP32", (layers, dim)),
@@ -127,11 +67,17 @@ def encoder(
 
 
 def tokens(
-    *, patch: int, dim: int, skip: int, least: int = 14, usual: int = 448, most: int = 1232
+    *,
+    patch: int,
+    dim: int,
+    skip: int,
+    min_side: int = 14,
+    usual_side: int = 448,
+    max_side: int = 1232,
 ) -> ModelSpec:
-    """The trunk that detectors look through: images of any shape, the patches' tokens `skip` blocks before
-    the last. least, usual, most: sides of an image in pixels; the detector's tiles have about the area of
-    `usual` squared, and engines are sized for a square of `most`."""
+    """The trunk alone, for windows and for detectors that run at the client: images of any shape, the patches'
+    tokens `skip` blocks before the last. min_side, usual_side, max_side: of an image in pixels; engines are
+    sized for a square of the largest."""
 
     def side(length: int) -> tuple[int, int, int]:
         cells = max(length // patch, 1)
@@ -140,17 +86,74 @@ def tokens(
     def count(length: int) -> tuple[int, int]:
         return max(length // patch, 1) ** 2, dim
 
-    images = Tensor("images", "UINT8", (-1, -1, 3), side(least), side(usual), side(most))
+    images = Tensor("images", "UINT8", (-1, -1, 3), side(min_side), side(usual_side), side(max_side))
     return ModelSpec(
-        DETECTOR,
+        TRUNK,
         "tokens",
-        _facts(patch=patch, dim=dim, skip=skip, least=least, usual=usual, most=most),
+        _facts(patch=patch, dim=dim, skip=skip, min_side=min_side, usual_side=usual_side, max_side=max_side),
         (images,),
-        (Tensor("tokens", "FP32", (-1, dim), count(least), count(usual), count(most)),),
+        (Tensor("tokens", "FP32", (-1, dim), count(min_side), count(usual_side), count(max_side)),),
         # Only images of one shape share a batch, and a large one fills a device by itself.
         max_batch=2,
         usual_batch=2,
         delay_us=500,
+    )
+
+
+def token_head(*, patch: int, dim: int, max_cells: int = 148) -> ModelSpec:
+    """The trained detector, trunk, tiles and head: one image a request, without a batch dimension.
+
+    image: sides multiples of `patch`. small: the same image, SMALL pixels along a token. rows, columns:
+    of the grid of tokens, those of each tile. boxes: x0 y0 x1 y1 in tokens of the grid, of the best cells in
+    their order on it; scores 0..1. tokens: of the grid, for the segmenter. max_cells: along a side.
+    """
+    some = ((2, 2), (37, 51), (max_cells, max_cells))
+
+    def at(scale: int, *rest: int) -> tuple[tuple[int, ...], ...]:
+        return tuple((h * scale, w * scale, *rest) for h, w in some)
+
+    return ModelSpec(
+        DETECTOR,
+        "token_head",
+        _facts(patch=patch, dim=dim, max_cells=max_cells),
+        (
+            Tensor("image", "UINT8", (-1, -1, 3), *at(patch, 3)),
+            Tensor("small", "UINT8", (-1, -1, 3), *at(SMALL, 3)),
+            Tensor("rows", "INT64", (-1, -1), (1, 2), (1, 37), (5, 37)),
+            Tensor("columns", "INT64", (-1, -1), (1, 2), (2, 29), (5, 37)),
+        ),
+        (
+            Tensor("boxes", "FP32", (BEST_CELLS, 4)),
+            Tensor("scores", "FP32", (BEST_CELLS,)),
+            Tensor("tokens", "FP32", (-1, -1, dim), *at(1, dim)),
+        ),
+    )
+
+
+def token_unet(*, dim: int, side: int, alone: int) -> ModelSpec:
+    """The trained segmenter: windows of an image, and the tokens around them, to the chance of each of their
+    pixels to be the object's.
+
+    tokens: of g grids. windows: m of each. places: x, y, width, height of a window, as shares of the grid.
+    boxes: in pixels of the window. side: of a window, in pixels. alone: 1 where the head was trained on the
+    tokens of windows alone.
+    """
+
+    def at(*rest: int) -> tuple[tuple[int, ...], ...]:
+        return tuple((1, count, *rest) for count in (1, 16, MAX_WINDOWS))
+
+    grids = ((1, 2, 2, dim), (1, 37, 51, dim), (1, 148, 148, dim))
+    return ModelSpec(
+        SEGMENTER,
+        "token_unet",
+        _facts(dim=dim, side=side, alone=alone),
+        (
+            Tensor("tokens", "FP32", (-1, -1, -1, dim), *grids),
+            Tensor("windows", "UINT8", (-1, -1, side, side, 3), *at(side, side, 3)),
+            Tensor("places", "FP32", (-1, -1, 4), *at(4)),
+            Tensor("boxes", "FP32", (-1, -1, 4), *at(4)),
+        ),
+        (Tensor("chances", "FP32", (-1, -1, side, side), *at(side, side)),),
     )
 
 
@@ -184,87 +187,97 @@ def sam_encoder(*, size: int, channels: int, grid: int) -> ModelSpec:
     )
 
 
-def sam_decoder(*, size: int, channels: int, grid: int, most: int = 64) -> ModelSpec:
+def sam_decoder(*, size: int, channels: int, grid: int, max_boxes: int = 64) -> ModelSpec:
     """SAM's prompt encoder and mask decoder: one image, any number of boxes, in pixels of the square; for
     each the mask of highest predicted quality, as logits at low resolution.
 
     Without a batch dimension: a graph with both images and boxes free fails for more than one image.
     """
-    boxes = Tensor("boxes", "FP32", (1, -1, 4), (1, 1, 4), (1, 16, 4), (1, most, 4))
+    counts = (1, 16, max_boxes)
     side = 4 * grid
+    masks = ((1, count, side, side) for count in counts)
     return ModelSpec(
         SEGMENTER_DECODER,
         "sam_decoder",
-        _facts(size=size, channels=channels, grid=grid, most=most),
-        (Tensor("embeddings", "FP32", (1, channels, grid, grid)), boxes),
+        _facts(size=size, channels=channels, grid=grid, max_boxes=max_boxes),
         (
-            Tensor(
-                "masks", "FP32", (1, -1, side, side), (1, 1, side, side), (1, 16, side, side),
-                (1, most, side, side),
-            ),
-            Tensor("quality", "FP32", (1, -1), (1, 1), (1, 16), (1, most)),
+            Tensor("embeddings", "FP32", (1, channels, grid, grid)),
+            Tensor("boxes", "FP32", (1, -1, 4), *((1, count, 4) for count in counts)),
         ),
-        max_batch=0,
-        usual_batch=0,
-        delay_us=0,
-    )  # fmt: skip
+        (
+            Tensor("masks", "FP32", (1, -1, side, side), *masks),
+            Tensor("quality", "FP32", (1, -1), *((1, count) for count in counts)),
+        ),
+    )
+
+
+def scene(*, dim: int) -> ModelSpec:
+    """An image in, its objects and vectors out: the whole way, on the server.
+
+    image: the bytes of its file. boxes: in pixels, after EXIF rotation. masks: of each box rounded outwards to
+    whole pixels, one bit a pixel, all in one row. detected: 0 where the whole image stands in for objects.
+    """
+    return ModelSpec(
+        SCENE,
+        "scene",
+        _facts(dim=dim),
+        (Tensor("image", "UINT8", (-1,)),),
+        (
+            Tensor("boxes", "FP32", (-1, 4)),
+            Tensor("scores", "FP32", (-1,)),
+            Tensor("masks", "UINT8", (-1,)),
+            Tensor("detected", "UINT8", (1,)),
+            Tensor("vectors", "FP32", (-1, dim)),
+            Tensor("vector", "FP32", (dim,)),
+        ),
+    )
 
 
 KINDS: Mapping[str, Callable[..., ModelSpec]] = {
     "encoder": encoder,
     "tokens": tokens,
+    "token_head": token_head,
+    "token_unet": token_unet,
     "owlv2": owlv2,
     "sam_encoder": sam_encoder,
     "sam_decoder": sam_decoder,
-}
-
-# As published: what the checked-in configurations are made for. An export takes the sizes of its weights.
-PROFILES: Mapping[str, tuple[ModelSpec, ...]] = {
-    "embedded": (
-        tokens(patch=14, dim=384, skip=2),
-        encoder(size=224, patch=14, dim=384, dim_out=384),
-    ),
-    "paper": (
-        owlv2(size=960, patch=16),
-        sam_encoder(size=1024, channels=256, grid=64),
-        sam_decoder(size=1024, channels=256, grid=64),
-        encoder(size=224, patch=14, dim=768, dim_out=768),
-    ),
+    "scene": scene,
 }
 
 
-def describe(spec: ModelSpec, fingerprint: str | None = None) -> dict[str, str]:
+def describe(model: ModelSpec, fingerprint: str | None = None) -> dict[str, str]:
     """What travels with a model, in the ONNX metadata and in Triton's configuration."""
-    told = {
-        "soir_spec": spec.hash,
-        "soir_kind": spec.kind,
-        "soir_facts": json.dumps(dict(spec.facts), sort_keys=True),
+    description = {
+        "soir_spec": model.hash,
+        "soir_kind": model.kind,
+        "soir_facts": json.dumps(dict(model.facts), sort_keys=True),
     }
-    return told | ({"soir_fingerprint": fingerprint} if fingerprint else {})
+    return description | ({"soir_fingerprint": fingerprint} if fingerprint else {})
 
 
-def read(told: Mapping[str, str], where: str) -> tuple[ModelSpec, str]:
+def read(description: Mapping[str, str], where: str) -> tuple[ModelSpec, str]:
     """The spec and the fingerprint out of what `describe` wrote.
 
     where: the model in words. Raises ConfigError where they are missing, or were written by a version of
     this package that means something else by them.
     """
-    missing = [k for k in ("soir_spec", "soir_kind", "soir_facts", "soir_fingerprint") if not told.get(k)]
+    needed = ("soir_spec", "soir_kind", "soir_facts", "soir_fingerprint")
+    missing = [key for key in needed if not description.get(key)]
     if missing:
         raise ConfigError(
             f"{where} carries no {', '.join(missing)}: it was not written by `soir export`, or only its "
             "configuration was; export the model and load it again"
         )
     try:
-        spec = make(told["soir_kind"], json.loads(told["soir_facts"]))
+        model = make(description["soir_kind"], json.loads(description["soir_facts"]))
     except (TypeError, ValueError, AttributeError) as error:
         raise ConfigError(f"{where}: its description cannot be read ({error}); export it again") from error
-    if spec.hash != told["soir_spec"]:
+    if model.hash != description["soir_spec"]:
         raise ConfigError(
-            f"{where} was exported for spec {told['soir_spec']}, and this version of soir_qdrant speaks "
-            f"{spec.hash}: export it again with this version, or use the version that exported it"
+            f"{where} was exported for spec {description['soir_spec']}, and this version of soir_qdrant speaks "
+            f"{model.hash}: export it again with this version, or use the version that exported it"
         )
-    return spec, told["soir_fingerprint"]
+    return model, description["soir_fingerprint"]
 
 
 def make(kind: str, facts: Mapping[str, int]) -> ModelSpec:

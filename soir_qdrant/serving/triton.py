@@ -9,11 +9,12 @@ image, and again whenever the connection was lost.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,14 +22,22 @@ from numpy.typing import NDArray
 from soir_qdrant.config import Settings
 from soir_qdrant.errors import ConfigError
 from soir_qdrant.kinds import DetectorSettings
+from soir_qdrant.recipe import short_hash
 from soir_qdrant.serving import last_block as last_blocks
 from soir_qdrant.serving import spec
+from soir_qdrant.serving.model_spec import ModelSpec
 from soir_qdrant.serving.runtime import Runtime
 from soir_qdrant.serving.served import ServedEncoder
 from soir_qdrant.serving.served_detector import ServedDetector
 from soir_qdrant.serving.served_segmenter import ServedSegmenter
 from soir_qdrant.serving.session import Arrays, T, U
 from soir_qdrant.serving.triton_connection import NotServed, TritonConnection
+
+if TYPE_CHECKING:
+    from soir_qdrant.pipeline import Pipeline
+
+
+log = logging.getLogger(__name__)
 
 
 class TritonSession:
@@ -62,17 +71,20 @@ class TritonSession:
     def _infer(self, inputs: Arrays, outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
         import tritonclient.grpc as grpc
 
-        asked = [grpc.InferRequestedOutput(name) for name in outputs]
-        with self._inputs(inputs) as (given, renew):
+        requested = [grpc.InferRequestedOutput(name) for name in outputs]
+        with self._inputs(inputs) as (tensors, renew):
 
             def lost() -> None:
                 self._still_the_same()
                 renew()
 
             answer = self.connection.call(
-                f"run {self.name}", "infer", self.name, given, outputs=asked, lost=lost
+                f"run {self.name}", "infer", self.name, tensors, outputs=requested, lost=lost
             )
-        return {name: answer.as_numpy(name) for name in outputs}
+        arrays = {name: answer.as_numpy(name) for name in outputs}
+        sent, received = (sum(a.nbytes for a in side.values()) for side in (inputs, arrays))
+        self.connection.count(sent, received)
+        return arrays
 
     @contextmanager
     def _inputs(self, inputs: Arrays) -> Iterator[tuple[list[Any], Callable[[], None]]]:
@@ -80,47 +92,48 @@ class TritonSession:
         import tritonclient.grpc as grpc
 
         arrays = [np.ascontiguousarray(inputs[tensor.name]) for tensor in self.spec.inputs]
-        given = [
+        tensors = [
             grpc.InferInput(tensor.name, list(array.shape), tensor.dtype)
             for tensor, array in zip(self.spec.inputs, arrays, strict=True)
         ]
         if self.connection.regions:
-            with self.connection.regions.filled(given, arrays) as renew:
-                yield given, renew
+            with self.connection.regions.filled(tensors, arrays) as renew:
+                yield tensors, renew
             return
-        for tensor, array in zip(given, arrays, strict=True):
+        for tensor, array in zip(tensors, arrays, strict=True):
             tensor.set_data_from_numpy(array)
-        yield given, lambda: None
+        yield tensors, lambda: None
 
     def _config(self) -> dict[str, Any]:
         try:
-            found = self.connection.call(f"find {self.name}", "get_model_config", self.name, as_json=True)
+            answer = self.connection.call(f"find {self.name}", "get_model_config", self.name, as_json=True)
         except NotServed as error:
             raise ConfigError(
                 f"{error}. `soir export` writes it; see that the server was started on that folder, and that "
                 "its log says the model is READY"
             ) from error
-        config: dict[str, Any] = found["config"]
+        config: dict[str, Any] = answer["config"]
         return config
 
-    def _agree(self, config: dict[str, Any], wanted: str | None) -> tuple[spec.ModelSpec, str]:
-        told = {k: str(v.get("string_value", "")) for k, v in config.get("parameters", {}).items()}
+    def _agree(self, config: dict[str, Any], wanted: str | None) -> tuple[ModelSpec, str]:
+        parameters = config.get("parameters", {})
+        description = {key: str(value.get("string_value", "")) for key, value in parameters.items()}
         where = f"{self.name} at {self.connection.host}"
-        held, fingerprint = spec.read(told, where)
-        if held.name != self.name:
-            raise ConfigError(f"{where} is the model {held.name}: it was renamed after its export")
+        model, fingerprint = spec.read(description, where)
+        if model.name != self.name:
+            raise ConfigError(f"{where} is the model {model.name}: it was renamed after its export")
         if wanted and fingerprint != wanted:
             raise ConfigError(
                 f"{where} has the weights {fingerprint}, and {wanted} is asked for: serve the "
                 "export of those weights, or make a new collection with these"
             )
-        return held, fingerprint
+        return model, fingerprint
 
     def _check_shapes(self) -> None:
         """What the server loaded against the spec."""
-        found = self.connection.call(f"look at {self.name}", "get_model_metadata", self.name, as_json=True)
+        metadata = self.connection.call(f"look at {self.name}", "get_model_metadata", self.name, as_json=True)
         for side, tensors in (("inputs", self.spec.inputs), ("outputs", self.spec.outputs)):
-            served = {t["name"]: (t["datatype"], tuple(map(int, t["shape"]))) for t in found.get(side, [])}
+            served = {t["name"]: (t["datatype"], tuple(map(int, t["shape"]))) for t in metadata.get(side, [])}
             expected = {t.name: (t.dtype, self.spec.shape(t)) for t in tensors}
             if served != expected:
                 raise ConfigError(
@@ -160,9 +173,10 @@ class TritonSegmenter(ServedSegmenter):
     """`contracts.Segmenter`: SAM. server: a connection, or its URL."""
 
     def __init__(self, server: TritonConnection | str) -> None:
-        held = _connection(server)
+        connection = _connection(server)
         super().__init__(
-            TritonSession(held, spec.SEGMENTER_ENCODER), TritonSession(held, spec.SEGMENTER_DECODER)
+            TritonSession(connection, spec.SEGMENTER_ENCODER),
+            TritonSession(connection, spec.SEGMENTER_DECODER),
         )
 
 
@@ -194,6 +208,28 @@ class TritonRuntime(Runtime):
                 wanted = self._fingerprint if name == spec.ENCODER else None
                 self._sessions[name] = TritonSession(self.connection, name, wanted)
             return self._sessions[name]
+
+    def pipeline(self, settings: Settings | None = None) -> Pipeline:
+        """See `Runtime`. Where `soir_scene` serves these settings, whole images are described by the server."""
+        pipeline = super().pipeline(settings)
+        if not self.connection.serves(spec.SCENE):
+            return pipeline
+        from soir_qdrant.serving.scene import ScenePipeline
+
+        session, recipe = self.session(spec.SCENE), short_hash(pipeline.recipe)
+        if session.fingerprint != recipe:
+            log.warning(
+                "%s at %s was exported for other settings (recipe %s, these are %s): its models are used one by "
+                "one, which takes more of the wire", spec.SCENE, self.connection.host, session.fingerprint, recipe,
+            )  # fmt: skip
+            return pipeline
+        return ScenePipeline(
+            pipeline.settings,
+            session,
+            detector=pipeline.detector,
+            segmenter=pipeline.segmenter,
+            encoder=pipeline.encoder,
+        )
 
     def close(self) -> None:
         """Ends its threads and the channel."""

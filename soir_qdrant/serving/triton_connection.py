@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -84,6 +85,8 @@ class TritonConnection:
         if in_clear and any(key.lower() == "authorization" for key in self.headers):
             log.warning("%s: the token goes to Triton unencrypted; give grpcs:// or tls=", self.host)
         self._client = _client(self.host, tls or (Tls() if scheme == "grpcs" else None))
+        self.sent = self.received = 0  # bytes of inputs and outputs
+        self._counting = threading.Lock()
         self._requests = ThreadPoolExecutor(in_flight, "soir-triton")
         self._items = ThreadPoolExecutor(in_flight, "soir-triton-item")
         self.regions = Regions(self) if shared_memory else None
@@ -95,6 +98,20 @@ class TritonConnection:
         if self.regions:
             self.regions.close()
         self._client.close()
+
+    def count(self, sent: int, received: int) -> None:
+        """Add the bytes of a request's inputs and outputs to what `sent` and `received` say."""
+        with self._counting:
+            self.sent += sent
+            self.received += received
+
+    def serves(self, name: str) -> bool:
+        """Whether the server has a model of that name. Raises ServerError where it does not answer."""
+        try:
+            self.call(f"find {name}", "get_model_config", name)
+        except NotServed:
+            return False
+        return True
 
     def call(
         self, what: str, method: str, *args: Any, lost: Callable[[], None] | None = None, **kw: Any

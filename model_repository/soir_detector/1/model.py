@@ -21,7 +21,7 @@ import triton_python_backend_utils as pb
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         config = json.loads(args["model_config"])
-        told = {k: v["string_value"] for k, v in config.get("parameters", {}).items()}
+        about = {k: v["string_value"] for k, v in config.get("parameters", {}).items()}
         file = Path(args["model_repository"]) / args["model_version"] / "model.onnx"
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = int(os.environ.get("SOIR_THREADS", "0"))  # 0: all cores
@@ -30,9 +30,9 @@ class TritonPythonModel:
         self.session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
         carried = self.session.get_modelmeta().custom_metadata_map
         for key in ("soir_spec", "soir_fingerprint"):
-            if carried.get(key) != told.get(key):
+            if carried.get(key) != about.get(key):
                 raise pb.TritonModelException(
-                    f"{file}: {key} is {carried.get(key)}, and the configuration says {told.get(key)}: "
+                    f"{file}: {key} is {carried.get(key)}, and the configuration says {about.get(key)}: "
                     "they come from two exports"
                 )
         self.batched = int(config.get("max_batch_size", 0)) > 0
@@ -54,7 +54,7 @@ class TritonPythonModel:
         for (outputs, _), members in groups.items():
             joined = {n: np.concatenate([read[i][n] for i in members]) for n in self.inputs}
             try:
-                found = self.session.run(list(outputs), joined)
+                arrays = self.session.run(list(outputs), joined)
             except Exception as error:
                 for i in members:
                     answers[i] = pb.InferenceResponse(error=pb.TritonError(str(error)))
@@ -63,7 +63,7 @@ class TritonPythonModel:
             for i in members:
                 stop = start + len(read[i][self.inputs[0]])
                 # A whole answer is sent as it is; a part is copied, as DLPack wants it contiguous.
-                parts = [a if len(members) == 1 else a[start:stop].copy() for a in found]
+                parts = [a if len(members) == 1 else a[start:stop].copy() for a in arrays]
                 answers[i] = pb.InferenceResponse(
                     [pb.Tensor.from_dlpack(n, p) for n, p in zip(outputs, parts, strict=True)]
                 )

@@ -22,7 +22,8 @@ from soir_qdrant.errors import ConfigError
 from soir_qdrant.geometry.boxes import intersection_over_union
 from soir_qdrant.lab.train.looks import Example
 from soir_qdrant.lab.train.progress import HeadPlan, Progress, split, starting_head, train_epochs
-from soir_qdrant.models.detectors.token_head import batched, chosen, named
+from soir_qdrant.models.detectors.choice import chosen
+from soir_qdrant.models.detectors.token_head import batched, named
 from soir_qdrant.models.heads.boxes import STRIDES, Head, TrainedHead, flat
 
 CORE, MIN_CORE = 0.5, 0.75  # a cell is near the middle: share of the box, and cells, at least

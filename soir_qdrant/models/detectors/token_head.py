@@ -10,17 +10,14 @@ from torch import Tensor
 
 from soir_qdrant.config import TokenHeadSettings
 from soir_qdrant.contracts import Detector, FeatureSource
-from soir_qdrant.geometry.boxes import Floats, suppressed
 from soir_qdrant.kinds import Parts
 from soir_qdrant.models.compatibility import fitting, trunk
+from soir_qdrant.models.detectors.choice import IOU, THRESHOLD, chosen
 from soir_qdrant.models.detectors.proposals import detector as proposals
 from soir_qdrant.models.devices import pick_device
 from soir_qdrant.models.heads.boxes import PIXELS, Head, TrainedHead, flat
 from soir_qdrant.models.token_grid import AREA, tiled_grid
 from soir_qdrant.types import RGB, Detections
-
-THRESHOLD, IOU = 0.3, 0.7  # see docs/concepts/detector.md; boxes are suppressed again once they are fitted
-MAX_CELLS = 1000  # that may name a box
 
 
 def inputs(
@@ -123,20 +120,3 @@ def named(
     h, w = looked_at[0].shape[:2]
     scale = np.array([size[0] / w, size[1] / h] * 2, np.float32)
     return logits[0].sigmoid().cpu().numpy(), boxes[0].cpu().numpy() * scale
-
-
-def chosen(
-    scores: Floats,
-    boxes: Floats,
-    size: tuple[int, int],
-    *,
-    threshold: float,
-    iou: float,
-    max_objects: int = 25,
-) -> Detections:
-    """The best of what the cells say. scores: [n], 0..1; boxes: [n, 4] in pixels of an image of `size`
-    (width, height)."""
-    best = np.argsort(-scores, kind="stable")[:MAX_CELLS]
-    corners = np.clip(boxes[best].astype(np.float64), 0, [*size, *size])
-    shape, values = (size[1], size[0]), scores[best].astype(np.float64)
-    return suppressed(corners, values, shape, threshold=threshold, iou=iou, max_objects=max_objects)

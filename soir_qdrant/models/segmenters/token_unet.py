@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from soir_qdrant.config import TokenUnetSettings
 from soir_qdrant.contracts import FeatureSource, Segmenter
@@ -16,31 +14,24 @@ from soir_qdrant.models.compatibility import fitting, trunk
 from soir_qdrant.models.devices import pick_device
 from soir_qdrant.models.heads.masks import MaskHead
 from soir_qdrant.models.segmenters.grabcut import GrabCutSegmenter
+from soir_qdrant.models.segmenters.window_masks import WindowSegmenter
 from soir_qdrant.models.segmenters.windows import (
     FEW_CELLS,
     MAX_BATCH,
     Array,
     Window,
-    around,
     box_planes,
-    enlarged,
-    in_box,
     resized_tokens,
     sampled_tokens,
-    window,
     window_image,
     window_tokens,
 )
 from soir_qdrant.models.token_grid import AREA, tiled_grid
-from soir_qdrant.types import RGB, Box, Mask
+from soir_qdrant.types import RGB, Box
 
 
-class LearnedSegmenter(Segmenter):
-    """A mask for each box, by a head that was trained on the tokens of `source`.
-
-    Detected boxes (`refine_boxes`) take their tokens from those of the whole image, which the detector has
-    computed; other boxes (`segment`), such as a query's, are looked at alone, smaller. A head that was
-    trained on the tokens of windows alone gets those for both.
+class LearnedSegmenter(WindowSegmenter):
+    """A mask for each box, by a head that was trained on the tokens of `source`; see `WindowSegmenter`.
 
     Args:
         source: its tokens are read.
@@ -48,28 +39,17 @@ class LearnedSegmenter(Segmenter):
         device: where the head runs; on a GPU in bfloat16, else in float32.
     """
 
-    name = "learned"
-
     def __init__(self, source: FeatureSource, head: MaskHead, *, device: str | torch.device = "cpu") -> None:
         self.source = source
         self.device = torch.device(device)
         self.fingerprint = f"{self.name} {_digest(head)}"  # what its masks depend on, but for the encoder
         self.dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
         self.head = head.to(self.device, self.dtype)
+        self.reads_alone = head.reads == "window"
 
-    def segment(self, image: RGB, boxes: NDArray[np.floating]) -> list[Mask]:
-        """image: uint8 [H, W, 3]; boxes: [k, 4]. See `Segmenter`."""
-        return [
-            in_box(whole, box, at, image.shape) for box, at, whole in self._windows(image, boxes, alone=True)
-        ]
-
-    def refine_boxes(self, image: RGB, boxes: NDArray[np.floating]) -> list[tuple[Box, Mask | None]]:
-        """image: uint8 [H, W, 3]; boxes: [k, 4]. See `Segmenter`."""
-        refined: list[tuple[Box, Mask | None]] = []
-        for box, at, whole in self._windows(image, boxes, alone=self.head.reads == "window"):
-            moved = around(whole, box, at, image.shape)
-            refined.append((moved, in_box(whole, moved, at, image.shape)))
-        return refined
+    def window_chances(self, image: RGB, boxes: list[Box], windows: list[Window], *, alone: bool) -> Array:
+        """See `WindowSegmenter`."""
+        return self.chances(image, boxes, windows, self._tokens(image, windows, alone=alone))
 
     def chances(self, image: RGB, boxes: list[Box], windows: list[Window], tokens: Array) -> Array:
         """The chance of each pixel of k windows to be the object's, float32 [k, side, side].
@@ -87,23 +67,11 @@ class LearnedSegmenter(Segmenter):
             ]
         )
 
-    def _windows(
-        self, image: RGB, boxes: NDArray[np.floating], *, alone: bool
-    ) -> Iterator[tuple[Box, Window, Mask]]:
-        """Of each box: itself, its window, and what of that is its object's, bool [side, side]."""
-        if not len(boxes):
-            return
-        corners = [(float(x0), float(y0), float(x1), float(y1)) for x0, y0, x1, y1 in boxes]
-        windows = [window(box, image.shape) for box in corners]
-        chances = self.chances(image, corners, windows, self._tokens(image, windows, alone=alone))
-        for box, at, chance in zip(corners, windows, chances, strict=True):
-            yield box, at, enlarged(chance, at[2])
-
     def _tokens(self, image: RGB, windows: list[Window], *, alone: bool) -> Array:
         cells = self.head.cells
         if not alone:
             return sampled_tokens(tiled_grid(self.source, image, AREA), image.shape, windows, cells)
-        own = cells if self.head.reads == "window" else FEW_CELLS
+        own = cells if self.reads_alone else FEW_CELLS
         return resized_tokens(window_tokens(self.source, [image] * len(windows), windows, own), cells)
 
     @torch.inference_mode()

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 
 import cv2
 import numpy as np
-import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from soir_qdrant.contracts import FeatureSource
@@ -73,6 +71,9 @@ def window_tokens(
 
 def resized_tokens(tokens: Array, cells: int) -> Array:
     """Tokens of square grids, [k, n^2, D], at another resolution: float32 [k, cells^2, D]."""
+    import torch
+    import torch.nn.functional as F
+
     n = round(tokens.shape[1] ** 0.5)
     if n == cells:
         return tokens
@@ -93,6 +94,9 @@ def sampled_tokens(grid: Array, shape: tuple[int, ...], windows: Sequence[Window
     Returns:
         float32 [k, cells^2, D].
     """
+    import torch
+    import torch.nn.functional as F
+
     places = (np.arange(cells) + 0.5) / cells
     corners = np.array(windows, np.float64)
     x, y = (corners[:, None, axis] + places * corners[:, 2:] for axis in (0, 1))

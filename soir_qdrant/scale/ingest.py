@@ -1,0 +1,110 @@
+"""A folder, a list of URIs or a Parquet file of them, by many actors into one collection."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL.Image import Image
+
+from soir_qdrant.errors import ConfigError, ServerError
+from soir_qdrant.images import Images, LeftOut, iter_sources, uri_of
+from soir_qdrant.ingest.outcome import unreadable
+from soir_qdrant.scale.target import Target
+from soir_qdrant.types import IngestReport
+
+PARQUET = ".parquet"
+LOCAL = "local"  # an address of Ray: started here, for this call
+
+
+def ingest(
+    images: Images,
+    target: Target,
+    *,
+    address: str = LOCAL,
+    actors: int = 2,
+    threads: int = 1,
+    gpus: float = 0,
+    batch_size: int = 8,
+    embed: Any = None,
+) -> IngestReport:
+    """Store images like `SoirIngestor.add`, by several actors at once.
+
+    What is stored is skipped, so that the same call goes on where a killed one ended. Actors that are lost are
+    replaced, and their blocks computed again.
+
+    Args:
+        images: paths on a disk that all machines share, addresses, as in `SoirIngestor.add`, or a Parquet file with
+            a column `uri` (see `Embed` for others).
+        target: the collection and the pipeline.
+        address: of a Ray cluster ("auto", "ray://host:10001"), or "local".
+        actors: each with a pipeline of its own.
+        threads: of each.
+        gpus: of each; 0.5 lets two share one.
+        batch_size: images at once; bounds the memory.
+        embed: a subclass of `Embed`; None is that.
+
+    Returns:
+        What became of the images. Of those that were stored by a call that was killed, this one says skipped.
+
+    Raises:
+        ConfigError: where Ray is not installed, and for images that are no files.
+        ImageError: for a folder without images.
+        ServerError: where the actors cannot go on, such as without Qdrant.
+    """
+    if actors < 1:
+        raise ConfigError(f"actors {actors}: at least 1")
+    ray, left_out = _started(address), LeftOut()
+    from soir_qdrant.scale.embed import Embed
+    from soir_qdrant.scale.sink import QdrantSink
+
+    sink = QdrantSink(target)
+    pool = {"compute": ray.data.ActorPoolStrategy(size=actors), "num_cpus": threads, "num_gpus": gpus or None}
+    batches = {"batch_size": batch_size, "batch_format": "pyarrow", "fn_constructor_args": (target, threads)}
+    described = _dataset(images, target, left_out, batch_size, actors).map_batches(
+        embed or Embed, **batches, **pool
+    )
+    _write(described, sink)
+    failed = sink.report.failed + unreadable(left_out)
+    return replace(sink.report, failed=failed, left_out=left_out.others)
+
+
+def _write(described: Any, sink: Any) -> None:
+    """Raises ServerError with the actors' last word, where they cannot go on."""
+    import ray
+
+    try:
+        described.write_datasink(sink, ray_remote_args={"num_cpus": 0})  # actors may have all the cores
+    except ray.exceptions.RayError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise ServerError(
+            f"the actors cannot go on: {reason}. What came before is stored, and the same call goes on"
+        ) from error
+
+
+def _started(address: str) -> Any:
+    """Ray, connected. Raises ConfigError where it is not installed."""
+    try:
+        import ray
+    except ImportError as error:
+        raise ConfigError("ingesting with Ray needs it: pip install 'soir-qdrant[ray]'") from error
+    ray.init(address=address, ignore_reinit_error=True, log_to_driver=False, configure_logging=False)
+    return ray
+
+
+def _dataset(images: Any, target: Target, left_out: LeftOut, batch_size: int, actors: int) -> Any:
+    """Rows with `uri`."""
+    import ray
+
+    if isinstance(images, (str, Path)) and str(images).endswith(PARQUET):
+        return ray.data.read_parquet(str(images), ray_remote_args={"num_cpus": 0})
+    uris = []
+    for name, source in iter_sources(images, left_out, target.reading):
+        if isinstance(source, np.ndarray | Image | bytes | bytearray | memoryview):
+            raise ConfigError(f"{name}: actors open files themselves: give paths or addresses")
+        uris.append(uri_of(source))
+    # Blocks of a few batches: an actor that is lost costs no more than those.
+    blocks = max(len(uris) // (4 * batch_size), min(2 * actors, len(uris)), 1)
+    return ray.data.from_items([{"uri": uri} for uri in uris], override_num_blocks=blocks)

@@ -1,0 +1,71 @@
+"""Rows into the collection: written once, whoever else writes the same."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from qdrant_client import models
+from ray.data import Datasink
+from ray.data.block import BlockAccessor
+
+from soir_qdrant.qdrant.points import Points
+from soir_qdrant.qdrant.schema import CODES, OBJECTS
+from soir_qdrant.scale.embed import ADDED, FAILED, SKIPPED
+from soir_qdrant.scale.target import Target
+from soir_qdrant.types import Failure, IngestReport
+
+
+class QdrantSink(Datasink[IngestReport]):  # type: ignore[misc]
+    """For `dataset.write_datasink(QdrantSink(target))`, on rows of `Embed`, which makes the collection.
+
+    Points go in by `insert_only`, where client and server know it: a block that is written again, after a
+    lost actor, changes nothing. Requests are bounded and tried again like those of `SoirIngestor`.
+
+    Attributes:
+        report: what became of all images, once the dataset is written.
+    """
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        self.report = IngestReport()
+
+    def write(self, blocks: Iterable[Any], *_: Any, **__: Any) -> IngestReport:
+        """Write the points of some blocks. Returns what became of their images."""
+        store, report = self.target.store(), IngestReport()
+        store.open()
+        points = Points(store)
+        for block in blocks:
+            rows = BlockAccessor.for_block(block).to_arrow().to_pylist()
+            report.skipped += sum(row["outcome"] == SKIPPED for row in rows)
+            report.failed += [Failure(row["name"], row["error"]) for row in rows if row["outcome"] == FAILED]
+            new = list(_points((row for row in rows if row["outcome"] == ADDED), points))
+            for point, refusal in points.write(new):
+                report.added += refusal is None
+                if refusal is not None:
+                    report.failed.append(Failure(str(point.id), refusal))
+        return report
+
+    def on_write_complete(self, write_result: Any) -> None:
+        """Add up the reports of all blocks."""
+        for part in write_result.write_returns:
+            self.report.added += part.added
+            self.report.skipped += part.skipped
+            self.report.failed += part.failed
+
+
+def _points(rows: Iterable[Mapping[str, Any]], points: Points) -> Iterator[models.PointStruct]:
+    store = points.store
+    for row in rows:
+        vector: dict[str, Any] = {store.vector_name: row["vector"]}
+        if store.has_objects:
+            vector[OBJECTS] = row["objects"]
+        if store.code_numbers:
+            vector[CODES] = np.array(row["objects"])[:, : store.code_numbers].tolist()
+        yield models.PointStruct(
+            id=row["id"],
+            vector=vector[""] if list(vector) == [""] else vector,
+            payload=json.loads(row["payload"]),
+        )

@@ -1,0 +1,132 @@
+"""Many actors, one collection: nothing lost and nothing doubled, whoever is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from conftest import QUICK, picture
+from models import tiny_encoder
+from PIL import Image
+from qdrant_client import QdrantClient
+
+import soir_qdrant
+from soir_qdrant import SoirIngestor
+from soir_qdrant.config import Settings
+from soir_qdrant.pipeline import Pipeline
+
+pytest.importorskip("ray", reason="ray is not installed: the extra ray has it, 200 MB")
+pytestmark = pytest.mark.slow
+PLACES = os.pathsep.join([str(Path(soir_qdrant.__file__).parents[1]), str(Path(__file__).parent)])
+COUNT = 24
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory) -> Settings:
+    """A tiny encoder; the image is the one object."""
+    weights = str(tiny_encoder(tmp_path_factory.mktemp("weights") / "vit"))
+    return Settings().but(
+        encoder={"weights": weights, "adapter": None, "input_size": 32, "dtype": "float32", "device": "cpu"},
+        detector={"kind": "none"},
+        segmenter={"kind": "box"},
+        vector={"whitening": None},
+    )
+
+
+@pytest.fixture
+def images(tmp_path) -> Path:
+    """COUNT of them, one twice, and one that is damaged."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for i in range(COUNT):
+        Image.fromarray(picture(i)).save(folder / f"{i:02}.png")
+    (folder / "twice.png").write_bytes((folder / "00.png").read_bytes())
+    (folder / "damaged.png").write_bytes((folder / "01.png").read_bytes()[:200])
+    return folder
+
+
+@pytest.fixture
+def target(stand_in, settings):
+    from soir_qdrant.scale import Target
+
+    return Target(stand_in.url, settings=settings.model_dump(mode="json"), retry=QUICK)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray_here():
+    """Two cores, whatever there are. Workers find this checkout and these tests."""
+    import ray
+
+    ray.init(
+        num_cpus=2,
+        include_dashboard=False,
+        object_store_memory=100 * 2**20,
+        runtime_env={"env_vars": {"PYTHONPATH": PLACES}},
+    )
+    yield
+    ray.shutdown()
+
+
+def vectors(client: QdrantClient) -> dict:
+    points, _ = client.scroll("images", limit=1000, with_vectors=True)
+    return {point.id: pytest.approx(point.vector, abs=1e-5) for point in points}
+
+
+def test_two_actors_store_what_one_process_stores(stand_in, target, settings, images):
+    from soir_qdrant.scale import ingest
+
+    local = QdrantClient(":memory:")
+    SoirIngestor(local, pipeline=Pipeline(settings)).add(images)
+    report = ingest(images, target, actors=2, batch_size=4)
+    assert vectors(stand_in.held) == vectors(local)
+    assert report.added + report.skipped == COUNT + 1
+    assert [Path(failure.name).name for failure in report.failed] == ["damaged.png"]
+    (point,) = stand_in.held.scroll("images", limit=1)[0]
+    assert Path(point.payload["soir"]["uri"]).parent == images
+
+    again = ingest(images, target, actors=2, batch_size=4)
+    assert (again.added, again.skipped, len(again.failed)) == (0, COUNT + 1, 1)
+
+
+def test_an_actor_that_dies_is_replaced(stand_in, target, images, tmp_path):
+    from scale_actors import DyingEmbed
+
+    from soir_qdrant.scale import ingest
+
+    report = ingest(images, target, actors=2, batch_size=4, embed=DyingEmbed.once(tmp_path / "died"))
+    assert (tmp_path / "died").exists()
+    assert report.added + report.skipped == COUNT + 1
+    assert stand_in.held.count("images").count == COUNT
+
+
+def test_a_driver_that_dies_is_started_again(stand_in, target, images):
+    """Killed when some points are in; the same call ends what it began."""
+    code = f"""
+import json, sys
+from scale_actors import LightEmbed
+from soir_qdrant.images import ReadOptions
+from soir_qdrant.qdrant.transport import Retry
+from soir_qdrant.scale import Target, ingest
+values = json.loads(sys.argv[1])
+values["retry"], values["reading"] = Retry(**values["retry"]), ReadOptions(**values["reading"])
+print(ingest({str(images)!r}, Target(**values), actors=1, batch_size=1, embed=LightEmbed).added)
+"""
+    command = [sys.executable, "-c", code, json.dumps(asdict(target))]
+    env = {**os.environ, "PYTHONPATH": PLACES}
+    driver = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True)
+    while not stand_in.writes:
+        assert driver.poll() is None
+        time.sleep(0.05)
+    driver.kill()
+    driver.wait()
+    before = stand_in.held.count("images").count
+    assert before > 0
+    done = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=True)
+    assert stand_in.held.count("images").count == COUNT
+    assert int(done.stdout.split()[-1]) <= COUNT + 1 - before
