@@ -301,6 +301,23 @@ def test_a_line_round_some_objects_of_the_map_searches_for_them(page):
     assert len(found(page)) == 3
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_contrast_and_labels_are_those_of_wcag_aa(browser, origin, scheme):
+    axe = pytest.importorskip(
+        "axe_playwright_python.sync_playwright", reason="the extra dev is not installed"
+    )
+    rules = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]}
+    page = browser.new_page(color_scheme=scheme)
+    for view in ("", "?c=shelves&browse=", "?c=shelves&map=pca", "?c=shelves&duplicates=0.5"):
+        page.goto(f"{origin}{view}")
+        page.wait_for_selector("#results:not([aria-busy])")
+        status(page, "pictures")
+        page.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+        violations = axe.Axe().run(page, options=rules).response["violations"]
+        assert [(one["id"], one["nodes"][0]["html"]) for one in violations] == []
+    page.close()
+
+
 def test_near_duplicates_and_what_failed_to_get_in(page, client):
     page.click("[data-view=duplicates]")
     status(page, "Lower the similarity")
