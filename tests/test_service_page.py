@@ -272,6 +272,7 @@ def test_a_collection_is_sorted_and_looked_at_on_a_map(page):
     page.get_by_label("largest first").check()
     page.wait_for_url(lambda url: "descending=price" in url)
     assert found(page)[0] == "green-blue.png"
+    page.set_default_timeout(90_000)  # scikit-learn is loaded for the first map
     page.click("[data-view=map]")
     status(page, "6 objects of 3 pictures")
     assert page.locator(".map .point").count() == 6
@@ -286,6 +287,7 @@ def test_a_collection_is_sorted_and_looked_at_on_a_map(page):
 
 
 def test_a_line_round_some_objects_of_the_map_searches_for_them(page):
+    page.set_default_timeout(90_000)  # scikit-learn may have to be loaded
     page.goto(f"{page.url}?c=shelves&map=pca")
     status(page, "6 objects")
     frame = page.locator(".map").bounding_box()
@@ -308,6 +310,7 @@ def test_contrast_and_labels_are_those_of_wcag_aa(browser, origin, scheme):
     )
     rules = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]}
     page = browser.new_page(color_scheme=scheme)
+    page.set_default_timeout(90_000)  # scikit-learn may have to be loaded
     for view in ("", "?c=shelves&browse=", "?c=shelves&map=pca", "?c=shelves&duplicates=0.5"):
         page.goto(f"{origin}{view}")
         page.wait_for_selector("#results:not([aria-busy])")
