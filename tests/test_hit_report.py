@@ -26,6 +26,7 @@ def test_hits_are_drawn_with_heat_maps(
     html, png = tmp_path / "page.html", tmp_path / "sheet.png"
     save(searcher, files[1], B, hits, html=html, png=png)
     page = html.read_text()
+    assert "default-src 'none'" in page  # nothing in a name or payload can load or run
     assert page.count("<figure class=hit>") == page.count("<figure class=map>") == 3
     assert "Searched: 1.png" in page
     assert f"hit {hits[3].id} is not shown" in caplog.text
