@@ -16,7 +16,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or newer is needed: make PYTHON=python3.12 install"; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[embedded,edge,onnx,export,formats,video,triton,watch,serve,telemetry,mcp,langchain,haystack,bench,docs,dev]'
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[embedded,words,ocr,edge,onnx,export,formats,video,triton,watch,serve,telemetry,mcp,langchain,haystack,bench,docs,dev]'
 	$(BIN)/pip install -q --disable-pip-version-check --no-deps -c constraints.txt $(FASTEMBED)
 	@touch $(READY)
 

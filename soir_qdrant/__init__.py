@@ -24,13 +24,20 @@ if TYPE_CHECKING:
     from soir_qdrant.ingest.ingestor import SoirIngestor
     from soir_qdrant.ingest.outcome import IngestStopped
     from soir_qdrant.ingest.sync import SyncReport
-    from soir_qdrant.kinds import Kind, register_detector, register_encoder, register_segmenter
+    from soir_qdrant.kinds import (
+        Kind,
+        register_detector,
+        register_encoder,
+        register_scene,
+        register_segmenter,
+    )
     from soir_qdrant.pipeline import Pipeline
     from soir_qdrant.qdrant import filters
     from soir_qdrant.qdrant.edge.client import EdgeClient
     from soir_qdrant.rerank.kinds import register_reranker
     from soir_qdrant.search.options import SearchOptions
     from soir_qdrant.search.searcher import SoirSearcher
+    from soir_qdrant.search.text_in_image import find_text
 
 # Threads that wait give their core away: beside a busy process, spinning ones cost twice the time. OpenMP
 # reads this once, when torch is imported; who imported torch before, or set it, has decided.
@@ -59,9 +66,11 @@ __all__ = [
     "SyncReport",
     "Text",
     "filters",
+    "find_text",
     "register_detector",
     "register_encoder",
     "register_reranker",
+    "register_scene",
     "register_segmenter",
 ]
 
@@ -79,9 +88,11 @@ _LAZY = {
     "SoirIngestor": "ingest.ingestor",
     "SoirSearcher": "search.searcher",
     "SyncReport": "ingest.sync",
+    "find_text": "search.text_in_image",
     "register_reranker": "rerank.kinds",
     "register_detector": "kinds",
     "register_encoder": "kinds",
+    "register_scene": "kinds",
     "register_segmenter": "kinds",
 }
 

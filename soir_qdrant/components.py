@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from soir_qdrant import recipe
-from soir_qdrant.config import Settings, VitSettings
-from soir_qdrant.contracts import Detector, Encoder, Segmenter
+from soir_qdrant.config import READING, Settings, VitSettings
+from soir_qdrant.contracts import Detector, Encoder, SceneEncoder, Segmenter
 from soir_qdrant.errors import ConfigError
-from soir_qdrant.kinds import Parts, make_detector, make_encoder, make_segmenter
+from soir_qdrant.kinds import Parts, make_detector, make_encoder, make_scene_encoder, make_segmenter
 from soir_qdrant.pooling.patches import READ, PatchProjection, projection_of
 from soir_qdrant.pooling.whitening import Whitening
 
 if TYPE_CHECKING:
     from soir_qdrant.models.encoders.text import TextEncoder
+    from soir_qdrant.models.ocr import TextReader
 
 SHIPPED = Path(str(resources.files("soir_qdrant") / "data" / "whitening.safetensors"))
 
@@ -70,6 +71,15 @@ class Components:
             else None
         )
 
+    def words_encoder(self, words: str) -> TextEncoder:
+        """The text tower. Raises ConfigError for an encoder without one. words: that are to be encoded."""
+        if self.text_encoder is None:
+            raise ConfigError(
+                f"text {words!r}: this encoder reads no text: give an image of the thing, or take a profile "
+                f"that does ({', '.join(READING)})"
+            )
+        return self.text_encoder
+
     @cached_property
     def detector(self) -> Detector | None:
         """What finds objects; None where the whole image is to be the one object."""
@@ -83,6 +93,22 @@ class Components:
         if self._segmenter is not None:
             return self._segmenter
         return make_segmenter(self.settings.segmenter, self._parts)
+
+    @cached_property
+    def scene_encoder(self) -> SceneEncoder | None:
+        """What describes whole images; None where their objects are detected and cropped."""
+        if self.settings.scene is None:
+            return None
+        return make_scene_encoder(self.settings.scene, self._parts)
+
+    @cached_property
+    def text_reader(self) -> TextReader | None:
+        """What reads text inside images; None where the settings do not ask for it."""
+        if self.settings.ocr is None:
+            return None
+        from soir_qdrant.models.ocr import TextReader
+
+        return TextReader(self.settings.ocr)
 
     @property
     def _parts(self) -> Parts:
@@ -150,7 +176,8 @@ class Components:
         """What two vectors must share to be compared; see `recipe.fingerprint`."""
         digest = self.whitening.digest if self.whitening else None
         encoder = self.encoder.fingerprint
-        return recipe.fingerprint(self.settings, encoder=encoder, whitening=digest, dim=self.dim)
+        scene = self.scene_encoder.fingerprint if self.scene_encoder else ""
+        return recipe.fingerprint(self.settings, encoder=encoder, whitening=digest, dim=self.dim, scene=scene)
 
     @cached_property
     def recipe(self) -> dict[str, Any]:

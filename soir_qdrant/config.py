@@ -10,34 +10,44 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, ValidationInfo, field_validator
 
 from soir_qdrant.errors import ConfigError
+from soir_qdrant.kind_settings import ClusterSettings as ClusterSettings
+from soir_qdrant.kind_settings import DenseSettings as DenseSettings
+from soir_qdrant.kind_settings import Owlv2Settings as Owlv2Settings
+from soir_qdrant.kind_settings import RfDetrSettings as RfDetrSettings
+from soir_qdrant.kind_settings import Sam2Settings as Sam2Settings
+from soir_qdrant.kind_settings import SamSettings as SamSettings
+from soir_qdrant.kind_settings import SegmentAnythingSettings as SegmentAnythingSettings
+from soir_qdrant.kind_settings import SumSettings as SumSettings
+from soir_qdrant.kind_settings import TokenHeadSettings as TokenHeadSettings
+from soir_qdrant.kind_settings import TokenUnetSettings as TokenUnetSettings
+from soir_qdrant.kind_settings import VitSettings as VitSettings
 from soir_qdrant.kinds import (
     DETECTORS,
     ENCODERS,
+    SCENES,
     SEGMENTERS,
     DetectorSettings,
     EncoderSettings,
     Frozen,
     Kind,
+    SceneSettings,
     SegmenterSettings,
     register_detector,
     register_encoder,
+    register_scene,
     register_segmenter,
     settings_of,
 )
 from soir_qdrant.registry import Registry
 
 SCHEMA = 1  # of the payload and the fingerprint
-KINDS: dict[str, Registry[Kind]] = {"encoder": ENCODERS, "detector": DETECTORS, "segmenter": SEGMENTERS}
-
-
-class VitSettings(EncoderSettings):
-    """Of `vit`: a vision transformer of `transformers`. weights: "embedded", a folder or a hub name. adapter:
-    what `soir train encoder` made to be added to them: "shipped" (added to the embedded weights alone), a
-    file, or None."""
-
-    kind: str = "vit"
-    weights: str = "embedded"
-    adapter: str | None = "shipped"
+KINDS: dict[str, Registry[Kind]] = {
+    "encoder": ENCODERS,
+    "detector": DETECTORS,
+    "segmenter": SEGMENTERS,
+    "scene": SCENES,
+}
+OPTIONAL = {"scene", "ocr"}  # groups of settings that may be None
 
 
 class CropSettings(Frozen):
@@ -49,58 +59,6 @@ class CropSettings(Frozen):
     margin: float = Field(0.1, ge=0, le=2)
     native: bool = False
     background: Literal["keep", "blur", "grey", "drop"] = "grey"
-
-
-class TokenHeadSettings(DetectorSettings):
-    """Of `embedded`: a head on the encoder's features. head: "shipped", a file made by `soir train detector`,
-    or None. Without one that was trained for the encoder, `proposals` stands in."""
-
-    kind: str = "embedded"
-    head: str | None = "shipped"
-
-
-class Owlv2Settings(DetectorSettings):
-    """Of `owlv2`. weights: a folder or a hub name."""
-
-    kind: str = "owlv2"
-    weights: str = "google/owlv2-base-patch16-ensemble"
-
-
-class RfDetrSettings(DetectorSettings):
-    """Of `rf-detr`. weights: a folder or a hub name. size: side of the square that an image is resized to."""
-
-    kind: str = "rf-detr"
-    weights: str = "Roboflow/rf-detr-base"
-    size: int = Field(560, ge=8)
-
-
-class TokenUnetSettings(SegmenterSettings):
-    """Of `embedded`: a head on the encoder's features. head: "shipped", a file made by
-    `soir train segmenter`, or None. Without one that was trained for the encoder, `grabcut` stands in."""
-
-    kind: str = "embedded"
-    head: str | None = "shipped"
-
-
-class SamSettings(SegmenterSettings):
-    """Of `sam`. weights: a folder or a hub name."""
-
-    kind: str = "sam"
-    weights: str = "facebook/sam-vit-base"
-
-
-class Sam2Settings(SegmenterSettings):
-    """Of `sam2`. weights: a folder or a hub name."""
-
-    kind: str = "sam2"
-    weights: str = "facebook/sam2.1-hiera-tiny"
-
-
-class SegmentAnythingSettings(SegmenterSettings):
-    """Of `segment-anything`. weights: a checkpoint of that package, such as sam_vit_b_01ec64.pth."""
-
-    kind: str = "segment-anything"
-    weights: str
 
 
 Feature = Literal["cls", "patches", "patches-1", "patches-2", "patches-3"]
@@ -150,6 +108,14 @@ class VectorSettings(Frozen):
         return self.pooling == "mao" and self.refine_query
 
 
+class OcrSettings(Frozen):
+    """Text inside images, read for the payload. threshold: lowest score of a line. longest: side in pixels that a
+    larger image is made smaller to; small print wants more, and takes longer."""
+
+    threshold: float = Field(0.5, ge=0, le=1)
+    longest: int = Field(2000, ge=64)
+
+
 class Settings(Frozen):
     """Everything that decides what is stored. Make one with `Settings.for_profile`, change with `but`."""
 
@@ -159,11 +125,14 @@ class Settings(Frozen):
     detector: SerializeAsAny[DetectorSettings] = TokenHeadSettings()
     segmenter: SerializeAsAny[SegmenterSettings] = TokenUnetSettings()
     vector: VectorSettings = VectorSettings()
+    scene: SerializeAsAny[SceneSettings] | None = None  # in place of detector and crops, where there is one
+    ocr: OcrSettings | None = None
 
-    @field_validator("encoder", "detector", "segmenter", mode="before")
+    @field_validator(*KINDS, mode="before")
     @classmethod
     def _of_their_kind(cls, value: Any, info: ValidationInfo) -> Any:
-        return settings_of(KINDS[str(info.field_name)], value)
+        optional = value is None and info.field_name in OPTIONAL
+        return None if optional else settings_of(KINDS[str(info.field_name)], value)
 
     @classmethod
     def for_profile(cls, name: str = "embedded") -> Settings:
@@ -195,11 +164,12 @@ class Settings(Frozen):
         groups: dict[str, Any] = dict(self)
         for group, values in changes.items():
             before = groups.get(group)
-            if isinstance(before, BaseModel) and not isinstance(values, Mapping):
+            none = group in OPTIONAL and values is None
+            if isinstance(before, BaseModel) and not isinstance(values, Mapping) and not none:
                 raise ConfigError(f"setting {group}: {values!r} is no object of settings")
-            if group in KINDS:
+            if group in KINDS and not none:
                 groups[group] = settings_of(KINDS[group], values, before)
-            elif isinstance(before, BaseModel):
+            elif isinstance(before, BaseModel) and not none:
                 groups[group] = {**before.model_dump(), **values}
             else:
                 groups[group] = values
@@ -224,17 +194,31 @@ register_segmenter("box", f"{MODELS}.segmenters.box:make")
 register_segmenter("sam2", f"{MODELS}.segmenters.sam2:make", Sam2Settings)
 register_segmenter("sam", f"{MODELS}.segmenters.sam:make", SamSettings)
 register_segmenter("segment-anything", f"{MODELS}.segmenters.segment_anything:make", SegmentAnythingSettings)
+register_scene("dense", "soir_qdrant.pooling.scenes.dense:make", DenseSettings)
+register_scene("cluster", "soir_qdrant.pooling.scenes.cluster:make", ClusterSettings)
+register_scene("sum", "soir_qdrant.pooling.scenes.queries:make", SumSettings)
 
 
-def _reading(name: str, weights: str) -> Settings:
-    """A profile whose encoder reads text too: plain crops, described by what texts are compared with."""
+READING = {  # profiles whose encoder reads text too
+    "clip": ("openai/clip-vit-base-patch16", 224),
+    "siglip": ("google/siglip-base-patch16-224", 224),
+    "siglip2": ("google/siglip2-base-patch16-224", 224),
+    "metaclip2": ("facebook/metaclip-2-worldwide-s16", 224),
+    "tipsv2": ("google/tipsv2-b14", 448),
+}
+
+
+def _reading(name: str, scene: SceneSettings | None = None) -> Settings:
+    """A profile of READING: plain crops, described by what texts are compared with; or a scene encoder."""
+    weights, size = READING[name]
     return Settings(
-        profile=name,
-        encoder=VitSettings(weights=weights),
+        profile=f"{scene.kind}-{name}" if scene else name,
+        encoder=VitSettings(weights=weights, input_size=size),
         crop=CropSettings(background="keep"),
-        detector=Owlv2Settings(),
+        detector=DetectorSettings(kind="none") if scene else Owlv2Settings(),
         segmenter=SegmenterSettings(kind="box"),
         vector=VectorSettings(features=("cls",), whitening=None),
+        scene=scene,
     )
 
 
@@ -265,7 +249,7 @@ PROFILES: dict[str, Settings] = {
         segmenter=Sam2Settings(),
         vector=VectorSettings(whitening=None),
     ),
-    "clip": _reading("clip", "openai/clip-vit-base-patch16"),
-    "siglip": _reading("siglip", "google/siglip-base-patch16-224"),
-    "siglip2": _reading("siglip2", "google/siglip2-base-patch16-224"),
+    **{name: _reading(name) for name in READING},
+    **{f"cluster-{name}": _reading(name, ClusterSettings()) for name in ("clip", "siglip2", "tipsv2")},
+    **{f"sum-{name}": _reading(name, SumSettings()) for name in ("clip", "siglip2", "tipsv2")},
 }

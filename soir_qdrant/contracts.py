@@ -1,5 +1,5 @@
-"""What an encoder, a detector and a segmenter are, ours and those of other packages. Importing this loads no
-model library."""
+"""What an encoder, a detector, a segmenter and a scene encoder are, ours and those of other packages.
+Importing this loads no model library."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from soir_qdrant.errors import ConfigError
-from soir_qdrant.types import RGB, Box, Detections, Encoding, Mask, Vector
+from soir_qdrant.types import RGB, Box, Detections, Encoding, Mask, Regions, Vector
 
 if TYPE_CHECKING:
     from soir_qdrant.models.last_block import LastBlock
@@ -143,5 +143,29 @@ class Encoder(FeatureSource, Protocol):
             with_tokens: whether the tokens that enter the last blocks are read.
             with_patches: whether the patches of late interaction are read; an encoder that does not have
                 them in the same pass leaves them None, and `features` is asked.
+        """
+        ...
+
+
+@runtime_checkable
+class SceneEncoder(Protocol):
+    """A whole image to a few vectors and where each one looks: no detector, no crops.
+
+    Attributes:
+        name: of the kind.
+        fingerprint: names trained weights of its own; empty for one that its settings describe.
+    """
+
+    name: str
+    fingerprint: str
+
+    def regions(self, images: list[RGB]) -> list[Regions]:
+        """Describe whole images.
+
+        Args:
+            images: uint8 [H, W, 3] each, sizes may differ.
+
+        Returns:
+            One Regions each, of one region at least, in the space of `Encoding.descriptor`.
         """
         ...

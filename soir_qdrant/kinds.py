@@ -1,4 +1,4 @@
-"""Encoders, detectors and segmenters by the name that a setting gives: `detector={"kind": "mine"}`.
+"""Encoders, detectors, segmenters and scene encoders by the name that a setting gives: `detector={"kind": "mine"}`.
 
 Ours are registered in `config`. Another package registers its own where it is imported,
 
@@ -26,7 +26,7 @@ from soir_qdrant.registry import Registry
 
 if TYPE_CHECKING:
     from soir_qdrant.config import Settings
-    from soir_qdrant.contracts import Detector, Encoder, FeatureSource, Segmenter
+    from soir_qdrant.contracts import Detector, Encoder, FeatureSource, SceneEncoder, Segmenter
 
 
 class Frozen(BaseModel):
@@ -85,7 +85,20 @@ class SegmenterSettings(Frozen):
     kind: str
 
 
-PartSettings: TypeAlias = EncoderSettings | DetectorSettings | SegmenterSettings
+class SceneSettings(Frozen):
+    """What the settings of every kind of scene encoder have.
+
+    kind: a registered name. tiles: so many along each side of the image are encoded by themselves, each at the
+    encoder's input size; more see smaller things. vector: what the image's one vector is, "pooled" of the regions'
+    or the model's own descriptor of the "whole" image.
+    """
+
+    kind: str
+    tiles: int = Field(1, ge=1, le=8)
+    vector: Literal["pooled", "whole"] = "pooled"
+
+
+PartSettings: TypeAlias = EncoderSettings | DetectorSettings | SegmenterSettings | SceneSettings
 
 
 class Parts:
@@ -103,8 +116,8 @@ class Parts:
 
     @property
     def source(self) -> FeatureSource:
-        """The encoder, or its trunk where that is served: whose features of whole images a detector or
-        segmenter reads. Loaded when it is first read."""
+        """The encoder, or its trunk where that is served: whose features of whole images a detector, segmenter
+        or scene encoder reads. Loaded when it is first read."""
         if self._source is None:
             raise ConfigError("an encoder is made before there are features to read")
         return self._source()
@@ -116,9 +129,10 @@ class Kind:
 
     Attributes:
         make: a class or function that is called with the kind's settings and `Parts`, and returns an encoder,
-            a detector (or None: no detector) or a segmenter; or where it is, as "module:name".
-        settings: a pydantic model, a subclass of `EncoderSettings`, `DetectorSettings` or
-            `SegmenterSettings`.
+            a detector (or None: no detector), a segmenter or a scene encoder; or where it is, as
+            "module:name".
+        settings: a pydantic model, a subclass of `EncoderSettings`, `DetectorSettings`, `SegmenterSettings`
+            or `SceneSettings`.
         reads_features: whether it reads `Parts.source`. Where models are served, so is the trunk then.
     """
 
@@ -137,10 +151,12 @@ class Kind:
 ENCODERS: Registry[Kind] = Registry("encoder")
 DETECTORS: Registry[Kind] = Registry("detector")
 SEGMENTERS: Registry[Kind] = Registry("segmenter")
+SCENES: Registry[Kind] = Registry("scene")
 _SHARED: dict[str, type[PartSettings]] = {
     "encoder": EncoderSettings,
     "detector": DetectorSettings,
     "segmenter": SegmenterSettings,
+    "scene": SceneSettings,
 }
 
 
@@ -173,6 +189,13 @@ def register_segmenter(
     SEGMENTERS.register(name, Kind(make, settings, reads_features))
 
 
+def register_scene(
+    name: str, make: Callable[[Any, Parts], SceneEncoder] | str, settings: type[SceneSettings] = SceneSettings
+) -> None:
+    """Make a kind of scene encoder known. See `Kind`."""
+    SCENES.register(name, Kind(make, settings))
+
+
 def make_encoder(settings: EncoderSettings, parts: Parts) -> Encoder:
     """The encoder that the settings name. Raises ConfigError or WeightsError where it is not available."""
     encoder: Encoder = kind_of(ENCODERS, settings.kind)(settings, parts)
@@ -190,6 +213,12 @@ def make_segmenter(settings: SegmenterSettings, parts: Parts) -> Segmenter:
     """The segmenter that the settings name. Raises ConfigError or WeightsError where it is not available."""
     segmenter: Segmenter = kind_of(SEGMENTERS, settings.kind)(settings, parts)
     return segmenter
+
+
+def make_scene_encoder(settings: SceneSettings, parts: Parts) -> SceneEncoder:
+    """The scene encoder that the settings name. Raises ConfigError or WeightsError where it is not available."""
+    encoder: SceneEncoder = kind_of(SCENES, settings.kind)(settings, parts)
+    return encoder
 
 
 def kind_of(registry: Registry[Kind], name: str) -> Kind:

@@ -17,6 +17,7 @@ from soir_qdrant.models.tokens import LAYER
 from soir_qdrant.pooling.features import side_by_side
 from soir_qdrant.pooling.patches import described
 from soir_qdrant.pooling.pool import normalize, pool_scenes
+from soir_qdrant.pooling.scenes.described import scenes_of
 from soir_qdrant.timing import timed
 from soir_qdrant.types import RGB, Box, Detections, Encoding, LoadedImage, Mask, Scene, SceneObject, Vector
 
@@ -36,13 +37,17 @@ class Pipeline(Components):
     ) -> list[Scene]:
         """One Scene per image, in order.
 
-        objects: per image the objects where the user has them already, else None: then they are
-        detected. An image without any is one object. seconds: stage -> seconds, added to in place.
+        objects: per image those that the user has, else None: they are detected, or a scene encoder describes the
+        whole image. An image without any is one object. seconds: stage -> seconds, added to in place.
         patches: with those of the objects, for late interaction.
         Raises ObjectsError where a box or mask does not fit its image.
         """
         seconds = {} if seconds is None else seconds
-        listed = self.find(images, objects or [None] * len(images), seconds)
+        known = objects or [None] * len(images)
+        if self.scene_encoder is not None and None in known:
+            with timed(seconds, "encode"):
+                return scenes_of(self, self.scene_encoder, images, known, patches)
+        listed = self.find(images, known, seconds)
         with timed(seconds, "encode"):
             crops, masks = self.crops([image.rgb for image in images], listed)
             encoding, rows = self._encode(crops, masks, patches)
@@ -234,12 +239,7 @@ class Pipeline(Components):
 
     def text(self, words: str) -> Vector:
         """The vector of words, float32 [dim], unit length. Raises ConfigError for an encoder without text."""
-        if self.text_encoder is None:
-            raise ConfigError(
-                f"text {words!r}: this encoder reads no text: give an image of the thing, or take a profile "
-                "that does (clip, siglip)"
-            )
-        row: Vector = (self.whitening or normalize)(self.text_encoder.encode([words]))[0]
+        row: Vector = (self.whitening or normalize)(self.words_encoder(words).encode([words]))[0]
         return row
 
     def query_row(self, image: RGB, *, box: Box | None = None, mask: Mask | None = None) -> Vector:

@@ -24,6 +24,7 @@ from soir_qdrant.types import SceneObject
 VERSION = 1  # of the code behind the settings: raise it where the same settings make other points
 SHIPPED = Path(str(resources.files("soir_qdrant") / "data"))
 BY_FINGERPRINT = {"encoder", "crop"}  # groups of settings that the fingerprint covers
+SCENE = "scene"  # in the fingerprint of those that describe whole images
 ONLY_MAO = ("iterations", "lr", "alpha", "blocks")
 AS_BEFORE = {  # settings that came later, where they refine images as 0.1 did: its collections go on
     "refine_query": True,
@@ -41,7 +42,9 @@ def short_hash(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def fingerprint(settings: Settings, *, encoder: str, whitening: str | None, dim: int) -> dict[str, Any]:
+def fingerprint(
+    settings: Settings, *, encoder: str, whitening: str | None, dim: int, scene: str = ""
+) -> dict[str, Any]:
     """What two vectors must share to be compared.
 
     Args:
@@ -49,6 +52,7 @@ def fingerprint(settings: Settings, *, encoder: str, whitening: str | None, dim:
         encoder: its fingerprint: weights, adapter, input size.
         whitening: digest of the projection, or None.
         dim: length of the stored vector.
+        scene: fingerprint of the scene encoder, where there is one.
     """
     vector = settings.vector.model_dump(mode="json", exclude=NOT_COMPARED)
     refines = settings.vector.pooling == "mao"
@@ -64,6 +68,7 @@ def fingerprint(settings: Settings, *, encoder: str, whitening: str | None, dim:
         "vector": vector,
         "whitening": whitening,
         "dim": dim,
+        **({SCENE: {**settings.scene.model_dump(exclude={"head"}), "head": scene}} if settings.scene else {}),
     }
 
 

@@ -24,6 +24,7 @@ class SceneObject:
         None means every pixel of the box.
     score: objectness, 0..1.
     stand_in: the whole image, listed where no object was found in it.
+    text: what is written on it, where that was read.
     """
 
     box: Box
@@ -31,6 +32,7 @@ class SceneObject:
     label: str | None = None
     score: float = 1.0
     stand_in: bool = False
+    text: str | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -97,11 +99,25 @@ class Encoding:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Regions:
+    """What a scene encoder says of one image.
+
+    vectors: float32 [k, D], unit rows, one for each region. objects: k of them, where each one looks: its box,
+    mask and score. whole: float32 [D], unit length, the model's own descriptor of the image.
+    """
+
+    vectors: Vector
+    objects: tuple[SceneObject, ...]
+    whole: Vector
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Scene:
     """What is stored of one image.
 
     vector: float32 [D], unit length. object_vectors: float32 [k, D], unit rows, in the order of objects.
     patches: of each object, float32 [n, d], unit rows, for late interaction; None where not asked for.
+    text: what was read in the image outside of its objects.
     """
 
     width: int
@@ -110,6 +126,7 @@ class Scene:
     vector: Vector
     object_vectors: Vector
     patches: tuple[Vector, ...] | None = None
+    text: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -34,6 +34,7 @@ class ColourPipeline:
     into Qdrant and back, not the recognition. A picture that starts with (1, 2, 3) makes it fail."""
 
     dim = 12
+    text_reader = None
 
     def __init__(self, version: str = "1", pause: float = 0.0) -> None:
         self.fingerprint: dict[str, Any] = {

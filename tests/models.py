@@ -35,6 +35,12 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
     "dinov3": ("DINOv3ViTModel", "DINOv3ViTConfig", {**WIDE, "num_register_tokens": 4}),
     "clip": ("CLIPVisionModelWithProjection", "CLIPVisionConfig", {**WIDE, "projection_dim": 16}),
+    "metaclip2": (
+        "MetaClip2VisionModelWithProjection",
+        "MetaClip2VisionConfig",
+        {**WIDE, "projection_dim": 16},
+    ),
+    "tipsv2": ("Tipsv2VisionModel", "Tipsv2VisionConfig", {"mlp_ratio": 2}),
     "siglip": ("SiglipVisionModel", "SiglipVisionConfig", WIDE),
     "siglip2": ("Siglip2VisionModel", "Siglip2VisionConfig", {**WIDE, "num_patches": 16}),
     "radio": ("RadioModel", "RadioConfig", {"mlp_ratio": 2.0, "max_img_size": 64}),
@@ -117,3 +123,40 @@ def tiny_rf_detr(folder: Path) -> Path:
     )  # fmt: skip
     RfDetrForObjectDetection(config).eval().save_pretrained(folder)
     return folder
+
+
+WORDS = {word: i for i, word in enumerate(["<pad>", "<unk>", "<end>", "a", "red", "mug", "of", "blue"])}
+BOTH = {  # kind of both towers -> model, configuration, what its towers have beside the rest
+    "clip": ("CLIPModel", "CLIPConfig", {}, {**WIDE, "projection_dim": 16}),
+    "metaclip2": ("MetaClip2Model", "MetaClip2Config", {}, {**WIDE, "projection_dim": 16}),
+    "siglip": ("SiglipModel", "SiglipConfig", {"projection_size": 24}, WIDE),
+    "siglip2": ("Siglip2Model", "Siglip2Config", {"projection_size": 24}, {**WIDE, "num_patches": 16}),
+    "tipsv2": ("Tipsv2Model", "Tipsv2Config", {"hidden_size": 24}, {"mlp_ratio": 2}),
+}
+
+
+def tiny_words(folder: Path, kind: str = "clip") -> Any:
+    """A whole model with both towers and a tokenizer of eight words, saved as one folder. kind: one of BOTH."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    torch.manual_seed(0)
+    loader, configuration, own_text, own_vision = BOTH[kind]
+    text = {
+        "vocab_size": 12, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "max_position_embeddings": 6, "eos_token_id": 2,
+        "bos_token_id": 0, "pad_token_id": 0, "projection_dim": 16, **own_text,
+    }  # fmt: skip
+    if kind == "tipsv2":
+        del text["projection_dim"]
+    both = {"projection_dim": 16} if kind in ("clip", "metaclip2") else {}
+    config = getattr(transformers, configuration)(
+        text_config=text, vision_config={**SHAPE, **own_vision}, **both
+    )
+    model = getattr(transformers, loader)(config).eval()
+    model.save_pretrained(folder)
+    words = Tokenizer(models.WordLevel(WORDS, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="<pad>", unk_token="<unk>", eos_token="<end>"
+    ).save_pretrained(folder)
+    return model

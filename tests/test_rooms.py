@@ -24,6 +24,7 @@ FLOORS = [
     {"types", "registry", "timing"},
     {"contracts"},
     {"kinds"},
+    {"kind_settings"},
     {"config"},
     {"images", "geometry", "recipe"},
     {"models", "qdrant"},

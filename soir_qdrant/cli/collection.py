@@ -94,7 +94,15 @@ def _remembered(ingestor: SoirIngestor, report: IngestReport) -> IngestReport:
 
 QueryArgument = Annotated[
     str | None,
-    typer.Argument(help="a crop of one thing; a cut-out PNG; an image with --box; leave it out for --text"),
+    typer.Argument(
+        help="a crop of one thing; a cut-out PNG; an image with --box; leave it out for --text or --text-in-image"
+    ),
+]
+InImageOption = Annotated[
+    str | None,
+    typer.Option(
+        "--text-in-image", help="words that were read in the image (ingest --ocr); alone, or with a query"
+    ),
 ]
 TextOption = Annotated[str | None, typer.Option(help="words to search with, if the profile reads text")]
 BoxOption = Annotated[str | None, typer.Option(help="x0,y0,x1,y1 in pixels: where the thing is in QUERY")]
@@ -124,6 +132,7 @@ def search(
     models: Models,
     query: QueryArgument = None,
     text: TextOption = None,
+    text_in_image: InImageOption = None,
     box: BoxOption = None,
     example: ExampleOption = None,
     negative: NegativeOption = None,
@@ -134,13 +143,20 @@ def search(
     save_png: PngOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Find the images that hold the thing in QUERY, or what --text says."""
+    """Find the images that hold the thing in QUERY, what --text says, or the words of --text-in-image."""
     from soir_qdrant.query import one_query
     from soir_qdrant.search.options import SearchOptions
     from soir_qdrant.search.searcher import SoirSearcher
+    from soir_qdrant.search.text_in_image import find_text, with_text
 
-    place = box_of(box)
-    options = SearchOptions(limit=limit, filter=filter_of(filter_), rerank=rerank)
+    place, conditions = box_of(box), filter_of(filter_)
+    if text_in_image and query is None and text is None:
+        reading = SoirSearcher(server.client(), target.collection, namespace=target.namespace)
+        _print_hits(find_text(reading, text_in_image, limit=limit, filter=conditions), as_json)
+        return
+    if text_in_image:
+        conditions = with_text(text_in_image, conditions)
+    options = SearchOptions(limit=limit, filter=conditions, rerank=rerank)
     chosen = one_query(query, text)
     pipeline, client = models.pipeline(), server.client()
     searcher = SoirSearcher(client, target.collection, pipeline=pipeline, namespace=target.namespace)

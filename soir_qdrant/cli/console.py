@@ -62,7 +62,8 @@ def write_anything() -> None:
 ProfileOption = Annotated[
     str,
     typer.Option(
-        "--profile", help="embedded, fast, paper, dinov3, modern, clip, siglip, siglip2, or a JSON file"
+        "--profile",
+        help="embedded, fast, paper, dinov3, modern, clip, siglip2, cluster-clip ... (soir info), or a JSON file",
     ),
 ]
 WhiteningOption = Annotated[Path | None, typer.Option("--whitening", help="file made by soir calibrate")]

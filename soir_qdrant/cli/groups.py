@@ -105,11 +105,11 @@ class Models:
     def settings(self) -> Settings:
         return settings_of(self.profile, self.whitening)
 
-    def pipeline(self) -> Pipeline:
-        """On the models of a Triton, of a folder of exports, or of this machine."""
+    def pipeline(self, **changes: Any) -> Pipeline:
+        """On the models of a Triton, of a folder of exports, or of this machine. changes: of the settings."""
         from soir_qdrant.assembly import make_pipeline
 
-        return make_pipeline(self.settings, self._runtime())
+        return make_pipeline(self.settings.but(**changes), self._runtime())
 
     def _runtime(self) -> Runtime | None:
         """Where the models run; None is here. $SOIR_TRITON_TOKEN, where it is set, is sent to Triton as a
@@ -164,6 +164,10 @@ class Reading:
         MEMORY >> 20
     )
 
+    ocr: Annotated[
+        bool, typer.Option("--ocr", help="also the text in images, for --text-in-image (extra ocr)")
+    ] = False
+
     @property
     def options(self) -> ReadOptions:
         return ReadOptions(
@@ -187,7 +191,7 @@ def open_ingestor(
     return SoirIngestor(
         server.client(there=False),
         target.collection,
-        pipeline=models.pipeline(),
+        pipeline=models.pipeline(**({"ocr": {}} if reading.ocr else {})),
         namespace=target.namespace,
         reading=reading.options,
         **options,

@@ -19,6 +19,7 @@ from soir_qdrant.images import ReadOptions
 from soir_qdrant.ingest.places import Places, keeps_own_id, place_of
 from soir_qdrant.ingest.reading import decode_all, decoded, read_all, within_budget
 from soir_qdrant.ingest.sources import Item
+from soir_qdrant.ingest.texts import read_scenes
 from soir_qdrant.qdrant.identity import Place, PointId, check_id, point_id, with_places
 from soir_qdrant.qdrant.payload import Origin, build_payload, clean_payload
 from soir_qdrant.qdrant.points import Points, StoredPoint, point_id_of
@@ -106,7 +107,8 @@ class Run:
         if self.opened:
             return
         dim, fingerprint = self.prepare()
-        self.store.create(dim, fingerprint, keep_objects=self.keep_objects, quantization=self.quantization)
+        keep = self.keep_objects or recipe.SCENE in fingerprint  # regions of a whole image are searched
+        self.store.create(dim, fingerprint, keep_objects=keep, quantization=self.quantization)
         self.opened = True
 
     def open_existing(self) -> None:
@@ -260,11 +262,8 @@ class Run:
         if not items:
             return []
         try:
-            images = [decoded(item) for item in items]
-            objects = [item.objects for item in items]
-            options = {"patches": True} if self.object_patches else {}
-            scenes = self.pipeline().scenes(images, objects, self.report.seconds, **options)
-            return list(zip(items, scenes, strict=True))
+            seconds = self.report.seconds
+            return read_scenes(self.pipeline(), items, seconds, patches=self.object_patches)
         except _FATAL:
             raise
         except Exception as error:  # whatever a model says to one odd image must not stop the others

@@ -54,6 +54,13 @@ class LastBlock:
     def device(self) -> torch.device:
         return self.weights["norm.weight"].device
 
+    @property
+    def probe(self) -> Tensor:
+        """What the head pools with, [1, 1, D]."""
+        head: Any = self.head
+        probe: Tensor = head.probe
+        return probe
+
     def to(self, device: torch.device | str, dtype: torch.dtype) -> LastBlock:
         """A copy on another device or of another dtype."""
         weights = {name: w.detach().to(device, dtype) for name, w in self.weights.items()}
@@ -65,6 +72,47 @@ class LastBlock:
         mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         x1 = tokens + self.scale("ls1", self.linear(mixed, "o"))
         return x1 + self.scale("ls2", self.mlp(self.layer_norm(x1, "norm2")))
+
+    def own(self, tokens: Tensor) -> Tensor:
+        """x0 [B, N, D] -> x2 [B, N, D] where each token attends to itself alone: what stands at its place, not
+        what the image is about (MaskCLIP, arXiv 2112.01071)."""
+        x1 = tokens + self.scale("ls1", self.linear(self.linear(self.layer_norm(tokens, "norm1"), "v"), "o"))
+        return x1 + self.scale("ls2", self.mlp(self.layer_norm(x1, "norm2")))
+
+    def read_patches(self, x2: Tensor) -> Tensor:
+        """x2 [B, N, D] -> each patch read as if the image were it alone, [B, M, D_out]."""
+        patches = self.norm(x2[:, self.prefix_tokens :])
+        if self.head is None:
+            return self.project(patches)
+        alone: Tensor = self.head(patches.flatten(0, 1)[:, None])
+        return alone.view(*patches.shape[:2], -1)
+
+    def attend(self, queries: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries in the place of the CLS token, or of the probe of attention pooling.
+
+        Args:
+            queries: [B, k, D]. tokens: x0, [B, N, D], their keys and values.
+
+        Returns:
+            Descriptors [B, k, D_out], and how much of its attention each gave to each patch, [B, k, M].
+        """
+        if self.head is not None:
+            return self._pool(queries, self.norm(self.forward(tokens)))
+        normed = self.layer_norm(queries, "norm1")
+        _, keys, values = self.attention_inputs(tokens)
+        q = self.split(self.linear(normed, "q"))
+        shares = (q @ keys.transpose(2, 3) / math.sqrt(q.shape[-1])).softmax(-1)
+        x1 = queries + self.scale("ls1", self.linear((shares @ values).transpose(1, 2).flatten(2), "o"))
+        x2 = x1 + self.scale("ls2", self.mlp(self.layer_norm(x1, "norm2")))
+        shown: Tensor = shares.mean(1)[..., self.prefix_tokens :]
+        return self.project(self.norm(x2)), shown
+
+    def _pool(self, queries: Tensor, normed: Tensor) -> tuple[Tensor, Tensor]:
+        """As SigLIP's head does with its one probe."""
+        head: Any = self.head
+        x, shares = head.attention(queries, normed, normed, need_weights=True)
+        rows: Tensor = x + head.mlp(head.layernorm(x))
+        return rows, shares[..., self.prefix_tokens :]
 
     def attention_inputs(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x0 [B, N, D] -> queries, keys and values, [B, heads, N, d] each, positions applied."""

@@ -108,6 +108,8 @@ TABLE: tuple[Known, ...] = (
     _hub("openai/clip-vit-base-patch16", "encoder of the profile clip", "MIT", 599),
     _hub("google/siglip-base-patch16-224", "encoder of the profile siglip", "Apache-2.0", 813),
     _hub("google/siglip2-base-patch16-224", "encoder of the profile siglip2", "Apache-2.0", 1500),
+    _hub("facebook/metaclip-2-worldwide-s16", "encoder of the profile metaclip2", "CC-BY-NC-4.0", 1600),
+    _hub("google/tipsv2-b14", "encoder of the profile tipsv2", "Apache-2.0", 790),
 )
 
 

@@ -238,6 +238,17 @@ class Store:
             answers += [answer.points for answer in batch]
         return answers
 
+    def matching(self, condition: models.Filter, limit: int) -> list[models.Record]:
+        """Points that a filter holds for, without vectors and codes of patches, in no order of worth."""
+        points, _ = self.call(
+            "search",
+            self.client.scroll,
+            scroll_filter=visible(self.namespace, condition),
+            limit=limit,
+            with_payload=WITHOUT_PATCHES,
+        )
+        return points
+
     def groups(
         self, request: models.QueryRequest, group_by: str, size: int, **options: Any
     ) -> list[models.PointGroup]:

@@ -1,20 +1,47 @@
 """Ready-made conditions on what is stored of an image, for `models.Filter(must=[...])`.
 
-The flat ones (`has_label`, `min_count`) use an index of the payload. The others look into the list of
+The flat ones (`has_label`, `has_text`, `min_count`) use an index of the payload. The others look into the list of
 objects; those that ask two things of the same object are nested, which Qdrant evaluates more slowly:
 put a flat condition beside them where there is one.
 """
 
 from __future__ import annotations
 
+import re
+
 from qdrant_client import models
 
+from soir_qdrant.errors import ConfigError
 from soir_qdrant.types import Box
 
 
 def has_label(*labels: str) -> models.FieldCondition:
     """Images with an object of one of these labels."""
     return models.FieldCondition(key="soir.labels", match=models.MatchAny(any=list(labels)))
+
+
+def has_text(words: str) -> models.Filter:
+    """Images in which all these words were read, on one object or several (`soir ingest --ocr`); case and order
+    do not matter. Raises ConfigError where there are none."""
+    listed = text_words(words)
+    if not listed:
+        raise ConfigError(f"text {words!r}: say which words are to be in the image")
+    return models.Filter(
+        must=[
+            models.Filter(
+                should=[
+                    models.FieldCondition(key=key, match=models.MatchText(text=word))
+                    for key in ("soir.objects[].text", "soir.text")
+                ]
+            )
+            for word in listed
+        ]
+    )
+
+
+def text_words(text: str) -> list[str]:
+    """The words of a text, in lower case, as a full-text index of Qdrant cuts them."""
+    return re.findall(r"\w+", text.lower())
 
 
 def min_count(count: int) -> models.FieldCondition:

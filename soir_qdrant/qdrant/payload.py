@@ -4,7 +4,8 @@
 `height`, `sha256` (of the file), `pixels` (hash of the decoded image), `encoder` (short hash of the
 fingerprint), `recipe` (of all that made the point, see recipe.py), `namespace` where there is one, `by_user`
 where the user gave the objects, `objects` (each with `box` in pixels, `score`, `area` as a fraction of the
-image, and where known `label` and `code`), `labels` (the different ones, sorted) and `count`. Where no object
+image, and where known `label`, `code` and `text`), `text` (read elsewhere in the image), `labels` (the
+different ones, sorted) and `count`. Where no object
 was found, the whole image is listed as the one `stand_in`, and `count` is 0. The user's own keys lie beside
 "soir".
 
@@ -105,6 +106,7 @@ def build_payload(
             **({"by_user": True} if origin.by_user else {}),
             "objects": objects,
             "labels": sorted({item.label for item in scene.objects if item.label is not None}),
+            **({"text": scene.text} if scene.text else {}),
             "count": sum(not item.stand_in for item in scene.objects),
             **({} if scene.patches is None else {PATCHES: [pack_patches(rows) for rows in scene.patches]}),
         },
@@ -121,6 +123,8 @@ def _object(item: SceneObject, width: int, height: int, row: Vector, codes: int)
         stored["area"] = round(object_area(item, width, height), 6)
     if item.label is not None:
         stored["label"] = item.label
+    if item.text:
+        stored["text"] = item.text
     if codes:
         stored["code"] = encode(row, codes)
     return stored

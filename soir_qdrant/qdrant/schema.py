@@ -16,6 +16,9 @@ Quantization: TypeAlias = Preset | models.QuantizationConfig
 OBJECTS = "objects"  # the name of the multivector
 CODES = "codes"  # the name of another one: the first numbers of each object's vector
 CODE_NUMBERS = 256  # see docs/concepts/search.md
+FULL_TEXT = models.TextIndexParams(
+    type=models.TextIndexType.TEXT, tokenizer=models.TokenizerType.WORD, lowercase=True
+)
 INDEXES: dict[str, Any] = {
     "soir.namespace": models.KeywordIndexParams(type=models.KeywordIndexType.KEYWORD, is_tenant=True),
     "soir.uris": models.PayloadSchemaType.KEYWORD,
@@ -26,6 +29,8 @@ INDEXES: dict[str, Any] = {
     "soir.objects[].label": models.PayloadSchemaType.KEYWORD,
     "soir.objects[].area": models.PayloadSchemaType.FLOAT,
     "soir.objects[].score": models.PayloadSchemaType.FLOAT,
+    "soir.objects[].text": FULL_TEXT,
+    "soir.text": FULL_TEXT,
 }
 
 

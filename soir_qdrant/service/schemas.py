@@ -57,6 +57,9 @@ class SearchFields(_Strict):
     examples: list[ImageQuery] = Field([], max_length=16, description="more images of the same thing")
     negatives: list[ImageQuery] = Field([], max_length=16, description="images of what is not meant")
     filter: dict[str, Any] | None = Field(None, description="a filter of Qdrant, as JSON")
+    text_in_image: str | None = Field(
+        None, min_length=1, max_length=1000, description="words that were read in the image (ingest --ocr)"
+    )
     rerank: str | None = Field(
         "codes",
         max_length=60,
@@ -107,6 +110,7 @@ class StoredObject(BaseModel):
     score: float | None = None
     area: float | None = Field(None, description="share of the image")
     label: str | None = None
+    text: str | None = Field(None, description="what is written on it, where that was read")
 
 
 class StoredImage(BaseModel):

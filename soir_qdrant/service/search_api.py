@@ -12,6 +12,7 @@ from starlette.concurrency import run_in_threadpool
 
 from soir_qdrant.errors import CollectionError, ConfigError
 from soir_qdrant.query import Query
+from soir_qdrant.search.text_in_image import with_text
 from soir_qdrant.service.backend import Backend, PastSearch
 from soir_qdrant.service.deps import Service, answered
 from soir_qdrant.service.filters import filter_of
@@ -167,7 +168,11 @@ def _options(fields: SearchFields) -> dict[str, Any]:
         raise ConfigError("group_by has no pages: leave offset out, or ask for more groups with limit")
     return {
         "limit": fields.limit,
-        "filter": filter_of(fields.filter),
+        "filter": (
+            with_text(fields.text_in_image, filter_of(fields.filter))
+            if fields.text_in_image
+            else filter_of(fields.filter)
+        ),
         "rerank": None if fields.rerank in (None, "none") else fields.rerank,
         "score_threshold": fields.score_threshold,
         **({} if fields.group_by else {"offset": fields.offset}),

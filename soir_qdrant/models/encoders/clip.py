@@ -38,6 +38,12 @@ class Clip(Backbone):
         return LastBlock(config.num_attention_heads, config.layer_norm_eps, act, self.prefix_tokens, weights)
 
 
+class MetaClip2(Clip):
+    """`transformers.MetaClip2VisionModelWithProjection` (arXiv 2507.22062): CLIP, on texts of all languages."""
+
+    loader = "MetaClip2VisionModelWithProjection"
+
+
 def clip_like(vision: Any, i: int) -> dict[str, Tensor]:
     """The tensors of a block of CLIP's vision tower, or of one that is built like it."""
     layer = vision.encoder.layers[i]

@@ -31,6 +31,10 @@ TOWERS = {
     # trained on texts padded to one length, the padding not masked
     "siglip": Tower("SiglipTextModel", "pooler_output", "max_length", ("input_ids",)),
     "siglip2": Tower("Siglip2TextModel", "pooler_output", "max_length", ("input_ids",)),
+    "metaclip_2": Tower(
+        "MetaClip2TextModelWithProjection", "text_embeds", True, ("input_ids", "attention_mask")
+    ),
+    "tipsv2": Tower("Tipsv2TextModel", "pooler_output", True, ("input_ids", "attention_mask")),
 }
 
 

@@ -1,0 +1,130 @@
+"""Text inside images: read by a real RapidOCR, stored with the objects it is on, found by filter and command."""
+
+import json
+
+import numpy as np
+import pytest
+from models import tiny_encoder
+from PIL import Image, ImageDraw, ImageFont
+from qdrant_client import QdrantClient
+from typer.testing import CliRunner
+
+from soir_qdrant import Settings, SoirIngestor, SoirSearcher, filters
+from soir_qdrant.cli.main import app
+from soir_qdrant.errors import ConfigError
+from soir_qdrant.models.ocr import TextLine, assigned
+from soir_qdrant.pipeline import Pipeline
+from soir_qdrant.search.text_in_image import find_text, with_text
+from soir_qdrant.types import SceneObject
+
+MILK, SOUP = (60.0, 60.0, 300.0, 150.0), (330.0, 200.0, 560.0, 290.0)
+
+
+def shelf(*labels):
+    """An image with a text in each of some boxes."""
+    image = Image.new("RGB", (600, 320), (205, 210, 190))
+    draw = ImageDraw.Draw(image)
+    for text, box in labels:
+        draw.rectangle(box, (245, 245, 240))
+        draw.text((box[0] + 15, box[1] + 25), text, fill=(20, 20, 60), font=ImageFont.load_default(size=32))
+    return image
+
+
+@pytest.fixture(scope="module")
+def reading(tmp_path_factory):
+    folder = tiny_encoder(tmp_path_factory.mktemp("vit"))
+    return Settings.for_profile().but(
+        encoder={"weights": str(folder), "input_size": 32, "dtype": "float32"},
+        detector={"kind": "none"},
+        segmenter={"kind": "box"},
+        vector={"whitening": None, "features": ("cls",)},
+        ocr={},
+    )
+
+
+@pytest.fixture(scope="module")
+def filled(reading):
+    pytest.importorskip("rapidocr", reason="the extra ocr is not installed")
+    client, pipeline = QdrantClient(":memory:"), Pipeline(reading)
+    images = [
+        np.asarray(shelf(("OAT MILK", MILK), ("Tomato soup", SOUP))),
+        np.asarray(shelf(("TOMATO", MILK))),
+        np.asarray(shelf()),
+    ]
+    objects = [[SceneObject(MILK), SceneObject(SOUP)], [SceneObject(SOUP)], [SceneObject(MILK)]]
+    report = SoirIngestor(client, pipeline=pipeline).add(
+        images, ids=[1, 2, 3], objects=objects, progress=False
+    )
+    assert report.added == 3
+    assert report.seconds["read text"] > 0
+    return SoirSearcher(client, pipeline=pipeline)
+
+
+def test_text_lies_with_the_object_it_is_on(filled):
+    one, two, three = filled.store.client.retrieve("images", [1, 2, 3])
+    assert [item["text"] for item in one.payload["soir"]["objects"]] == ["OAT MILK", "Tomato soup"]
+    assert two.payload["soir"]["text"] == "TOMATO"  # on no object
+    assert "text" not in two.payload["soir"]["objects"][0]
+    assert "text" not in three.payload["soir"]
+
+
+@pytest.mark.parametrize(
+    ("words", "ids"),
+    [("tomato", [1, 2]), ("Milk, oat", [1]), ("oat tomato", [1]), ("oat soap", []), ("toma", [])],
+)
+def test_images_are_found_by_the_words_in_them(filled, words, ids):
+    assert sorted(hit.id for hit in find_text(filled, words)) == ids
+
+
+def test_hits_say_which_object_has_the_words(filled):
+    first, second = find_text(filled, "tomato")
+    assert (first.id, first.box, first.score) == (1, SOUP, 1.0)
+    assert (second.id, second.box, second.score) == (2, None, 0.0)
+    (both,) = find_text(filled, "oat tomato")
+    assert both.score == 0.5  # on two objects
+
+
+def test_words_in_the_image_narrow_a_search(filled):
+    query = np.asarray(shelf(("TOMATO", MILK)))
+    everything = filled.search(query, limit=5)
+    narrowed = filled.search(query, limit=5, filter=with_text("oat milk"))
+    assert len(everything) == 3
+    assert [hit.id for hit in narrowed] == [1]
+    assert filters.has_text("oat milk") == with_text("oat milk").must[0]
+    with pytest.raises(ConfigError, match="say which words"):
+        filters.has_text(" - ")
+
+
+def test_a_line_belongs_to_the_smallest_box_around_its_middle():
+    big, small = SceneObject((0, 0, 100, 100)), SceneObject((10, 10, 50, 50))
+    known = SceneObject((60, 60, 90, 90), text="mine")
+    lines = [
+        TextLine("a", (12, 12, 30, 20), 1),
+        TextLine("b", (40, 20, 80, 30), 1),
+        TextLine("c", (61, 61, 70, 70), 1),
+    ]
+    listed, rest = assigned([*lines, TextLine("d", (200, 0, 210, 9), 1)], [big, small, known])
+    assert [item.text for item in listed] == ["b", "a", "mine"]
+    assert rest == "d"
+    nowhere, all_of_it = assigned(lines[:1], [SceneObject((0, 0, 100, 100), stand_in=True)])
+    assert (nowhere[0].text, all_of_it) == (None, "a")  # nothing was found there
+
+
+def test_the_commands_read_and_find_text(reading, tmp_path):
+    pytest.importorskip("rapidocr", reason="the extra ocr is not installed")
+    shelf(("OAT MILK", MILK)).save(tmp_path / "a.png")
+    profile, db = tmp_path / "mine.json", str(tmp_path / "db")
+    profile.write_text(reading.but(ocr=None).model_dump_json())
+    run, common = CliRunner(), ["--path", db, "--json"]
+    done = run.invoke(app, ["ingest", str(tmp_path / "a.png"), "--ocr", "--profile", str(profile), *common])
+    assert done.exit_code == 0, done.output
+    hits = json.loads(run.invoke(app, ["search", "--text-in-image", "oat milk", *common]).stdout)
+    assert [hit["uri"].rpartition("/")[2] for hit in hits] == ["a.png"]
+    assert json.loads(run.invoke(app, ["search", "--text-in-image", "soup", *common]).stdout) == []
+
+
+def test_reading_text_is_part_of_the_recipe_and_not_of_the_fingerprint(reading):
+    plain, with_text = Pipeline(reading.but(ocr=None)), Pipeline(reading)
+    assert plain.fingerprint == with_text.fingerprint
+    assert "ocr" not in plain.recipe
+    assert with_text.recipe["ocr"]["longest"] == 2000
