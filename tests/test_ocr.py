@@ -116,8 +116,8 @@ def test_the_commands_read_and_find_text(reading, tmp_path):
     profile, db = tmp_path / "mine.json", str(tmp_path / "db")
     profile.write_text(reading.but(ocr=None).model_dump_json())
     run, common = CliRunner(), ["--path", db, "--json"]
-    done = run.invoke(app, ["ingest", str(tmp_path / "a.png"), "--ocr", "--profile", str(profile), *common])
-    assert done.exit_code == 0, done.output
+    ingest = ["ingest", str(tmp_path / "a.png"), "--ocr", "--profile", str(profile)]
+    assert run.invoke(app, [*ingest, *common]).exit_code == 0
     hits = json.loads(run.invoke(app, ["search", "--text-in-image", "oat milk", *common]).stdout)
     assert [hit["uri"].rpartition("/")[2] for hit in hits] == ["a.png"]
     assert json.loads(run.invoke(app, ["search", "--text-in-image", "soup", *common]).stdout) == []
