@@ -54,7 +54,10 @@ OTHER_POINTS = {
     "vector.by_score": 0.1,
 }
 SAME_POINTS = {"encoder.batch": 2, "encoder.dtype": "float32", "encoder.device": "cpu"}  # but for rounding
-ELSEWHERE = {"profile", "encoder.adapter", "encoder.kind"}  # a name alone; tests of their own
+SCENE = {
+    f"scene.{name}" for name in ("kind", "tiles", "vector", "attention", "count", "head")
+}  # test_scenes.py
+ELSEWHERE = {"profile", "encoder.adapter", "encoder.kind"} | SCENE  # a name alone; tests of their own
 KINDS = {
     "detector.head": "embedded",
     "segmenter.head": "embedded",

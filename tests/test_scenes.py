@@ -201,3 +201,7 @@ def test_collections_without_one_keep_their_recipe(tmp_path):
     with_one = Pipeline(plain.settings.but(scene={"kind": "cluster"}))
     assert with_one.fingerprint["scene"]["count"] == 16
     assert with_one.recipe["scene"]["count"] == 16
+    for change in ({"tiles": 2}, {"vector": "whole"}, {"attention": "all"}, {"count": 4}, {"kind": "dense"}):
+        other = Pipeline(with_one.settings.but(scene=change))
+        assert other.fingerprint != with_one.fingerprint
+        assert other.recipe != with_one.recipe
