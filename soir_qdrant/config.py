@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, ValidationInfo, field_validator
 
+from soir_qdrant import hub
 from soir_qdrant.errors import ConfigError
 from soir_qdrant.kind_settings import ClusterSettings as ClusterSettings
 from soir_qdrant.kind_settings import DenseSettings as DenseSettings
@@ -138,17 +139,32 @@ class Settings(Frozen):
     def for_profile(cls, name: str = "embedded") -> Settings:
         """The settings of a profile: one of PROFILES, or a JSON file of changes to one, such as
         `{"profile": "embedded", "encoder": {"adapter": "mine.safetensors"}}`, its files named from where the
-        process runs. Raises ConfigError for an unknown one and for an unknown setting."""
+        process runs; or what `soir weights push` wrote, "hub:owner/name" or a folder. Raises ConfigError for an
+        unknown one and for an unknown setting, WeightsError for trained parts that are not what was pushed."""
         if name in PROFILES:
             return PROFILES[name]
+        if hub.is_named(name):
+            return cls._changed(hub.read(name), name)
+        return cls._changed(cls.changes_of(name), name)
+
+    @classmethod
+    def changes_of(cls, name: str) -> dict[str, Any]:
+        """What a JSON file of settings says. Raises ConfigError where it is none."""
         if not name.endswith(".json"):
             raise ConfigError(f"profile {name!r}: choose one of {', '.join(PROFILES)}, or give a .json file")
         try:
-            changes = json.loads(Path(name).expanduser().read_text(encoding="utf-8"))
-            base = PROFILES[changes.pop("profile", "embedded")]
-        except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+            return dict(json.loads(Path(name).expanduser().read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             raise ConfigError(f"profile {name}: no JSON object of settings there ({error})") from error
-        return base.but(**changes)
+
+    @staticmethod
+    def _changed(changes: dict[str, Any], name: str) -> Settings:
+        base = changes.pop("profile", "embedded")
+        if not isinstance(base, str) or base not in PROFILES:
+            raise ConfigError(
+                f"profile {name}: changes a profile {base!r}; choose one of {', '.join(PROFILES)}"
+            )
+        return PROFILES[base].but(**changes)
 
     @property
     def object_only(self) -> bool:

@@ -199,8 +199,10 @@ def client(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[QdrantCli
         url = request.getfixturevalue("stand_in").url
         made = QdrantClient(url=url, check_compatibility=False)
     elif request.param == "edge":
-        edge = pytest.importorskip("soir_qdrant.qdrant.edge.client", reason="the extra edge is not installed")
-        made = edge.EdgeClient(request.getfixturevalue("memory_folder"))
+        pytest.importorskip("qdrant_edge", reason="qdrant-edge-py is not installed: the extra edge has it")
+        from soir_qdrant.qdrant.edge.client import EdgeClient
+
+        made = EdgeClient(request.getfixturevalue("memory_folder"))
     elif request.param == "path":
         made = QdrantClient(path=str(tmp_path / "db"))
     else:

@@ -24,7 +24,7 @@ FLOORS = [
     {"types", "registry", "timing"},
     {"contracts"},
     {"kinds"},
-    {"kind_settings"},
+    {"kind_settings", "hub"},
     {"config"},
     {"images", "geometry", "recipe"},
     {"models", "qdrant"},

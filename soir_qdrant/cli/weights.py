@@ -1,8 +1,10 @@
-"""`soir weights list`, `soir weights fetch`: what models the profiles use, and putting them here."""
+"""`soir weights list`, `fetch`, `push`: what models the profiles use, putting them here, sending trained parts."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
@@ -55,3 +57,28 @@ def fetch(
             wanted += [value for name, value in part if name == "weights"]
     for name in dict.fromkeys(wanted):
         out.print(f"{name}: {get(name)}", highlight=False, soft_wrap=True)
+
+
+@weights.command(
+    epilog="Example:  soir weights push me/shelves --profile mine.json, then --profile hub:me/shelves"
+)
+def push(
+    repo: Annotated[str, typer.Argument(help="owner/name on the hub; made if need be")],
+    profile: Annotated[str, typer.Option(help="JSON file of settings that names the trained files")],
+    licence: Annotated[str, typer.Option(help="of the trained parts")] = "apache-2.0",
+    private: Annotated[bool, typer.Option("--private", help="where the repository is new")] = False,
+    folder: Annotated[Path | None, typer.Option(help="write the folder here, and send nothing")] = None,
+) -> None:
+    """Send trained parts to a hub: the settings, the safetensors files that they name, and a card."""
+    from soir_qdrant import hub
+    from soir_qdrant.config import Settings
+
+    Settings.for_profile(profile)  # a wrong setting is said before anything is sent
+    changes = Settings.changes_of(profile)
+    with TemporaryDirectory() as temporary:
+        files = hub.write(folder or Path(temporary), changes, name=repo, licence=licence)
+        if folder is None:
+            address = hub.push(Path(temporary), repo, private=private)
+            out.print(f"{address}: {', '.join(file.name for file in files)}", highlight=False, soft_wrap=True)
+        else:
+            out.print(f"{folder}: {', '.join(file.name for file in files)}", highlight=False, soft_wrap=True)
