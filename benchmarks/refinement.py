@@ -12,6 +12,9 @@ features, tuned encoder). mAP in percent; behind it the difference from the mean
 error over the queries, paired. Spaces: "raw"; "centred", less the mean of single crops' tokens after as many steps;
 "whitened" by the principal components of these. No label is used.
 
+With --objects-ask every labelled object of the scenes is a query, in place of the set's own: its scene is left out, and
+right are the others that show its thing. These are many more, and take no more time.
+
 What was computed lies in the cache image by image: a killed run goes on.
 """
 
@@ -46,6 +49,7 @@ def main() -> None:
     parser.add_argument("--set", nargs=3, action="append", required=True, metavar=("NAME", "DIR", "SCENES"))
     parser.add_argument("--variants", nargs="+", default=list(ALL), choices=list(ALL))
     parser.add_argument("--spaces", nargs="+", default=["raw"], choices=SPACES)
+    parser.add_argument("--objects-ask", action="store_true", help="instead of the queries")
     parser.add_argument("--steps", type=int, default=80, help="of the joint token, and of queries")
     parser.add_argument("--crop-steps", type=int, default=20, help="of one token a crop")
     parser.add_argument("--cache", type=Path, default=Path("build/refinement"))
@@ -56,7 +60,8 @@ def main() -> None:
     for variant in chosen.variants:
         for name, folder, rule in chosen.set:
             bench = sample(load(Path(folder), "needle"), rule)
-            rows = measure(bench, Tokens(ALL[variant], chosen.cache, limits), chosen.spaces)
+            tokens = Tokens(ALL[variant], chosen.cache, limits)
+            rows = (by_objects if chosen.objects_ask else measure)(bench, tokens, chosen.spaces)
             results.setdefault(variant, {})[name] = rows
             write_text(chosen.out, report(results))
             write_json(chosen.out.with_suffix(".json"), as_lists(results))
@@ -100,9 +105,28 @@ def measure(bench: Bench, tokens: Tokens, spaces: list[str]) -> Rows:
     rows["whole image"] = precisions(queries.whole, images.whole, wanted)
     for space in spaces:
         ways = compared(images, queries, space)
-        rows |= {f"{name}": precisions(q, g, wanted) for name, q, g in ways}
+        rows |= {name: precisions(q, g, wanted) for name, q, g in ways}
     if images.ours is not None and queries.ours is not None:
         rows["the vector that ships"] = precisions(queries.ours, images.ours, wanted)
+    return rows
+
+
+def by_objects(bench: Bench, tokens: Tokens, spaces: list[str]) -> Rows:
+    """The same for every labelled object that is in other images too."""
+    images = looks(tokens.image(load_image(e.file), labelled(e)) for e in progress(bench.gallery))
+    shown = [image.instances for image in bench.gallery]
+    listed = [name for names in shown for name in names]
+    others = [
+        {i for i, names in enumerate(shown) if name is not None and name in names} - {own}
+        for name, own in zip(listed, images.scene_of, strict=True)
+    ]
+    asking = np.array([bool(some) for some in others])
+    wanted, own = [some for some in others if some], images.scene_of[asking]
+    n = len(bench.gallery) - 1
+    rows = {"chance": np.array([chance_precision(len(some), n) for some in wanted])}
+    for space in spaces:
+        for name, q, g in compared(images, images, space):
+            rows[name] = precisions(q[asking], g, wanted, own)
     return rows
 
 
@@ -120,20 +144,21 @@ def looks(some: Iterator[dict[str, np.ndarray]]) -> Looks:
 
 
 def compared(images: Looks, queries: Looks, space: str) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Row, queries and images in one of SPACES."""
+    """Way and number of steps, queries and images in one of SPACES; no steps are the mean of the crops."""
     fitted_on = images.crops[0]
     plain = moved(queries.crops[0], fitted_on, space)
-    mark = "" if space == "raw" else f", {space}"
-    yield f"mean of the crops{mark}", plain, pooled(moved(fitted_on, fitted_on, space), images.scene_of)
+    yield f"mean, {space}|0", plain, pooled(moved(fitted_on, fitted_on, space), images.scene_of)
     for step, token in images.joint.items():
+        if step not in queries.crops:
+            continue
         own = images.crops.get(step, queries.crops[step])
         joint, refined = moved(token, own, space), moved(queries.crops[step], own, space)
         if space == "raw":
-            yield f"joint token, {step} steps, plain query", plain, joint
-        yield f"joint token, {step} steps{mark}", refined, joint
+            yield f"joint token, plain query|{step}", plain, joint
+        yield f"joint token, {space}|{step}", refined, joint
         if step in images.crops:
             mean = pooled(moved(images.crops[step], own, space), images.scene_of)
-            yield f"one token a crop, {step} steps{mark}", refined, mean
+            yield f"token per crop, {space}|{step}", refined, mean
 
 
 def moved(rows: np.ndarray, fitted_on: np.ndarray, space: str) -> np.ndarray:
@@ -147,37 +172,45 @@ def pooled(rows: np.ndarray, scene_of: np.ndarray) -> np.ndarray:
     return normalize(np.stack([rows[scene_of == i].mean(0) for i in np.unique(scene_of)]))
 
 
-def precisions(queries: np.ndarray, images: np.ndarray, wanted: list[set[int]]) -> np.ndarray:
-    orders = [ranking(row) for row in queries @ images.T]
-    hits = [np.isin(order, list(some)) for order, some in zip(orders, wanted, strict=True)]
+def precisions(
+    queries: np.ndarray, images: np.ndarray, wanted: list[set[int]], own: np.ndarray | None = None
+) -> np.ndarray:
+    """The average precision of each query. wanted: its right images; own: an image that is left out."""
+    scores = queries @ images.T
+    if own is not None:
+        scores[np.arange(len(scores)), own] = -np.inf  # last, where it counts for nothing
+    hits = [np.isin(ranking(row), list(some)) for row, some in zip(scores, wanted, strict=True)]
     return np.array([average_precision(hit) for hit in hits])
 
 
 def report(results: dict[str, dict[str, Rows]]) -> str:
-    """A table for each variant: a column for each set."""
+    """Of each variant and set: what is refined on no image, and a table with a line for each number of steps."""
     text = ""
     for variant, sets in results.items():
-        names = list(dict.fromkeys(name for rows in sets.values() for name in rows))
-        columns = ["", *(f"{name} ({len(rows['chance'])} queries)" for name, rows in sets.items())]
-        body = [[name, *(cell(rows, name) for rows in sets.values())] for name in names]
-        text += f"### {ALL[variant].title}\n\n{markdown(columns, body)}\n"
+        for name, rows in sets.items():
+            alone = [f"{row.removesuffix('|0')} {rows[row].mean():.1f}" for row in rows if _steps(row) == 0]
+            ways = list(dict.fromkeys(row.partition("|")[0] for row in rows if _steps(row)))
+            steps = sorted({_steps(row) for row in rows} - {0})
+            body = [[str(step), *(cell(rows, way, step) for way in ways)] for step in steps]
+            text += (
+                f"### {ALL[variant].title}: {name}, {len(rows['chance'])} queries\n\n{'; '.join(alone)}.\n\n"
+            )
+            text += markdown(["steps", *ways], body) + "\n"
     return text
 
 
-def cell(rows: Rows, name: str) -> str:
-    if name not in rows:
+def cell(rows: Rows, way: str, step: int) -> str:
+    """mAP, and the difference from the mean of the same crops in the same space."""
+    value = rows.get(f"{way}|{step}")
+    if value is None:
         return ""
-    value, base = rows[name], rows[_base(name)]
-    if name in ("chance", _base(name)):
-        return f"{value.mean():.1f}"
-    gain = value - base
+    space = next((space for space in SPACES if way.endswith(f", {space}")), "raw")
+    gain = value - rows[f"mean, {space}|0"]
     return f"{value.mean():.1f} ({gain.mean():+.1f} ± {gain.std(ddof=1) / len(gain) ** 0.5:.1f})"
 
 
-def _base(name: str) -> str:
-    """The mean of the same crops in the same space."""
-    space = next((space for space in SPACES[1:] if name.endswith(f", {space}")), None)
-    return "mean of the crops" + (f", {space}" if space else "")
+def _steps(row: str) -> int:
+    return int(row.partition("|")[2] or 0)
 
 
 def as_lists(results: dict[str, dict[str, Rows]]) -> dict[str, dict[str, dict[str, list[float]]]]:

@@ -474,3 +474,25 @@ def test_invented_pictures_repeat(pack):
     assert np.array_equal(pictures[0], pictures[1])
     assert not np.array_equal(pictures[0], pictures[2])
     assert inventor(pack, 3).background().shape == (900, 1200, 3)
+
+
+def test_crowded_scenes_hold_targets_alone_each_in_many(pack, tmp_path):
+    """As in VoxDet: the same things again and again, many right answers."""
+    folder = needle.generate(
+        tmp_path / "c",
+        split="dev",
+        track="2d",
+        scenes=8,
+        targets=10,
+        sources=pack,
+        crowded=True,
+        progress=False,
+    )
+    bench = load(folder)
+    asked = {query.instance for query in bench.queries}
+    assert all(6 <= len(image.objects) <= 10 and set(image.instances) <= asked for image in bench.gallery)
+    assert np.mean([len(bench.relevant(query)) for query in bench.queries]) > 5
+    with pytest.raises(DatasetError, match="crowded scenes hold up to 10"):
+        needle.generate(
+            tmp_path / "d", split="dev", track="2d", scenes=8, targets=9, sources=pack, crowded=True
+        )

@@ -51,6 +51,10 @@ def evaluate(
 ) -> None:
     """Compare ways to search on a labelled folder: mAP, R@1, R@10 in percent. A killed run goes on.
 
+    Rows paper, paper-plain-query and paper-mean say what refinement brings on your labels. The published +19 (VoxDet,
+    51.2 to 70.2 zero-shot) is over the global descriptor; the paper has no row for the mean of the crops, and
+    zero-shot MaO-DINOv2 is below GSS on INSTRE-XS and XXS in its own tables. Here: docs/lab/refinement.md.
+
     Examples: soir evaluate bench/dev-2d --rows global,mean,paper-mean,paper,default,chance --json dev.json;
     soir evaluate VoxDet --dataset voxdet --objects detected
     """
