@@ -228,10 +228,11 @@ class TestVideos:
         with pytest.raises(ConfigError, match="every 0"):
             ReadOptions(every=0)
 
-    def test_damaged_ones_and_playlists_fail_alone(self, clip):
+    def test_damaged_ones_and_playlists_fail_alone(self, clip, monkeypatch):
+        monkeypatch.chdir(clip.parent)  # where FFmpeg would look for what a playlist names
         whole = clip.read_bytes()
         clip.with_name("cut.mp4").write_bytes(whole[: len(whole) // 3])
-        clip.with_name("list.mp4").write_text(f"#EXTM3U\n#EXTINF:1,\n{clip}\n")
+        clip.with_name("list.mp4").write_text("ffconcat version 1.0\nfile clip.mp4\n")
         report = ingestor(QdrantClient(":memory:"), reading=ReadOptions(every=3)).add(clip.parent)
         assert counts(report) == (2, 0, 2)
         assert {failure.name for failure in report.failed} == {"cut.mp4", "list.mp4"}
