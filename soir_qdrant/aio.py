@@ -2,7 +2,7 @@
 
 Requests run on the caller's event loop, through his client; decoding and encoding, which keep a processor
 busy, run in a worker thread, so that the loop goes on. A call that is cancelled ends for its caller, and in
-the thread when its work is done.
+the thread when its work is done. One searcher may be awaited on several loops, as where each thread runs its own.
 """
 
 from __future__ import annotations
@@ -10,10 +10,14 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import threading
 from collections.abc import Callable, Coroutine
+from contextvars import ContextVar
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
+from weakref import WeakKeyDictionary
 
 from qdrant_client import AsyncQdrantClient
+from qdrant_client.local.async_qdrant_local import AsyncQdrantLocal
 
 from soir_qdrant.ingest.ingestor import SoirIngestor
 from soir_qdrant.search.searcher import SoirSearcher
@@ -24,11 +28,29 @@ T = TypeVar("T")
 
 
 class _Bridge:
-    """Looks like a QdrantClient from another thread than that of the loop on which the client is awaited."""
+    """Looks like a QdrantClient from another thread than that of the loop on which the client is awaited.
+
+    A client's connections belong to the loop that opened them: the first loop has the client that was handed in,
+    each other one gets a client of its own, with the same arguments. Local mode has no connections.
+    """
 
     def __init__(self, client: AsyncQdrantClient) -> None:
-        self.client = client
-        self.loop: asyncio.AbstractEventLoop | None = None
+        self._first = client
+        self._clients: WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncQdrantClient] = WeakKeyDictionary()
+        self._lock = threading.Lock()
+        self.loop: ContextVar[asyncio.AbstractEventLoop] = ContextVar("loop")
+
+    @property
+    def client(self) -> AsyncQdrantClient:
+        """That of the loop whose call this is."""
+        loop = self.loop.get(None)
+        if loop is None or isinstance(self._first._client, AsyncQdrantLocal):
+            return self._first
+        with self._lock:
+            if loop not in self._clients:
+                own = {**self._first.init_options, "check_compatibility": False}
+                self._clients[loop] = AsyncQdrantClient(**own) if self._clients else self._first
+            return self._clients[loop]
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self.client, name)
@@ -37,8 +59,8 @@ class _Bridge:
 
         @functools.wraps(method)
         def call(*args: Any, **kwargs: Any) -> Any:
-            assert self.loop is not None
-            return asyncio.run_coroutine_threadsafe(method(*args, **kwargs), self.loop).result()
+            here = getattr(self.client, name)
+            return asyncio.run_coroutine_threadsafe(here(*args, **kwargs), self.loop.get()).result()
 
         return call
 
@@ -53,7 +75,7 @@ def _awaited(
     method: Callable[Concatenate[S, P], T],
 ) -> Callable[Concatenate[_Async[S], P], Coroutine[Any, Any, T]]:
     async def call(self: _Async[S], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        self._bridge.loop = asyncio.get_running_loop()
+        self._bridge.loop.set(asyncio.get_running_loop())  # the thread has a copy of this call's context
         return await asyncio.to_thread(method, self.blocking, *args, **kwargs)
 
     functools.update_wrapper(call, method)

@@ -106,7 +106,7 @@ def painted(*patches: tuple[Box, tuple[int, int, int]], size: tuple[int, int] = 
 
 
 FINGERPRINT = ColourPipeline().fingerprint
-QUICK = Retry(attempts=3, first=0.001, most=0.002)
+QUICK = Retry(attempts=3, first=0.001, longest=0.002)
 
 
 def unit(*shape: int, seed: int = 0) -> np.ndarray:

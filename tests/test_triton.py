@@ -91,7 +91,7 @@ def test_slow_model_hits_the_deadline(connect, slow):
 
 def test_overload_turns_requests_away_and_all_are_answered_in_the_end(connect, slow, caplog):
     """Sixteen clients, and a queue that holds two requests."""
-    encoders = [TritonEncoder(connect(retry=Retry(attempts=30, first=0.1, most=1))) for _ in range(16)]
+    encoders = [TritonEncoder(connect(retry=Retry(attempts=30, first=0.1, longest=1))) for _ in range(16)]
     expected = encoders[0].encode(CROPS[:1]).descriptor
     slow(0.1)
     with ThreadPoolExecutor(16) as pool:
@@ -114,7 +114,7 @@ def test_killed_in_mid_ingestion_and_restarted_loses_nothing(triton, tiny_settin
                 threading.Timer(1, triton.start).start()
             yield picture(i)
 
-    client, runtime = QdrantClient(":memory:"), TritonRuntime(triton.url, retry=Retry(attempts=40, most=2))
+    client, runtime = QdrantClient(":memory:"), TritonRuntime(triton.url, retry=Retry(attempts=40, longest=2))
     report = SoirIngestor(client, pipeline=runtime.pipeline(tiny_settings)).add(images(), batch_size=2)
     runtime.close()
     assert counts(report) == (12, 0, 0)
@@ -123,7 +123,7 @@ def test_killed_in_mid_ingestion_and_restarted_loses_nothing(triton, tiny_settin
 
 def test_a_server_that_stays_away_stops_the_ingestion_which_goes_on_later(triton, tiny_settings):
     client = QdrantClient(":memory:")
-    runtime = TritonRuntime(triton.url, retry=Retry(attempts=4, first=0.5, most=1))
+    runtime = TritonRuntime(triton.url, retry=Retry(attempts=4, first=0.5, longest=1))
     ingestor = SoirIngestor(client, pipeline=runtime.pipeline(tiny_settings))
 
     def images():

@@ -70,7 +70,7 @@ class SoirIngestor:
         shard_key: of what is written, in a collection with shards by key.
         timeout: seconds for one write (where the client's `upsert` has no such argument, give QdrantClient
             itself one).
-        retry: for lost connections, timeouts, 429 and 5xx.
+        retry: how long a request is tried again; 120 s.
     """
 
     def __init__(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -14,6 +15,9 @@ from qdrant_client.local.async_qdrant_local import AsyncQdrantLocal
 from qdrant_client.local.qdrant_local import QdrantLocal
 
 from soir_qdrant.errors import CollectionError, ConfigError
+from soir_qdrant.qdrant.arguments import arguments_of, without_none
+from soir_qdrant.qdrant.clients import Reopening
+from soir_qdrant.qdrant.faults import Gone, Refused, is_missing
 from soir_qdrant.qdrant.identity import check_namespace, visible
 from soir_qdrant.qdrant.ordering import ByCodes, ordered_by_codes
 from soir_qdrant.qdrant.payload import KEY, PATCHES
@@ -32,7 +36,7 @@ from soir_qdrant.qdrant.schema import (
     stored_fingerprint,
     vectors_config,
 )
-from soir_qdrant.qdrant.transport import Refused, Retry
+from soir_qdrant.qdrant.transport import Retry, confirmed
 from soir_qdrant.types import Vector
 
 T = TypeVar("T")
@@ -65,7 +69,7 @@ class Store:
     ) -> None:
         if vector_name in (OBJECTS, CODES):
             raise ConfigError(f'vector_name "{vector_name}" is kept for single objects: choose another')
-        self.client = client
+        self._client = Reopening(client)
         self.collection = collection
         self.vector_name = vector_name or ""
         self.namespace = check_namespace(namespace)
@@ -78,14 +82,40 @@ class Store:
         quantization_of(code_vectors)  # refused here rather than after the first images
         self.code_vectors = code_vectors
         self.code_numbers = 0
+        self.info: models.CollectionInfo | None = None  # what `open` saw
+
+    @property
+    def client(self) -> QdrantBase:
+        """Of this process: one that was inherited in a fork is opened anew."""
+        return self._client.here()
 
     def call(self, what: str, method: Callable[..., T], **arguments: Any) -> T:
-        """method(collection, **arguments), with this store's timeout and retries. what: see Retry."""
+        """method(collection, **arguments), with this store's timeout and retries; an own timeout bounds all
+        tries together. what: see Retry."""
+        total = arguments.get("timeout")
         if "timeout" in inspect.signature(method).parameters:
             arguments.setdefault("timeout", self.timeout)
-        return self.retry(
-            lambda: method(self.collection, **arguments), f"{what} collection {self.collection!r}"
-        )
+        lock = self._client.lock
+
+        def action() -> T:
+            with lock:
+                return method(self.collection, **arguments)
+
+        try:
+            return self.retry(action, f"{what} collection {self.collection!r}", total)
+        except Refused as error:
+            if self.dim and is_missing(error):
+                raise Gone(f"collection {self.collection!r} is gone: {error}") from error
+            raise
+
+    def write(self, method: Callable[..., T], **arguments: Any) -> T:
+        """The same for a write, until the server says that it is completed."""
+
+        def written(collection: str, **arguments: Any) -> T:
+            return confirmed(method(collection, **arguments))
+
+        functools.update_wrapper(written, method)
+        return self.call("write to", written, **arguments)
 
     # -- the collection ------------------------------------------------------------------------------------
 
@@ -155,24 +185,37 @@ class Store:
         dim: None takes that of the collection. fingerprint: of the pipeline, None where no image is
         encoded. Raises CollectionError with what differs and what to do.
         """
-        if not self.exists():
+        info = self.look()
+        self.accept(info, dim, fingerprint)
+        return info
+
+    def look(self) -> models.CollectionInfo:
+        """What the collection is like now. Raises CollectionError where there is none."""
+        try:
+            return self.call("look into", self.client.get_collection)
+        except (Refused, Gone) as error:
+            if isinstance(error, Refused) and not is_missing(error):
+                raise
             raise CollectionError(
                 f"there is no collection {self.collection!r}: ingest pictures into it first"
-            )
-        info = self.call("look into", self.client.get_collection)
+            ) from error
+
+    def accept(
+        self, info: models.CollectionInfo, dim: int | None, fingerprint: Mapping[str, Any] | None
+    ) -> None:
+        """`open` without a request: the collection was looked into already."""
         self.dim, self.has_objects = check_vectors(info, self.collection, self.vector_name, dim)
-        self.quantized = is_quantized(info, self.vector_name)
+        self.quantized, self.info = is_quantized(info, self.vector_name), info
         self.code_numbers = code_numbers(info)
         if fingerprint is None:
-            return info
+            return
         theirs = stored_fingerprint(info)
         if theirs is not None:
             check_fingerprint(theirs, fingerprint, self.collection)
-            return info
+            return
         points, _ = self.call("look into", self.client.scroll, limit=1, with_payload=["soir.encoder"])
         if points:
             check_point(points[0].payload, fingerprint, self.collection)
-        return info
 
     # -- asking --------------------------------------------------------------------------------------------
 
@@ -227,9 +270,9 @@ class Store:
         self, requests: Sequence[models.QueryRequest], **options: Any
     ) -> list[list[models.ScoredPoint]]:
         """The points found, per request. options: consistency, timeout; None is the client's own."""
-        options = _without_none(options)
+        options = without_none(options)
         if len(requests) == 1:
-            arguments = _arguments(requests[0])
+            arguments = arguments_of(requests[0])
             return [self.call("search", self.client.query_points, **arguments, **options).points]
         answers: list[list[models.ScoredPoint]] = []
         for i in range(0, len(requests), _TOGETHER):
@@ -253,9 +296,9 @@ class Store:
         self, request: models.QueryRequest, group_by: str, size: int, **options: Any
     ) -> list[models.PointGroup]:
         """The points found, by the value of a payload key, up to `size` for each. options: as in `query`."""
-        arguments = {name: value for name, value in _arguments(request).items() if name != "offset"}
+        arguments = {name: value for name, value in arguments_of(request).items() if name != "offset"}
         method = self.client.query_points_groups
-        options = _without_none(options) | {"group_by": group_by, "group_size": size}
+        options = without_none(options) | {"group_by": group_by, "group_size": size}
         return self.call("search", method, **arguments, **options).groups
 
     def dense(self, vector: Any) -> Vector | None:
@@ -263,21 +306,3 @@ class Store:
         if isinstance(vector, Mapping):
             vector = vector.get(self.vector_name)
         return None if vector is None else np.asarray(vector, np.float32)
-
-
-def _arguments(request: models.QueryRequest) -> dict[str, Any]:
-    """A request as the client's methods for one take it."""
-    fields = {field: getattr(request, field) for field in models.QueryRequest.model_fields}
-    return _without_none({_ARGUMENTS.get(field, field): value for field, value in fields.items()})
-
-
-def _without_none(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if value is not None}
-
-
-_ARGUMENTS = {
-    "filter": "query_filter",
-    "params": "search_params",
-    "with_vector": "with_vectors",
-    "shard_key": "shard_key_selector",
-}

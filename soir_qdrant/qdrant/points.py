@@ -13,9 +13,10 @@ from qdrant_client import models
 
 from soir_qdrant.errors import CollectionError, ObjectsError, SoirError
 from soir_qdrant.qdrant.collection import Store
+from soir_qdrant.qdrant.faults import Refused
 from soir_qdrant.qdrant.identity import KEY, PLACES, Place, PointId, as_payload, at, places_of, within
 from soir_qdrant.qdrant.schema import CODES, OBJECTS
-from soir_qdrant.qdrant.transport import Refused, split
+from soir_qdrant.qdrant.transport import split
 from soir_qdrant.types import Scene
 
 TEXTS = ("sha256", "pixels", "recipe", "namespace")
@@ -125,8 +126,6 @@ class Points:
             try:
                 self._write(batch, existing)
             except Refused as error:
-                if error.status == 404:  # the collection is gone
-                    raise
                 yield from self._one_by_one(batch, existing, error)
             else:
                 self._refused_all = False
@@ -136,9 +135,7 @@ class Points:
         new = [point for point in points if point_id_of(point) not in existing]
         old = [point for point in points if point_id_of(point) in existing]
         if new:  # a point that another process wrote meanwhile is left as it is, where the server can do that
-            self.store.call(
-                "write to", self.client.upsert, points=new, wait=True, **self._selector, **self._insert_only
-            )
+            self.store.write(self.client.upsert, points=new, wait=True, **self._selector, **self._insert_only)
         if old:
             vectors = [models.PointVectors(id=point.id, vector=point.vector) for point in old]
             update = models.UpdateVectors(points=vectors, **self._shard)
@@ -181,13 +178,12 @@ class Points:
         payload = dict(record.payload or {})
         payload[KEY] = {**payload.get(KEY, {}), **changes}
         point = models.PointStruct(id=new, vector=record.vector or {}, payload=payload)
-        self.store.call("write to", self.client.upsert, points=[point], wait=True, **self._selector)
+        self.store.write(self.client.upsert, points=[point], wait=True, **self._selector)
         self.remove([old])
 
     def set_payload(self, payload: Mapping[str, Any], condition: models.Filter) -> None:
         """Write keys of the user's payload. condition: of which points of the namespace."""
-        self.store.call(
-            "write to",
+        self.store.write(
             self.client.set_payload,
             payload=dict(payload),
             points=within(self.store.namespace, condition),
@@ -203,16 +199,14 @@ class Points:
     def remove_where(self, condition: models.Filter) -> None:
         """Delete the points of the namespace that a condition holds for."""
         chosen = models.FilterSelector(filter=within(self.store.namespace, condition))
-        self.store.call("write to", self.client.delete, points_selector=chosen, wait=True, **self._selector)
+        self.store.write(self.client.delete, points_selector=chosen, wait=True, **self._selector)
 
     def _payload_operation(self, id_: Any, payload: Mapping[str, Any], key: str | None = None) -> Any:
         change = models.SetPayload(payload=dict(payload), points=[id_], key=key, **self._shard)
         return models.SetPayloadOperation(set_payload=change)
 
     def _update(self, operations: Sequence[Any]) -> None:
-        self.store.call(
-            "write to", self.client.batch_update_points, update_operations=list(operations), wait=True
-        )
+        self.store.write(self.client.batch_update_points, update_operations=list(operations), wait=True)
 
 
 def point_id_of(point: models.PointStruct | models.Record) -> PointId:

@@ -1,7 +1,8 @@
-"""Reaching Qdrant: connecting, how large a write may be, which errors pass by themselves."""
+"""Reaching Qdrant: connecting, trying again, how large a write may be. faults.py says which errors pass."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import pickle
@@ -14,11 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import httpx
 from qdrant_client import QdrantClient, models
-from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
 from soir_qdrant.errors import CollectionError, ConfigError, ServerError
+from soir_qdrant.qdrant.faults import (
+    Unconfirmed,
+    is_of_qdrant,
+    is_passing,
+    lasting,
+    retry_after,
+    text_of,
+)
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -26,10 +33,8 @@ T = TypeVar("T")
 MAX_BYTES = 8_000_000  # of one write; servers refuse 32 MB, with an error that looks like a timeout
 MAX_POINTS = 64
 _NUMBER_BYTES = 22  # of a float in JSON
-_PASSING_GRPC = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED")
 # What the client lets out when meta.json, a database or a pickled point in it is no such thing.
 _DAMAGED = (ValueError, LookupError, TypeError, EOFError, AttributeError, sqlite3.Error, pickle.PickleError)
-_MAX_RETRY_AFTER = 60.0  # seconds that a server's Retry-After is followed for
 
 
 def connect(path: str | Path | None = None, url: str | None = None, **options: Any) -> QdrantClient:
@@ -69,109 +74,73 @@ def connect(path: str | Path | None = None, url: str | None = None, **options: A
         ) from error
 
 
-class Refused(CollectionError):
-    """The server (or local mode) understood a request and refused it; repeating it would not help.
-
-    status: of HTTP, or None.
-    """
-
-    def __init__(self, message: str, status: int | None = None) -> None:
-        super().__init__(message)
-        self.status = status
-
-
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """attempts: in all, at least 1. first, most: seconds before the second try, which then doubles, and
-    the longest wait; each wait is cut by a random part, so that many clients do not return at once."""
+    """How long a request is tried again, while its errors are passing ones (see `faults.is_passing`).
 
-    attempts: int = 5
+    Attributes:
+        attempts: in all, at least 1; None: as many as fit into `total`.
+        first, longest: seconds before the second try, which then doubles, and the longest wait. Each is cut by a
+            random part, so that many clients do not return at once; a server that says how long to wait is
+            followed.
+        total: seconds after which there is no further try.
+    """
+
+    attempts: int | None = None
     first: float = 0.5
-    most: float = 15.0
+    longest: float = 15.0
+    total: float = 120.0
 
-    def __call__(self, action: Callable[[], T], what: str) -> T:
-        """The result of `action`, tried again while its errors are passing ones: lost connections,
-        timeouts, 429 and 5xx.
+    def __call__(self, action: Callable[[], T], what: str, total: float | None = None) -> T:
+        """The result of an action.
 
-        what: the action in words, for messages. Raises ServerError when the attempts are used up or local
-        mode cannot write, and Refused at once for a request that will never be accepted.
+        Args:
+            action: makes the request.
+            what: the action in words, for messages.
+            total: in place of this policy's, where it is shorter.
+
+        Raises:
+            ServerError: when attempts or time are used up, TLS fails, or local mode cannot write.
+            Refused: at once, for a request that will never be accepted.
         """
-        for attempt in range(1, self.attempts + 1):
+        if self.attempts is not None and self.attempts < 1:
+            raise ConfigError(f"attempts must be at least 1, not {self.attempts}")
+        start, total = time.monotonic(), min(self.total, total or self.total)
+        for attempt in itertools.count(1):
             try:
                 return action()
             except Exception as error:
-                if not _is_of_qdrant(error):
+                if not is_of_qdrant(error):
                     raise
                 if not is_passing(error):
-                    raise _lasting(error, what) from error
-                if attempt == self.attempts:
+                    raise lasting(error, what) from error
+                wait = self.wait(attempt, error)
+                if attempt == self.attempts or time.monotonic() - start + wait > total:
                     raise ServerError(
-                        f"could not {what}: Qdrant did not answer in {attempt} attempts ({_text(error)}); "
-                        "see that it runs and can be reached"
+                        f"could not {what}: Qdrant did not answer in {attempt} attempts, "
+                        f"{time.monotonic() - start:.0f} s ({text_of(error)}); see that it runs and can be reached"
                     ) from error
-                wait = self._wait(attempt, error)
-                log.warning("could not %s, next attempt in %.1f s: %s", what, wait, _text(error))
+                log.warning("could not %s, next attempt in %.1f s: %s", what, wait, text_of(error))
                 time.sleep(wait)
-        raise ValueError(f"attempts must be at least 1, not {self.attempts}")
+        raise AssertionError
 
-    def _wait(self, attempt: int, error: Exception) -> float:
-        wait = min(self.first * float(2 ** (attempt - 1)), self.most) * random.uniform(0.5, 1.0)
-        return max(wait, min(float(getattr(error, "retry_after_s", 0)), _MAX_RETRY_AFTER))
-
-
-def is_passing(error: Exception) -> bool:
-    """Whether the same request may succeed a little later."""
-    if hasattr(error, "retry_after_s"):  # ResourceExhaustedResponse: 429 with a delay
-        return True
-    if isinstance(error, UnexpectedResponse):
-        return error.status_code is not None and (error.status_code == 429 or error.status_code >= 500)
-    if isinstance(error, ResponseHandlingException):
-        source = error.source
-        return isinstance(source, httpx.TransportError) and not isinstance(source, httpx.UnsupportedProtocol)
-    return _grpc_code(error) in _PASSING_GRPC
+    def wait(self, attempt: int, error: Exception | None = None) -> float:
+        """Seconds before the try after this one."""
+        wait = min(self.first * 2.0 ** min(attempt - 1, 30), self.longest) * random.uniform(0.5, 1.0)
+        return max(wait, (error and retry_after(error)) or 0.0)
 
 
-def _is_of_qdrant(error: Exception) -> bool:
-    kinds = (
-        UnexpectedResponse,
-        ResponseHandlingException,
-        ValueError,
-        AssertionError,
-        OSError,
-        sqlite3.Error,
-    )
-    return isinstance(error, kinds) or hasattr(error, "retry_after_s") or bool(_grpc_code(error))
+def confirmed(answer: T) -> T:
+    """The answer to a write, or to several.
 
-
-def _lasting(error: Exception, what: str) -> CollectionError | ServerError:
-    if isinstance(error, (OSError, sqlite3.Error)):
-        return ServerError(f"could not {what}: {_text(error)}; see that the folder is writable and has space")
-    status = error.status_code if isinstance(error, UnexpectedResponse) else None
-    code = _grpc_code(error)
-    if status in (401, 403) or code in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
-        return ServerError(
-            f"could not {what}: the server refuses this client ({_text(error)}); give its API key"
-        )
-    if code == "NOT_FOUND":
-        status = 404
-    return Refused(f"could not {what}: {_text(error)}", status)
-
-
-def _grpc_code(error: Exception) -> str:
-    code = getattr(error, "code", None)
-    return str(getattr(code(), "name", "")) if callable(code) else ""
-
-
-def _text(error: Exception) -> str:
-    if isinstance(error, ResponseHandlingException):
-        return str(error.source) or type(error.source).__name__
-    if isinstance(error, UnexpectedResponse):
-        content = error.content.decode(errors="replace")[:500]
-        return f"{error.status_code} {error.reason_phrase}: {content}"
-    if _grpc_code(error):
-        details = getattr(error, "details", None)
-        return f"{_grpc_code(error)}: {details() if callable(details) else error}"
-    return str(error) or type(error).__name__
+    Raises:
+        Unconfirmed: where one is not done, so that it is tried again: points have ids, so that is harmless.
+    """
+    for one in answer if isinstance(answer, list) else [answer]:
+        status = getattr(one, "status", None)
+        if isinstance(status, models.UpdateStatus) and status != models.UpdateStatus.COMPLETED:
+            raise Unconfirmed(f"the server answered {status.value!r}, not that the write is completed")
+    return answer
 
 
 def split(points: Sequence[models.PointStruct]) -> Iterator[list[models.PointStruct]]:

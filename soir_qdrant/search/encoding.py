@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from threading import RLock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,8 +51,17 @@ class QueryEncoder:
         self.store, self.profile, self.max_pixels = store, profile, max_pixels
         self.bank: Vector | None = None if bank is None else np.asarray(bank, np.float32).mean(0)
         self.lock = RLock()
-        self._pipeline = pipeline
+        self._pipeline, self._own = pipeline, pipeline is not None  # the caller's own, or of the profile
         self._fingerprint = ""  # short hash of the pipeline's, once the collection has the same
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is made on first use, such as the pipeline of a profile."""
+        state = {**self.__dict__, "_fingerprint": ""}
+        del state["lock"]
+        return state if self._own else {**state, "_pipeline": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, lock=RLock())
 
     @property
     def pipeline(self) -> Pipeline:
@@ -102,7 +111,7 @@ class QueryEncoder:
         filled: an alias that was switched."""
         stored = ((points[0].payload or {}).get(KEY) or {}).get("encoder") if points else None
         if self._fingerprint and stored and stored != self._fingerprint:
-            self._fingerprint = ""
+            self._fingerprint, self.store.info = "", None
             self._check_collection()
 
     def _check_collection(self) -> None:
@@ -110,5 +119,5 @@ class QueryEncoder:
         with self.lock:
             if not self._fingerprint:
                 fingerprint = as_json(self.pipeline.fingerprint)
-                self.store.open(self.pipeline.dim, fingerprint)
+                self.store.accept(self.store.info or self.store.look(), self.pipeline.dim, fingerprint)
                 self._fingerprint = short_hash(fingerprint)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,8 +51,8 @@ class SoirSearcher:
             object matched (ten hits with 25 objects of 1024 numbers are 5 MB); False leaves them there and
             takes the codes.
         max_pixels: of the largest image that is decoded.
-        timeout: seconds for one request.
-        retry: for lost connections, timeouts, 429 and 5xx.
+        timeout: seconds for one request, and unless `retry` says so, for all its tries.
+        retry: how long a request is tried again.
         bank: float [n, D], vectors of other queries: every image's mean similarity to them is taken off its
             score, in part, so that those that are like everything rank lower (docs/concepts/search.md: it
             made no difference here).
@@ -77,13 +77,16 @@ class SoirSearcher:
         retry: Retry | None = None,
         bank: NDArray[np.floating] | None = None,
     ) -> None:
-        retry, place = retry or Retry(attempts=3), (client, collection)
+        retry, place = retry or Retry(total=float(timeout)), (client, collection)
         self.store = Store(*place, vector_name=vector_name, namespace=namespace, timeout=timeout, retry=retry)
         self.exact_boxes = exact_boxes
         self.max_pixels = max_pixels
         served = served_pipeline(pipeline, profile, runtime)
         self._encoder = QueryEncoder(self.store, served, profile, max_pixels, bank)
         self._rerankers: dict[str, Reranker] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_rerankers": {}}  # they are made again, for the searcher that asks for them
 
     @property
     def pipeline(self) -> Pipeline:

@@ -21,7 +21,7 @@ from soir_qdrant.errors import (
     SoirError,
     WeightsError,
 )
-from soir_qdrant.qdrant.transport import Refused
+from soir_qdrant.qdrant.faults import Refused
 from soir_qdrant.service.errors import Busy, Forgotten, NoCollection, NoImage, NotAllowed, NotServed
 from soir_qdrant.service.schemas import Problem
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -32,6 +31,7 @@ CHANNEL: tuple[tuple[str, int], ...] = (
     ("grpc.max_reconnect_backoff_ms", 2_000),
 )
 PASSING = ("UNAVAILABLE", "CANCELLED")  # a restart, a full queue: worth waiting for
+ATTEMPTS = 14  # with the waits between them about 100 s: a restart
 TIMEOUTS = 2  # attempts that may end at the deadline: repeating makes a slow server slower
 
 
@@ -79,7 +79,8 @@ class TritonConnection:
                 f"Triton's URL {url!r}: give host:port of its gRPC service, such as triton:8001"
             )
         self.timeout, self.in_flight = timeout, in_flight
-        self.retry = retry or Retry(attempts=8)
+        self.retry = retry or Retry()
+        self.attempts = self.retry.attempts or ATTEMPTS
         self.headers = dict(headers or {})
         in_clear = not tls and scheme != "grpcs" and name not in ("localhost", "127.0.0.1", "[::1]")
         if in_clear and any(key.lower() == "authorization" for key in self.headers):
@@ -123,7 +124,7 @@ class TritonConnection:
         from tritonclient.utils import InferenceServerException
 
         timeouts = 0
-        for attempt in range(1, self.retry.attempts + 1):
+        for attempt in range(1, self.attempts + 1):
             try:
                 if attempt > 1 and lost:
                     lost()
@@ -134,13 +135,13 @@ class TritonConnection:
                 status = str(error.status()).rpartition(".")[2]
                 timeouts += status == "DEADLINE_EXCEEDED"
                 passing = status in PASSING or (status == "DEADLINE_EXCEEDED" and timeouts < TIMEOUTS)
-                if not passing or attempt == self.retry.attempts:
+                if not passing or attempt == self.attempts:
                     tried = timeouts if status == "DEADLINE_EXCEEDED" else attempt
                     raise self._error(what, status, error.message(), tried) from error
-                wait = min(self.retry.first * 2 ** (attempt - 1), self.retry.most) * random.uniform(0.5, 1)
+                wait = self.retry.wait(attempt)
                 log.warning("could not %s, next attempt in %.1f s: %s", what, wait, error.message())
                 time.sleep(wait)
-        raise ConfigError(f"attempts must be at least 1, not {self.retry.attempts}")
+        raise ConfigError(f"attempts must be at least 1, not {self.attempts}")
 
     def each(self, action: Callable[[T], U], items: Iterable[T]) -> list[U]:
         """`action` on every item, `in_flight` at once, in order."""

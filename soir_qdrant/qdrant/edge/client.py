@@ -57,6 +57,9 @@ class EdgeClient(QdrantBase):
         self._open: dict[str, EdgeCollection] = {}
         self._lock = threading.RLock()
 
+    def __reduce__(self) -> tuple[type[EdgeClient], tuple[Path]]:
+        return type(self), (self.path,)
+
     # -- collections ---------------------------------------------------------------------------------------
 
     def _folder(self, name: str) -> Path:
