@@ -11,22 +11,35 @@ import json
 import re
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 from qdrant_client import QdrantClient, models
 
 
+@dataclass(frozen=True)
+class Reply:
+    """An answer, as a proxy may give it."""
+
+    status: int
+    body: bytes = b""
+    headers: tuple[tuple[str, str], ...] = ()
+
+
 class StandIn:
     """url: where it listens. faults: what happens to the next writes, in order: None lets one through, a
     number is the status it is answered with, "lose" drops the connection before and "late" after it was
-    carried out. indexes: the payload fields that have one. writes: bytes of each write that came in.
-    sizes: bytes of all requests and answers."""
+    carried out, "acknowledged" carries it out and does not say so, a Reply is sent as it is. reads: the same for
+    the next other requests. indexes: the payload fields that have one. writes: bytes of each write that came in.
+    requests: method and path of every request. sizes: bytes of all requests and answers."""
 
     def __init__(self) -> None:
         self.held = QdrantClient(":memory:")
         self.indexes: dict[str, str] = {}
-        self.faults: list[int | str | None] = []
+        self.faults: list[Reply | int | str | None] = []
+        self.reads: list[Reply | int | str | None] = []
+        self.requests: list[str] = []
         self.writes: list[int] = []
         self.sizes = 0  # bytes of all requests and answers
         self.server = HTTPServer(("127.0.0.1", 0), lambda *args: _Handler(self, *args))
@@ -152,11 +165,16 @@ class _Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(length)) if length else None
         self.stand_in.sizes += length
         path, _, asked = self.path.partition("?")
-        fault = None
+        self.stand_in.requests.append(f"{self.command} {path}")
+        waiting = self.stand_in.reads
         if (self.command == "PUT" and path.endswith("/points")) or path.endswith("/points/batch"):
             assert "wait=true" in asked
             self.stand_in.writes.append(length)
-            fault = self.stand_in.faults.pop(0) if self.stand_in.faults else None
+            waiting = self.stand_in.faults
+        fault = waiting.pop(0) if waiting else None
+        if isinstance(fault, Reply):
+            self.send(fault.status, fault.body, fault.headers)
+            return
         if fault == "lose":
             self.close_connection = True
             return
@@ -170,18 +188,22 @@ class _Handler(BaseHTTPRequestHandler):
         except ValueError as error:
             self.reply(409 if "already exists" in str(error) else 400, {"status": {"error": str(error)}})
         else:
+            if fault == "acknowledged":
+                result = {**result, "status": "acknowledged"}
             if fault != "late":
                 self.reply(200, {"result": result, "status": "ok", "time": 0.0})
 
     do_GET = do_PUT = do_POST = do_DELETE = handle_one
 
     def reply(self, status: int, content: Any) -> None:
-        data = json.dumps(content).encode()
+        extra = (("Retry-After", "0"),) if status == 429 else ()
+        self.send(status, json.dumps(content).encode(), (("Content-Type", "application/json"), *extra))
+
+    def send(self, status: int, data: bytes, headers: tuple[tuple[str, str], ...]) -> None:
         self.stand_in.sizes += len(data)
         self.send_response(status)
-        if status == 429:
-            self.send_header("Retry-After", "0")
-        self.send_header("Content-Type", "application/json")
+        for header in headers:
+            self.send_header(*header)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)

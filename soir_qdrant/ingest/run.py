@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from qdrant_client import models
 
 from soir_qdrant import recipe
-from soir_qdrant.errors import CollectionError, ConfigError, ServerError, SoirError, WeightsError
+from soir_qdrant.errors import SoirError
 from soir_qdrant.geometry.user_objects import fit_objects
 from soir_qdrant.images import ReadOptions
 from soir_qdrant.ingest.places import Places, keeps_own_id, place_of
 from soir_qdrant.ingest.reading import decode_all, decoded, read_all, within_budget
+from soir_qdrant.ingest.scenes import scenes_of
 from soir_qdrant.ingest.sources import Item
-from soir_qdrant.ingest.texts import read_scenes
+from soir_qdrant.ingest.writing import Writer
 from soir_qdrant.qdrant.identity import Place, PointId, check_id, point_id, with_places
 from soir_qdrant.qdrant.payload import Origin, build_payload, clean_payload
 from soir_qdrant.qdrant.points import Points, StoredPoint, point_id_of
@@ -30,9 +31,6 @@ if TYPE_CHECKING:
     from soir_qdrant.pipeline import Pipeline
     from soir_qdrant.qdrant.schema import Quantization
 from soir_qdrant.qdrant.collection import Store
-
-log = logging.getLogger(__name__)
-_FATAL = (WeightsError, ConfigError, CollectionError, ServerError)  # would come back for every image
 
 
 @dataclass(slots=True, eq=False)
@@ -58,15 +56,18 @@ class Run:
     opened: bool = False
     encoder: str = ""  # short hash of the fingerprint
     recipe: Mapping[str, Any] = field(default_factory=dict)  # of the pipeline
+    writing: dict[PointId, Item] = field(default_factory=dict)  # that were handed to the writer last
     points: Points = field(init=False)
+    writer: Writer = field(init=False)
     places: Places = field(init=False)
 
     def __post_init__(self) -> None:
         self.points = Points(self.store)
+        self.writer = Writer(self.points)
         self.places = Places(self.points)
 
     def all(self, items: Iterator[Item], size: int) -> None:
-        """Batch k is stored while k+1 is decoded and k+2 has been read: what is stored already is not decoded."""
+        """Batch k is written while k+1 is with the models, k+2 is decoded and k+3 has been read."""
         batch = self.take(items, size)
         if not batch:
             return
@@ -86,11 +87,16 @@ class Run:
                     decoding = following
             if decoding is not None:
                 self.process(self.loaded(decoding))
+            self.book()
             self.settle()
             self.places.write(self.lost)
         finally:
+            with suppress(Exception):  # another one is under way
+                self.book()
             self.settle()
+            self.count("store", self.writer.seconds)
             pool.shutdown(wait=False, cancel_futures=True)
+            self.writer.close()
 
     def take(self, items: Iterator[Item], size: int) -> list[Item]:
         """The next items, as far as the user's iterables give them."""
@@ -224,20 +230,26 @@ class Run:
                 ready.append(item)
             except (SoirError, TypeError) as error:
                 self.fail(item, str(error))
-        scenes = {item.id: (item, scene) for item, scene in self.scenes(ready)}
-        start = time.perf_counter()
-        points = [point for item, scene in scenes.values() if (point := self.point(item, scene))]
-        for point, refusal in self.points.write(points, self.existing):
+        scenes = scenes_of(ready, self.pipeline, self.report.seconds, self.object_patches, self.fail)
+        points = [point for item, scene in scenes if (point := self.point(item, scene))]
+        self.book()
+        self.writer.write(points, self.existing)
+        self.writing = {item.id: item for item in ready}
+        for item in ready:
+            item.image = None
+
+    def book(self) -> None:
+        """What became of the points that were written last."""
+        for point, refusal in self.writer.outcomes():
             id_ = point_id_of(point)
             if refusal is not None:
-                self.fail(scenes[id_][0], refusal)
+                self.fail(self.writing[id_], refusal)
                 continue
             if self.existing.pop(id_, None) is None and id_ not in self.replaced:
                 self.report.added += 1
             else:
                 self.report.updated += 1
             self.advance(1)
-        self.count("store", time.perf_counter() - start)
 
     def point(self, item: Item, scene: Scene) -> models.PointStruct | None:
         before = self.existing.get(item.id)
@@ -256,23 +268,6 @@ class Run:
         if replaced and item.place and self.places.succeed(replaced, item.id, item.place):
             self.existing[item.id] = replaced
         return point
-
-    def scenes(self, items: list[Item]) -> list[tuple[Item, Scene]]:
-        """The batch at once; if that fails, image by image, so that only the one at fault is lost."""
-        if not items:
-            return []
-        try:
-            seconds = self.report.seconds
-            return read_scenes(self.pipeline(), items, seconds, patches=self.object_patches)
-        except _FATAL:
-            raise
-        except Exception as error:  # whatever a model says to one odd image must not stop the others
-            if len(items) > 1:
-                return [pair for item in items for pair in self.scenes([item])]
-            log.info("%s failed", items[0].name, exc_info=True)
-            kind = "" if isinstance(error, SoirError) else f"{type(error).__name__}: "
-            self.fail(items[0], f"{kind}{error}")
-            return []
 
     def settle(self) -> None:
         """What became of copies: the same as of what they are copies of."""

@@ -89,6 +89,11 @@ class Store:
         """Of this process: one that was inherited in a fork is opened anew."""
         return self._client.here()
 
+    @property
+    def is_local(self) -> bool:
+        """Whether the collection is in local mode."""
+        return self._client.is_local
+
     def call(self, what: str, method: Callable[..., T], **arguments: Any) -> T:
         """method(collection, **arguments), with this store's timeout and retries; an own timeout bounds all
         tries together. what: see Retry."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import ssl
 from collections.abc import Iterator
@@ -46,7 +47,7 @@ class Unconfirmed(Exception):
 def is_passing(error: Exception) -> bool:
     """Whether the same request may succeed a little later: lost connections, timeouts, 408, 425, 429, 5xx, and
     what is no answer of Qdrant's, as proxies give while a server restarts."""
-    if isinstance(error, Unconfirmed) or retry_after(error) is not None:
+    if isinstance(error, Unconfirmed | json.JSONDecodeError) or retry_after(error) is not None:
         return True
     if is_certificate(error):
         return False

@@ -56,9 +56,6 @@ class SoirSearcher:
         bank: float [n, D], vectors of other queries: every image's mean similarity to them is taken off its
             score, in part, so that those that are like everything rank lower (docs/concepts/search.md: it
             made no difference here).
-
-    Raises:
-        ConfigError: for a pipeline and a runtime.
     """
 
     def __init__(
