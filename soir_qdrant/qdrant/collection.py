@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -94,7 +93,7 @@ class Store:
         """Whether the collection is in local mode."""
         return self._client.is_local
 
-    def call(self, what: str, method: Callable[..., T], **arguments: Any) -> T:
+    def call(self, what: str, method: Callable[..., T], *, confirm: bool = False, **arguments: Any) -> T:
         """method(collection, **arguments), with this store's timeout and retries; an own timeout bounds all
         tries together. what: see Retry."""
         total = arguments.get("timeout")
@@ -104,7 +103,8 @@ class Store:
 
         def action() -> T:
             with lock:
-                return method(self.collection, **arguments)
+                answer = method(self.collection, **arguments)
+            return confirmed(answer) if confirm else answer
 
         try:
             return self.retry(action, f"{what} collection {self.collection!r}", total)
@@ -115,12 +115,7 @@ class Store:
 
     def write(self, method: Callable[..., T], **arguments: Any) -> T:
         """The same for a write, until the server says that it is completed."""
-
-        def written(collection: str, **arguments: Any) -> T:
-            return confirmed(method(collection, **arguments))
-
-        functools.update_wrapper(written, method)
-        return self.call("write to", written, **arguments)
+        return self.call("write to", method, confirm=True, **arguments)
 
     # -- the collection ------------------------------------------------------------------------------------
 
