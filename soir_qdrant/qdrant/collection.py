@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,7 +15,6 @@ from qdrant_client.local.qdrant_local import QdrantLocal
 
 from soir_qdrant.errors import CollectionError, ConfigError
 from soir_qdrant.qdrant.arguments import arguments_of, without_none
-from soir_qdrant.qdrant.clients import Reopening
 from soir_qdrant.qdrant.faults import Gone, Refused, is_missing
 from soir_qdrant.qdrant.identity import check_namespace, visible
 from soir_qdrant.qdrant.ordering import ByCodes, ordered_by_codes
@@ -35,7 +34,7 @@ from soir_qdrant.qdrant.schema import (
     stored_fingerprint,
     vectors_config,
 )
-from soir_qdrant.qdrant.transport import Retry, confirmed
+from soir_qdrant.qdrant.transport import Retry
 from soir_qdrant.types import Vector
 
 T = TypeVar("T")
@@ -45,7 +44,7 @@ DIGITS = 6  # of a query's numbers after the point: half the bytes of float32 wr
 _TOGETHER = 32  # searches in one request: a vector is 22 kB of JSON, a hundred payloads some 300 kB
 
 
-class Store:
+class Store(Caller):
     """One collection of one client.
 
     vector_name: of the dense vector; None is Qdrant's unnamed one. namespace: searches see its points alone,
@@ -68,13 +67,10 @@ class Store:
     ) -> None:
         if vector_name in (OBJECTS, CODES):
             raise ConfigError(f'vector_name "{vector_name}" is kept for single objects: choose another')
-        self._client = Reopening(client)
-        self.collection = collection
+        super().__init__(client, collection, timeout, retry)
         self.vector_name = vector_name or ""
         self.namespace = check_namespace(namespace)
         self.shard_key = shard_key
-        self.timeout = timeout
-        self.retry = retry or Retry()
         self.dim = 0
         self.has_objects = False
         self.quantized = False
@@ -82,40 +78,6 @@ class Store:
         self.code_vectors = code_vectors
         self.code_numbers = 0
         self.info: models.CollectionInfo | None = None  # what `open` saw
-
-    @property
-    def client(self) -> QdrantBase:
-        """Of this process: one that was inherited in a fork is opened anew."""
-        return self._client.here()
-
-    @property
-    def is_local(self) -> bool:
-        """Whether the collection is in local mode."""
-        return self._client.is_local
-
-    def call(self, what: str, method: Callable[..., T], *, confirm: bool = False, **arguments: Any) -> T:
-        """method(collection, **arguments), with this store's timeout and retries; an own timeout bounds all
-        tries together. what: see Retry."""
-        total = arguments.get("timeout")
-        if "timeout" in inspect.signature(method).parameters:
-            arguments.setdefault("timeout", self.timeout)
-        lock = self._client.lock
-
-        def action() -> T:
-            with lock:
-                answer = method(self.collection, **arguments)
-            return confirmed(answer) if confirm else answer
-
-        try:
-            return self.retry(action, f"{what} collection {self.collection!r}", total)
-        except Refused as error:
-            if self.dim and is_missing(error):
-                raise Gone(f"collection {self.collection!r} is gone: {error}") from error
-            raise
-
-    def write(self, method: Callable[..., T], **arguments: Any) -> T:
-        """The same for a write, until the server says that it is completed."""
-        return self.call("write to", method, confirm=True, **arguments)
 
     # -- the collection ------------------------------------------------------------------------------------
 

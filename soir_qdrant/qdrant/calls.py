@@ -1,0 +1,77 @@
+"""Requests about one collection: one timeout, one policy of trying again, one client for this process."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from qdrant_client.client_base import QdrantBase
+
+from soir_qdrant.qdrant.clients import Reopening
+from soir_qdrant.qdrant.faults import Gone, Refused, is_missing
+from soir_qdrant.qdrant.transport import Retry, confirmed
+
+T = TypeVar("T")
+
+
+class Caller:
+    """Calls a client's methods.
+
+    Args:
+        client: of Qdrant.
+        collection: its name.
+        timeout: seconds for one request, where the client's method has such an argument.
+        retry: None is the default policy.
+    """
+
+    dim = 0  # of the collection's vectors, once it was opened
+
+    def __init__(self, client: QdrantBase, collection: str, timeout: int, retry: Retry | None) -> None:
+        self._client = Reopening(client)
+        self.collection = collection
+        self.timeout = timeout
+        self.retry = retry or Retry()
+
+    @property
+    def client(self) -> QdrantBase:
+        """Of this process: one that was inherited in a fork is opened anew."""
+        return self._client.here()
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the collection is in local mode."""
+        return self._client.is_local
+
+    def call(self, what: str, method: Callable[..., T], **arguments: Any) -> T:
+        """method(collection, **arguments), with this store's timeout and retries; an own timeout bounds all
+        tries together. what: see Retry."""
+        return self._request(what, method, arguments)
+
+    def write(self, method: Callable[..., T], **arguments: Any) -> T:
+        """The same for a write, until the server says that it is completed."""
+        return self._request("write to", method, arguments, confirmed)
+
+    def _request(
+        self,
+        what: str,
+        method: Callable[..., T],
+        arguments: dict[str, Any],
+        accept: Callable[[T], T] = lambda answer: answer,
+    ) -> T:
+        total = arguments.get("timeout")
+        if "timeout" in inspect.signature(method).parameters:
+            arguments.setdefault("timeout", self.timeout)
+        lock = self._client.lock
+
+        def action() -> T:
+            with lock:
+                answer = method(self.collection, **arguments)
+            return accept(answer)
+
+        try:
+            return self.retry(action, f"{what} collection {self.collection!r}", total)
+        except Refused as error:
+            if self.dim and is_missing(error):
+                raise Gone(f"collection {self.collection!r} is gone: {error}") from error
+            raise
