@@ -15,6 +15,7 @@ from qdrant_client.local.qdrant_local import QdrantLocal
 
 from soir_qdrant.errors import CollectionError, ConfigError
 from soir_qdrant.qdrant.arguments import arguments_of, without_none
+from soir_qdrant.qdrant.calls import Caller
 from soir_qdrant.qdrant.faults import Gone, Refused, is_missing
 from soir_qdrant.qdrant.identity import check_namespace, visible
 from soir_qdrant.qdrant.ordering import ByCodes, ordered_by_codes
