@@ -66,9 +66,9 @@ def is_passing(error: Exception) -> bool:
 def retry_after(error: Exception) -> float | None:
     """The seconds that the server asks to wait, 0 or more; None where it does not. It may say so in seconds,
     whole or not, or as a date."""
-    asked = getattr(error, "retry_after_s", None)
-    if asked is not None:
-        return float(asked)
+    seconds = getattr(error, "retry_after_s", None)
+    if seconds is not None:
+        return float(seconds)
     text = str(error)
     if not text.startswith(_RETRY_AFTER):
         return None
