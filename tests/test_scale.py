@@ -25,6 +25,7 @@ pytest.importorskip("ray", reason="ray is not installed: the extra ray has it, 2
 pytestmark = pytest.mark.slow
 PLACES = os.pathsep.join([str(Path(soir_qdrant.__file__).parents[1]), str(Path(__file__).parent)])
 COUNT = 24
+os.environ.setdefault("RAY_raylet_start_wait_time_s", "180")  # on a busy machine it takes longer than 30
 
 
 @pytest.fixture(scope="module")
