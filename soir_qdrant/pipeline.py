@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+import soir_qdrant.models.forked  # noqa: F401  # what forked children need is set up with the first pipeline
 from soir_qdrant.components import Components
 from soir_qdrant.contracts import Segmenter
 from soir_qdrant.errors import ConfigError

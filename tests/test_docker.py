@@ -28,6 +28,33 @@ def test_servers_are_pinned_watched_bounded_and_not_open_to_the_world(name):
     assert service["restart"] == "unless-stopped"
 
 
+def test_the_client_calls_the_pinned_server_compatible():
+    from importlib.metadata import version
+
+    from qdrant_client.common.version_check import is_compatible
+
+    images = [BASE["services"]["qdrant"]["image"]]
+    images += re.findall(r"image: (qdrant/qdrant:\S+)", (ROOT / ".github/workflows/ci.yml").read_text())
+    (pinned,) = re.findall(r"^qdrant-client==(\S+)$", (ROOT / "constraints.txt").read_text(), re.M)
+    for client in (pinned, version("qdrant-client")):
+        assert all(is_compatible(client, image.rpartition(":v")[2]) for image in images)
+
+
+@pytest.mark.parametrize("name", BASE["services"])
+def test_containers_can_write_to_their_volumes_alone_and_gain_no_rights(name):
+    service = BASE["services"][name]
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert "privileged" not in service
+    assert "/tmp" in service["tmpfs"]
+
+
+def test_the_ports_that_are_documented_are_published():
+    ports = {port.rpartition(":")[2] for port in BASE["services"]["qdrant"]["ports"]}
+    assert ports == {"6333", "6334"}
+
+
 def test_secrets_come_from_the_environment():
     held = [
         v

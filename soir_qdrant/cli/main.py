@@ -67,6 +67,7 @@ def main() -> None:
     """The entry point: errors of this package become one line and exit code 3."""
     write_anything()
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("soir_qdrant.ingest.outcome").setLevel(logging.INFO)  # progress without a terminal
     try:
         app()
     except (SoirError, OSError) as error:

@@ -17,7 +17,7 @@ from soir_qdrant.errors import ConfigError, ServerError
 from soir_qdrant.images import Images, LeftOut, ReadOptions
 from soir_qdrant.ingest.corrections import remove, update_payload
 from soir_qdrant.ingest.outcome import IngestStopped as IngestStopped
-from soir_qdrant.ingest.outcome import bar, broken_off, stopped, unreadable
+from soir_qdrant.ingest.outcome import ShowProgress, bar, broken_off, stopped, unreadable
 from soir_qdrant.ingest.outcome import summary as summary
 from soir_qdrant.ingest.run import Run
 from soir_qdrant.ingest.sources import items_of
@@ -133,7 +133,7 @@ class SoirIngestor:
         objects: PerImage[Sequence[SceneObject] | None] | None = None,
         batch_size: int = 8,
         on_exists: OnExists = "skip",
-        progress: bool = True,
+        progress: ShowProgress = True,
     ) -> IngestReport:
         """Store images, one point each, and report what became of every one of them.
 
@@ -184,7 +184,7 @@ class SoirIngestor:
         keep: bool = False,
         dry_run: bool = False,
         batch_size: int = 8,
-        progress: bool = True,
+        progress: ShowProgress = True,
     ) -> SyncReport:
         """Bring the collection in step with a folder, doing the least: a file that was moved or renamed only
         has its place rewritten, one whose metadata changed its hash, and no model runs for either. New and

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeAlias
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -11,6 +14,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from soir_qdrant.errors import ServerError
 from soir_qdrant.images import LeftOut
 from soir_qdrant.types import Failure, IngestReport
+
+log = logging.getLogger(__name__)
+ShowProgress: TypeAlias = bool | Callable[[int, int | None], None]
+_EVERY = 10.0  # seconds between lines in the log
 
 
 class IngestStopped(ServerError):
@@ -40,17 +47,46 @@ def broken_off(error: Exception, report: IngestReport, collection: str) -> Inges
 
 
 @contextmanager
-def bar(wanted: bool, count: int | None) -> Iterator[Callable[[int], None]]:
-    """A progress bar on stderr; what it gives is called with the number of images done with. count: of all,
-    where it is known."""
+def bar(wanted: ShowProgress, count: int | None) -> Iterator[Callable[[int], None]]:
+    """A progress bar on stderr or in a notebook, lines in the log where there is neither, or a callback; what it
+    gives is called with the number of images done with. count: of all, where it is known."""
     console = Console(stderr=True)
-    if not (wanted and console.is_terminal):
+    if not wanted:
         yield lambda _: None
+        return
+    if callable(wanted) or not (console.is_terminal or console.is_jupyter):
+        yield _Steps(wanted if callable(wanted) else _Lines(), count)
         return
     columns = (TextColumn("images"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("images", total=count)
         yield lambda done: progress.advance(task, done)
+
+
+class _Steps:
+    """Counts, and tells the count and the total."""
+
+    def __init__(self, tell: Callable[[int, int | None], None], count: int | None) -> None:
+        self._tell, self._count, self._done = tell, count, 0
+
+    def __call__(self, done: int) -> None:
+        self._done += done
+        self._tell(self._done, self._count)
+
+
+class _Lines:
+    """A line in the log every ten seconds, and one for the last image."""
+
+    def __init__(self) -> None:
+        self._start = self._last = time.monotonic()
+
+    def __call__(self, done: int, count: int | None) -> None:
+        now = time.monotonic()
+        if now - self._last < _EVERY and done != count:
+            return
+        self._last = now
+        total = f"{done} of {count}" if count else str(done)
+        log.info("%s images, %.1f a second", total, done / max(now - self._start, 1e-3))
 
 
 def unreadable(left_out: LeftOut) -> list[Failure]:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from soir_qdrant.config import Settings
 from soir_qdrant.errors import ConfigError, WeightsError
+from soir_qdrant.models.forked import Owner
 from soir_qdrant.serving import last_block, spec
 from soir_qdrant.serving.repository import VERSION
 from soir_qdrant.serving.runtime import Runtime
@@ -57,10 +58,12 @@ class OnnxSession:
             ) from error
         description = dict(self._session.get_modelmeta().custom_metadata_map)
         self.spec, self.fingerprint = spec.read(description, str(path))
+        self._owner = Owner(f"{path} in onnxruntime")
         self.batch = batch or max(self.spec.usual_batch, 1)
 
     def run(self, inputs: Arrays, outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
         """See `session.Session`."""
+        self._owner.check()
         size = self.batch if self.spec.max_batch else 0
 
         def run(part: Arrays) -> dict[str, NDArray[Any]]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from soir_qdrant.errors import ConfigError, ServerError
+from soir_qdrant.models.forked import Owner
 from soir_qdrant.qdrant.transport import Retry
 from soir_qdrant.serving.session import T, U
 from soir_qdrant.serving.shared_memory import Regions
@@ -82,6 +83,7 @@ class TritonConnection:
         self.retry = retry or Retry()
         self.attempts = self.retry.attempts or ATTEMPTS
         self.headers = dict(headers or {})
+        self._owner = Owner(f"the channel to Triton at {self.host}")
         in_clear = not tls and scheme != "grpcs" and name not in ("localhost", "127.0.0.1", "[::1]")
         if in_clear and any(key.lower() == "authorization" for key in self.headers):
             log.warning("%s: the token goes to Triton unencrypted; give grpcs:// or tls=", self.host)
@@ -123,6 +125,7 @@ class TritonConnection:
         """
         from tritonclient.utils import InferenceServerException
 
+        self._owner.check()
         timeouts = 0
         for attempt in range(1, self.attempts + 1):
             try:
