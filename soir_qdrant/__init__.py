@@ -15,7 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from soir_qdrant.errors import SoirError
-from soir_qdrant.types import Crop, Hit, HitGroup, IngestReport, Scene, SceneObject, Text
+from soir_qdrant.types import Composed, Crop, Hit, HitGroup, IngestReport, Scene, SceneObject, Text
 
 if TYPE_CHECKING:
     from soir_qdrant.aio import AsyncSoirIngestor, AsyncSoirSearcher
@@ -47,6 +47,7 @@ __version__ = "0.2.0.dev0"
 __all__ = [
     "AsyncSoirIngestor",
     "AsyncSoirSearcher",
+    "Composed",
     "Crop",
     "EdgeClient",
     "Hit",

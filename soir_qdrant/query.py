@@ -12,9 +12,9 @@ from soir_qdrant.errors import ConfigError, ImageError, ObjectsError
 from soir_qdrant.geometry.user_objects import clip_box
 from soir_qdrant.images import Source, is_address, load
 from soir_qdrant.images.addresses import split
-from soir_qdrant.types import Box, Crop, LoadedImage, Text, Vector
+from soir_qdrant.types import Box, Composed, Crop, LoadedImage, Text, Vector
 
-Query: TypeAlias = Source | Crop | Text | Sequence[float]
+Query: TypeAlias = Source | Crop | Text | Composed | Sequence[float]
 
 
 def one_query(query: Query | None, text: str | None) -> Query:

@@ -190,9 +190,30 @@ class Text:
 
     Attributes:
         words: such as "a red mug".
+        prompts: what they are put into, such as "a photo of {}" and "{} on a shelf": the mean of all is searched
+            for. None: the words as they are.
     """
 
     words: str
+    prompts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Composed:
+    """An image of a thing and words that change it, to search with: this mug, but blue.
+
+    Attributes:
+        image: in any form that the ingestor takes, or a Crop.
+        words: what is wanted, such as "a blue mug".
+        instead_of: what the image shows, such as "a mug". With it, the image's vector is moved by `weight` in the
+            direction from these words to those (arXiv 2502.07215); without, the weighted mean is searched for.
+        weight: of the words, 0..1 in a mean.
+    """
+
+    image: Any
+    words: str
+    instead_of: str | None = None
+    weight: float = 0.5
 
 
 @dataclass(frozen=True, slots=True)

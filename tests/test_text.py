@@ -12,7 +12,7 @@ from PIL import Image
 from qdrant_client import QdrantClient
 from typer.testing import CliRunner
 
-from soir_qdrant import Settings, SoirIngestor, SoirSearcher, Text
+from soir_qdrant import Composed, Settings, SoirIngestor, SoirSearcher, Text
 from soir_qdrant.cli.main import app
 from soir_qdrant.errors import ConfigError, ImageError, WeightsError
 from soir_qdrant.models.encoders.text import text_encoder
@@ -88,6 +88,24 @@ def test_text_is_said_and_a_string_is_a_path(weights):
         searcher.heat(Text("a red mug"), hits[0])
 
 
+def test_prompts_are_averaged_and_images_moved_by_words(weights):
+    folder, _ = weights
+    client, pipeline = QdrantClient(":memory:"), Pipeline(settings(folder))
+    image = painted(((5, 5, 30, 30), (250, 0, 0)))
+    SoirIngestor(client, pipeline=pipeline).add([image, painted()], progress=False)
+    searcher = SoirSearcher(client, pipeline=pipeline)
+
+    def is_like(vector, expected):
+        return vector @ expected == pytest.approx(np.linalg.norm(expected), abs=1e-4)
+
+    one, other = (pipeline.text(words) for words in ("a red mug", "red mug of"))
+    assert is_like(searcher.vector(Text("red mug", prompts=("a {}", "{} of"))), one + other)
+    plain, blue, mug = searcher.vector(image), pipeline.text("a blue mug"), pipeline.text("a mug")
+    assert is_like(searcher.vector(Composed(image, "a blue mug", weight=0.25)), 0.75 * plain + 0.25 * blue)
+    assert is_like(searcher.vector(Composed(image, "a blue mug", "a mug")), plain + 0.5 * (blue - mug))
+    assert len(searcher.search(Composed(image, "a blue mug"))) == 2
+
+
 def test_the_command_takes_words(weights, tmp_path):
     folder, _ = weights
     profile, db, page = tmp_path / "mine.json", tmp_path / "db", tmp_path / "page.html"
@@ -109,7 +127,7 @@ def test_an_encoder_without_text_says_so(tmp_path):
 
     folder = tiny_encoder(tmp_path / "dinov2")
     assert text_encoder(str(folder)) is None
-    with pytest.raises(ConfigError, match="reads no text"):
+    with pytest.raises(ConfigError, match=r"reads no text.*clip, siglip, siglip2, metaclip2, tipsv2"):
         Pipeline(settings(folder)).text("a red mug")
 
 

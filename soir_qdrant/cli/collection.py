@@ -25,7 +25,7 @@ from soir_qdrant.cli.options import (
     filter_of,
 )
 from soir_qdrant.cli.storage import Cluster, Storage
-from soir_qdrant.types import Hit, IngestReport
+from soir_qdrant.types import Composed, Hit, IngestReport, Text
 
 if TYPE_CHECKING:
     from soir_qdrant.ingest.ingestor import SoirIngestor
@@ -98,6 +98,15 @@ QueryArgument = Annotated[
         help="a crop of one thing; a cut-out PNG; an image with --box; leave it out for --text or --text-in-image"
     ),
 ]
+PromptOption = Annotated[
+    list[str] | None,
+    typer.Option(help='what --text is put into, such as "a photo of {}"; repeatable, averaged'),
+]
+ButOption = Annotated[
+    str | None,
+    typer.Option(help='words that change the thing in QUERY: "a blue mug"; the profile reads text'),
+]
+InsteadOption = Annotated[str | None, typer.Option(help='with --but, what QUERY shows: "a mug"')]
 InImageOption = Annotated[
     str | None,
     typer.Option(
@@ -132,6 +141,9 @@ def search(
     models: Models,
     query: QueryArgument = None,
     text: TextOption = None,
+    prompt: PromptOption = None,
+    but: ButOption = None,
+    instead_of: InsteadOption = None,
     text_in_image: InImageOption = None,
     box: BoxOption = None,
     example: ExampleOption = None,
@@ -157,7 +169,9 @@ def search(
     if text_in_image:
         conditions = with_text(text_in_image, conditions)
     options = SearchOptions(limit=limit, filter=conditions, rerank=rerank)
-    chosen = one_query(query, text)
+    chosen = Text(text, tuple(prompt)) if text and prompt and query is None else one_query(query, text)
+    if but:
+        chosen = Composed(chosen, but, instead_of)
     pipeline, client = models.pipeline(), server.client()
     searcher = SoirSearcher(client, target.collection, pipeline=pipeline, namespace=target.namespace)
     hits = searcher.search(
@@ -168,9 +182,13 @@ def search(
         from soir_qdrant.report.hit_report import save
 
         save(searcher, chosen, place, hits, html=save_html, png=save_png)
-        for file in (save_html, save_png):
-            if file and not as_json:
-                out.print(f"{file} written", highlight=False)
+        _print_files([save_html, save_png], as_json)
+
+
+def _print_files(files: Iterable[Path | None], as_json: bool) -> None:
+    for file in files:
+        if file and not as_json:
+            out.print(f"{file} written", highlight=False)
 
 
 def _print_hits(hits: list[Hit], as_json: bool) -> None:

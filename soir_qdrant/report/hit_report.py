@@ -15,7 +15,7 @@ from soir_qdrant.report.html import Search, Shown, heat, sheet, write
 from soir_qdrant.rerank import hit_image
 from soir_qdrant.search import localization
 from soir_qdrant.search.searcher import SoirSearcher
-from soir_qdrant.types import RGB, Box, Hit, LoadedImage, Text
+from soir_qdrant.types import RGB, Box, Composed, Hit, LoadedImage, Text
 
 log = logging.getLogger(__name__)
 SIDE, MAPPED = 224, 8  # pixels of the heat maps' cut-outs; hits that get one
@@ -92,6 +92,9 @@ def _query(
         return "a vector", None, None
     if isinstance(query, Text):
         return query.words, None, None
+    if isinstance(query, Composed):
+        name, image, place = _query(searcher, query.image, box)
+        return f"{name}, {query.words}", image, place
     image, box = open_query(query, box, searcher.max_pixels)
     return Path(image.name).name, image, box
 

@@ -20,7 +20,7 @@ from soir_qdrant.qdrant.payload import KEY, short_hash
 from soir_qdrant.qdrant.schema import as_json
 from soir_qdrant.query import Query, as_vector, checked, open_query
 from soir_qdrant.rerank.base import SearchQuery
-from soir_qdrant.types import Box, Text, Vector
+from soir_qdrant.types import Box, Composed, Text, Vector
 
 if TYPE_CHECKING:
     from soir_qdrant.pipeline import Pipeline
@@ -99,12 +99,31 @@ class QueryEncoder:
             return SearchQuery(checked(vector, self.store.dim, self.store.collection))
         self._check_collection()
         if isinstance(query, Text):
-            with self.lock:
-                return SearchQuery(self.pipeline.text(query.words), text=query.words)
+            return SearchQuery(self._text(query), text=query.words)
+        if isinstance(query, Composed):
+            return self._composed(query, box)
         image, box = open_query(query, box, self.max_pixels)
         with self.lock:
             vector = self.pipeline.query(image.rgb, box=box, mask=image.alpha)
         return SearchQuery(vector, image, box)
+
+    def _text(self, text: Text) -> Vector:
+        """The vector of words, or the mean over their prompts."""
+        with self.lock:
+            if not text.prompts:
+                return self.pipeline.text(text.words)
+            rows = [self.pipeline.text(prompt.replace("{}", text.words)) for prompt in text.prompts]
+        return normalize(np.mean(rows, axis=0))
+
+    def _composed(self, query: Composed, box: Box | None) -> SearchQuery:
+        """An image's vector, moved by words."""
+        main, words = self._single(query.image, box), self._text(Text(query.words))
+        weight = np.float32(query.weight)
+        if query.instead_of is not None:
+            vector = main.vector + weight * (words - self._text(Text(query.instead_of)))
+        else:
+            vector = (1 - weight) * main.vector + weight * words
+        return replace(main, vector=checked(vector, self.store.dim, self.store.collection))
 
     def check_answer(self, points: Sequence[models.ScoredPoint]) -> None:
         """Raises CollectionError where the name has since become that of a collection which another pipeline
