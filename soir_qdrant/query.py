@@ -70,7 +70,7 @@ def open_query(query: Query, box: Box | None, max_pixels: int) -> tuple[LoadedIm
         return open_query(query.image, query.box, max_pixels)
     if isinstance(query, Sequence) and not isinstance(query, (str, bytes, bytearray, memoryview)):
         raise ImageError("the query is a list: give one image or vector, or use search_many")
-    if isinstance(query, Text):
+    if isinstance(query, Text | Composed):
         raise ImageError(f"the query is text, {query.words!r}, where an image is needed")
     if isinstance(query, str) and not is_address(query) and not _exists(split(query)[0]):
         raise ImageError(f"{query}: no such file; to search with words, give them as text={query!r}")
