@@ -1,11 +1,6 @@
-"""The names in the package: none for which the field has a better word.
-
-`words_left.json` lists, by file, those that are left from before. It only gets shorter: a name that is gone is
-taken off it by `python tests/test_words.py`, and none is added.
-"""
+"""The names in the package: none for which the field has a better word."""
 
 import ast
-import json
 import re
 from pathlib import Path
 
@@ -15,7 +10,7 @@ import soir_qdrant
 
 PACKAGE = Path(soir_qdrant.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
-LEFT = Path(__file__).with_name("words_left.json")
+FOREIGN = {"supports_least_similarity"}  # an attribute that FiftyOne asks for
 
 # word -> what to say instead. As a whole name, or as one of the words of a longer one.
 INSTEAD = {
@@ -74,8 +69,7 @@ def wrong(file: Path) -> set[str]:
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(PACKAGE).as_posix())
 def test_names_are_the_words_of_the_field(file):
-    left = json.loads(LEFT.read_text()).get(file.relative_to(PACKAGE).as_posix(), [])
-    assert {name: instead(name) for name in wrong(file) - set(left)} == {}
+    assert {name: instead(name) for name in wrong(file) - FOREIGN} == {}
 
 
 def test_modules_say_what_is_in_them():
@@ -89,15 +83,3 @@ def test_what_counts_as_a_name():
     assert {name for name in defined(tree) if instead(name)} == {"held", "found", "told", "least_side"}
     assert instead("MostSimilar") == "max_"
     assert instead("ground_truth") is None
-
-
-def prune() -> None:
-    """Take what is gone off the list."""
-    left = json.loads(LEFT.read_text()) if LEFT.exists() else {}
-    there = {file.relative_to(PACKAGE).as_posix(): wrong(file) for file in FILES}
-    shorter = {file: sorted(there.get(file, set()) & set(names)) for file, names in left.items()}
-    LEFT.write_text(json.dumps({file: names for file, names in shorter.items() if names}, indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    prune()
