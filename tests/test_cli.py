@@ -5,10 +5,12 @@ import subprocess
 import sys
 
 import pytest
-from qdrant_client import QdrantClient
+from qdrant_client import QdrantClient, models
 from typer.testing import CliRunner
 
+from soir_qdrant import EdgeClient, SoirSearcher
 from soir_qdrant.cli.collection import names
+from soir_qdrant.cli.groups import Server, Target
 from soir_qdrant.cli.main import app, main
 
 COMMANDS = [
@@ -55,6 +57,13 @@ def test_the_package_and_its_help_load_no_torch():
         (["info", "--path", "made", "--collection", "none"], 3, "no collection 'none'"),
         (["info", "--path", "typo"], 3, "typo: no embedded Qdrant there"),
         (["search", "x.png", "--path", "db", "--url", "http://localhost"], 2, "choose one"),
+        (["search", "x.png", "--path", "db", "--edge", "e"], 2, "choose one"),
+        (["info", "--edge", "typo"], 3, "typo: no collection there"),
+        (
+            ["info", "--url", "http://127.0.0.1:9", "--retry-for", "0"],
+            3,
+            "Qdrant did not answer in 1 attempts",
+        ),
         (["search", "x.png", "--url", "foo://x"], 3, "no URL of a Qdrant server"),
         (["info", "--profile", "none"], 3, "choose one of embedded, fast, paper"),
         (["ingest", "empty", "--path", "db"], 3, ".jpg"),
@@ -90,6 +99,22 @@ def test_the_module_is_the_command(tmp_path):
     done = soir("info", "--path", "typo", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (3, "")
     assert done.stderr == "error: typo: no embedded Qdrant there; `soir ingest` makes one\n"
+
+
+def test_timeouts_and_the_name_of_the_vector_reach_what_uses_them():
+    server, target = Server(timeout=7, retry_for=3.0), Target(collection="shop", vector_name="soir")
+    searcher = SoirSearcher(QdrantClient(":memory:"), **target.place, **server.requests)
+    assert (searcher.store.timeout, searcher.store.retry.total) == (7, 3.0)
+    assert searcher.store.vector_name == "soir"
+    assert Server().requests == {}
+
+
+def test_a_folder_of_the_engine_is_a_place_too(tmp_path):
+    pytest.importorskip("qdrant_edge", reason="the extra edge is not installed")
+    vectors = models.VectorParams(size=4, distance=models.Distance.COSINE)
+    EdgeClient(tmp_path).create_collection("parts", vectors_config=vectors)
+    shown = CliRunner().invoke(app, ["info", "--edge", str(tmp_path), "--json"])
+    assert json.loads(shown.output)["collections"]["parts"]["points"] == 0
 
 
 def test_names_of_images_may_come_from_stdin():

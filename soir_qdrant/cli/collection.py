@@ -163,7 +163,7 @@ def search(
 
     place, conditions = box_of(box), filter_of(filter_)
     if text_in_image and query is None and text is None:
-        reading = SoirSearcher(server.client(), target.collection, namespace=target.namespace)
+        reading = SoirSearcher(server.client(), **target.place, **server.requests)
         _print_hits(find_text(reading, text_in_image, limit=limit, filter=conditions), as_json)
         return
     if text_in_image:
@@ -173,7 +173,7 @@ def search(
     if but:
         chosen = Composed(chosen, but, instead_of)
     pipeline, client = models.pipeline(), server.client()
-    searcher = SoirSearcher(client, target.collection, pipeline=pipeline, namespace=target.namespace)
+    searcher = SoirSearcher(client, pipeline=pipeline, **target.place, **server.requests)
     hits = searcher.search(
         chosen, box=place, examples=example or (), negatives=negative or (), options=options
     )
@@ -217,6 +217,7 @@ def info(
     from soir_qdrant.config import KINDS, VitSettings
     from soir_qdrant.models.cache import cache_dir
     from soir_qdrant.models.weights import resolve
+    from soir_qdrant.qdrant.transport import Retry
     from soir_qdrant.rerank.kinds import RERANKERS
 
     settings = settings_of(profile, whitening)
@@ -229,10 +230,10 @@ def info(
     if isinstance(settings.encoder, VitSettings):
         weights = resolve(settings.encoder.weights)
         about["weights"] = {**asdict(weights.origin), "sha256": weights.sha256}
-    if server.path or server.url:
-        client = server.client()
-        names = [collection] if collection else collection_names(client)
-        about["collections"] = {name: collection_info(client, name) for name in names}
+    if server.path or server.edge or server.url:
+        client, retry = server.client(), server.requests.get("retry", Retry(total=30))
+        names = [collection] if collection else collection_names(client, retry)
+        about["collections"] = {name: collection_info(client, name, retry) for name in names}
     if as_json:
         print_json(about)
         return

@@ -16,12 +16,14 @@ from soir_qdrant.cli.console import ProfileOption, WhiteningOption, settings_of
 from soir_qdrant.images.options import MAX_BYTES, MAX_PIXELS, MEMORY, ReadOptions
 
 if TYPE_CHECKING:
-    from qdrant_client import QdrantClient
+    from qdrant_client.client_base import QdrantBase
 
     from soir_qdrant.config import Settings
     from soir_qdrant.ingest.ingestor import SoirIngestor
     from soir_qdrant.pipeline import Pipeline
     from soir_qdrant.serving.runtime import Runtime
+
+CLIENT_TIMEOUT = 60  # seconds of a request whose method takes none of its own
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
@@ -67,21 +69,49 @@ class Server:
     api_key: Annotated[
         str | None, typer.Option("--api-key", envvar="QDRANT_API_KEY", help="of the server")
     ] = None
+    edge: Annotated[
+        Path | None, typer.Option("--edge", help="folder of Qdrant's engine in this process (extra edge)")
+    ] = None
+    timeout: Annotated[
+        int | None,
+        typer.Option(min=1, help="seconds of one request to the server  [default: 60, of a search 30]"),
+    ] = None
+    retry_for: Annotated[
+        float | None,
+        typer.Option(
+            min=0, help="seconds for which a passing fault is tried again  [default: 120, of a search 30]"
+        ),
+    ] = None
 
-    def client(self, *, there: bool = True, shared: bool = False) -> QdrantClient:
+    def client(self, *, there: bool = True, shared: bool = False) -> QdrantBase:
         """there: whether a folder must hold a Qdrant already. shared: for several threads."""
         from soir_qdrant.errors import ConfigError
         from soir_qdrant.qdrant.transport import connect
 
-        if self.path and self.url and self.url != os.environ.get("QDRANT_URL"):
-            raise typer.BadParameter("--path and --url: choose one")
+        url = self.url if self.url != os.environ.get("QDRANT_URL") else None
+        if sum(map(bool, (self.path, self.edge, url))) > 1:
+            raise typer.BadParameter("--path, --edge and --url: choose one")
+        if self.edge:
+            from soir_qdrant.qdrant.edge.client import EdgeClient
+
+            if there and not self.edge.is_dir():
+                raise ConfigError(f"{self.edge}: no collection there; `soir ingest` makes one")
+            return EdgeClient(self.edge)
         if self.path:
             if there and not (self.path / "meta.json").is_file():
                 raise ConfigError(f"{self.path}: no embedded Qdrant there; `soir ingest` makes one")
             return connect(path=self.path, force_disable_check_same_thread=shared)
         if not self.url:
             raise typer.BadParameter("say where Qdrant is: --path FOLDER or --url URL (or set QDRANT_URL)")
-        return connect(url=self.url, api_key=self.api_key)
+        return connect(url=self.url, api_key=self.api_key, timeout=self.timeout or CLIENT_TIMEOUT)
+
+    @property
+    def requests(self) -> dict[str, Any]:
+        """`timeout` and `retry` of SoirIngestor and SoirSearcher, as far as they were chosen."""
+        from soir_qdrant.qdrant.transport import Retry
+
+        chosen: dict[str, Any] = {"timeout": self.timeout} if self.timeout is not None else {}
+        return chosen if self.retry_for is None else chosen | {"retry": Retry(total=self.retry_for)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +167,18 @@ class Target:
     namespace: Annotated[
         str | None, typer.Option("--namespace", help="of a tenant, shop ...; its images are its own")
     ] = None
+    vector_name: Annotated[
+        str | None, typer.Option("--vector-name", help="of our vector in a collection that has others")
+    ] = None
+
+    @property
+    def place(self) -> dict[str, Any]:
+        """Arguments of SoirIngestor and SoirSearcher."""
+        return {
+            "collection": self.collection,
+            "namespace": self.namespace,
+            "vector_name": self.vector_name,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,9 +232,9 @@ def open_ingestor(
 
     return SoirIngestor(
         server.client(there=False),
-        target.collection,
         pipeline=models.pipeline(**({"ocr": {}} if reading.ocr else {})),
-        namespace=target.namespace,
         reading=reading.options,
+        **target.place,
+        **server.requests,
         **options,
     )

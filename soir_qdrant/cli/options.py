@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from qdrant_client import QdrantClient
+    from qdrant_client.client_base import QdrantBase
+
+    from soir_qdrant.qdrant.transport import Retry
 
 JsonOption = Annotated[bool, typer.Option("--json", help="print JSON, for scripts")]
 BatchOption = Annotated[int, typer.Option(min=1, help="images at once; bounds the memory")]
@@ -37,19 +39,17 @@ def filter_of(text: str | None) -> Any:
         raise typer.BadParameter(f"--filter: no Qdrant filter ({place}: {first['msg']})") from None
 
 
-def collection_names(client: QdrantClient) -> list[str]:
+def collection_names(client: QdrantBase, retry: Retry) -> list[str]:
     """Raises ServerError where the server cannot be reached or refuses."""
-    from soir_qdrant.qdrant.transport import Retry
-
-    return [item.name for item in Retry()(client.get_collections, "list the collections").collections]
+    return [item.name for item in retry(client.get_collections, "list the collections").collections]
 
 
-def collection_info(client: QdrantClient, name: str) -> dict[str, Any]:
+def collection_info(client: QdrantBase, name: str, retry: Retry) -> dict[str, Any]:
     """How many points, and the metadata. Raises CollectionError where there is no such collection, and ServerError."""
     from soir_qdrant.errors import CollectionError
     from soir_qdrant.qdrant.collection import Store
 
-    store = Store(client, name)
+    store = Store(client, name, retry=retry)
     if not store.exists():
         raise CollectionError(f"no collection {name!r} there; make one with `soir ingest`")
     info = store.call("look into", client.get_collection)

@@ -59,7 +59,7 @@ class Cluster:
         batch_size: int,
     ) -> IngestReport:
         """Store the images."""
-        if server.path or not server.url or storage.object_patches:
+        if server.path or server.edge or not server.url or storage.object_patches:
             raise typer.BadParameter("--ray writes to a server (--url), without patches")
         from soir_qdrant import scale
 

@@ -13,7 +13,7 @@ from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image as PillowImage
-from qdrant_client import QdrantClient
+from qdrant_client.client_base import QdrantBase
 
 from soir_qdrant.errors import ConfigError, ImageError, ObjectsError, SoirError
 from soir_qdrant.images import load
@@ -48,7 +48,7 @@ INSTRUCTIONS = (
 
 
 def create_server(
-    client: QdrantClient, pipeline: Callable[[], Pipeline], settings: ServiceSettings | None = None
+    client: QdrantBase, pipeline: Callable[[], Pipeline], settings: ServiceSettings | None = None
 ) -> MCPServer:
     """The server; `run()` serves stdin and stdout.
 
@@ -77,7 +77,7 @@ class _Tools:
     """The tools; their docstrings are what the assistant reads."""
 
     def __init__(
-        self, client: QdrantClient, pipeline: Callable[[], Pipeline], settings: ServiceSettings
+        self, client: QdrantBase, pipeline: Callable[[], Pipeline], settings: ServiceSettings
     ) -> None:
         self.client, self.settings = threadsafe(client), settings
         self.collections = Collections(

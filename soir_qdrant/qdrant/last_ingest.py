@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from qdrant_client import QdrantClient
+from qdrant_client.client_base import QdrantBase
 
 from soir_qdrant.errors import SoirError
 from soir_qdrant.qdrant.collection import Store
@@ -54,7 +54,7 @@ def remember(
         log.warning("%s", error)
 
 
-def recall(client: QdrantClient, collection: str, namespace: str | None) -> dict[str, Any] | None:
+def recall(client: QdrantBase, collection: str, namespace: str | None) -> dict[str, Any] | None:
     """The record that `remember` wrote last, or None where there is none."""
     info = _RETRY(lambda: client.get_collection(collection), f"look into collection {collection!r}")
     metadata = getattr(info.config, "metadata", None) or {}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 from opentelemetry.trace import TracerProvider
-from qdrant_client import QdrantClient
+from qdrant_client.client_base import QdrantBase
 from starlette.staticfiles import StaticFiles
 
 import soir_qdrant
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def create_app(
-    client: QdrantClient,
+    client: QdrantBase,
     pipeline: Callable[[], Pipeline],
     settings: ServiceSettings | None = None,
     *,

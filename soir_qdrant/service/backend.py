@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from qdrant_client import QdrantClient
+from qdrant_client.client_base import QdrantBase
 
 from soir_qdrant.errors import ConfigError, SoirError
 from soir_qdrant.ingest.ingestor import SoirIngestor
@@ -62,7 +62,7 @@ class Backend:
 
     def __init__(
         self,
-        client: QdrantClient,
+        client: QdrantBase,
         pipeline: Callable[[], Pipeline],
         settings: ServiceSettings,
         tracing: Tracing | None = None,

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qdrant_client import QdrantClient, models
+from qdrant_client import models
+from qdrant_client.client_base import QdrantBase
 
 from soir_qdrant.errors import ConfigError
 from soir_qdrant.qdrant.identity import PointId, check_namespace, visible
@@ -51,7 +52,7 @@ class Collections:
 
     def __init__(
         self,
-        client: QdrantClient,
+        client: QdrantBase,
         allowed: Sequence[str] | None = None,
         folders: Sequence[Path] | None = None,
         namespace: str | None = None,

@@ -7,14 +7,14 @@ import threading
 from collections.abc import Callable
 from typing import Any, cast
 
-from qdrant_client import QdrantClient
+from qdrant_client.client_base import QdrantBase
 from qdrant_client.local.qdrant_local import QdrantLocal
 
 
 class _OneAtATime:
     """A client whose methods wait for one another: embedded Qdrant must not be read while it is written."""
 
-    def __init__(self, client: QdrantClient) -> None:
+    def __init__(self, client: QdrantBase) -> None:
         self._wrapped = client
         self._lock = threading.RLock()
 
@@ -32,8 +32,8 @@ class _OneAtATime:
         return locked
 
 
-def threadsafe(client: QdrantClient) -> QdrantClient:
+def threadsafe(client: QdrantBase) -> QdrantBase:
     """The client itself where it talks to a server; an embedded one behind a lock."""
     if isinstance(getattr(client, "_client", None), QdrantLocal):
-        return cast("QdrantClient", _OneAtATime(client))
+        return cast("QdrantBase", _OneAtATime(client))
     return client
