@@ -22,7 +22,7 @@ from soir_qdrant import SoirIngestor
 from soir_qdrant.config import Settings
 from soir_qdrant.pipeline import Pipeline
 
-pytest.importorskip("ray", reason="ray is not installed: the extra ray has it, 200 MB")
+pytest.importorskip("ray", reason="ray is not installed: the extra ray has it, 500 MB")
 pytestmark = pytest.mark.slow
 PLACES = os.pathsep.join([str(Path(soir_qdrant.__file__).parents[1]), str(Path(__file__).parent)])
 COUNT = 24

@@ -24,6 +24,12 @@ DatasetOption = Annotated[
         "permir, ilias; see docs/how-to/evaluation.md",
     ),
 ]
+WordsOption = Annotated[
+    bool, typer.Option("--words", help="search by words: names of labelled objects (COCO), captions.json")
+]
+NovelOption = Annotated[
+    Path | None, typer.Option(help="with --words, names that were not trained on, one a line")
+]
 RowsOption = Annotated[
     str | None,
     typer.Option(
@@ -48,6 +54,8 @@ def evaluate(
     profile: ProfileOption = "embedded",
     whitening: WhiteningOption = None,
     dataset: DatasetOption = "needle",
+    words: WordsOption = False,
+    novel: NovelOption = None,
 ) -> None:
     """Compare ways to search on a labelled folder: mAP, R@1, R@10 in percent. A killed run goes on.
 
@@ -63,6 +71,11 @@ def evaluate(
     from soir_qdrant.lab.evaluate.datasets import load
     from soir_qdrant.lab.evaluate.published import SETS
 
+    if words:
+        from soir_qdrant.cli.evaluate_words import evaluate_words
+
+        evaluate_words(folder, profile, novel, file)
+        return
     bench, settings = load(folder, dataset), settings_of(profile, whitening)
     chosen = tuple(rows.split(",")) if rows else DEFAULT_ROWS
     with (

@@ -68,7 +68,7 @@ def projection(
     from soir_qdrant.lab.train.views import local
 
     pipeline = _pipeline(profile)
-    views = _views(_benches(folders, format_), pipeline, blocks, cache or file.with_suffix(".cache"))
+    views = _views(load_benches(folders, format_), pipeline, blocks, cache or file.with_suffix(".cache"))
     tail = Tail(local(pipeline), pipeline.settings.vector.features, blocks=blocks, rank=0)
     with bar("projection", len(views)) as advance:
         whitening, rows = fit(views, tail, dim=dim, fitted_for=pipeline.whitened, advance=advance)
@@ -109,7 +109,7 @@ def detector(
     kind, digest = untrained(start)
     plan = Plan(epochs=epochs, seed=seed, lr=lr, start=digest)
     looks = partial(examples, unknown=unknown or ())
-    benches = _benches(folders, format_)
+    benches = load_benches(folders, format_)
     _train_head(kind, looks, train, plan, benches, file, profile, cache, str(unknown))
     if start is not None and share < 1:
         average(file, start, share)
@@ -134,7 +134,7 @@ def segmenter(
 
     kind, digest = untrained(start)
     plan = Plan(epochs=epochs, seed=seed, lr=lr, start=digest)
-    _train_head(kind, examples, train, plan, _benches(folders, format_), file, profile)
+    _train_head(kind, examples, train, plan, load_benches(folders, format_), file, profile)
 
 
 @training.command(
@@ -171,18 +171,18 @@ def encoder(
     projected, tuned = pipeline.whitening, local(pipeline)
     if projected is None:
         raise ConfigError("the encoder is tuned for the projection of the profile, and this one has none")
-    benches = _benches(folders, format_)
+    benches = load_benches(folders, format_)
     views = _views(benches, pipeline, blocks, cache or file.with_suffix(".cache"))
     torch.manual_seed(seed)
     tail = Tail(tuned, settings.vector.features, blocks=blocks, rank=rank)
     plan = Plan(steps=steps, blocks=blocks, rank=rank, lr=lr, seed=seed, ridge=settings.vector.ridge)
     with bar("steps", -(-steps // plan.every)) as advance:
         data = contents(benches, tuned.fingerprint, depends_on(pipeline, blocks), projected.digest)
-        train(tail, views, projected, plan, **_beside(file), data=data, report=_progress(advance))
+        train(tail, views, projected, plan, **beside(file), data=data, report=curve(advance))
     adapter = tail.adapter(tuned.weights.sha256)
     before = tuned.adapter  # the new one is trained on top of it
     (before.then(adapter) if before else adapter).save(file)
-    _done(file, f"trained on {sum(map(len, views))} views")
+    announce(file, f"trained on {sum(map(len, views))} views")
 
 
 def _train_head(
@@ -210,9 +210,9 @@ def _train_head(
     head = kind(encoder.width)
     with bar("epochs", plan.epochs) as advance:
         data = contents(benches, fitted_for, also)
-        train(head, scenes, plan, **_beside(file), data=data, report=_progress(advance))
+        train(head, scenes, plan, **beside(file), data=data, report=curve(advance))
     head.save(file, fitted_for)
-    _done(file, f"trained on {len(scenes)} scenes")
+    announce(file, f"trained on {len(scenes)} scenes")
 
 
 def _views(benches: list[Bench], pipeline: Pipeline, blocks: int, cache: Path) -> list[Views]:
@@ -222,7 +222,7 @@ def _views(benches: list[Bench], pipeline: Pipeline, blocks: int, cache: Path) -
         return views(benches, pipeline, blocks, cache, advance)
 
 
-def _benches(folders: list[Path], layout: str) -> list[Bench]:
+def load_benches(folders: list[Path], layout: str) -> list[Bench]:
     from soir_qdrant.lab.evaluate.datasets import load
 
     return [load(folder, layout) for folder in folders]
@@ -236,12 +236,12 @@ def _pipeline(profile: str) -> Pipeline:
     return make_pipeline(Settings.for_profile(profile).but(vector={"whitening": None}))
 
 
-def _beside(file: Path) -> dict[str, Path]:
+def beside(file: Path) -> dict[str, Path]:
     file.parent.mkdir(parents=True, exist_ok=True)
     return {"state": file.with_suffix(".state"), "log": file.with_suffix(".jsonl")}
 
 
-def _progress(advance: Callable[[], None]) -> Callable[[dict[str, float]], None]:
+def curve(advance: Callable[[], None]) -> Callable[[dict[str, float]], None]:
     def write(line: dict[str, float]) -> None:
         advance()
         err.print(json.dumps(line), highlight=False)
@@ -249,5 +249,5 @@ def _progress(advance: Callable[[], None]) -> Callable[[dict[str, float]], None]
     return write
 
 
-def _done(file: Path, what: str) -> None:
+def announce(file: Path, what: str) -> None:
     out.print(f"{file}: {what}; {file.with_suffix('.jsonl')} has the curve", highlight=False)
