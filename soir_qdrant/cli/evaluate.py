@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from soir_qdrant.cli.console import ProfileOption, WhiteningOption, bar, out, settings_of
+
+if TYPE_CHECKING:
+    from soir_qdrant.config import Settings
+    from soir_qdrant.lab.evaluate.bench import Bench
+    from soir_qdrant.lab.evaluate.compare import Evaluation
 
 FileOption = Annotated[Path | None, typer.Option("--json", help="also write the figures to a file")]
 ResumeOption = Annotated[
@@ -69,7 +74,6 @@ def evaluate(
     from soir_qdrant.lab.evaluate import report
     from soir_qdrant.lab.evaluate.compare import DEFAULT_ROWS, run
     from soir_qdrant.lab.evaluate.datasets import load
-    from soir_qdrant.lab.evaluate.published import SETS
 
     if words:
         from soir_qdrant.cli.evaluate_words import evaluate_words
@@ -85,16 +89,25 @@ def evaluate(
         done = run(bench, objects=objects, rows=chosen, settings=settings, advance=advance, cache=cache)
         if file:
             report.write_json(file, done.results)
-    title = f"{folder.name}: {len(bench.queries)} queries, {len(bench.gallery)} images, objects {objects}"
-    out.print(report.table(done.results, title))
+    _print(done, bench, f"{folder.name}: {len(bench.queries)} queries", objects, dataset)
+    if failures:
+        _write_failures(failures, bench, done, settings)
+
+
+def _write_failures(folder: Path, bench: Bench, done: Evaluation, settings: Settings) -> None:
+    from soir_qdrant.lab.evaluate.failures import write
+
+    out.print(f"{write(folder, bench, done, settings)} written", highlight=False, soft_wrap=True)
+
+
+def _print(done: Evaluation, bench: Bench, title: str, objects: str, dataset: str) -> None:
+    from soir_qdrant.lab.evaluate import report
+    from soir_qdrant.lab.evaluate.published import SETS
+
+    out.print(report.table(done.results, f"{title}, {len(bench.gallery)} images, objects {objects}"))
     notes = [SETS[dataset].note(bench)] if dataset in SETS else []
     for line in [*report.notes(done.results), *notes]:
         out.print(line, highlight=False)
-    if failures:
-        from soir_qdrant.lab.evaluate.failures import write
-
-        page = write(failures, bench, done, settings)
-        out.print(f"{page} written", highlight=False, soft_wrap=True)
 
 
 def evaluate_detector(

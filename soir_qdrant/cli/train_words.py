@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,6 +19,12 @@ from soir_qdrant.cli.train import (
     load_benches,
     training,
 )
+
+if TYPE_CHECKING:
+    from soir_qdrant.lab.evaluate.bench import Bench
+    from soir_qdrant.lab.train.words import Plan
+    from soir_qdrant.pipeline import Pipeline
+    from soir_qdrant.types import Vector
 
 NAMES = "one a line"
 
@@ -48,32 +54,52 @@ def words(
     """Learn queries for whole images beside a frozen encoder, from named boxes and from names alone. Goes on
     where it was interrupted, to the same result. Use it with a profile of your own, a JSON file with
     `{"profile": "sum-clip", "scene": {"head": FILE}}`."""
-    import torch
-
     from soir_qdrant.assembly import make_pipeline
     from soir_qdrant.lab.evaluate.words import embedding, names_of, read_names
-    from soir_qdrant.lab.train.progress import contents
-    from soir_qdrant.lab.train.words import Plan, examples, train
-    from soir_qdrant.models.heads.queries import QueryHead
-    from soir_qdrant.pooling.scenes.queries import trained_for
+    from soir_qdrant.lab.train.words import Plan
 
     pipeline, benches = make_pipeline(profile), load_benches(folders, format_)
     classes = [name for name in names_of(benches) if name not in read_names(novel)]
     others = [name for name in read_names(names) if name not in classes]
     embed = embedding(pipeline, tuple(prompt or ("a photo of a {}",)))
-    with bar("tokens", sum(len(bench.gallery) for bench in benches)) as advance:
-        images = examples(benches, pipeline, classes, tiles, file.with_suffix(".cache"), advance)
-    torch.manual_seed(seed)
     plan = Plan(
         epochs=epochs, batch=batch, seed=seed, lr=1e-3, queries=queries, tiles=tiles, labelled=labelled
     )
-    head = QueryHead(pipeline.encoder.width, count=queries, layers=plan.layers)
-    rows = embed(classes), embed(others)
-    with bar("epochs", epochs) as advance:
-        data = contents(benches, trained_for(pipeline.encoder, tiles), *classes, "names", *others)
+    _train(file, pipeline, benches, {name: embed([name])[0] for name in classes + others}, classes, plan)
+
+
+def _train(
+    file: Path,
+    pipeline: Pipeline,
+    benches: list[Bench],
+    embeddings: dict[str, Vector],
+    classes: list[str],
+    plan: Plan,
+) -> None:
+    """embeddings: of the classes and of the names without labels."""
+    import numpy as np
+    import torch
+
+    from soir_qdrant.lab.train.progress import contents
+    from soir_qdrant.lab.train.words import examples, train
+    from soir_qdrant.models.heads.queries import QueryHead
+    from soir_qdrant.pooling.scenes.queries import trained_for
+
+    others = [name for name in embeddings if name not in classes]
+    rows = tuple(
+        np.array([embeddings[name] for name in some], np.float32).reshape(len(some), pipeline.dim)
+        for some in (classes, others)
+    )
+    fitted_for = trained_for(pipeline.encoder, plan.tiles)
+    with bar("tokens", sum(len(bench.gallery) for bench in benches)) as advance:
+        images = examples(benches, pipeline, classes, plan.tiles, file.with_suffix(".cache"), advance)
+    torch.manual_seed(plan.seed)
+    head = QueryHead(pipeline.encoder.width, count=plan.queries, layers=plan.layers)
+    with bar("epochs", plan.epochs) as advance:
+        data = contents(benches, fitted_for, *classes, "names", *others)
         block = pipeline.encoder.last_block
-        train(head, images, block, rows, plan, **beside(file), data=data, report=curve(advance))
-    head.save(file, trained_for(pipeline.encoder, tiles))
+        train(head, images, block, (rows[0], rows[1]), plan, **beside(file), data=data, report=curve(advance))
+    head.save(file, fitted_for)
     announce(
         file,
         f"trained on {len(images)} images, {len(classes)} classes and {len(others)} names without labels",

@@ -163,24 +163,24 @@ def train(
         plan: of the training.
         state, log, data, report: see `Progress`, `train_epochs`.
     """
-    trained, held_out = split(images, plan)
+    training, holdout = split(images, plan)
     classes, names = (torch.from_numpy(np.ascontiguousarray(x)) for x in embeddings)
     rng = np.random.default_rng(plan.seed)
-    with_labels = rng.permutation(len(trained)) < round(plan.labelled * len(trained))
-    labels = torch.from_numpy(np.stack([one.classes for one in trained]))
+    with_labels = rng.permutation(len(training)) < round(plan.labelled * len(training))
+    labels = torch.from_numpy(np.stack([one.classes for one in training]))
     labels[torch.from_numpy(~with_labels)] = UNKNOWN
-    pseudo = torch.from_numpy(pseudo_labels([one.clusters for one in trained], embeddings[1], plan))
+    pseudo = torch.from_numpy(pseudo_labels([one.clusters for one in training], embeddings[1], plan))
 
     def loss(rows: NDArray[np.int64], _rng: np.random.Generator) -> Tensor:
-        scores = scores_of(head, block, _tokens([trained[i] for i in rows]), torch.cat([classes, names]))
+        scores = scores_of(head, block, _tokens([training[i] for i in rows]), torch.cat([classes, names]))
         by_label = loss_of(scores[:, : len(classes)], labels[rows], plan.temperature)
         by_name = loss_of(scores[:, len(classes) :], pseudo[rows], plan.temperature)
         return by_label + plan.pseudo * by_name
 
-    steps = max(len(trained) // plan.batch, 1)
+    steps = max(len(training) // plan.batch, 1)
     train_epochs(
-        head, Progress(plan, state, log, data), len(trained), steps, loss,
-        lambda: measure(head, held_out, block, classes), report, warm=0.05,
+        head, Progress(plan, state, log, data), len(training), steps, loss,
+        lambda: measure(head, holdout, block, classes), report, warm=0.05,
     )  # fmt: skip
     return head
 
