@@ -54,7 +54,8 @@ def test_a_layer_row_is_the_mean_of_the_patches_under_the_mask(encoder):
     assert np.allclose(found.layers[0, -2], entering.cpu(), atol=1e-4)
 
 
-PREFIX = {"dinov2": 1, "dinov2-registers": 5, "dinov3": 5, "clip": 1, "siglip": 0, "siglip2": 0, "radio": 10}
+PREFIX = {"dinov2": 1, "dinov2-registers": 5, "dinov3": 5, "radio": 10}
+PREFIX |= {"clip": 1, "metaclip2": 1, "siglip": 0, "siglip2": 0, "tipsv2": 2}
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
