@@ -38,7 +38,8 @@ NovelOption = Annotated[
 RowsOption = Annotated[
     str | None,
     typer.Option(
-        help="comma-separated: see docs/how-to/evaluation.md; all but rerank-image and q-perturbation if not given"
+        help="comma-separated: see docs/how-to/evaluation.md; if not given, all but those of the paper, rerank-image "
+        "and q-perturbation, which are slow"
     ),
 ]
 

@@ -49,7 +49,8 @@ ROWS = {  # what a table calls them; in its order
     "objects": "every object's vector",
     "chance": "chance",
 }
-SLOW = ("rerank-image", "q-perturbation")  # left out unless it is asked for
+PAPER = ("paper-mean", "paper-plain-query", "paper")
+SLOW = (*PAPER, "rerank-image", "q-perturbation")  # left out unless they are asked for
 DEFAULT_ROWS = tuple(name for name in ROWS if name not in SLOW)
 SIZES = {"<1%": (0.0, 0.01), "1-2%": (0.01, 0.02), ">2%": (0.02, 1.0)}
 Ranks = list[NDArray[np.int64]]
