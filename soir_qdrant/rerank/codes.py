@@ -14,7 +14,7 @@ from soir_qdrant.rerank.base import Need, Page, SearchQuery, Window, candidate_b
 from soir_qdrant.types import Failure, Hit, Vector
 
 WEIGHT = 0.7  # of the best object in the score; the rest is the image's. See docs/concepts/search.md
-EXPAND = 3  # images whose best objects join the query
+EXPAND = 1  # images whose best objects join the query
 MIN_COSINE = 0.5  # of an object that joins the query; others look too little like it to be sure
 
 
@@ -25,8 +25,8 @@ class CodeReranker:
     of the largest cosine of its objects' codes with the query's first numbers. The box is that object's. An
     image without codes keeps its score.
 
-    Then the query is expanded, and the block is scored once more: the best objects of the first images join
-    the query, each by the square of its cosine, where that is at least MIN_COSINE (alpha query expansion:
+    Then the query is expanded, and the block is scored once more: the best object of the first image joins
+    the query, by the square of its cosine, where that is at least MIN_COSINE (alpha query expansion:
     Radenovic et al., Fine-tuning CNN image retrieval with no human annotation, 2018, section 4.3).
 
     Args:
