@@ -148,7 +148,7 @@ def test_a_json_file_is_a_profile_of_ones_own(tmp_path):
     assert (mine.profile, mine.encoder.batch, mine.vector.whitening) == ("clip", 3, "mine.safetensors")
     for wrong, told in [
         ('{"encoder": {"weigths": "x"}}', "encoder.weigths"),
-        ('{"profile": "none"}', "no JSON object of settings"),
+        ('{"profile": "none"}', "changes a profile 'none'; choose one of embedded"),
         ("[1]", "no JSON object of settings"),
         ("{", "no JSON object of settings"),
     ]:

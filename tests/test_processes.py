@@ -71,6 +71,27 @@ def test_a_worker_that_was_forked_after_the_models_computes():
     assert (done.returncode, done.stdout) == (0, "child 600\n"), done.stderr
 
 
+def test_a_fork_after_opencv_computed_in_threads_goes_on():
+    """Its threads are let go of before the fork, and taken up in the parent."""
+    script = """
+        import os, sys
+        import cv2
+        import numpy as np
+        import soir_qdrant.models.forked
+        cv2.setNumThreads(2)
+        image = np.zeros((3000, 3000, 3), np.uint8)
+        cv2.GaussianBlur(image, (31, 31), 5)
+        child = os.fork()
+        if not child:
+            cv2.GaussianBlur(image, (31, 31), 5)
+            os._exit(0)
+        assert cv2.getNumThreads() == 2
+        sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    """
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], env=env, timeout=60, check=True)
+
+
 def test_what_cannot_go_on_in_a_child_says_so():
     owner = Owner("the session of onnxruntime")
     owner.check()

@@ -12,16 +12,29 @@ import sys
 
 from soir_qdrant.errors import ConfigError
 
+_of_opencv = 1  # threads, before a fork
+
+
+def _stop_threads() -> None:
+    """OpenCV's, while they can still be joined: in a child even to give them up never ends."""
+    global _of_opencv
+    if "cv2" in sys.modules:
+        _of_opencv = sys.modules["cv2"].getNumThreads()
+        sys.modules["cv2"].setNumThreads(1)
+
+
+def _start_threads() -> None:
+    if "cv2" in sys.modules:
+        sys.modules["cv2"].setNumThreads(_of_opencv)
+
 
 def _compute_alone() -> None:
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
-    if "cv2" in sys.modules:
-        sys.modules["cv2"].setNumThreads(1)
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows, where nothing is forked
-    os.register_at_fork(after_in_child=_compute_alone)
+    os.register_at_fork(before=_stop_threads, after_in_parent=_start_threads, after_in_child=_compute_alone)
 
 
 class Owner:
