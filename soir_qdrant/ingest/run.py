@@ -62,9 +62,11 @@ class Run:
     places: Places = field(init=False)
 
     def __post_init__(self) -> None:
-        self.points = Points(self.store)
-        self.writer = Writer(self.points)
-        self.places = Places(self.points)
+        self.write_to(Points(self.store))
+
+    def write_to(self, points: Points) -> None:
+        """Hand what is made to these."""
+        self.points, self.writer, self.places = points, Writer(points), Places(points)
 
     def all(self, items: Iterator[Item], size: int) -> None:
         """Batch k is written while k+1 is with the models, k+2 is decoded and k+3 has been read."""

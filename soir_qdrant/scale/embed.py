@@ -63,7 +63,7 @@ class Embed:
         report = IngestReport()
         run = self._ingestor.run(report, lambda _: None, "skip")
         points = CollectedPoints(run.points.store)
-        run.points = points
+        run.write_to(points)
         run.open()
         reading = self._ingestor.reading
         items = [_item(row, reading) for row in batch.to_pylist()]
@@ -73,7 +73,9 @@ class Embed:
                 if item.reason is not None:
                     run.fail(item, item.reason)
             run.process([item for item in decoded if item.reason is None])
+        run.book()
         run.settle()
+        run.writer.close()
         return _table(points.collected, report)
 
 
