@@ -168,10 +168,14 @@ class Store(Caller):
     ) -> None:
         """`open` without a request: the collection was looked into already."""
         self.dim, self.has_objects = check_vectors(info, self.collection, self.vector_name, dim)
-        self.quantized, self.info = is_quantized(info, self.vector_name), info
+        self.quantized = is_quantized(info, self.vector_name)
         self.code_numbers = code_numbers(info)
-        if fingerprint is None:
-            return
+        if fingerprint is not None:
+            self._check_origin(info, fingerprint)
+        self.info = info
+
+    def _check_origin(self, info: models.CollectionInfo, fingerprint: Mapping[str, Any]) -> None:
+        """Raises CollectionError for a collection that another pipeline filled."""
         theirs = stored_fingerprint(info)
         if theirs is not None:
             check_fingerprint(theirs, fingerprint, self.collection)

@@ -136,7 +136,12 @@ class QueryEncoder:
     def _check_collection(self) -> None:
         """Once: whether the collection was filled by a pipeline like this."""
         with self.lock:
-            if not self._fingerprint:
-                fingerprint = as_json(self.pipeline.fingerprint)
-                self.store.accept(self.store.info or self.store.look(), self.pipeline.dim, fingerprint)
-                self._fingerprint = short_hash(fingerprint)
+            if self._fingerprint:
+                return
+            fingerprint = as_json(self.pipeline.fingerprint)
+            info, self.store.info = (
+                self.store.info or self.store.look(),
+                None,
+            )  # refused, it is looked at again
+            self.store.accept(info, self.pipeline.dim, fingerprint)
+            self._fingerprint = short_hash(fingerprint)

@@ -215,8 +215,10 @@ function greet() {
 }
 
 async function chooseCollection(name) {
-  state = { ...emptyState(name), query: source ? { kind: "upload", box: tool.box } : null };
+  const chosen = { ...emptyState(name), query: source ? { kind: "upload", box: tool.box } : null };
+  state = chosen;
   await fillFilters();
+  if (state !== chosen) return undefined; // a picture was chosen meanwhile
   await openQuery();
   return search();
 }
