@@ -81,13 +81,14 @@ def main() -> None:
     base = losses(folders, settings)
     print(f"\nthreshold fitted_iou objects  best  one vector by score^{', '.join(map(str, chosen.powers))}")
     for threshold, iou in product(chosen.thresholds, chosen.ious):
-        kept = [
-            [scene.kept(threshold, iou, settings.detector.max_objects) for scene in part] for part in folders
+        ingested = [
+            [scene.ingested(threshold, iou, settings.detector.max_objects) for scene in part]
+            for part in folders
         ]
-        count = np.mean([len(rows) for part in kept for rows in part])
+        count = np.mean([len(rows) for part in ingested for rows in part])
         stored = [
             [(scene.vectors[rows], scene.scores[rows]) for scene, rows in zip(*both, strict=True)]
-            for both in zip(folders, kept, strict=True)
+            for both in zip(folders, ingested, strict=True)
         ]
         best = asked(folders, stored, nearest).mean()
         line = [told(asked(folders, stored, pooled(settings, power)), base) for power in chosen.powers]

@@ -146,8 +146,8 @@ class Tokens:
             return self._kept(self.crops_cache, key, cut)
 
         def tokens() -> Arrays:
-            seen = crops()
-            both = np.concatenate([seen["crops"], seen["whole"]])
+            visible = crops()
+            both = np.concatenate([visible["crops"], visible["whole"]])
             return {"tokens": np.asarray(self.encoder.encode(both, with_tokens=True).tokens, np.float16)}
 
         def refined() -> Arrays:

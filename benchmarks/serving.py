@@ -125,8 +125,8 @@ def main() -> None:
         ways[f"torch {str(torch_auto.dtype).removeprefix('torch.')}"] = torch_auto.encode
     with triton(given.triton, given.models) as url:
         if url:
-            held = TritonConnection(url, in_flight=max(given.concurrency, default=1), timeout=600)
-            ways["triton"] = TritonEncoder(held).encode
+            connection = TritonConnection(url, in_flight=max(given.concurrency, default=1), timeout=600)
+            ways["triton"] = TritonEncoder(connection).encode
         reference = torch32.encode(crops, masks)
         cosines = {name: cosine(ways[name](crops, masks), reference) for name in ways if name != "torch"}
         spent = in_turn(ways, crops, masks, given.rounds)
@@ -137,7 +137,7 @@ def main() -> None:
             if name in ways
         }
         if url:
-            held.close()
+            connection.close()
     ratios = {name: medians["torch"] / seconds for name, seconds in medians.items()}
     served = [cosines[name] for name in ("onnx", "triton") if name in cosines]
     result = {

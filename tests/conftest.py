@@ -192,23 +192,23 @@ def client(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[QdrantCli
     """The same tests in memory, on disk, over HTTP (see stand_in.py), on Qdrant's own engine, and on a real
     server, where there is one; its collections are removed beforehand."""
     if request.param == "server":
-        made = QdrantClient(url=request.getfixturevalue("server_url"), timeout=60)
+        opened = QdrantClient(url=request.getfixturevalue("server_url"), timeout=60)
         for name in ("images", "other"):
-            made.delete_collection(name)
+            opened.delete_collection(name)
     elif request.param == "http":
         url = request.getfixturevalue("stand_in").url
-        made = QdrantClient(url=url, check_compatibility=False)
+        opened = QdrantClient(url=url, check_compatibility=False)
     elif request.param == "edge":
         pytest.importorskip("qdrant_edge", reason="qdrant-edge-py is not installed: the extra edge has it")
         from soir_qdrant.qdrant.edge.client import EdgeClient
 
-        made = EdgeClient(request.getfixturevalue("memory_folder"))
+        opened = EdgeClient(request.getfixturevalue("memory_folder"))
     elif request.param == "path":
-        made = QdrantClient(path=str(tmp_path / "db"))
+        opened = QdrantClient(path=str(tmp_path / "db"))
     else:
-        made = QdrantClient(":memory:")
-    yield made
-    made.close()
+        opened = QdrantClient(":memory:")
+    yield opened
+    opened.close()
 
 
 @pytest.fixture(scope="session")

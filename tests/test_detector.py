@@ -223,10 +223,10 @@ class TestBoxes:
 
     def test_pick_drops_overlaps_and_delays_parts(self):
         boxes = np.array([[0, 0, 10, 10], [0, 0, 10, 9], [2, 2, 5, 5], [20, 20, 30, 30]], float)
-        kept, scores = pick(boxes, np.array([0.9, 0.8, 0.7, 0.5]), iou=0.5, max_count=9)
-        assert kept.tolist() == [0, 2, 3]
-        kept, scores = pick(boxes, np.array([0.9, 0.8, 0.7, 0.5]), iou=0.5, max_count=9, decay=0.5)
-        assert kept.tolist() == [0, 3, 2]
+        chosen, scores = pick(boxes, np.array([0.9, 0.8, 0.7, 0.5]), iou=0.5, max_count=9)
+        assert chosen.tolist() == [0, 2, 3]
+        chosen, scores = pick(boxes, np.array([0.9, 0.8, 0.7, 0.5]), iou=0.5, max_count=9, decay=0.5)
+        assert chosen.tolist() == [0, 3, 2]
         np.testing.assert_allclose(scores, [0.9, 0.5, 0.35])
         assert pick(np.zeros((0, 4)), np.zeros(0), iou=0.5, max_count=9)[0].tolist() == []
 

@@ -40,16 +40,16 @@ def test_given_their_objects_small_things_are_found_better_than_by_the_whole_pic
     file = tmp_path / "result.json"
     rows = [name for name in ROWS if name not in PAPER]
     output = run("evaluate", bench, "--rows", ",".join(rows), "--json", file)
-    found = json.loads(file.read_text())
-    assert list(found) == [*rows, "ingest"]
-    assert all(set(found[name]) >= {"mAP", "R@1", "R@10"} for name in rows)
-    assert found["global-untuned"] != found["global"]
-    assert found["default"]["mAP"] > found["global"]["mAP"] + 10
-    assert found["objects"]["mAP"] >= 70
-    assert found["rerank-objects"]["mAP"] == found["objects"]["mAP"]  # all 12 are candidates
-    assert found["rerank-codes"]["mAP"] > found["default"]["mAP"] - 10
+    results = json.loads(file.read_text())
+    assert list(results) == [*rows, "ingest"]
+    assert all(set(results[name]) >= {"mAP", "R@1", "R@10"} for name in rows)
+    assert results["global-untuned"] != results["global"]
+    assert results["default"]["mAP"] > results["global"]["mAP"] + 10
+    assert results["objects"]["mAP"] >= 70
+    assert results["rerank-objects"]["mAP"] == results["objects"]["mAP"]  # all 12 are candidates
+    assert results["rerank-codes"]["mAP"] > results["default"]["mAP"] - 10
     for name in ("default", "rerank-objects", "rerank-codes", "q-perturbation"):
-        assert 0.5 < found[name]["localised"] <= 1
+        assert 0.5 < results[name]["localised"] <= 1
     assert "calibrated" in output
 
 
@@ -58,8 +58,8 @@ def test_the_papers_setting_is_measured_where_it_is_asked_for(bench):
     """On two scenes: eighty steps an object take seconds."""
     whole = load(bench)
     query = next(one for one in whole.queries if min(whole.relevant(one)) < 2)
-    found = evaluate(Bench(whole.root, whole.gallery[:2], [query]), rows=PAPER)
-    assert set(PAPER) < set(found)
+    results = evaluate(Bench(whole.root, whole.gallery[:2], [query]), rows=PAPER)
+    assert set(PAPER) < set(results)
     assert not set(PAPER) & set(DEFAULT_ROWS)
 
 

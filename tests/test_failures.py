@@ -58,29 +58,29 @@ def unit(angle):
 
 @pytest.fixture
 def made(tmp_path):
-    gallery, seen = [], Collected()
+    gallery, collected = [], Collected()
     for i, (name, box, angle) in enumerate(GALLERY):
         file = tmp_path / f"{i}.png"
         Image.fromarray(painted((THING, (200, 20 * i, 0)), size=(100, 100))).save(file)
         gallery.append(GalleryImage(file, None, [BenchObject(name, THING)]))
-        seen.objects.append((SceneObject(box),))
-        seen.rows.append(unit(angle)[None])
+        collected.objects.append((SceneObject(box),))
+        collected.rows.append(unit(angle)[None])
     queries = [BenchQuery(tmp_path / "0.png", "mug", THING), BenchQuery(tmp_path / "4.png", "pen")]
-    seen.query_vectors = [unit(0), unit(95)]
+    collected.query_vectors = [unit(0), unit(95)]
     ranks = [np.array(order) for order in ORDERS]
-    return Bench(tmp_path, gallery, queries), Evaluation({}, seen, {"default": ranks})
+    return Bench(tmp_path, gallery, queries), Evaluation({}, collected, {"default": ranks})
 
 
 def test_reasons_of_a_case_made_by_hand(made):
     bench, done = made
-    found = cases(bench, done, done.collected.rows, "default")
-    assert [(case.image, case.rank, case.lost, case.reason) for case in found if case.query == 0] == [
+    listed = cases(bench, done, done.collected.rows, "default")
+    assert [(case.image, case.rank, case.lost, case.reason) for case in listed if case.query == 0] == [
         (0, 0, False, None),
         (1, 5, True, "not detected"),
         (2, 4, True, "encoder confused"),
         (3, 6, True, "lost in the vector"),
     ]
-    table = {reason: (every, lost) for reason, every, lost in counts(found)}
+    table = {reason: (every, lost) for reason, every, lost in counts(listed)}
     assert table["found where it should be"] == (1, 0)
     assert table["not detected"] == (1, 1)
     assert sum(lost for _, lost in table.values()) == 4

@@ -28,17 +28,17 @@ class Seeing(ColourPipeline):
         vector = np.append(super().query(image, **of)[:11], np.float32(1))
         return vector / np.linalg.norm(vector)
 
-    def _scene(self, image, given):
-        scene = super()._scene(image, given)
+    def _scene(self, image, labelled):
+        scene = super()._scene(image, labelled)
         scene.vector[11] = 0
         return scene
 
 
 @pytest.fixture
 def pipeline():
-    made = ColourPipeline()
-    register(MODEL, pipeline=made)
-    return made
+    colours = ColourPipeline()
+    register(MODEL, pipeline=colours)
+    return colours
 
 
 def image(source, **options):

@@ -79,10 +79,10 @@ def test_the_index_finds_samples_by_file_and_writes_the_boxes(client, photos, mo
 
 @pytest.fixture
 def index(dataset, client):
-    made = fob.compute_similarity(
+    results = fob.compute_similarity(
         dataset, backend=SoirSimilarityConfig, brain_key="soir", embeddings=False, collection="shelves"
     )
-    return made.use(client, ColourPipeline())
+    return results.use(client, ColourPipeline())
 
 
 def names(view):
@@ -92,8 +92,8 @@ def names(view):
 def test_a_box_finds_the_samples_that_hold_the_thing_and_where(index, photos):
     view = index.search(str(photos / "red-green.png"), box=BOTTOM, limit=2)
     assert set(names(view)) == {"red-green.png", "green-blue.png"}
-    found = dict(zip(names(view), view.values("soir.bounding_box"), strict=True))
-    assert found["green-blue.png"] == pytest.approx([5 / 80, 5 / 60, 20 / 80, 20 / 60])
+    boxes = dict(zip(names(view), view.values("soir.bounding_box"), strict=True))
+    assert boxes["green-blue.png"] == pytest.approx([5 / 80, 5 / 60, 20 / 80, 20 / 60])
     assert view.values("soir.confidence") == sorted(view.values("soir.confidence"), reverse=True)
 
 

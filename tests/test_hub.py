@@ -32,11 +32,11 @@ class Hub(BaseHTTPRequestHandler):
         if self.path == "/api/validate-yaml":
             return self._json({"errors": [], "warnings": []})
         if "/preupload/" in self.path:
-            asked = json.loads(content)["files"]
+            names = json.loads(content)["files"]
             return self._json(
                 {
                     "files": [
-                        {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in asked
+                        {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in names
                     ]
                 }
             )

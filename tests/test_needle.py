@@ -489,8 +489,8 @@ def test_crowded_scenes_hold_targets_alone_each_in_many(pack, tmp_path):
         progress=False,
     )
     bench = load(folder)
-    asked = {query.instance for query in bench.queries}
-    assert all(6 <= len(image.objects) <= 10 and set(image.instances) <= asked for image in bench.gallery)
+    wanted = {query.instance for query in bench.queries}
+    assert all(6 <= len(image.objects) <= 10 and set(image.instances) <= wanted for image in bench.gallery)
     assert np.mean([len(bench.relevant(query)) for query in bench.queries]) > 5
     with pytest.raises(DatasetError, match="crowded scenes hold up to 10"):
         needle.generate(

@@ -101,9 +101,9 @@ def test_images_do_not_share_a_normalisation(model):
     settings = MaoSettings(10, normalise="batch", token="per-crop")
     together = refine(block, x0, descriptors, masks, scene, settings)
     alone = refine(block, x0[3:], descriptors[3:], masks[3:], scene[:2], settings)
-    apart = refine(block, x0[4:], descriptors[4:], masks[4:], scene[:1], settings)
+    separate = refine(block, x0[4:], descriptors[4:], masks[4:], scene[:1], settings)
     torch.testing.assert_close(together[3:], alone)
-    assert (together[4:] - apart).abs().max() > 1e-3
+    assert (together[4:] - separate).abs().max() > 1e-3
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ def test_every_request_gets_an_answer_that_is_described(tmp_path):
     fill(client, tmp_path)
     with running(client, rate=0, writable=True, roots=(tmp_path,)) as origin:
         schema = schemathesis.openapi.from_url(f"{origin}/openapi.json").exclude(path_regex=ENDLESS)
-        operations = [found.ok() for found in schema.get_all_operations()]
+        operations = [result.ok() for result in schema.get_all_operations()]
         assert len(operations) > 15
         for operation in operations:
 

@@ -17,8 +17,8 @@ IMAGES = "/v1/collections/shelves/images"
 
 @pytest.fixture
 def web(tmp_path):
-    with service(tmp_path / "photos") as made:
-        yield made
+    with service(tmp_path / "photos") as running:
+        yield running
 
 
 def listed(web, **parameters):

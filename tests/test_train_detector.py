@@ -110,23 +110,23 @@ def test_a_look_keeps_what_it_shows_and_forgets_what_it_cuts():
 
 
 def test_an_interrupted_training_goes_on_to_the_same_result(tmp_path):
-    held, plan = scenes(tmp_path, 10), Plan(epochs=3, holdout=5)
-    whole = train(fresh(), held, plan, state=tmp_path / "whole", log=tmp_path / "whole.jsonl")
+    examples, plan = scenes(tmp_path, 10), Plan(epochs=3, holdout=5)
+    whole = train(fresh(), examples, plan, state=tmp_path / "whole", log=tmp_path / "whole.jsonl")
 
     def interrupted(line):
         if line["epoch"] == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(fresh(), held, plan, **files(tmp_path), report=interrupted)
-    again = train(fresh(), held, plan, **files(tmp_path))
+        train(fresh(), examples, plan, **files(tmp_path), report=interrupted)
+    again = train(fresh(), examples, plan, **files(tmp_path))
     for one, other in zip(whole.parameters(), again.parameters(), strict=True):
         assert torch.equal(one, other)
     assert (tmp_path / "log.jsonl").read_text() == (tmp_path / "whole.jsonl").read_text()
     with pytest.raises(ConfigError, match="of another plan"):
-        train(fresh(), held, Plan(epochs=9), **files(tmp_path))
+        train(fresh(), examples, Plan(epochs=9), **files(tmp_path))
     with pytest.raises(ConfigError, match="of other pictures or labels"):
-        train(fresh(), held, plan, **files(tmp_path), data="others")
+        train(fresh(), examples, plan, **files(tmp_path), data="others")
 
 
 def test_it_learns_to_find_and_is_used(tmp_path):

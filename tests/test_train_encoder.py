@@ -114,8 +114,8 @@ def test_the_tail_says_what_the_encoder_says_before_and_after_its_additions(tmp_
 
 def test_an_interrupted_training_goes_on_to_the_same_result_and_teaches(tmp_path, bench):
     pipeline = pipeline_of(tmp_path)
-    seen = views([bench], pipeline, PLAN.blocks, tmp_path / "cache")
-    assert len(seen[0]) == 2 * 2 * THINGS + 10
+    data = views([bench], pipeline, PLAN.blocks, tmp_path / "cache")
+    assert len(data[0]) == 2 * 2 * THINGS + 10
     projection = plain(5 * 24)
 
     class KilledError(Exception):
@@ -125,9 +125,9 @@ def test_an_interrupted_training_goes_on_to_the_same_result_and_teaches(tmp_path
         if line["step"] == 20:
             raise KilledError
 
-    whole = train(tail_of(pipeline), seen, projection, PLAN, **files(tmp_path, "whole"))
+    whole = train(tail_of(pipeline), data, projection, PLAN, **files(tmp_path, "whole"))
     with pytest.raises(KilledError):
-        train(tail_of(pipeline), seen, projection, PLAN, **files(tmp_path), report=killed)
+        train(tail_of(pipeline), data, projection, PLAN, **files(tmp_path), report=killed)
     again = views([bench], pipeline, PLAN.blocks, tmp_path / "cache")
     resumed = train(tail_of(pipeline), again, projection, PLAN, **files(tmp_path))
     for one, other in zip(whole.parameters(), resumed.parameters(), strict=True):
@@ -138,9 +138,9 @@ def test_an_interrupted_training_goes_on_to_the_same_result_and_teaches(tmp_path
     assert lines[-1]["object"] < 0.9 * chance < lines[1]["object"]
     assert lines[-1]["scene"] < lines[1]["scene"]
     with pytest.raises(ConfigError, match="another plan"):
-        train(tail_of(pipeline, rank=2), seen, projection, replace(PLAN, rank=2), **files(tmp_path))
+        train(tail_of(pipeline, rank=2), data, projection, replace(PLAN, rank=2), **files(tmp_path))
     with pytest.raises(DatasetError, match="a batch needs 64"):
-        train(tail_of(pipeline), seen, projection, Plan(), **files(tmp_path, "many"))
+        train(tail_of(pipeline), data, projection, Plan(), **files(tmp_path, "many"))
 
 
 def test_pooling_is_the_ingestors():

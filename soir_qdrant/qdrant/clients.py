@@ -18,6 +18,22 @@ _LOCKS: WeakKeyDictionary[QdrantLocal, threading.RLock] = WeakKeyDictionary()
 _LOCKS_LOCK = threading.Lock()
 
 
+def embedded(client: Any) -> QdrantLocal | None:
+    """Local mode behind a client; None for clients of other kinds."""
+    local = getattr(client, "_client", None)
+    return local if isinstance(local, QdrantLocal) else None
+
+
+def lock_of(client: Any) -> AbstractContextManager[Any]:
+    """Local mode must not be read while another thread writes: one lock for all that use it. None for others, which
+    look after that themselves."""
+    local = embedded(client)
+    if local is None:
+        return nullcontext()
+    with _LOCKS_LOCK:
+        return _LOCKS.setdefault(local, threading.RLock())
+
+
 class Reopening:
     """A client, and how it is opened again where it cannot be used as it is.
 
@@ -38,18 +54,13 @@ class Reopening:
 
     @property
     def lock(self) -> AbstractContextManager[Any]:
-        """Local mode must not be read while another thread writes: one lock for all that use it. None for
-        others, which look after that themselves."""
-        local = getattr(self._client, "_client", None)
-        if not isinstance(local, QdrantLocal):
-            return nullcontext()
-        with _LOCKS_LOCK:
-            return _LOCKS.setdefault(local, threading.RLock())
+        """See `lock_of`."""
+        return lock_of(self._client)
 
     @property
     def is_local(self) -> bool:
         """Whether it is local mode, whose files belong to the thread that opened them."""
-        return isinstance(getattr(self._client, "_client", None), QdrantLocal)
+        return embedded(self._client) is not None
 
     def __reduce__(self) -> tuple[Any, ...]:
         if isinstance(self._client, QdrantClient):
@@ -58,8 +69,8 @@ class Reopening:
 
 
 def _again(client: QdrantClient) -> QdrantClient:
-    local = getattr(client, "_client", None)
-    if not isinstance(local, QdrantLocal):
+    local = embedded(client)
+    if local is None:
         return type(client)(**_options(client))
     if local.location == ":memory:":
         return client
@@ -74,8 +85,8 @@ def _options(client: QdrantClient) -> dict[str, Any]:
 
 
 def _portable(client: QdrantClient) -> dict[str, Any]:
-    local = getattr(client, "_client", None)
-    if isinstance(local, QdrantLocal) and local.location == ":memory:":
+    local = embedded(client)
+    if local is not None and local.location == ":memory:":
         raise ConfigError(
             "this searcher cannot be pickled: its collection lies in the memory of this process. Give its client a "
             "path or the URL of a server"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
-import threading
 from collections.abc import Callable
 from typing import Any, cast
 
 from qdrant_client.client_base import QdrantBase
-from qdrant_client.local.qdrant_local import QdrantLocal
+
+from soir_qdrant.qdrant.clients import embedded, lock_of
 
 
 class _OneAtATime:
@@ -16,7 +16,7 @@ class _OneAtATime:
 
     def __init__(self, client: QdrantBase) -> None:
         self._wrapped = client
-        self._lock = threading.RLock()
+        self._lock = lock_of(client)
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._wrapped, name)
@@ -34,6 +34,4 @@ class _OneAtATime:
 
 def threadsafe(client: QdrantBase) -> QdrantBase:
     """The client itself where it talks to a server; an embedded one behind a lock."""
-    if isinstance(getattr(client, "_client", None), QdrantLocal):
-        return cast("QdrantBase", _OneAtATime(client))
-    return client
+    return client if embedded(client) is None else cast("QdrantBase", _OneAtATime(client))

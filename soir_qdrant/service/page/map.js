@@ -112,10 +112,10 @@ export class ObjectMap {
   /** The number of the object near a place, or -1. */
   nearest([x, y], reach = 24 / this.zoom) {
     let best = -1;
-    let least = reach;
+    let nearest = reach;
     this.points.forEach(({ px, py }, number) => {
       const distance = Math.hypot(px - x, py - y);
-      if (distance < least) [best, least] = [number, distance];
+      if (distance < nearest) [best, nearest] = [number, distance];
     });
     return best;
   }

@@ -80,8 +80,8 @@ export class Overview {
 }
 
 function choice(text, options, value, chosen) {
-  const made = options.map(([key, name]) => element("option", { value: key, selected: key === value }, name));
-  const select = element("select", { on: { change: (event) => chosen(event.target.value) } }, ...made);
+  const choices = options.map(([key, name]) => element("option", { value: key, selected: key === value }, name));
+  const select = element("select", { on: { change: (event) => chosen(event.target.value) } }, ...choices);
   return element("label", { class: "field" }, `${text} `, select);
 }
 
