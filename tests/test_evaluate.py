@@ -14,8 +14,9 @@ from soir_qdrant.cli.main import app
 from soir_qdrant.errors import DatasetError, ImageError
 from soir_qdrant.lab.calibrate import Moments
 from soir_qdrant.lab.evaluate.bench import Bench
-from soir_qdrant.lab.evaluate.compare import DEFAULT_ROWS, PAPER, ROWS, evaluate
+from soir_qdrant.lab.evaluate.compare import DEFAULT_ROWS, ROWS, evaluate
 from soir_qdrant.lab.evaluate.datasets import load
+from soir_qdrant.lab.evaluate.plain_rows import OF_PAPER
 from soir_qdrant.lab.evaluate.published import SETS
 from soir_qdrant.lab.needlebench.needle import generate
 from soir_qdrant.lab.needlebench.sources import Sources
@@ -38,7 +39,7 @@ def run(*arguments):
 @pytest.mark.slow
 def test_given_their_objects_small_things_are_found_better_than_by_the_whole_picture(bench, tmp_path):
     file = tmp_path / "result.json"
-    rows = [name for name in ROWS if name not in PAPER]
+    rows = [name for name in ROWS if name not in OF_PAPER]
     output = run("evaluate", bench, "--rows", ",".join(rows), "--json", file)
     results = json.loads(file.read_text())
     assert list(results) == [*rows, "ingest"]
@@ -58,9 +59,9 @@ def test_the_papers_setting_is_measured_where_it_is_asked_for(bench):
     """On two scenes: eighty steps an object take seconds."""
     whole = load(bench)
     query = next(one for one in whole.queries if min(whole.relevant(one)) < 2)
-    results = evaluate(Bench(whole.root, whole.gallery[:2], [query]), rows=PAPER)
-    assert set(PAPER) < set(results)
-    assert not set(PAPER) & set(DEFAULT_ROWS)
+    results = evaluate(Bench(whole.root, whole.gallery[:2], [query]), rows=OF_PAPER)
+    assert set(OF_PAPER) < set(results)
+    assert not set(OF_PAPER) & set(DEFAULT_ROWS)
 
 
 @pytest.mark.slow

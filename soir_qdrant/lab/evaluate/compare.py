@@ -26,7 +26,7 @@ from soir_qdrant.lab.evaluate.metrics import (
     recall_at,
     recall_by_size,
 )
-from soir_qdrant.lab.evaluate.plain_rows import PLAIN, REFINED
+from soir_qdrant.lab.evaluate.plain_rows import OF_PAPER, PLAIN
 from soir_qdrant.lab.evaluate.searched import SearchResults
 from soir_qdrant.pipeline import Pipeline
 from soir_qdrant.pooling.pool import normalize
@@ -49,8 +49,7 @@ ROWS = {  # what a table calls them; in its order
     "objects": "every object's vector",
     "chance": "chance",
 }
-PAPER = ("paper-mean", *REFINED)
-SLOW = (*PAPER, "rerank-image", "q-perturbation")  # left out unless they are asked for
+SLOW = (*OF_PAPER, "rerank-image", "q-perturbation")  # left out unless they are asked for
 DEFAULT_ROWS = tuple(name for name in ROWS if name not in SLOW)
 SIZES = {"<1%": (0.0, 0.01), "1-2%": (0.01, 0.02), ">2%": (0.02, 1.0)}
 Ranks = list[NDArray[np.int64]]
