@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import subprocess
@@ -83,6 +84,17 @@ class ColourPipeline:
         levels = [np.histogram(pixels[:, c], 4, (0, 256))[0] for c in range(3)]
         vector = np.concatenate(levels).astype(np.float32) + 0.01
         return vector / np.linalg.norm(vector)
+
+
+@pytest.fixture(autouse=True)
+def levels_of_the_log() -> Iterator[None]:
+    """The command line sets levels of the log, as a program may: a test leaves them as they were."""
+    loggers = logging.root.manager.loggerDict
+    before = {name: log.level for name, log in loggers.items() if isinstance(log, logging.Logger)}
+    yield
+    for name in list(loggers):
+        if name.startswith("soir_qdrant"):
+            logging.getLogger(name).setLevel(before.get(name, logging.NOTSET))
 
 
 @pytest.fixture
