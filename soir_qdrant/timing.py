@@ -1,10 +1,13 @@
-"""How long each stage takes."""
+"""How long each stage of a search or an ingest takes."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
+
+_SECONDS: ContextVar[dict[str, float] | None] = ContextVar("seconds", default=None)
 
 
 @contextmanager
@@ -15,3 +18,26 @@ def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
         yield
     finally:
         seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - start
+
+
+@contextmanager
+def stages() -> Iterator[dict[str, float]]:
+    """The seconds of each stage that runs within the block, in this thread: of a search "decode", "encode", "qdrant"
+    and "rerank"."""
+    seconds: dict[str, float] = {}
+    token = _SECONDS.set(seconds)
+    try:
+        yield seconds
+    finally:
+        _SECONDS.reset(token)
+
+
+@contextmanager
+def stage(name: str) -> Iterator[None]:
+    """Count the block, or the function that this decorates, as one of `stages`."""
+    seconds = _SECONDS.get()
+    if seconds is None:
+        yield
+        return
+    with timed(seconds, name):
+        yield

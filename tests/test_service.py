@@ -131,6 +131,26 @@ def test_the_page_learns_what_there_is_and_what_to_filter_by(web):
     assert len({image["id"] for image in page["images"] + rest["images"]}) == 3
 
 
+def test_an_image_has_a_short_address_where_it_is_clear_which_collection_is_meant(web):
+    known, short = ids(web)["red-green.png"], "/v1/images"
+    long = f"/v1/collections/shelves/images/{known}"
+    for part in ("", "/thumbnail", "/crop?object=1", "/crop?box=5,5,25,25", "/mask?object=0"):
+        answer = web.get(f"{short}/{known}{part}")
+        assert answer.status_code == 200, answer.text
+        assert answer.content == web.get(f"{long}{part}").content
+    unknown = web.get(f"{short}/{known}/heat?search=never")
+    assert (unknown.status_code, unknown.json()["status"]) == (410, 410)
+    web.service.client.create_collection(
+        "other", web.service.client.get_collection("shelves").config.params.vectors
+    )
+    refused = web.get(f"{short}/{known}/thumbnail")
+    assert (refused.status_code, refused.headers["content-type"]) == (404, "application/problem+json")
+    assert "choose one of other, shelves" in refused.json()["detail"]
+    assert web.get(f"{short}/{known}/thumbnail", params={"collection": "shelves"}).status_code == 200
+    for wrong in ("other", "cars"):
+        assert web.get(f"{short}/{known}/thumbnail", params={"collection": wrong}).status_code == 404
+
+
 class Slow(ColourPipeline):
     """Waits in a query until it may go on, and counts them."""
 
@@ -236,7 +256,11 @@ def test_probes_and_metrics(web):
     told = web.get("/metrics").text
     route = 'route="/v1/collections/{collection}/search"'
     assert f'soir_requests_total{{method="POST",{route},status="200"}} 1.0' in told
-    assert 'soir_stage_seconds_count{stage="run"}' in told
+    for stage in ("decode", "encode", "qdrant", "rerank"):
+        assert f'soir_stage_seconds_count{{stage="{stage}"}} 1.0' in told
+    assert 'soir_wait_seconds_count{kind="search"} 1.0' in told
+    assert 'soir_run_seconds_count{kind="search"} 1.0' in told
+    assert "soir_queue_waiting 0.0" in told
 
 
 def test_a_search_leaves_spans_in_the_trace_of_who_sent_it(tmp_path):

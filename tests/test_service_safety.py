@@ -85,7 +85,8 @@ def test_no_address_reads_a_file_by_its_path(planted):
     _, web, _ = planted
     for id_ in ("..%2F..%2Fetc%2Fpasswd", "%2Fetc%2Fpasswd", "0", "-1"):
         for route in ROUTES:
-            assert web.get(f"/v1/collections/shelves/images/{id_}/{route}").status_code in (404, 410, 422)
+            for images in ("/v1/collections/shelves/images", "/v1/images"):
+                assert web.get(f"{images}/{id_}/{route}").status_code in (404, 410, 422)
     for path in ("/page/../settings.py", "/page/%2e%2e/settings.py", "/page/..%2fsettings.py"):
         assert web.get(path).status_code == 404
 
@@ -235,6 +236,10 @@ def test_one_client_cannot_keep_the_models_to_itself(tmp_path):
         answers = [search(web, picture) for _ in range(5)]
     assert [answer.status_code for answer in answers] == [200, 200, 200, 429, 429]
     assert int(answers[-1].headers["retry-after"]) >= 1
+    for address in ("/v1/images", "/v1/collections/shelves/images"):
+        with service(tmp_path / "photos", rate=0.5, burst=1) as web:
+            mask = f"{address}/{ids(web)['red-green.png']}/mask?object=0"
+            assert [web.get(mask).status_code for _ in range(2)] == [200, 429]
 
 
 def test_log_lines_and_ids_cannot_be_forged(tmp_path, caplog):

@@ -117,7 +117,7 @@ class _Tools:
         """
 
         def query() -> Query:
-            payload = self.collections.payload(self._named(collection), id)
+            payload = self.collections.payload(self.collections.named(collection), id)
             soir = payload.get("soir") or {}
             stored = soir.get("objects") or []
             if object is not None and not 0 <= object < len(stored):
@@ -132,7 +132,7 @@ class _Tools:
         if not 1 <= limit <= MAX_HITS:
             raise ToolError(f"limit {limit}: give 1 to {MAX_HITS}")
         try:
-            searcher = self._searcher(self._named(collection))
+            searcher = self._searcher(self.collections.named(collection))
             hits = searcher.search(query(), limit=limit)
         except SoirError as error:
             raise ToolError(str(error)) from error
@@ -150,18 +150,6 @@ class _Tools:
     def _shown_name(self, hit: Hit) -> dict[str, Any]:
         """The place of the file: below the folders where these are named, else as it is."""
         return {"uri": self.collections.fields(hit.payload)["name"]} if self.settings.folders else {}
-
-    def _named(self, collection: str | None) -> str:
-        """The collection that is meant. Raises ConfigError where that is not clear."""
-        if collection is None:
-            names = self.collections.names()
-            if len(names) != 1:
-                raise ConfigError(
-                    f"collection: choose one of {', '.join(names) or 'none: ingest images first'}"
-                )
-            return names[0]
-        self.collections.check(collection)
-        return collection
 
     def _searcher(self, collection: str) -> SoirSearcher:
         with self._lock:

@@ -36,6 +36,7 @@ from soir_qdrant.qdrant.schema import (
     vectors_config,
 )
 from soir_qdrant.qdrant.transport import Retry
+from soir_qdrant.timing import stage
 from soir_qdrant.types import Vector
 
 T = TypeVar("T")
@@ -233,6 +234,7 @@ class Store(Caller):
             ordered_by_codes(request, by_codes, self.code_numbers)
         return request
 
+    @stage("qdrant")
     def query(
         self, requests: Sequence[models.QueryRequest], **options: Any
     ) -> list[list[models.ScoredPoint]]:
@@ -259,6 +261,7 @@ class Store(Caller):
         )
         return points
 
+    @stage("qdrant")
     def groups(
         self, request: models.QueryRequest, group_by: str, size: int, **options: Any
     ) -> list[models.PointGroup]:

@@ -20,6 +20,7 @@ from soir_qdrant.qdrant.payload import KEY, short_hash
 from soir_qdrant.qdrant.schema import as_json
 from soir_qdrant.query import Query, as_vector, checked, open_query
 from soir_qdrant.rerank.base import SearchQuery
+from soir_qdrant.timing import stage
 from soir_qdrant.types import Box, Composed, Text, Vector
 
 if TYPE_CHECKING:
@@ -102,14 +103,15 @@ class QueryEncoder:
             return SearchQuery(self._text(query), text=query.words)
         if isinstance(query, Composed):
             return self._composed(query, box)
-        image, box = open_query(query, box, self.max_pixels)
-        with self.lock:
+        with stage("decode"):
+            image, box = open_query(query, box, self.max_pixels)
+        with self.lock, stage("encode"):
             vector = self.pipeline.query(image.rgb, box=box, mask=image.alpha)
         return SearchQuery(vector, image, box)
 
     def _text(self, text: Text) -> Vector:
         """The vector of words, or the mean over their prompts."""
-        with self.lock:
+        with self.lock, stage("encode"):
             if not text.prompts:
                 return self.pipeline.text(text.words)
             rows = [self.pipeline.text(prompt.replace("{}", text.words)) for prompt in text.prompts]

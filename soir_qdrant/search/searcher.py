@@ -25,6 +25,7 @@ from soir_qdrant.search.encoding import QueryEncoder
 from soir_qdrant.search.hits import candidate, finished, masked
 from soir_qdrant.search.options import SearchKeywords, SearchOptions, check_minimum, merged
 from soir_qdrant.search.requests import Plan, make_plan, query_request
+from soir_qdrant.timing import stage
 from soir_qdrant.types import Box, Hit, HitGroup, Text, Vector
 
 if TYPE_CHECKING:
@@ -214,9 +215,8 @@ class SoirSearcher:
             raise ConfigError(f"offset {chosen.offset}: groups have no pages; give a larger limit")
         plan = self._plan(chosen, group_size)
         encoded = self._encoder.query(query, box, examples, negatives)
-        request = self._request(encoded, plan)
         answers = self.store.groups(
-            request,
+            self._request(encoded, plan),
             group_by,
             plan.window.group_size,
             consistency=chosen.consistency,
@@ -275,13 +275,13 @@ class SoirSearcher:
         if not requests:
             return []
         answers = self.store.query(requests, consistency=options.consistency, timeout=options.timeout)
-        start = options.offset - plan.window.offset
         ranked = (self._ranked(query, points, plan) for query, points in zip(queries, answers, strict=True))
         return [
-            self._finished(query, hits[start:][: options.limit], plan)
+            self._finished(query, hits[options.offset - plan.window.offset :][: options.limit], plan)
             for query, hits in zip(queries, ranked, strict=True)
         ]
 
+    @stage("rerank")
     def _ranked(self, query: SearchQuery, points: Sequence[models.ScoredPoint], plan: Plan) -> list[Hit]:
         """All that was fetched, in the reranker's order."""
         self._encoder.check_answer(points)

@@ -73,7 +73,7 @@ class Backend:
         self.collections = Collections(
             self.client, settings.collections, settings.folders, settings.namespace
         )
-        self.worker = ModelWorker(settings.queue, settings.batch, self.metrics.observe_task, tracing)
+        self.worker = ModelWorker(settings.queue, settings.batch, self.metrics.observe_run, tracing)
         self.metrics.watch_queue(lambda: self.worker.waiting)
         self.uploads: Recent[Upload] = Recent(UPLOAD_BYTES, UPLOAD_SECONDS, lambda item: len(item.data))
         self.searches: Recent[PastSearch] = Recent(SEARCHES, UPLOAD_SECONDS)

@@ -67,6 +67,20 @@ class Collections:
         existing = sorted({item.name for item in collections} | {item.alias_name for item in aliases})
         return [name for name in existing if self.allowed is None or name in self.allowed]
 
+    def named(self, name: str | None) -> str:
+        """The collection that is meant: the one of this name, or the only one there is.
+
+        Raises:
+            NoCollection: where there is none of this name, or several to choose from.
+        """
+        if name is not None:
+            self.check(name)
+            return name
+        names = self.names()
+        if len(names) != 1:
+            raise NoCollection(f"collection: choose one of {', '.join(names) or 'none: ingest images first'}")
+        return names[0]
+
     def check(self, name: str) -> None:
         """Raises NoCollection where there is none of this name, or it is not allowed."""
         allowed = self.allowed is None or name in self.allowed

@@ -19,7 +19,7 @@ from soir_qdrant.service.settings import ServiceSettings, is_loopback
 log = logging.getLogger(__name__)
 OPEN = ("/", "/healthz", "/readyz", "/v1/session", "/openapi.json", "/favicon.ico")  # need no token
 _COSTLY = re.compile(
-    r"^/v1/collections/[^/]+/(search|map|duplicates|images/[^/]+/(heat|mask))$|^/v1/(objects|session)$"
+    r"^/v1/(collections/[^/]+/(search|map|duplicates)|(collections/[^/]+/)?images/[^/]+/(heat|mask)|objects|session)$"
 )
 _ADDRESS = re.compile(r"[\d.]+|\[[0-9a-fA-F:.]+\]")
 PROBES = ("/healthz", "/readyz")

@@ -28,22 +28,25 @@ router = APIRouter(prefix="/v1/collections/{collection}", tags=["images"])
 Side = Annotated[int, Query(ge=16, le=2048, description="pixels of the longer side, at most")]
 BoxText = Annotated[str | None, Query(max_length=100, description="x0,y0,x1,y1 in pixels")]
 ObjectNumber = Annotated[int | None, Query(ge=0, description="number of a stored object")]
+Search = Annotated[str, Query(max_length=60, description="`search` of the answer that found it")]
 MAX_HEAT_OBJECTS = 8
-JPEG, PNG = "image/jpeg", "image/png"
-_ERRORS = responses(404, 410, 422, 429, 503)
+ERRORS = responses(404, 410, 422, 429, 503)
 
 
 def _content(kind: str) -> dict[int | str, dict[str, object]]:
-    return {200: {"content": {kind: {"schema": {"type": "string", "format": "binary"}}}}, **_ERRORS}
+    return {200: {"content": {kind: {"schema": {"type": "string", "format": "binary"}}}}, **ERRORS}
 
 
-@router.get("/facets", responses=_ERRORS)
+JPEG, PNG = _content("image/jpeg"), _content("image/png")
+
+
+@router.get("/facets", responses=ERRORS)
 async def facets(collection: str, backend: Service) -> Facets:
     """What the images can be filtered by: labels and payload keys of a sample."""
     return await run_in_threadpool(backend.collections.facets, collection)
 
 
-@router.get("/images", responses=_ERRORS)
+@router.get("/images", responses=ERRORS)
 async def images(
     collection: str,
     backend: Service,
@@ -75,14 +78,14 @@ async def images(
     )
 
 
-@router.get("/images/{id}", responses=_ERRORS)
+@router.get("/images/{id}", responses=ERRORS)
 async def image(collection: str, id: str, backend: Service) -> StoredImage:
     """What is known of one image."""
     payload = await run_in_threadpool(backend.collections.payload, collection, id)
     return backend.collections.image(int(id) if id.isdecimal() else id, payload)
 
 
-@router.get("/images/{id}/thumbnail", response_class=Response, responses=_content(JPEG))
+@router.get("/images/{id}/thumbnail", response_class=Response, responses=JPEG)
 async def thumbnail(
     collection: str, id: str, request: Request, backend: Service, side: Side = 320
 ) -> Response:
@@ -90,7 +93,7 @@ async def thumbnail(
     return await run_in_threadpool(_jpeg, backend, collection, id, side, None, request)
 
 
-@router.get("/images/{id}/crop", response_class=Response, responses=_content(JPEG))
+@router.get("/images/{id}/crop", response_class=Response, responses=JPEG)
 async def crop(
     collection: str,
     id: str,
@@ -125,7 +128,7 @@ def _jpeg(
         full, _ = backend.image_bytes(collection, id_)
         data = small_jpeg(full, side, backend.settings.max_pixels, box)
         backend.thumbnails.put(tag, data)
-    return Response(data, media_type=JPEG, headers=headers)
+    return Response(data, media_type="image/jpeg", headers=headers)
 
 
 def _box(payload: dict[str, object], number: int | None, text: str | None) -> Box:
@@ -142,12 +145,12 @@ def _box(payload: dict[str, object], number: int | None, text: str | None) -> Bo
     return x0, y0, x1, y1
 
 
-@router.get("/images/{id}/heat", response_class=Response, responses=_content(PNG))
+@router.get("/images/{id}/heat", response_class=Response, responses=PNG)
 async def heat(
     collection: str,
     id: str,
     backend: Service,
-    search: Annotated[str, Query(max_length=60, description="`search` of the answer that found it")],
+    search: Search,
     object: ObjectNumber = None,
     side: Side = 640,
 ) -> Response:
@@ -175,10 +178,10 @@ async def heat(
 
         data = await answered(backend.worker.submit(Priority.OVERLAY, make), backend)
         backend.thumbnails.put(key, data)
-    return Response(data, media_type=PNG)
+    return Response(data, media_type="image/png")
 
 
-@router.get("/images/{id}/mask", response_class=Response, responses=_content(PNG))
+@router.get("/images/{id}/mask", response_class=Response, responses=PNG)
 async def mask(
     collection: str,
     id: str,
@@ -198,7 +201,7 @@ async def mask(
         return mask_png(full_mask(segmented, decoded.width, decoded.height), side)
 
     overlay = await answered(backend.worker.submit(Priority.OVERLAY, make), backend)
-    return Response(overlay, media_type=PNG, headers={"Cache-Control": "private, max-age=600"})
+    return Response(overlay, media_type="image/png", headers={"Cache-Control": "private, max-age=600"})
 
 
 def _fewer(payload: dict[str, Any], matched: int | None) -> dict[str, Any]:

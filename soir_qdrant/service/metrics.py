@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+STAGES = ("decode", "encode", "qdrant", "rerank")  # of a search, in their order; see timing.py
+KINDS = ("search", "overlay", "ingest")  # of what runs the models; see worker.py
 
 
 class Metrics:
-    """Counts and times of one service."""
+    """Counts and times of one service. Every series of a stage and of a kind is there from the start."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.requests = Counter(
             "soir_requests", "Answered requests", ["route", "method", "status"], registry=self.registry
         )
-        self.seconds = Histogram(
-            "soir_request_seconds", "Time to answer", ["route"], buckets=SECONDS, registry=self.registry
-        )
-        self.stages = Histogram(
+        self.seconds = self._histogram("soir_request_seconds", "Time to answer a request", "route")
+        self.stages = self._histogram(
             "soir_stage_seconds",
-            "Time of a stage: wait (in the queue), run (one batch of the models' thread), and of jobs",
-            ["stage"],
-            buckets=SECONDS,
-            registry=self.registry,
+            "Time of a stage of one run of searches: decode, encode, qdrant, rerank",
+            "stage",
+            STAGES,
         )
+        self.waits = self._histogram("soir_wait_seconds", "Time of a task in the queue", "kind", KINDS)
+        self.runs = self._histogram("soir_run_seconds", "Time of one run of the models", "kind", KINDS)
         self.batches = Histogram(
             "soir_batch_size", "Searches run together", buckets=(1, 2, 4, 8, 16, 32), registry=self.registry
         )
@@ -37,11 +38,18 @@ class Metrics:
         """waiting: called when the metrics are read."""
         self._waiting.set_function(waiting)
 
-    def observe_task(self, stage: str, seconds: float, count: int) -> None:
-        """One batch of the worker: "wait" or "run"."""
-        self.stages.labels(stage).observe(seconds)
-        if stage == "run":
-            self.batches.observe(count)
+    def observe_run(self, kind: str, waits: Sequence[float], seconds: float) -> None:
+        """One run of the worker: what each of its tasks waited, and what it took."""
+        for wait in waits:
+            self.waits.labels(kind).observe(wait)
+        self.runs.labels(kind).observe(seconds)
+        if kind == "search":
+            self.batches.observe(len(waits))
+
+    def observe_stages(self, seconds: Mapping[str, float]) -> None:
+        """One run of searches: stage -> seconds."""
+        for stage, value in seconds.items():
+            self.stages.labels(stage).observe(value)
 
     def observe_request(self, route: str, method: str, status: int, seconds: float) -> None:
         """One answered request. route: the path's template, so that ids make no new series."""
@@ -51,3 +59,9 @@ class Metrics:
     def text(self) -> bytes:
         """In the text format."""
         return generate_latest(self.registry)
+
+    def _histogram(self, name: str, about: str, label: str, values: Sequence[str] = ()) -> Histogram:
+        histogram = Histogram(name, about, [label], buckets=SECONDS, registry=self.registry)
+        for value in values:
+            histogram.labels(value)
+        return histogram

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import threading
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,11 +23,6 @@ _RETRY = Retry(attempts=2)
 _ONE = threading.Lock()  # a map takes seconds of a core: one at a time
 
 
-def methods() -> list[Method]:
-    """How objects can be laid out here: UMAP only where umap-learn is installed."""
-    return ["pca", "tsne", *(["umap"] if importlib.util.find_spec("umap") else [])]  # type: ignore[list-item]
-
-
 def object_map(
     collections: Collections,
     name: str,
@@ -41,17 +35,15 @@ def object_map(
     Args:
         collections: of the service.
         name: of the collection.
-        method: "pca" (scikit-learn's, at once), "tsne" (scikit-learn's, seconds), or "umap" (umap-learn's).
+        method: "pca" (at once) or "tsne" (seconds), both scikit-learn's.
         limit: objects on the map; of more, a random part.
         filter: of Qdrant.
 
     Raises:
         NoCollection: where there is none.
-        ConfigError: where the collection keeps no codes of objects, or umap-learn is not installed.
+        ConfigError: where the collection keeps no codes of objects.
     """
     collections.check(name)
-    if method not in methods():
-        raise ConfigError("a map by UMAP needs umap-learn: pip install umap-learn, or take pca or tsne")
     condition = visible(collections.namespace, filter)
     total = _RETRY(lambda: collections.client.count(name, condition), "count the images").count
     places, rows, images = [], [], 0
@@ -70,7 +62,7 @@ def object_map(
         ObjectPoint(id=places[i][0], object=places[i][1], x=round(float(x), 4), y=round(float(y), 4))
         for i, (x, y) in zip(chosen.tolist(), xy, strict=True)
     ]
-    return ObjectMap(method=method, methods=methods(), points=points, images=images, total=total)
+    return ObjectMap(method=method, methods=list(get_args(Method)), points=points, images=images, total=total)
 
 
 def _is_own(item: dict[str, Any]) -> bool:
@@ -114,14 +106,10 @@ def _layout(method: Method, count: int) -> Any:
         from sklearn.decomposition import PCA
 
         return PCA(2, random_state=0)
-    if method == "tsne":
-        from sklearn.manifold import TSNE
+    from sklearn.manifold import TSNE
 
-        perplexity = min(PERPLEXITY, (count - 1) / 3)
-        return TSNE(2, perplexity=perplexity, init="pca", metric="cosine", random_state=0)
-    from umap import UMAP
-
-    return UMAP(n_neighbors=min(15, count - 1), metric="cosine", random_state=0)
+    perplexity = min(PERPLEXITY, (count - 1) / 3)
+    return TSNE(2, perplexity=perplexity, init="pca", metric="cosine", random_state=0)
 
 
 def duplicates(collections: Collections, name: str, threshold: float = 0.95) -> Duplicates:

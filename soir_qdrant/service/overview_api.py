@@ -22,7 +22,7 @@ _ERRORS = responses(404, 422, 429, 503)
 async def object_map(
     collection: str,
     backend: Service,
-    method: Annotated[Method, Query(description="t-SNE and UMAP take seconds")] = "pca",
+    method: Annotated[Method, Query(description="t-SNE takes seconds")] = "pca",
     limit: Annotated[int, Query(ge=1, le=5000, description="objects; of more, a random part")] = 1500,
     filter: FilterText = None,
 ) -> ObjectMap:

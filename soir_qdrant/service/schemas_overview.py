@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 
 from soir_qdrant.service.schemas import FailedImage, Id, StoredImage
 
-Method = Literal["pca", "tsne", "umap"]
+Method = Literal["pca", "tsne"]
 
 
 class LastIngest(BaseModel):

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request
 from starlette.concurrency import run_in_threadpool
 
 from soir_qdrant.errors import CollectionError, ConfigError
 from soir_qdrant.query import Query
+from soir_qdrant.search.searcher import SoirSearcher
 from soir_qdrant.search.text_in_image import with_text
 from soir_qdrant.service.backend import Backend, PastSearch
 from soir_qdrant.service.deps import Service, answered
@@ -31,10 +32,12 @@ from soir_qdrant.service.schemas import (
     UploadRequest,
 )
 from soir_qdrant.service.worker import Priority
+from soir_qdrant.timing import stages
 from soir_qdrant.types import Hit, HitGroup, Text
 
 router = APIRouter(tags=["search"])
 PER_GROUP = 4
+T = TypeVar("T")
 _BODY = {
     "requestBody": {
         "required": True,
@@ -191,29 +194,28 @@ class _Run:
         self, query: Query | TextQuery, examples: Sequence[Query], negatives: Sequence[Query]
     ) -> tuple[list[Any], float]:
         """With examples, in groups, or by words."""
-        began = time.perf_counter()
-        try:
-            searcher = self.backend.searcher(self.collection)
+
+        def search(searcher: SoirSearcher) -> list[Any]:
             options = {**self.options, "examples": examples, "negatives": negatives}
             value = Text(query.text) if isinstance(query, TextQuery) else query
-            if self.group_by:
-                hits: list[Any] = searcher.search_groups(
-                    value, self.group_by, group_size=PER_GROUP, **options
-                )
-            else:
-                hits = searcher.search(value, **options)
-        except CollectionError:
-            self.backend.forget(self.collection)
-            raise
-        return hits, time.perf_counter() - began
+            if not self.group_by:
+                return searcher.search(value, **options)
+            return searcher.search_groups(value, self.group_by, group_size=PER_GROUP, **options)
+
+        return self._timed(search)
 
     def many(self, queries: list[Query]) -> list[tuple[list[Hit], float]]:
         """Several with the same options."""
+        listed, seconds = self._timed(lambda searcher: searcher.search_many(queries, **self.options))
+        return [(hits, seconds) for hits in listed]
+
+    def _timed(self, search: Callable[[SoirSearcher], T]) -> tuple[T, float]:
         began = time.perf_counter()
         try:
-            listed = self.backend.searcher(self.collection).search_many(queries, **self.options)
+            with stages() as seconds:
+                hits = search(self.backend.searcher(self.collection))
         except CollectionError:
             self.backend.forget(self.collection)
             raise
-        seconds = time.perf_counter() - began
-        return [(hits, seconds) for hits in listed]
+        self.backend.metrics.observe_stages(seconds)
+        return hits, time.perf_counter() - began

@@ -8,7 +8,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -50,7 +50,8 @@ class ModelWorker:
     Args:
         limit: tasks of one priority that may wait (those of INGEST are bounded by their jobs instead).
         batch: tasks with the same key that are run as one.
-        observe: called with a stage ("wait" or "run"), seconds and the number of tasks.
+        observe: called after a run with its kind ("search", "overlay", "ingest"), what each of its tasks waited, and
+            what it took, in seconds.
         tracing: of OpenTelemetry; None is that of the global provider.
     """
 
@@ -58,7 +59,7 @@ class ModelWorker:
         self,
         limit: int,
         batch: int,
-        observe: Callable[[str, float, int], None] | None = None,
+        observe: Callable[[str, Sequence[float], float], None] | None = None,
         tracing: Tracing | None = None,
     ) -> None:
         self.limit, self.batch, self.observe = limit, batch, observe or (lambda *_: None)
@@ -136,12 +137,11 @@ class ModelWorker:
         while tasks := self._take():
             now = time.monotonic()
             waited = [now - task.since for task in tasks]
-            self.observe("wait", waited[0], len(tasks))
-            stage = Priority(tasks[0].priority).name.lower()
-            with self._tracing.batch(stage, [task.context for task in tasks], waited):
+            kind = Priority(tasks[0].priority).name.lower()
+            with self._tracing.batch(kind, [task.context for task in tasks], waited):
                 _run(tasks)
             seconds = time.monotonic() - now
-            self.observe("run", seconds, len(tasks))
+            self.observe(kind, waited, seconds)
             if tasks[0].priority == Priority.SEARCH:
                 self._seconds += 0.2 * (seconds / len(tasks) - self._seconds)
 

@@ -6,7 +6,7 @@ import { ObjectMap } from "./map.js";
 const ORDERS = {
   "": "as stored", name: "name", objects: "number of objects", largest: "size of the largest object", pixels: "pixels",
 };
-const METHODS = { pca: "PCA", tsne: "t-SNE", umap: "UMAP" };
+const METHODS = { pca: "PCA", tsne: "t-SNE" };
 const OUTCOMES = { added: "added", updated: "made anew", skipped: "were there already" };
 
 /** The first query of each view. */
