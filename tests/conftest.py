@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -174,7 +175,9 @@ def server_url() -> Iterator[str]:
         answer = 1
     if answer:
         pytest.skip("no QDRANT_URL, and Docker does not answer")
-    with containers.QdrantContainer() as qdrant:
+    compose = (Path(__file__).parents[1] / "docker" / "compose.yml").read_text()
+    (image,) = re.findall(r"image: (qdrant/qdrant:\S+)", compose)
+    with containers.QdrantContainer(image) as qdrant:
         yield f"http://{qdrant.rest_host_address}"
 
 

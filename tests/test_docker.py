@@ -15,13 +15,14 @@ import pytest
 yaml = pytest.importorskip("yaml", reason="PyYAML is not installed: the extra dev has it")
 ROOT = Path(__file__).parents[1]
 FILES = [ROOT / "docker" / name for name in ("compose.yml", "compose.gpu.yml")]
+DOCKERFILE = (ROOT / "docker" / "Dockerfile").read_text()
 BASE, GPU = (yaml.safe_load(file.read_text()) for file in FILES)
 
 
 @pytest.mark.parametrize("name", ["qdrant", "triton"])
 def test_servers_are_pinned_watched_bounded_and_not_open_to_the_world(name):
     service = BASE["services"][name]
-    assert re.fullmatch(r"[\w./-]+:v?\d+(\.\d+)+(-py3)?", service["image"])
+    assert re.fullmatch(r"[\w./-]+:v?\d+(\.\d+)+(-py3)?(@sha256:[0-9a-f]{64})?", service["image"])
     assert service["healthcheck"]["test"]
     assert set(service["deploy"]["resources"]["limits"]) == {"cpus", "memory"}
     assert all(port.startswith("127.0.0.1:") for port in service["ports"])
@@ -37,7 +38,22 @@ def test_the_client_calls_the_pinned_server_compatible():
     images += re.findall(r"image: (qdrant/qdrant:\S+)", (ROOT / ".github/workflows/ci.yml").read_text())
     (pinned,) = re.findall(r"^qdrant-client==(\S+)$", (ROOT / "constraints.txt").read_text(), re.M)
     for client in (pinned, version("qdrant-client")):
-        assert all(is_compatible(client, image.rpartition(":v")[2]) for image in images)
+        assert all(is_compatible(client, image.partition(":v")[2].partition("@")[0]) for image in images)
+
+
+def test_what_stands_behind_the_tags_is_pinned_where_it_is_known():
+    qdrant, ci = BASE["services"]["qdrant"]["image"], (ROOT / ".github/workflows/ci.yml").read_text()
+    assert re.search(r"@sha256:[0-9a-f]{64}$", qdrant)
+    assert f"image: {qdrant}\n" in ci
+    assert re.search(r"^FROM python:[\w.-]+@sha256:[0-9a-f]{64}$", DOCKERFILE, re.M)
+
+
+def test_our_image_is_called_by_the_version_of_the_package():
+    from soir_qdrant import __version__
+
+    names = {BASE["services"][name]["image"] for name in ("worker", "service")}
+    assert names == {f"soir-qdrant-worker:{__version__}"}
+    assert f"-t soir-qdrant-worker:{__version__} ." in DOCKERFILE
 
 
 @pytest.mark.parametrize("name", BASE["services"])
@@ -118,7 +134,7 @@ def test_the_service_is_watched_bounded_and_can_write_nothing():
 
 def test_the_image_copies_what_the_context_lets_through():
     ignored = (ROOT / ".dockerignore").read_text().split()
-    copied = re.findall(r"^COPY (.*) \S+$", (ROOT / "docker" / "Dockerfile").read_text(), re.M)
+    copied = re.findall(r"^COPY (.*) \S+$", DOCKERFILE, re.M)
     for name in " ".join(copied).split():
         assert (ROOT / name).exists()
         assert f"!{name}" in ignored
