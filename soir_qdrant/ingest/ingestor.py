@@ -13,11 +13,11 @@ from qdrant_client import models
 from qdrant_client.client_base import QdrantBase
 
 from soir_qdrant.assembly import make_pipeline, served_pipeline
-from soir_qdrant.errors import ConfigError, ServerError
+from soir_qdrant.errors import ConfigError, SoirError
 from soir_qdrant.images import Images, LeftOut, ReadOptions
 from soir_qdrant.ingest.corrections import remove, update_payload
 from soir_qdrant.ingest.outcome import IngestStopped as IngestStopped
-from soir_qdrant.ingest.outcome import ShowProgress, bar, broken_off, stopped, unreadable
+from soir_qdrant.ingest.outcome import ShowProgress, bar, broken_off, is_cut_short, stopped, unreadable
 from soir_qdrant.ingest.outcome import summary as summary
 from soir_qdrant.ingest.run import Run
 from soir_qdrant.ingest.sources import items_of
@@ -68,8 +68,7 @@ class SoirIngestor:
         reading: which files are read (patterns, videos, further pages, http), and the limits of size and memory.
         max_pixels: the largest image that is decoded; None: that of `reading`.
         shard_key: of what is written, in a collection with shards by key.
-        timeout: seconds for one write (where the client's `upsert` has no such argument, give QdrantClient
-            itself one).
+        timeout: seconds for one request (over gRPC, those about the whole collection take the client's own).
         retry: how long a request is tried again; 120 s.
     """
 
@@ -152,9 +151,9 @@ class SoirIngestor:
 
         A bad image, payload, id or box fails that image and stops no other. Raises ImageError where the
         folder is missing or holds no images, ConfigError and CollectionError for settings that do not fit,
-        and IngestStopped (a ServerError, with the report so far) when the server is lost, or an iterable of
-        yours raises: what came before is stored, and the same call goes on where this one ended. An interrupt
-        leaves a sound collection too.
+        and IngestStopped (a ServerError, with the report so far) when the server is lost, an iterable of
+        yours raises, or anything else ends a run that has begun: what came before is stored, and the same call
+        goes on where this one ended. An interrupt leaves a sound collection too.
         """
         if on_exists not in get_args(OnExists):
             raise ConfigError(f'on_exists={on_exists!r}: choose "skip", "update" or "replace"')
@@ -166,8 +165,10 @@ class SoirIngestor:
             with bar(progress, count) as advance:
                 run = self.run(report, advance, on_exists)
                 run.all(items, batch_size)
-        except ServerError as error:
-            raise stopped(error, report, self.store.collection) from error
+        except SoirError as error:
+            if is_cut_short(error, report):
+                raise stopped(error, report, self.store.collection) from error
+            raise
         report.failed += unreadable(left_out)
         report.left_out += left_out.others
         report.excluded = left_out.excluded
@@ -213,8 +214,10 @@ class SoirIngestor:
                 run = self.run(stored, advance, "update")
                 sync = Sync(run, folder, by_name(objects), by_name(payloads), keep)
                 synchronize(sync, dry_run=dry_run, batch_size=batch_size, report=report)
-        except ServerError as error:
-            raise stopped(error, stored, self.store.collection) from error
+        except SoirError as error:
+            if is_cut_short(error, stored):
+                raise stopped(error, stored, self.store.collection) from error
+            raise
         return report
 
     def watch(

@@ -11,7 +11,7 @@ from typing import TypeAlias
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from soir_qdrant.errors import ServerError
+from soir_qdrant.errors import ServerError, SoirError
 from soir_qdrant.images import LeftOut
 from soir_qdrant.types import Failure, IngestReport
 
@@ -21,7 +21,7 @@ _EVERY = 10.0  # seconds between lines in the log
 
 
 class IngestStopped(ServerError):
-    """The server was lost on the way. report: what had become of the images until then."""
+    """A run ended on the way: the server was lost, as a rule. report: what had become of the images until then."""
 
     def __init__(self, message: str, report: IngestReport) -> None:
         super().__init__(message)
@@ -31,7 +31,13 @@ class IngestStopped(ServerError):
         return type(self), (str(self), self.report)
 
 
-def stopped(error: ServerError, report: IngestReport, collection: str) -> IngestStopped:
+def is_cut_short(error: SoirError, report: IngestReport) -> bool:
+    """Whether an error ended a run on the way, rather than before its first image."""
+    begun = report.added or report.updated or report.skipped or report.failed
+    return bool(begun) or isinstance(error, ServerError)
+
+
+def stopped(error: SoirError, report: IngestReport, collection: str) -> IngestStopped:
     updated = f"{report.updated} updated, " if report.updated else ""
     return IngestStopped(
         f"{error}\nStored in collection {collection!r} by then: {report.added} images, {updated}"

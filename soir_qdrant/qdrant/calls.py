@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import math
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -10,6 +12,7 @@ from qdrant_client.client_base import QdrantBase
 
 from soir_qdrant.qdrant.clients import Reopening
 from soir_qdrant.qdrant.faults import Gone, Refused, is_missing
+from soir_qdrant.qdrant.timeouts import request_timeout
 from soir_qdrant.qdrant.transport import Retry, confirmed
 
 T = TypeVar("T")
@@ -21,7 +24,7 @@ class Caller:
     Args:
         client: of Qdrant.
         collection: its name.
-        timeout: seconds for one request, where the client's method has such an argument.
+        timeout: seconds for one request.
         retry: None is the default policy.
     """
 
@@ -44,8 +47,8 @@ class Caller:
         return self._client.is_local
 
     def call(self, what: str, method: Callable[..., T], **arguments: Any) -> T:
-        """method(collection, **arguments), with this store's timeout and retries; an own timeout bounds all
-        tries together. what: see Retry."""
+        """method(collection, **arguments), with this store's timeout and retries; a timeout among the arguments
+        bounds all tries together. what: see Retry."""
         return self._request(what, method, arguments)
 
     def write(self, method: Callable[..., T], **arguments: Any) -> T:
@@ -59,14 +62,16 @@ class Caller:
         arguments: dict[str, Any],
         accept: Callable[[T], T] = lambda answer: answer,
     ) -> T:
-        total = arguments.get("timeout")
-        if "timeout" in inspect.signature(method).parameters:
-            arguments.setdefault("timeout", self.timeout)
+        total = arguments.pop("timeout", None)
+        end = None if total is None else time.monotonic() + total
+        takes_timeout = "timeout" in inspect.signature(method).parameters
         lock = self._client.lock
 
         def action() -> T:
-            with lock:
-                answer = method(self.collection, **arguments)
+            seconds = self.timeout if end is None else max(1, math.ceil(end - time.monotonic()))
+            own = {"timeout": seconds} if takes_timeout else {}
+            with lock, request_timeout(self.client, seconds):
+                answer = method(self.collection, **arguments, **own)
             return accept(answer)
 
         try:

@@ -51,7 +51,7 @@ class Store(Caller):
 
     vector_name: of the dense vector; None is Qdrant's unnamed one. namespace: searches see its points alone,
     and what is written belongs to it; see identity.py. shard_key: of what is written. timeout: seconds for
-    one request (of writes only where the client has such an argument; else the client's own applies).
+    one request (over gRPC only where the client has such an argument; else the client's own applies).
     Made by `create` or `open`; nothing is asked of the server before.
     """
 
@@ -142,21 +142,25 @@ class Store(Caller):
                 self.call("index", self.client.create_payload_index, field_name=field, field_schema=kind)
 
     def open(
-        self, dim: int | None = None, fingerprint: Mapping[str, Any] | None = None
+        self,
+        dim: int | None = None,
+        fingerprint: Mapping[str, Any] | None = None,
+        timeout: float | None = None,
     ) -> models.CollectionInfo:
         """Check the collection: vector, length, distance, and who filled it. Returns what it is like.
 
         dim: None takes that of the collection. fingerprint: of the pipeline, None where no image is
-        encoded. Raises CollectionError with what differs and what to do.
+        encoded. timeout: seconds to look into it, all tries together; None is the store's. Raises
+        CollectionError with what differs and what to do.
         """
-        info = self.look()
+        info = self.look(timeout)
         self.accept(info, dim, fingerprint)
         return info
 
-    def look(self) -> models.CollectionInfo:
+    def look(self, timeout: float | None = None) -> models.CollectionInfo:
         """What the collection is like now. Raises CollectionError where there is none."""
         try:
-            return self.call("look into", self.client.get_collection)
+            return self.call("look into", self.client.get_collection, **without_none({"timeout": timeout}))
         except (Refused, Gone) as error:
             if isinstance(error, Refused) and not is_missing(error):
                 raise

@@ -59,7 +59,8 @@ class SearchOptions:
         search_params: Qdrant's; None rescores, where vectors are quantized.
         consistency: Qdrant's.
         shard_key: Qdrant's.
-        timeout: seconds for this search's request, all tries together; None is the searcher's.
+        timeout: seconds for this search's requests, all tries together, a first look into the collection
+            included; None is the searcher's.
 
     Raises:
         ConfigError: for a number out of range.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+import time
+from dataclasses import dataclass, replace
 
 from qdrant_client import models
 
@@ -20,6 +22,23 @@ class Plan:
     options: SearchOptions
     reranker: Reranker
     window: Window
+
+
+def opened(store: Store, options: SearchOptions) -> SearchOptions:
+    """Looks into the collection, once; that takes part of the search's timeout. Returns the options with what is
+    left of it.
+
+    Raises:
+        CollectionError: where there is none.
+        ServerError: where Qdrant does not answer in time.
+    """
+    if store.dim:
+        return options
+    start = time.monotonic()
+    store.open(timeout=options.timeout)
+    if options.timeout is None:
+        return options
+    return replace(options, timeout=max(1, math.ceil(options.timeout - (time.monotonic() - start))))
 
 
 def make_plan(

@@ -24,7 +24,7 @@ from soir_qdrant.search import localization
 from soir_qdrant.search.encoding import QueryEncoder
 from soir_qdrant.search.hits import candidate, finished, masked
 from soir_qdrant.search.options import SearchKeywords, SearchOptions, check_minimum, merged
-from soir_qdrant.search.requests import Plan, make_plan, query_request
+from soir_qdrant.search.requests import Plan, make_plan, opened, query_request
 from soir_qdrant.timing import stage
 from soir_qdrant.types import Box, Hit, HitGroup, Text, Vector
 
@@ -220,7 +220,7 @@ class SoirSearcher:
             group_by,
             plan.window.group_size,
             consistency=chosen.consistency,
-            timeout=chosen.timeout,
+            timeout=plan.options.timeout,
         )
         ranked = [(group.id, self._ranked(encoded, group.hits, plan)) for group in answers]
         ranked.sort(key=lambda group: -group[1][0].score)
@@ -231,7 +231,7 @@ class SoirSearcher:
 
     def vector(self, query: Query, *, box: Box | None = None, examples: Iterable[Query] = ()) -> Vector:
         """What `search` looks for, float32 [D], unit length: for requests of your own to the client."""
-        self._open()
+        opened(self.store, SearchOptions())
         return self._encoder.query(query, box, examples).vector
 
     def heat(self, query: Query, hit: Hit, *, box: Box | None = None) -> NDArray[np.float32]:
@@ -257,12 +257,8 @@ class SoirSearcher:
             look = localization.look(self.pipeline, image, place)
             return localization.heat(self.pipeline, look, hit_rgb, hit_image.boxes(hit))
 
-    def _open(self) -> None:
-        if not self.store.dim:
-            self.store.open()
-
     def _plan(self, options: SearchOptions, group_size: int | None = None) -> Plan:
-        self._open()
+        options = opened(self.store, options)
         return make_plan(self.store, options, self.reranker(options.rerank), group_size)
 
     def _request(self, query: SearchQuery, plan: Plan) -> models.QueryRequest:
