@@ -13,11 +13,11 @@ from qdrant_client import models
 from qdrant_client.client_base import QdrantBase
 
 from soir_qdrant.assembly import make_pipeline, served_pipeline
-from soir_qdrant.errors import ConfigError, SoirError
+from soir_qdrant.errors import ConfigError
 from soir_qdrant.images import Images, LeftOut, ReadOptions
 from soir_qdrant.ingest.corrections import remove, update_payload
 from soir_qdrant.ingest.outcome import IngestStopped as IngestStopped
-from soir_qdrant.ingest.outcome import ShowProgress, bar, broken_off, is_cut_short, stopped, unreadable
+from soir_qdrant.ingest.outcome import ShowProgress, bar, broken_off, unreadable, with_report
 from soir_qdrant.ingest.outcome import summary as summary
 from soir_qdrant.ingest.run import Run
 from soir_qdrant.ingest.sources import items_of
@@ -161,14 +161,9 @@ class SoirIngestor:
             raise ConfigError(f"batch_size {batch_size}: must be at least 1")
         left_out, report = LeftOut(), IngestReport()
         items, count = items_of(images, ids, payloads, objects, left_out, self.reading)
-        try:
-            with bar(progress, count) as advance:
-                run = self.run(report, advance, on_exists)
-                run.all(items, batch_size)
-        except SoirError as error:
-            if is_cut_short(error, report):
-                raise stopped(error, report, self.store.collection) from error
-            raise
+        with with_report(report, self.store.collection), bar(progress, count) as advance:
+            run = self.run(report, advance, on_exists)
+            run.all(items, batch_size)
         report.failed += unreadable(left_out)
         report.left_out += left_out.others
         report.excluded = left_out.excluded
@@ -209,15 +204,11 @@ class SoirIngestor:
         if batch_size < 1:
             raise ConfigError(f"batch_size {batch_size}: must be at least 1")
         report, stored = SyncReport(), IngestReport()
-        try:
-            with bar(progress and not dry_run, None) as advance:
-                run = self.run(stored, advance, "update")
-                sync = Sync(run, folder, by_name(objects), by_name(payloads), keep)
-                synchronize(sync, dry_run=dry_run, batch_size=batch_size, report=report)
-        except SoirError as error:
-            if is_cut_short(error, stored):
-                raise stopped(error, stored, self.store.collection) from error
-            raise
+        shown = progress and not dry_run
+        with with_report(stored, self.store.collection), bar(shown, None) as advance:
+            run = self.run(stored, advance, "update")
+            sync = Sync(run, folder, by_name(objects), by_name(payloads), keep)
+            synchronize(sync, dry_run=dry_run, batch_size=batch_size, report=report)
         return report
 
     def watch(

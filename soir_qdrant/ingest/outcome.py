@@ -31,13 +31,24 @@ class IngestStopped(ServerError):
         return type(self), (str(self), self.report)
 
 
-def is_cut_short(error: SoirError, report: IngestReport) -> bool:
-    """Whether an error ended a run on the way, rather than before its first image."""
-    begun = report.added or report.updated or report.skipped or report.failed
-    return bool(begun) or isinstance(error, ServerError)
+@contextmanager
+def with_report(report: IngestReport, collection: str) -> Iterator[None]:
+    """An error that ends a run becomes IngestStopped, with the report; one of settings or the collection stays what
+    it is where it comes before the first image.
+
+    Raises:
+        IngestStopped: as said.
+    """
+    try:
+        yield
+    except SoirError as error:
+        begun = report.added or report.updated or report.skipped or report.failed
+        if begun or isinstance(error, ServerError):
+            raise _stopped(error, report, collection) from error
+        raise
 
 
-def stopped(error: SoirError, report: IngestReport, collection: str) -> IngestStopped:
+def _stopped(error: SoirError, report: IngestReport, collection: str) -> IngestStopped:
     updated = f"{report.updated} updated, " if report.updated else ""
     return IngestStopped(
         f"{error}\nStored in collection {collection!r} by then: {report.added} images, {updated}"
@@ -49,7 +60,7 @@ def stopped(error: SoirError, report: IngestReport, collection: str) -> IngestSt
 def broken_off(error: Exception, report: IngestReport, collection: str) -> IngestStopped:
     """For an iterable of the user's that raised: what came before it is stored."""
     what = f"the images, or what belongs to them, could not be read on: {type(error).__name__}: {error}"
-    return stopped(ServerError(what), report, collection)
+    return _stopped(ServerError(what), report, collection)
 
 
 @contextmanager
