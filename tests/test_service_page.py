@@ -191,6 +191,21 @@ def test_names_of_files_and_collections_are_not_html_either(browser, tmp_path):
     assert not wrong
 
 
+def test_an_image_that_cannot_be_shown_says_why(browser, tmp_path):
+    client = QdrantClient(":memory:")
+    fill(client, tmp_path / "photos")
+    (tmp_path / "photos" / "red-green.png").unlink()
+    with running(client, rate=0) as address:
+        page = browser.new_page()
+        page.goto(f"{address}?c=shelves&browse=")
+        page.locator(".card", has_text="was it moved or deleted?").wait_for()
+        assert (
+            page.locator(".card", has_text="moved or deleted").locator(".name").inner_text()
+            == "red-green.png"
+        )
+        page.close()
+
+
 def test_what_to_do_is_said_when_nothing_is_found(page):
     page.select_option("#collection", "empty")
     status(page, "soir ingest FOLDER --collection empty")

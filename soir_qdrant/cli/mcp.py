@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from soir_qdrant.cli.groups import Models, Server, grouped
-from soir_qdrant.cli.serve import CollectionsOption, MaxOption
+from soir_qdrant.cli.serve import CollectionsOption, MaxOption, StoreOption
 
 RootOption = Annotated[
     list[Path] | None,
@@ -23,6 +23,7 @@ def mcp(
     collection: CollectionsOption = None,
     namespace: Annotated[str | None, typer.Option(help="show the images of this one alone")] = None,
     root: RootOption = None,
+    store: StoreOption = None,
     max_mb: MaxOption = 20,
 ) -> None:
     """Serve the collections to an assistant on stdin and stdout, by the Model Context Protocol: it searches by image,
@@ -34,6 +35,7 @@ def mcp(
         collections=tuple(collection) if collection else None,
         namespace=namespace,
         roots=tuple(root) if root else None,
+        stores=tuple(store or ()),
         max_bytes=max_mb * 1_000_000,
     )
     _ = models.settings  # an unknown one is refused before the server listens

@@ -22,6 +22,12 @@ TokenOption = Annotated[
 RootOption = Annotated[
     list[Path] | None, typer.Option("--root", help="open images below this folder only; repeatable")
 ]
+StoreOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--store", help="open images below this address too, such as s3://bucket/photos; repeatable"
+    ),
+]
 WritableOption = Annotated[bool, typer.Option("--writable", help="let clients add and delete images")]
 UploadsOption = Annotated[Path | None, typer.Option(help="folder that keeps images which clients send")]
 AllowHostOption = Annotated[
@@ -42,6 +48,7 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
     token: TokenOption = None,
     root: RootOption = None,
+    store: StoreOption = None,
     writable: WritableOption = False,
     uploads: UploadsOption = None,
     allow_host: AllowHostOption = None,
@@ -59,6 +66,7 @@ def serve(
         collections=tuple(collection) if collection else None,
         namespace=namespace,
         roots=tuple(root) if root else None,
+        stores=tuple(store or ()),
         writable=writable,
         uploads=uploads,
         allowed_hosts=tuple(allow_host or ()),

@@ -13,7 +13,7 @@ from PIL import Image
 
 from soir_qdrant.errors import ConfigError, ImageError
 from soir_qdrant.images import local, remote
-from soir_qdrant.images.addresses import Key, Stamp, is_address, joined, uri_of
+from soir_qdrant.images.addresses import Key, Stamp, is_address, joined, split, uri_of
 from soir_qdrant.images.formats import VIDEOS, known_formats
 from soir_qdrant.images.options import ReadOptions
 from soir_qdrant.images.pixels import from_pil, too_many_pixels
@@ -94,8 +94,7 @@ class Parts:
                 stream: BinaryIO = io.BytesIO(data)
             else:
                 stream, self.stamp = local.opened(self.file, self.name)
-            kind: Callable[[BinaryIO, str, ReadOptions], Opened] = _Video if is_video(self.uri) else _Pages
-            self._opened = kind(stream, self.name, self.options)
+            self._opened = _opened(stream, self.name, self.options)
         return self._opened
 
 
@@ -124,6 +123,36 @@ class Part:
 
 def is_video(name: str) -> bool:
     return name.lower().endswith(VIDEOS)
+
+
+def part_pixels(stream: BinaryIO, name: str, key: Key, options: ReadOptions) -> tuple[RGB, Mask | None]:
+    """Pixels of one part of an open file: uint8 [H, W, 3], and the opaque ones, bool [H, W] or None.
+
+    Args:
+        stream: is closed.
+        name: of the file, or of the part.
+        key: the seconds of a frame, or the number of a page.
+        options: limits.
+
+    Raises:
+        ImageError: for a file that is damaged, too large, or has no such part.
+        ConfigError: where a package is missing.
+    """
+    try:
+        opened = _opened(stream, name, options)
+        try:
+            return opened.pixels(key)
+        finally:
+            opened.close()
+    except (ImageError, ConfigError):
+        raise
+    except Exception as error:  # the readers let all sorts of errors out
+        raise ImageError(f"{name} is damaged or cut off: {error}; copy or download it again") from error
+
+
+def _opened(stream: BinaryIO, name: str, options: ReadOptions) -> Opened:
+    kind: Callable[[BinaryIO, str, ReadOptions], Opened] = _Video if is_video(split(name)[0]) else _Pages
+    return kind(stream, name, options)
 
 
 class _Pages:

@@ -59,16 +59,20 @@ def read(uri: str, name: str, options: ReadOptions) -> tuple[bytes, Stamp | None
         raise ImageError(f"{name} cannot be read: {type(error).__name__}: {error}") from error
 
 
+def is_store(uri: str) -> bool:
+    """Whether an address is one of an object store that is read."""
+    return "://" in uri and protocol_of(uri) in STORES and "::" not in uri
+
+
 def protocol_of(uri: str) -> str:
     return uri.partition(":")[0].lower()
 
 
 def filesystem(uri: str) -> tuple[AbstractFileSystem, str]:
     """The store of an address, and the path in it. Raises ImageError for one that is not read."""
-    protocol = protocol_of(uri)
-    if protocol not in STORES or "::" in uri:
+    if not is_store(uri):
         raise ImageError(
-            f"{uri}: {protocol}:// is not read, but {', '.join(STORES)} and, if allowed, http are"
+            f"{uri}: {protocol_of(uri)}:// is not read, but {', '.join(STORES)} and, if allowed, http are"
         )
     from fsspec.core import url_to_fs
 

@@ -23,7 +23,8 @@ from soir_qdrant.report.html import Shown, drawn
 from soir_qdrant.search.searcher import SoirSearcher
 from soir_qdrant.service.collections import Collections
 from soir_qdrant.service.local import threadsafe
-from soir_qdrant.service.pictures import opened, stored_file
+from soir_qdrant.service.originals import Originals
+from soir_qdrant.service.pictures import opened
 from soir_qdrant.service.settings import ServiceSettings
 from soir_qdrant.types import Box, Crop, Hit, Text
 
@@ -81,8 +82,9 @@ class _Tools:
     ) -> None:
         self.client, self.settings = threadsafe(client), settings
         self.collections = Collections(
-            self.client, settings.collections, settings.folders, settings.namespace
+            self.client, settings.collections, settings.folders, settings.namespace, settings.stores
         )
+        self.originals = Originals(settings)
         self._make_pipeline, self._lock = pipeline, RLock()
         self._searchers: dict[str, SoirSearcher] = {}
         self._pipeline: Pipeline | None = None
@@ -122,7 +124,7 @@ class _Tools:
             stored = soir.get("objects") or []
             if object is not None and not 0 <= object < len(stored):
                 raise ObjectsError(f"object {object}: this image has {len(stored)}, counted from 0")
-            _, data = stored_file(soir, self.settings.folders, self.settings.max_bytes)
+            _, data = self.originals.open(soir)
             return _part(data, None if object is None else stored[object]["box"])
 
         return self._answer(query, collection, limit)
@@ -185,7 +187,7 @@ class _Tools:
 
     def _thumbnail(self, hit: Hit) -> bytes:
         """A JPEG of the hit's image with the matched object boxed, without metadata. Raises ImageError."""
-        _, data = stored_file(hit.payload.get("soir") or {}, self.settings.folders, self.settings.max_bytes)
+        _, data = self.originals.open(hit.payload.get("soir") or {})
         rgb = load(data, name=str(hit.id), max_pixels=self.settings.max_pixels).rgb
         width = max(1, round(SIDE * rgb.shape[1] / max(rgb.shape[:2])))
         stream = io.BytesIO()

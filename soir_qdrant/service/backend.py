@@ -18,7 +18,7 @@ from soir_qdrant.service.collections import Collections
 from soir_qdrant.service.jobs import Jobs
 from soir_qdrant.service.local import threadsafe
 from soir_qdrant.service.metrics import Metrics
-from soir_qdrant.service.pictures import stored_file
+from soir_qdrant.service.originals import Originals
 from soir_qdrant.service.recent import Recent
 from soir_qdrant.service.settings import ServiceSettings
 from soir_qdrant.service.tracing import Tracing
@@ -71,13 +71,14 @@ class Backend:
         self.settings = settings
         self.metrics = Metrics()
         self.collections = Collections(
-            self.client, settings.collections, settings.folders, settings.namespace
+            self.client, settings.collections, settings.folders, settings.namespace, settings.stores
         )
         self.worker = ModelWorker(settings.queue, settings.batch, self.metrics.observe_run, tracing)
         self.metrics.watch_queue(lambda: self.worker.waiting)
         self.uploads: Recent[Upload] = Recent(UPLOAD_BYTES, UPLOAD_SECONDS, lambda item: len(item.data))
         self.searches: Recent[PastSearch] = Recent(SEARCHES, UPLOAD_SECONDS)
         self.thumbnails: Recent[bytes] = Recent(THUMBNAIL_BYTES, 86_400.0, len)
+        self.originals = Originals(settings)
         self.jobs = Jobs(self)
         self.stopping = threading.Event()
         self.ready = threading.Event()
@@ -155,8 +156,7 @@ class Backend:
 
     def _file(self, collection: str, id_: int | str) -> tuple[str, bytes, dict[str, Any]]:
         payload = self.collections.payload(collection, id_)
-        soir = payload.get("soir") or {}
-        return *stored_file(soir, self.settings.folders, self.settings.max_bytes), payload
+        return *self.originals.open(payload.get("soir") or {}), payload
 
 
 def _reads_text(pipeline: Pipeline) -> bool:

@@ -45,6 +45,7 @@ class Collections:
         allowed: names; None for all.
         folders: of the images, resolved; names are shown as paths below them.
         namespace: whose images are shown alone; None for all.
+        stores: addresses; names are shown as paths below them too.
 
     Raises:
         ConfigError: for an empty namespace.
@@ -56,8 +57,9 @@ class Collections:
         allowed: Sequence[str] | None = None,
         folders: Sequence[Path] | None = None,
         namespace: str | None = None,
+        stores: Sequence[str] = (),
     ) -> None:
-        self.client, self.allowed, self.folders = client, allowed, folders
+        self.client, self.allowed, self.folders, self.stores = client, allowed, folders, stores
         self.namespace = check_namespace(namespace)
 
     def names(self) -> list[str]:
@@ -168,6 +170,9 @@ class Collections:
         for folder in self.folders or ():
             if Path(uri).is_relative_to(folder):
                 return Path(uri).relative_to(folder).as_posix()
+        for store in self.stores:
+            if uri.startswith(below := f"{store.rstrip('/')}/"):
+                return uri.removeprefix(below)
         return Path(uri).name
 
 

@@ -1,15 +1,9 @@
-"""Stored images, opened with care, and what the page shows of them. No path comes from a client."""
+"""Bytes that are images, opened with care, and what the page shows of them."""
 
 from __future__ import annotations
 
-import hashlib
 import io
 import math
-import os
-import stat
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -17,78 +11,23 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from soir_qdrant.errors import ImageError
-from soir_qdrant.service.errors import NotServed
+from soir_qdrant.images import load
+from soir_qdrant.images.colour import to_srgb
+from soir_qdrant.images.formats import known_formats
 from soir_qdrant.types import Box
 
-FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "JPEG2000", "PPM")
 _ORIENTATION = 0x0112  # EXIF's
 HEAT_FLOOR = 0.2  # of the largest value: below it, the image is left as it is
-MAX_PLACES = 8  # of an image's equal files that are tried
 QUALITY = 82  # of JPEG
-
-
-def stored_file(soir: Mapping[str, Any], folders: Sequence[Path] | None, max_bytes: int) -> tuple[str, bytes]:
-    """The file of a stored image, at the first of its places where it can be opened: the place, and its bytes.
-
-    Args:
-        soir: what the payload holds of it: `uris` (or `uri`) and `sha256`.
-        folders: those that it must lie under, links resolved; None for any.
-        max_bytes: the largest file that is read.
-
-    Raises:
-        NotServed: where there is no file, it is no regular one, lies elsewhere, is too large, or is not the
-            image that was ingested: what holds of the first place.
-    """
-    uris, sha256 = soir.get("uris") or [soir.get("uri")], soir.get("sha256")
-    if not isinstance(sha256, str) or not all(isinstance(uri, str) for uri in uris):
-        raise NotServed("no file is known for this image: it was ingested from memory")
-    refused: NotServed | None = None
-    for uri in uris[:MAX_PLACES]:
-        try:
-            return uri, _bytes_at(uri, sha256, folders, max_bytes)
-        except NotServed as error:
-            refused = refused or error
-    raise refused or NotServed("no file is known for this image")
-
-
-def _bytes_at(uri: str, sha256: str, folders: Sequence[Path] | None, max_bytes: int) -> bytes:
-    name = Path(uri).name
-    if "\0" in uri or not Path(uri).is_absolute():
-        raise NotServed(f"{name}: its uri is no absolute path of a file")
-    path = Path(os.path.realpath(uri))
-    if folders is not None and not any(path.is_relative_to(folder) for folder in folders):
-        raise NotServed(f"{name} lies outside the folders of this service (--root)")
-    data = _read_regular(path, name, max_bytes)
-    if hashlib.sha256(data).hexdigest() != sha256:
-        raise NotServed(f"{name} is another image than was ingested: ingest it again")
-    return data
-
-
-def _read_regular(path: Path, name: str, max_bytes: int) -> bytes:
-    """The bytes of a regular file; pipes and devices are not waited for."""
-    try:
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    except OSError as error:
-        raise NotServed(f"{name} cannot be opened ({error.strerror}): was it moved or deleted?") from error
-    with os.fdopen(handle, "rb") as stream:
-        info = os.fstat(stream.fileno())
-        if not stat.S_ISREG(info.st_mode):
-            raise NotServed(f"{name} is no regular file")
-        if info.st_size > max_bytes:
-            raise NotServed(f"{name} has {info.st_size:,} bytes, more than the {max_bytes:,} that are read")
-        try:
-            return stream.read(max_bytes + 1)
-        except OSError as error:
-            raise NotServed(f"{name} cannot be read ({error.strerror})") from error
 
 
 def opened(data: bytes, max_pixels: int, name: str = "the image") -> Image.Image:
     """An image whose header was read and whose size is allowed; no pixel is decoded yet.
 
-    Raises ImageError for what is no image of one of FORMATS, damaged, or larger than max_pixels.
+    Raises ImageError for what is no image of a format that is read, damaged, or larger than max_pixels.
     """
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(io.BytesIO(data), formats=known_formats())
     except UnidentifiedImageError as error:
         raise ImageError(f"{name} is no image of a known kind: give JPEG, PNG, WebP, AVIF or TIFF") from error
     except Image.DecompressionBombError as error:
@@ -125,12 +64,10 @@ def small_jpeg(data: bytes, side: int, max_pixels: int, box: Box | None = None) 
         ImageError: as `opened`, and where the pixels are damaged.
     """
     image = opened(data, max_pixels)
-    if box is None:
-        image.draft("RGB", (side, side))  # JPEG decodes smaller at once
-    try:
-        upright = _upright(image)
-    except Exception as error:  # see `opened`
-        raise ImageError(f"the image is damaged or cut off: {error}") from error
+    if image.format == "JPEG":
+        upright = _upright_jpeg(image, side if box is None else None)
+    else:
+        upright = Image.fromarray(load(data, name="the image", max_pixels=max_pixels).rgb)
     if box is not None:
         upright = _cut(upright, box)
     upright.thumbnail((side, side), Image.Resampling.LANCZOS)
@@ -148,14 +85,15 @@ def _cut(image: Image.Image, box: Box) -> Image.Image:
     return image.crop((x0, y0, x1, y1))
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """RGB pixels after EXIF rotation; transparent ones on grey, deep ones scaled."""
-    from soir_qdrant.images import load
-
-    if image.mode in ("RGB", "L", "CMYK", "YCbCr"):
+def _upright_jpeg(image: Image.Image, side: int | None) -> Image.Image:
+    """RGB pixels after EXIF rotation, decoded no larger than `side` needs; None: whole."""
+    try:
+        if side is not None:
+            image.draft("RGB", (side, side))
         image.load()
-        return ImageOps.exif_transpose(image).convert("RGB")
-    return Image.fromarray(load(image).rgb)
+        return ImageOps.exif_transpose(to_srgb(image, "the image")).convert("RGB")
+    except Exception as error:  # see `opened`
+        raise ImageError(f"the image is damaged or cut off: {error}") from error
 
 
 def heat_png(values: NDArray[np.float32], side: int) -> bytes:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from soir_qdrant.errors import ConfigError
+from soir_qdrant.images.remote import is_store
 
 MIN_TOKEN = 16  # characters
 
@@ -23,6 +24,8 @@ class ServiceSettings:
         namespace: only its images exist for this service; None: the whole collection.
         roots: folders; only images below them are opened. None: any file that the collection names and
             whose content is still what was ingested.
+        stores: addresses such as s3://bucket/photos; images of the collection that lie below one are opened. None are
+            without it.
         writable: whether images may be added and deleted.
         uploads: folder that keeps images which clients add as files; None refuses those.
         allowed_hosts: further names by which browsers may call the service (the Host header).
@@ -41,6 +44,7 @@ class ServiceSettings:
     collections: tuple[str, ...] | None = None
     namespace: str | None = None
     roots: tuple[Path, ...] | None = None
+    stores: tuple[str, ...] = ()
     writable: bool = False
     uploads: Path | None = None
     allowed_hosts: tuple[str, ...] = ()
@@ -68,6 +72,9 @@ class ServiceSettings:
                 raise ConfigError(f"{name} {getattr(self, name)}: must be at least 1")
         if self.rate < 0 or self.timeout <= 0:
             raise ConfigError(f"rate {self.rate}, timeout {self.timeout}: at least 0, and more than 0")
+        for store in self.stores:
+            if not is_store(store):
+                raise ConfigError(f"{store}: no address of an object store, such as s3://bucket/photos")
         for folder in (*(self.roots or ()), *([self.uploads] if self.uploads else ())):
             if not folder.is_dir():
                 raise ConfigError(f"{folder} is no folder: make it, or name another")

@@ -58,6 +58,16 @@ async function reached(url, options) {
   }
 }
 
+/** Why there is no picture at an address. */
+export async function reason(url) {
+  try {
+    const answer = await reached(url, {});
+    return answer.ok ? "" : await sentence(answer);
+  } catch (problem) {
+    return problem.message;
+  }
+}
+
 async function sentence(answer) {
   try {
     const { detail } = await answer.json();

@@ -1,6 +1,6 @@
 // The images that were found: cards with their boxes, heat maps and masks laid over them once they are there.
 
-import { imageAddress } from "./api.js";
+import { imageAddress, reason } from "./api.js";
 import { byId, element, rectangle, svg } from "./dom.js";
 
 const SIDE = 480;
@@ -15,15 +15,19 @@ export function picture(collection, image, actions, { side = SIDE, focusable = f
     decoding: "async",
     width,
     height,
-    on: {
-      error: () => frame.replaceChildren(element("p", { class: "lost" },
-        "This picture cannot be shown: its file was moved, changed, or lies outside the folders of the service.")),
-    },
+    on: { error: () => lost(frame, shown.src) },
   });
   const layer = svg("svg", { class: "layer", viewBox: `0 0 ${width || 1} ${height || 1}`, preserveAspectRatio: "none" });
   layer.append(...boxes(image, actions, focusable));
   const frame = element("div", { class: "picture" }, shown, layer);
   return frame;
+}
+
+/** Say in its place why a picture cannot be shown. */
+async function lost(frame, source) {
+  const said = element("p", { class: "lost" }, "This picture cannot be shown.");
+  frame.replaceChildren(said);
+  said.append(` ${await reason(source)}`);
 }
 
 function boxes(image, actions, focusable) {
