@@ -74,10 +74,10 @@ class Originals:
         try:
             if is_address(file):
                 self._check_address(file, name)
-                return self._kept(uri, file, key, name, sha256)
+                return self._cached(uri, file, key, name, sha256)
             path = self._checked_path(file, name)
             if key is not None:
-                return self._kept(uri, path, key, name, sha256)
+                return self._cached(uri, path, key, name, sha256)
             data, _ = local.read(path, name, self.options.max_bytes)
         except NotServed:
             raise
@@ -100,8 +100,8 @@ class Originals:
                 f"{name} lies at an address that this service does not open; object stores are allowed by --store"
             )
 
-    def _kept(self, uri: str, file: Path | str, key: Key | None, name: str, sha256: str) -> bytes:
-        """What takes long to read: kept in memory for a while."""
+    def _cached(self, uri: str, file: Path | str, key: Key | None, name: str, sha256: str) -> bytes:
+        """What takes long to read: it stays in memory for a while."""
         known = f"{uri} {sha256}"
         data = self._recent.get(known)
         if data is None:
