@@ -41,7 +41,7 @@ def flat(tmp_path_factory, pack) -> Bench:
 def solid(tmp_path_factory, pack) -> Bench:
     pytest.importorskip("pybullet")
     out = tmp_path_factory.mktemp("bench") / "test-3d"
-    return load(generate(out, split="test", track="3d", scenes=4, targets=3, sources=pack, progress=False))
+    return load(generate(out, split="test", track="3d", scenes=5, targets=3, sources=pack, progress=False))
 
 
 @pytest.fixture(params=["flat", "solid"])
@@ -116,7 +116,7 @@ def test_same_arguments_give_the_same_pixels(flat, tmp_path, pack):
 
 def test_same_arguments_give_the_same_renders(solid, tmp_path, pack):
     again = generate(
-        tmp_path / "again", split="test", track="3d", scenes=4, targets=3, sources=pack, progress=False
+        tmp_path / "again", split="test", track="3d", scenes=5, targets=3, sources=pack, progress=False
     )
     assert_same(solid, load(again))
 
