@@ -33,9 +33,9 @@ SHOWN = (
     "global",
     "mean",
     "default",
+    "search",
     "rerank-codes",
     "rerank-objects",
-    "rerank-patches",
     "chance",
 )
 RETRIEVAL = ("set", "objects", "profile", "row", "mAP", "R@1", "R@10", "localised")

@@ -13,7 +13,9 @@ from soir_qdrant.contracts import Detector, Encoder, SceneEncoder, Segmenter
 from soir_qdrant.errors import ConfigError
 from soir_qdrant.kinds import Parts, make_detector, make_encoder, make_scene_encoder, make_segmenter
 from soir_qdrant.pooling.patches import READ, PatchProjection, projection_of
+from soir_qdrant.pooling.pool import normalize
 from soir_qdrant.pooling.whitening import Whitening
+from soir_qdrant.types import Vector
 
 if TYPE_CHECKING:
     from soir_qdrant.models.encoders.text import TextEncoder
@@ -79,6 +81,11 @@ class Components:
                 f"that does ({', '.join(READING)})"
             )
         return self.text_encoder
+
+    def text(self, words: str) -> Vector:
+        """The vector of words, float32 [dim], unit length. Raises ConfigError for an encoder without text."""
+        row: Vector = (self.whitening or normalize)(self.words_encoder(words).encode([words]))[0]
+        return row
 
     @cached_property
     def detector(self) -> Detector | None:
@@ -150,6 +157,14 @@ class Components:
         background = "grey" if crop.background == "drop" else crop.background  # one projection serves both
         cut = f"{'native' if crop.native else 'tight'}{crop.margin:g}{background}"
         return f"{self.encoder.fingerprint} {cut} {'+'.join(vector.features)}"
+
+    @property
+    def has_patches(self) -> bool:
+        """Whether patches of late interaction come with every object, at no cost: `patch_projection` fits, and the
+        encoder has them in the pass that describes the object."""
+        reads = self.settings.scene is None and self.encoder.reads_patches
+        of_whitening = self.whitening is not None and READ in self.settings.vector.features
+        return reads and (self._patch_projection is not None or of_whitening)
 
     @cached_property
     def patch_projection(self) -> PatchProjection:

@@ -103,8 +103,10 @@ class Encoder(FeatureSource, Protocol):
         prefix_tokens: tokens before those of the patches: CLS, registers.
         dim: numbers of a descriptor.
         width: numbers of a token.
+        reads_patches: whether `encode` has the patches of late interaction in the same pass.
     """
 
+    reads_patches: bool = False
     name: str
     input_size: int
     prefix_tokens: int

@@ -17,10 +17,21 @@ from soir_qdrant.geometry.plain_background import plain_foreground
 from soir_qdrant.models.tokens import LAYER
 from soir_qdrant.pooling.features import side_by_side
 from soir_qdrant.pooling.patches import described
-from soir_qdrant.pooling.pool import normalize, pool_scenes
+from soir_qdrant.pooling.pool import pool_scenes
 from soir_qdrant.pooling.scenes.described import scenes_of
 from soir_qdrant.timing import timed
-from soir_qdrant.types import RGB, Box, Detections, Encoding, LoadedImage, Mask, Scene, SceneObject, Vector
+from soir_qdrant.types import (
+    RGB,
+    Box,
+    Detections,
+    Encoding,
+    LoadedImage,
+    Mask,
+    QueryLook,
+    Scene,
+    SceneObject,
+    Vector,
+)
 
 QUERY_FRAME = 0.05  # of each side of a query crop that is taken for background
 
@@ -236,29 +247,19 @@ class Pipeline(Components):
 
     def query(self, image: RGB, *, box: Box | None = None, mask: Mask | None = None) -> Vector:
         """The vector of one query object, float32 [dim], unit length. See `query_crop`."""
-        return self.whiten(self.query_row(image, box=box, mask=mask))
-
-    def text(self, words: str) -> Vector:
-        """The vector of words, float32 [dim], unit length. Raises ConfigError for an encoder without text."""
-        row: Vector = (self.whitening or normalize)(self.words_encoder(words).encode([words]))[0]
-        return row
-
-    def query_row(self, image: RGB, *, box: Box | None = None, mask: Mask | None = None) -> Vector:
-        """The row of one query object before whitening, float32 [F]. See `query_look`."""
-        return self.query_look(image, box=box, mask=mask)[1]
+        return self.whiten(self.query_look(image, box=box, mask=mask).row)
 
     def query_look(
-        self, image: RGB, *, box: Box | None = None, mask: Mask | None = None
-    ) -> tuple[Vector, Vector]:
-        """The descriptor, float32 [D_out], and the row before whitening, float32 [F], of one query object; both are
-        its refined token where queries are refined as images are. See `query_crop`."""
+        self, image: RGB, *, box: Box | None = None, mask: Mask | None = None, patches: bool = False
+    ) -> QueryLook:
+        """One query object; see `query_crop`. patches: with those of late interaction."""
         crops, masks = self.query_crop(image, box=box, mask=mask)
-        refines = self.settings.vector.refines_queries
-        encoding = self.encoder.encode(crops, masks, with_tokens=refines)
-        if refines:
+        encoding, rows = self._encode(crops, masks, patches)
+        rows_of_it = None if rows is None else rows[0]
+        if self.settings.vector.refines_queries:
             token = self._refined(encoding, masks)[0]
-            return token, token
-        return encoding.descriptor[0], self.features(encoding)[0]
+            return QueryLook(token, token, rows_of_it)
+        return QueryLook(encoding.descriptor[0], self.features(encoding)[0], rows_of_it)
 
     def query_crop(
         self, image: RGB, *, box: Box | None = None, mask: Mask | None = None

@@ -99,6 +99,20 @@ class Encoding:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class QueryLook:
+    """What a query object looks like to the encoder.
+
+    descriptor: float32 [D_out], the model's own read-out; row: float32 [F], its features before whitening; both are
+    its refined token where queries are refined as images are. patches: float32 [n, d], unit rows, of late
+    interaction; None where they were not asked for.
+    """
+
+    descriptor: Vector
+    row: Vector
+    patches: Vector | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Regions:
     """What a scene encoder says of one image.
 

@@ -37,6 +37,7 @@ class ColourPipeline:
 
     dim = 12
     text_reader = None
+    has_patches = False
 
     def __init__(self, version: str = "1", pause: float = 0.0) -> None:
         self.fingerprint: dict[str, Any] = {

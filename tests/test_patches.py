@@ -28,7 +28,7 @@ from soir_qdrant.rerank.base import Reranker, SearchQuery
 from soir_qdrant.rerank.cache import TokenCache
 from soir_qdrant.rerank.patches import PatchReranker
 from soir_qdrant.search.searcher import SoirSearcher
-from soir_qdrant.types import Failure, LoadedImage, SceneObject, Vector
+from soir_qdrant.types import Failure, Hit, LoadedImage, SceneObject, Vector
 
 RED, GREEN, BLUE = (250, 0, 0), (0, 250, 0), (0, 0, 250)
 A, B = (4.0, 4.0, 28.0, 28.0), (44.0, 30.0, 76.0, 56.0)
@@ -77,7 +77,7 @@ def files(tmp_path: Path) -> list[Path]:
     return paths
 
 
-def filled(pipeline: Pipeline, files: list[Path], *, stored: bool) -> QdrantClient:
+def filled(pipeline: Pipeline, files: list[Path], *, stored: bool | None = None) -> QdrantClient:
     client = QdrantClient(":memory:")
     SoirIngestor(client, pipeline=pipeline, object_patches=stored).add(
         files, ids=range(4), objects=[[SceneObject(box) for box, _ in scene] for scene in SCENES]
@@ -225,7 +225,7 @@ def test_stored_and_computed_patches_are_the_same(
 def test_the_score_is_a_weighted_mean(pipeline: Pipeline, files: list[Path]) -> None:
     client = filled(pipeline, files, stored=True)
     searcher = SoirSearcher(client, pipeline=pipeline)
-    by_codes = {hit.id: hit.score for hit in searcher.search(files[0], box=A)}
+    by_codes = {hit.id: hit.score for hit in searcher.search(files[0], box=A, rerank="codes")}
 
     def scores(weight: float) -> dict:
         patches = PatchReranker(pipeline, weight=weight)
@@ -237,6 +237,46 @@ def test_the_score_is_a_weighted_mean(pipeline: Pipeline, files: list[Path]) -> 
     assert late[0] > 0.65
     with pytest.raises(ConfigError, match="weight 2"):
         PatchReranker(pipeline, weight=2)
+
+
+def order(hits: list[Hit]) -> list[tuple]:
+    return [(hit.id, round(hit.score, 5), hit.box) for hit in hits]
+
+
+def test_patches_are_kept_and_order_the_hits_by_themselves(
+    pipeline: Pipeline, files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = filled(pipeline, files)
+    searcher = SoirSearcher(client, pipeline=pipeline)
+    expected = searcher.search(files[1], box=B, rerank="patches")
+    monkeypatch.setattr(pipeline.encoder, "features", None)  # the query is looked at once
+    found = searcher.search(files[1], box=B)
+    assert order(found) == order(expected)
+    assert order(found) != order(searcher.search(files[1], box=B, rerank="codes"))
+    groups = searcher.search_groups(files[1], "soir.width", box=B)
+    assert order(groups[0].hits) == order(expected[:3])
+    assert order(searcher.search_many([files[1]], boxes=[B], limit=2, offset=1)[0]) == order(expected[1:3])
+
+
+def test_without_patches_or_image_codes_order_them(pipeline: Pipeline, files: list[Path]) -> None:
+    with_patches, without = (
+        SoirSearcher(filled(pipeline, files, stored=stored), pipeline=pipeline) for stored in (True, False)
+    )
+    vector = with_patches.vector(files[1], box=B)
+    expected = order(without.search(files[1], box=B, rerank="codes"))
+    assert order(without.search(files[1], box=B)) == expected
+    assert order(with_patches.search(vector)) == expected
+    SoirIngestor(without.store.client, pipeline=pipeline).add([painted((A, GREEN))], ids=[9])
+    mixed = [hit for hit in order(without.search(files[1], box=B)) if hit[0] != 9]
+    assert mixed == expected  # scores of both kinds cannot be compared
+
+
+def test_they_are_not_made_where_they_would_take_a_pass_of_their_own(
+    pipeline: Pipeline, files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(pipeline.encoder), "reads_patches", False)
+    (record,) = filled(pipeline, files).retrieve("images", [1])
+    assert "patches" not in record.payload["soir"]
 
 
 def test_pictures_that_cannot_be_read_keep_their_place(

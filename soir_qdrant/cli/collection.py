@@ -125,9 +125,9 @@ FilterOption = Annotated[str | None, typer.Option("--filter", help="a Qdrant fil
 RerankOption = Annotated[
     str,
     typer.Option(
-        help="order by the objects' codes; by their vectors (objects) or patches; by the images opened again "
-        "(image; q-perturbation, which gained nothing over it; with words blip2); by another package's name; "
-        "not at all (none)"
+        help="order by all that is stored of the objects; by their codes, vectors (objects) or patches alone; by the "
+        "images opened again (image; q-perturbation, which gained nothing over it; with words blip2); by another "
+        "package's name; not at all (none)"
     ),
 ]
 HtmlOption = Annotated[Path | None, typer.Option(help="write a page: the hits, boxes and heat maps")]
@@ -150,7 +150,7 @@ def search(
     negative: NegativeOption = None,
     filter_: FilterOption = None,
     limit: Annotated[int, typer.Option(min=1)] = 10,
-    rerank: RerankOption = "codes",
+    rerank: RerankOption = "stored",
     save_html: HtmlOption = None,
     save_png: PngOption = None,
     as_json: JsonOption = False,

@@ -60,8 +60,8 @@ class SoirIngestor:
             is 256, or 64 with `code_vectors`.
         code_vectors: of a new collection: keep the codes as a multivector too, in this form, so that Qdrant itself
             orders hits by them and sends their payloads alone (docs/concepts/search.md).
-        object_patches: also keep each object's patches there, so that `search(rerank="patches")` need not
-            open images (docs/concepts/search.md has what they take).
+        object_patches: also keep each object's patches there, 0.8 kB an object, so that `search` orders hits by them
+            too; None: where the pipeline has them at hand, and Qdrant is not to order by codes.
         quantization: of a new collection: "scalar" (a quarter of the memory), "turbo" (1/8), "binary" (1/32), or a
             configuration of Qdrant; searches then rescore twice as many candidates by the vectors on disk
             (docs/concepts/search.md).
@@ -84,7 +84,7 @@ class SoirIngestor:
         keep_objects: bool = False,
         quantization: Quantization | None = None,
         object_codes: int | None = None,
-        object_patches: bool = False,
+        object_patches: bool | None = None,
         reading: ReadOptions | None = None,
         max_pixels: int | None = None,
         namespace: str | None = None,

@@ -18,7 +18,7 @@ from soir_qdrant.geometry.user_objects import fit_objects
 from soir_qdrant.images import ReadOptions
 from soir_qdrant.ingest.places import Places, keeps_own_id, place_of
 from soir_qdrant.ingest.reading import decode_all, decoded, read_all, within_budget
-from soir_qdrant.ingest.scenes import scenes_of
+from soir_qdrant.ingest.scenes import keeps_patches, scenes_of
 from soir_qdrant.ingest.sources import Item
 from soir_qdrant.ingest.writing import Writer
 from soir_qdrant.qdrant.identity import Place, PointId, check_id, point_id, with_places
@@ -45,7 +45,7 @@ class Run:
     keep_objects: bool
     quantization: Quantization | None
     object_codes: int
-    object_patches: bool
+    object_patches: bool | None
     reading: ReadOptions
     images: dict[PointId, tuple[str, Place | None]] = field(default_factory=dict)  # content and place, by id
     copies: list[Item] = field(default_factory=list)  # of images that were met before
@@ -132,9 +132,8 @@ class Run:
 
     def recipe_of(self, objects: Iterable[SceneObject] | None) -> str:
         """Short hash of all that makes a point. objects: the user's; None: they are detected."""
-        return recipe.of_point(
-            self.recipe, codes=self.object_codes, patches=self.object_patches, objects=objects
-        )
+        patches = keeps_patches(self.object_patches, self.pipeline(), self.store)
+        return recipe.of_point(self.recipe, codes=self.object_codes, patches=patches, objects=objects)
 
     def loaded(self, future: Future[tuple[list[Item], float]]) -> list[Item]:
         """Those that the other thread got through; the rest have failed."""
@@ -232,7 +231,8 @@ class Run:
                 ready.append(item)
             except (SoirError, TypeError) as error:
                 self.fail(item, str(error))
-        scenes = scenes_of(ready, self.pipeline, self.report.seconds, self.object_patches, self.fail)
+        patches = keeps_patches(self.object_patches, self.pipeline(), self.store)
+        scenes = scenes_of(ready, self.pipeline, self.report.seconds, patches, self.fail)
         points = [point for item, scene in scenes if (point := self.point(item, scene))]
         self.book()
         self.writer.write(points, self.existing)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from soir_qdrant.rerank.q_perturbation.matcher import Matcher
     from soir_qdrant.rerank.q_perturbation.perturb import PerturbSettings
     from soir_qdrant.rerank.q_perturbation.text_reranker import TextPerturbation
+    from soir_qdrant.rerank.stored import StoredReranker
 
 __all__ = [
     "CodeReranker",
@@ -46,6 +47,7 @@ __all__ = [
     "RerankContext",
     "Reranker",
     "SearchQuery",
+    "StoredReranker",
     "TextPerturbation",
     "TokenCache",
     "Window",
@@ -69,6 +71,7 @@ _LAZY = {
     "RerankContext": "base",
     "Reranker": "base",
     "SearchQuery": "base",
+    "StoredReranker": "stored",
     "TextPerturbation": "q_perturbation.text_reranker",
     "TokenCache": "cache",
     "Window": "base",

@@ -43,12 +43,15 @@ class SearchQuery:
         image: the image that was searched with; None for text and vectors.
         box: where the thing is in that image, x0, y0, x1, y1 in pixels; None for all of it.
         text: the words that were searched with; None for images and vectors.
+        patches: float32 [n, d], unit rows, of the thing in the image, for late interaction; None where the
+            reranker does not read patches, or the pipeline has none at hand.
     """
 
     vector: Vector
     image: LoadedImage | None = None
     box: Box | None = None
     text: str | None = None
+    patches: Vector | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from soir_qdrant.registry import Registry
 from soir_qdrant.rerank.base import RerankContext, Reranker
 from soir_qdrant.rerank.codes import CodeReranker
 from soir_qdrant.rerank.objects import ObjectReranker
+from soir_qdrant.rerank.stored import StoredReranker
 from soir_qdrant.rerank.unranked import Unranked
 
 Factory: TypeAlias = Callable[[RerankContext], Reranker]
@@ -65,6 +66,7 @@ def _blip2(context: RerankContext) -> Reranker:
 
 
 register_reranker("none", lambda _: Unranked())
+register_reranker("stored", lambda _: StoredReranker())
 register_reranker("codes", lambda _: CodeReranker())
 register_reranker("objects", lambda _: ObjectReranker())
 register_reranker("patches", _patches)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,16 +13,14 @@ import torch
 from soir_qdrant.errors import ConfigError
 from soir_qdrant.images import MAX_PIXELS
 from soir_qdrant.pipeline import Pipeline
-from soir_qdrant.pooling.patches import late_interaction
-from soir_qdrant.qdrant.payload import KEY, PATCHES, code_cosines, pack_patches, unpack_patches
+from soir_qdrant.qdrant.payload import pack_patches, unpack_patches
 from soir_qdrant.rerank import hit_image
 from soir_qdrant.rerank.base import Need, Page, SearchQuery, Window, first_candidates, query_image
 from soir_qdrant.rerank.cache import TokenCache
 from soir_qdrant.rerank.codes import CodeReranker
+from soir_qdrant.rerank.late import WEIGHT, by_patches, stored_patches
 from soir_qdrant.rerank.order import reordered
 from soir_qdrant.types import Failure, Hit, Vector
-
-WEIGHT = 0.7  # of the patches in the score; see docs/concepts/search.md
 
 
 class PatchReranker:
@@ -88,11 +85,16 @@ class PatchReranker:
         Raises:
             ConfigError: for a query without image, or an encoder without patch tokens or their whitening.
         """
-        image = query_image(self, query)
-        crops, masks = self.pipeline.query_crop(image.rgb, box=query.box, mask=image.alpha)
-        (rows,) = self.pipeline.patches(crops, masks)
+        image, rows = query_image(self, query), query.patches
+        if rows is None:
+            crops, masks = self.pipeline.query_crop(image.rgb, box=query.box, mask=image.alpha)
+            (rows,) = self.pipeline.patches(crops, masks)
         by_codes = CodeReranker().rerank(query, hits)
-        return reordered(by_codes, lambda hit: self._scored(hit, rows, query.vector), failed)
+        return reordered(
+            by_codes,
+            lambda hit: by_patches(hit, rows, self.patches(hit), query.vector, self.weight),
+            failed,
+        )
 
     def patches(self, hit: Hit) -> list[Vector]:
         """The patches of each stored object of a hit, float32 [n, d], unit rows.
@@ -100,10 +102,9 @@ class PatchReranker:
         Raises:
             ImageError: where they are not stored, and the image is missing or not what was ingested.
         """
-        packed = hit.payload.get(KEY, {}).get(PATCHES)
-        if packed is None:
-            packed = self._computed(hit)
-        return [unpack_patches(one, self.pipeline.patch_projection.dim) for one in packed]
+        dim = self.pipeline.patch_projection.dim
+        stored = stored_patches(hit, dim)
+        return stored if stored is not None else [unpack_patches(one, dim) for one in self._computed(hit)]
 
     def _computed(self, hit: Hit) -> list[str]:
         boxes = hit_image.boxes(hit)
@@ -117,16 +118,6 @@ class PatchReranker:
         text = np.frombuffer(" ".join(packed).encode(), np.uint8)
         self.cache.put(key, {"patches": torch.from_numpy(text.copy())})
         return packed
-
-    def _scored(self, hit: Hit, query_rows: Vector, query_vector: Vector) -> Hit:
-        boxes = hit_image.boxes(hit)
-        late = late_interaction(query_rows, self.patches(hit))
-        by_code = code_cosines(hit.payload, query_vector)
-        if by_code is None or len(by_code) != len(late):
-            by_code = np.zeros_like(late)
-        best = int(np.argmax(late + by_code))
-        score = (1 - self.weight) * hit.score + self.weight * float(late.max())
-        return replace(hit, score=score, box=boxes[best] if boxes else None, object=best if boxes else None)
 
     def _key(self, sha256: str, boxes: list[Any]) -> str:
         pipeline, dim = self.pipeline, self.pipeline.patch_projection.dim

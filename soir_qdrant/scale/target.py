@@ -28,7 +28,7 @@ class Target:
         settings: of the pipeline; None is the default profile.
         triton: host:port of a Triton that serves the models; None: each actor has its own.
         onnx: folder of `soir export`, at the same place on every machine; None: torch.
-        namespace, keep_objects, quantization, code_vectors: see `SoirIngestor`.
+        namespace, keep_objects, object_patches, quantization, code_vectors: see `SoirIngestor`.
         reading: which files are read, and the limits of size and memory.
         retry: for lost connections, timeouts, 429 and 5xx.
     """
@@ -41,6 +41,7 @@ class Target:
     onnx: str | None = None
     namespace: str | None = None
     keep_objects: bool = False
+    object_patches: bool | None = None
     quantization: Preset | None = None
     code_vectors: Preset | None = None
     reading: ReadOptions = field(default_factory=ReadOptions)
@@ -63,6 +64,7 @@ class Target:
             pipeline=_pipeline(settings, self.triton, self.onnx),
             namespace=self.namespace,
             keep_objects=self.keep_objects,
+            object_patches=self.object_patches,
             quantization=self.quantization,
             code_vectors=self.code_vectors,
             reading=self.reading,

@@ -73,13 +73,20 @@ class QueryEncoder:
             return self._pipeline
 
     def query(
-        self, query: Query, box: Box | None, examples: Iterable[Query] = (), negatives: Iterable[Query] = ()
+        self,
+        query: Query,
+        box: Box | None,
+        examples: Iterable[Query] = (),
+        negatives: Iterable[Query] = (),
+        *,
+        patches: bool = False,
     ) -> SearchQuery:
-        """One query; see `SoirSearcher.search`. The image, box and text are those of `query` itself."""
+        """One query; see `SoirSearcher.search`. The image, box and text are those of `query` itself, and so are its
+        patches, which are read where `patches` says so and the pipeline has them at hand."""
         for name, listed in (("examples", examples), ("negatives", negatives)):
             if isinstance(listed, (str, bytes)):
                 raise ConfigError(f"{name}: give a list of images, such as [{listed!r}]")
-        main = self._single(query, box)
+        main = self._single(query, box, patches)
         positive = [self._single(example, None).vector for example in examples]
         negative = [self._single(example, None).vector for example in negatives]
         if not positive and not negative and self.bank is None:
@@ -91,7 +98,7 @@ class QueryEncoder:
             vector = vector - np.float32(BANK_WEIGHT) * self.bank
         return replace(main, vector=checked(vector, self.store.dim, self.store.collection))
 
-    def _single(self, query: Query, box: Box | None) -> SearchQuery:
+    def _single(self, query: Query, box: Box | None, patches: bool = False) -> SearchQuery:
         vector = as_vector(query)
         if box is not None and (vector is not None or isinstance(query, Text)):
             kind = "a vector" if vector is not None else "text"
@@ -102,12 +109,14 @@ class QueryEncoder:
         if isinstance(query, Text):
             return SearchQuery(self._text(query), text=query.words)
         if isinstance(query, Composed):
-            return self._composed(query, box)
+            return self._composed(query, box, patches)
         with stage("decode"):
             image, box = open_query(query, box, self.max_pixels)
         with self.lock, stage("encode"):
-            vector = self.pipeline.query(image.rgb, box=box, mask=image.alpha)
-        return SearchQuery(vector, image, box)
+            if not patches or not self.pipeline.has_patches:
+                return SearchQuery(self.pipeline.query(image.rgb, box=box, mask=image.alpha), image, box)
+            look = self.pipeline.query_look(image.rgb, box=box, mask=image.alpha, patches=True)
+            return SearchQuery(self.pipeline.whiten(look.row), image, box, patches=look.patches)
 
     def _text(self, text: Text) -> Vector:
         """The vector of words, or the mean over their prompts."""
@@ -117,9 +126,9 @@ class QueryEncoder:
             rows = [self.pipeline.text(prompt.replace("{}", text.words)) for prompt in text.prompts]
         return normalize(np.mean(rows, axis=0))
 
-    def _composed(self, query: Composed, box: Box | None) -> SearchQuery:
+    def _composed(self, query: Composed, box: Box | None, patches: bool) -> SearchQuery:
         """An image's vector, moved by words."""
-        main, words = self._single(query.image, box), self._text(Text(query.words))
+        main, words = self._single(query.image, box, patches), self._text(Text(query.words))
         weight = np.float32(query.weight)
         if query.instead_of is not None:
             vector = main.vector + weight * (words - self._text(Text(query.instead_of)))

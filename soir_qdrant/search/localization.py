@@ -32,8 +32,8 @@ class Look:
 
 def look(pipeline: Pipeline, query: LoadedImage, box: Box | None) -> Look:
     """query, box: as in `Pipeline.query`; refined where queries are."""
-    descriptor, row = pipeline.query_look(query.rgb, box=box, mask=query.alpha)
-    return Look(descriptor, pipeline.whiten(row))
+    seen = pipeline.query_look(query.rgb, box=box, mask=query.alpha)
+    return Look(seen.descriptor, pipeline.whiten(seen.row))
 
 
 def heat(pipeline: Pipeline, query: Look, image: LoadedImage, objects: list[Box]) -> NDArray[np.float32]:

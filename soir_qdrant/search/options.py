@@ -38,9 +38,9 @@ class SearchOptions:
         offset: hits before the first one returned; not for groups.
         filter: Qdrant's; `soir_qdrant.qdrant.filters` has some conditions ready.
         rerank: what orders the candidates anew; docs/concepts/search.md compares them.
-            "codes", the default: each hundred (or as many as the limit, if more) by the image's score (0.3)
-            and its best object's (0.7), as the codes in the payload tell it; images without codes keep their
-            score.
+            "stored", the default: by codes, and by patches too, where they are stored and the query is an image.
+            "codes": each hundred (or as many as the limit, if more) by the image's score (0.3) and its best
+            object's (0.7), as the codes in the payload tell it; images without codes keep their score.
             None: by the image's score, the dot product of the vectors, alone.
             "objects": the first 100 (or ten times limit and offset), by their most similar object, in the
             same request; the collection must keep the vectors of objects.
@@ -69,7 +69,7 @@ class SearchOptions:
     limit: int = 10
     offset: int = 0
     filter: models.Filter | None = None
-    rerank: str | Reranker | None = "codes"
+    rerank: str | Reranker | None = "stored"
     prefetch: int | None = None
     score_threshold: float | None = None
     with_vectors: bool = False

@@ -23,6 +23,11 @@ class Plan:
     reranker: Reranker
     window: Window
 
+    @property
+    def patches(self) -> bool:
+        """Whether patches are read."""
+        return "patches" in self.reranker.needs
+
 
 def opened(store: Store, options: SearchOptions) -> SearchOptions:
     """Looks into the collection, once; that takes part of the search's timeout. Returns the options with what is
@@ -77,7 +82,7 @@ def query_request(store: Store, query: SearchQuery, plan: Plan, *, exact_boxes: 
         offset=window.offset,
         prefetch=window.by_objects,
         with_objects="object vectors" in needs or (exact_boxes and "box" in needs),
-        with_patches="patches" in needs,
+        with_patches="patches" in needs and query.image is not None,
         filter=options.filter,
         with_vectors=options.with_vectors,
         score_threshold=options.score_threshold,

@@ -145,8 +145,10 @@ class SoirSearcher:
             ServerError: when Qdrant does not answer.
         """
         plan = self._plan(merged(options, **keywords))
-        (hits,) = self._search([self._encoder.query(one_query(query, text), box, examples, negatives)], plan)
-        return hits
+        main = one_query(query, text)
+        return self._search(
+            [self._encoder.query(main, box, examples, negatives, patches=plan.patches)], plan
+        )[0]
 
     def search_many(
         self,
@@ -176,7 +178,8 @@ class SoirSearcher:
         if len(places) != len(queries):
             raise ConfigError(f"{len(places)} boxes for {len(queries)} queries: give one, or None, per query")
         plan = self._plan(merged(options, **keywords))
-        encoded = [self._encoder.query(query, box) for query, box in zip(queries, places, strict=True)]
+        pairs = zip(queries, places, strict=True)
+        encoded = [self._encoder.query(query, box, patches=plan.patches) for query, box in pairs]
         return self._search(encoded, plan)
 
     def search_groups(
@@ -214,7 +217,7 @@ class SoirSearcher:
         if chosen.offset:
             raise ConfigError(f"offset {chosen.offset}: groups have no pages; give a larger limit")
         plan = self._plan(chosen, group_size)
-        encoded = self._encoder.query(query, box, examples, negatives)
+        encoded = self._encoder.query(query, box, examples, negatives, patches=plan.patches)
         answers = self.store.groups(
             self._request(encoded, plan),
             group_by,

@@ -61,9 +61,10 @@ class SearchFields(_Strict):
         None, min_length=1, max_length=1000, description="words that were read in the image (ingest --ocr)"
     )
     rerank: str | None = Field(
-        "codes",
+        "stored",
         max_length=60,
-        description="the order: codes, objects, patches, image, q-perturbation, or null for Qdrant's own",
+        description="the order: stored (codes and patches), codes, objects, patches, image, q-perturbation, or null "
+        "for Qdrant's own",
     )
     limit: int = Field(20, ge=1, le=200)
     offset: int = Field(0, ge=0, le=10_000)

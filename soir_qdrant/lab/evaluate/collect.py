@@ -26,7 +26,7 @@ from soir_qdrant.lab.evaluate.plain_rows import OF_PAPER, PLAIN, PlainRows
 from soir_qdrant.lab.evaluate.searched import SearchResults, asking
 from soir_qdrant.pipeline import Pipeline
 from soir_qdrant.search.searcher import SoirSearcher
-from soir_qdrant.types import RGB, Box, Encoding, LoadedImage, Mask, Scene, SceneObject, Vector
+from soir_qdrant.types import RGB, Box, Encoding, LoadedImage, Mask, QueryLook, Scene, SceneObject, Vector
 
 COLLECTION = "evaluate"
 BATCH = 4  # images ingested at once: what a kill loses at most
@@ -83,10 +83,10 @@ class RecordingPipeline(Pipeline):
         return super().describe(encoding, masks, scene_of)
 
     def query_look(
-        self, image: RGB, *, box: Box | None = None, mask: Mask | None = None
-    ) -> tuple[Vector, Vector]:
-        look = super().query_look(image, box=box, mask=mask)
-        self.last_query = look[1]
+        self, image: RGB, *, box: Box | None = None, mask: Mask | None = None, patches: bool = False
+    ) -> QueryLook:
+        look = super().query_look(image, box=box, mask=mask, patches=patches)
+        self.last_query = look.row
         return look
 
     @cached_property
@@ -204,7 +204,7 @@ def _ingest(
         COLLECTION,
         pipeline=pipeline,
         keep_objects="rerank-objects" in rows,
-        object_patches="rerank-patches" in rows,
+        object_patches=None if "search" in rows else False,
     ).add(
         [str(entry.file) for entry in bench.gallery],
         ids=range(len(bench.gallery)),

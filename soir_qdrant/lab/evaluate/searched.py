@@ -22,9 +22,9 @@ from soir_qdrant.search.searcher import SoirSearcher
 from soir_qdrant.types import Box, Hit, Vector
 
 RERANKED = {
+    "search": "stored",
     "rerank-codes": "codes",
     "rerank-objects": "objects",
-    "rerank-patches": "patches",
     "rerank-image": "image",
     "q-perturbation": "q-perturbation",
 }
@@ -84,7 +84,7 @@ class Asking:
         """The candidates that this kind of reranking takes by itself, in its order."""
         first = min(reranker.candidates, self.total)
         request: dict[str, Any] = {"query": vector, "limit": first, "prefetch": first}
-        if "query image" in reranker.needs:
+        if {"query image", "patches"} & reranker.needs:
             request |= {"query": str(query.file), "box": query.box}
         self.searcher.exact_boxes = "box" in reranker.needs
         start = time.perf_counter()

@@ -98,6 +98,11 @@ class ViTEncoder(Encoder):
         """In float32, on the encoder's device."""
         return self._last_blocks
 
+    @property
+    def reads_patches(self) -> bool:  # type: ignore[override]  # they are projected by the last block's norm
+        """Where the last block is taken apart."""
+        return bool(self._last_blocks)
+
     def encode(
         self,
         crops: NDArray[np.uint8],

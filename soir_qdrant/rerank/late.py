@@ -1,0 +1,41 @@
+"""Late interaction with what is stored of a hit: its patches in the payload."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from soir_qdrant.pooling.patches import late_interaction
+from soir_qdrant.qdrant.payload import KEY, PATCHES, code_cosines, unpack_patches
+from soir_qdrant.rerank import hit_image
+from soir_qdrant.types import Hit, Vector
+
+WEIGHT = 0.7  # of the patches in the score; see docs/concepts/search.md
+
+
+def stored_patches(hit: Hit, dim: int) -> list[Vector] | None:
+    """The patches of each object of a hit as they are stored, float32 [n, dim], unit rows; None where they are not."""
+    packed = hit.payload.get(KEY, {}).get(PATCHES)
+    return None if packed is None else [unpack_patches(one, dim) for one in packed]
+
+
+def by_patches(hit: Hit, query: Vector, objects: Sequence[Vector], vector: Vector, weight: float) -> Hit:
+    """A hit with its score by codes and patches, and the box of the object that both like best.
+
+    Args:
+        hit: with the score that it has by codes.
+        query: the query's patches, float32 [n, d], unit rows.
+        objects: those of each of the hit's objects, likewise.
+        vector: the query's, float32 [D].
+        weight: of late interaction in the score, 0..1.
+    """
+    boxes = hit_image.boxes(hit)
+    late = late_interaction(query, objects)
+    by_code = code_cosines(hit.payload, vector)
+    if by_code is None or len(by_code) != len(late):
+        by_code = np.zeros_like(late)
+    best = int(np.argmax(late + by_code))
+    score = (1 - weight) * hit.score + weight * float(late.max())
+    return replace(hit, score=score, box=boxes[best] if boxes else None, object=best if boxes else None)
