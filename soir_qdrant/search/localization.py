@@ -32,8 +32,8 @@ class Look:
 
 def look(pipeline: Pipeline, query: LoadedImage, box: Box | None) -> Look:
     """query, box: as in `Pipeline.query`; refined where queries are."""
-    seen = pipeline.query_look(query.rgb, box=box, mask=query.alpha)
-    return Look(seen.descriptor, pipeline.whiten(seen.row))
+    query_object = pipeline.query_look(query.rgb, box=box, mask=query.alpha)
+    return Look(query_object.descriptor, pipeline.whiten(query_object.row))
 
 
 def heat(pipeline: Pipeline, query: Look, image: LoadedImage, objects: list[Box]) -> NDArray[np.float32]:

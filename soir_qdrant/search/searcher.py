@@ -55,8 +55,7 @@ class SoirSearcher:
         timeout: seconds for one request, and unless `retry` says so, for all its tries.
         retry: how long a request is tried again.
         bank: float [n, D], vectors of other queries: every image's mean similarity to them is taken off its
-            score, in part, so that those that are like everything rank lower (docs/concepts/search.md: it
-            made no difference here).
+            score, in part (docs/concepts/search.md: it made no difference here).
     """
 
     def __init__(
@@ -123,8 +122,7 @@ class SoirSearcher:
                 transparency, the opaque pixels are the object); a `Crop`; a vector of the encoder, [D]; or a
                 `Text`.
             text: words instead, where the encoder reads text: short for `Text(...)`.
-            box: x0, y0, x1, y1 in pixels, the object in the query image; what reaches out of the image is cut
-                off.
+            box: x0, y0, x1, y1 in pixels, the object in the query image; cut off where it reaches out of it.
             examples: more queries for the same thing, images as a rule; the vectors of all are averaged.
             negatives: of what is not meant; the vector is moved away from theirs, a little
                 (docs/concepts/search.md has what both are worth).
@@ -197,8 +195,7 @@ class SoirSearcher:
         """The best images of each shelf, shop, day...: images that share the value of a payload key.
 
         Where the key holds a list, such as "soir.labels", an image is in several groups; images without the
-        key are in none. "codes" orders twenty groups of five images (or as many as are asked for, if more),
-        the images within and the groups by their best.
+        key are in none. Of twenty groups (or more, if asked for), five images (or more) are ordered anew.
 
         Args:
             query, box, examples, negatives: as in `search`.
