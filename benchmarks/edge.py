@@ -1,7 +1,8 @@
 """What a collection on a device takes: Qdrant Edge beside local mode, each in a process of its own.
 
-    python benchmarks/edge.py --points 100000
+    python benchmarks/edge.py --points 100000 --out build/edge.json
 
+A row that the file of --out has already is not measured again.
 Random unit vectors near common centres, payloads as of images of eight objects, without codes. Local mode is in
 memory: in a folder it commits every point, and takes minutes a thousand. Columns: seconds to write (with the
 graph made on the way), to put the rest into the graph and to open the folder again; bytes on disk; milliseconds
@@ -36,21 +37,26 @@ def main() -> None:
     parser.add_argument("--points", type=int, default=100_000)
     parser.add_argument("--dim", type=int, default=1024)
     parser.add_argument("--store", choices=["edge", "local"], help="measure this one in this process")
-    parser.add_argument("--out", type=Path, help="also write JSON")
+    parser.add_argument("--out", type=Path, help="also write JSON, and go on from what it holds")
     chosen = parser.parse_args()
     if chosen.store:
         print(json.dumps(measured(chosen.store, chosen.points, chosen.dim)))
         return
-    rows = []
-    for store in ("local", "edge"):
+    rows = json.loads(chosen.out.read_text()) if chosen.out and chosen.out.is_file() else []
+    for store in ("edge", "local"):
+        wanted = {"store": store, "points": chosen.points, "dim": chosen.dim}
+        if before := [row for row in rows if wanted.items() <= row.items()]:
+            print(before[0])
+            continue
         command = [sys.executable, __file__, "--store", store, "--points", str(chosen.points)]
         done = subprocess.run(
             [*command, "--dim", str(chosen.dim)], capture_output=True, text=True, check=True
         )
         rows.append(json.loads(done.stdout.splitlines()[-1]))
         print(rows[-1], flush=True)
-    if chosen.out:
-        chosen.out.write_text(json.dumps(rows, indent=2))
+        if chosen.out:
+            chosen.out.parent.mkdir(parents=True, exist_ok=True)
+            chosen.out.write_text(json.dumps(rows, indent=2))
 
 
 def measured(store: str, count: int, dim: int) -> dict[str, Any]:

@@ -44,6 +44,7 @@ class LoadedImage:
     sha256: hex digest of the file's bytes (of the pixels, where there was no file, or of a part of one). stamp: size
     of the file in bytes, and the time of its last change in nanoseconds. further: its file holds further pages or
     frames, which were not read with it. data: the file's bytes, where there was one and this is no part of it.
+    full_size: width and height of the file's image, where it was decoded at a reduced size.
     """
 
     rgb: RGB
@@ -54,6 +55,7 @@ class LoadedImage:
     stamp: tuple[int, int] | None = None
     further: bool = False
     data: bytes | None = None
+    full_size: tuple[int, int] | None = None
 
     @property
     def height(self) -> int:

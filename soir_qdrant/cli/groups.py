@@ -201,6 +201,15 @@ class Reading:
         bool, typer.Option("--allow-private", help="and from addresses of private networks")
     ] = False
     max_pixels: Annotated[int, typer.Option(min=1, help="of the largest image that is decoded")] = MAX_PIXELS
+    reduce: Annotated[
+        int | None,
+        typer.Option(
+            "--reduce",
+            min=1,
+            help="pixels that are enough: JPEG files are decoded at 1/2, 1/4 or 1/8 of their sides where so many "
+            "are left, such as 10000000",
+        ),
+    ] = None
     max_mb: Annotated[int, typer.Option(min=1, help="of the largest file")] = MAX_BYTES >> 20
     memory_mb: Annotated[int, typer.Option(min=1, help="that files and pixels take which are read ahead")] = (
         MEMORY >> 20
@@ -219,6 +228,7 @@ class Reading:
             http=self.allow_http,
             private=self.allow_private,
             max_pixels=self.max_pixels,
+            reduce=self.reduce,
             max_bytes=self.max_mb << 20,
             memory=self.memory_mb << 20,
         )

@@ -26,11 +26,12 @@ def load(source: Source, *, name: str | None = None, max_pixels: int = MAX_PIXEL
     return decode(read(source, name=name, options=ReadOptions(max_pixels=max_pixels)), max_pixels=max_pixels)
 
 
-def decode(raw: RawImage, *, max_pixels: int = MAX_PIXELS) -> LoadedImage:
-    """The second half of `load`. Raises ImageError for a damaged, too large or too small image."""
-    further = False
+def decode(raw: RawImage, *, max_pixels: int = MAX_PIXELS, enough: int | None = None) -> LoadedImage:
+    """The second half of `load`. enough: pixels from which on a JPEG file is decoded at a reduced size, see
+    ReadOptions.reduce; None: never. Raises ImageError for a damaged, too large or too small image."""
+    further, full_size = False, None
     if isinstance(raw.content, bytes):
-        rgb, alpha, further = from_bytes(raw.content, raw.name, max_pixels)
+        rgb, alpha, further, full_size = from_bytes(raw.content, raw.name, max_pixels, enough)
     elif raw.content is not None:
         rgb, alpha = raw.content
     else:
@@ -46,15 +47,15 @@ def decode(raw: RawImage, *, max_pixels: int = MAX_PIXELS) -> LoadedImage:
             f"{raw.name} is wholly transparent: leave it out or give it without its alpha channel"
         )
     data = raw.content if isinstance(raw.content, bytes) else None
-    return LoadedImage(rgb, raw.name, raw.uri, raw.sha256, alpha, raw.stamp, further, data)
+    return LoadedImage(rgb, raw.name, raw.uri, raw.sha256, alpha, raw.stamp, further, data, full_size)
 
 
-def decoded_bytes(raw: RawImage) -> int | None:
+def decoded_bytes(raw: RawImage, enough: int | None = None) -> int | None:
     """About how many bytes an image takes once it is decoded, as far as its head tells; None where its content was
-    let go of."""
+    let go of. enough: see `decode`."""
     if raw.content is None:
         return None
     if not isinstance(raw.content, bytes):
         return raw.size
-    size = size_of(raw.content)
+    size = size_of(raw.content, enough)
     return 4 * size[0] * size[1] if size else 0

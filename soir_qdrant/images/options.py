@@ -24,6 +24,9 @@ class ReadOptions:
         http: also read http:// and https:// addresses, those of private networks excepted.
         private: those of private networks too.
         max_pixels: the largest width x height that is decoded.
+        reduce: JPEG files are decoded at a half, a quarter or an eighth of their sides where that leaves so many
+            pixels or more, unless the objects are yours; boxes are those of the whole image all the same. None:
+            never.
         max_bytes: the largest file that is read.
         memory: bytes that files and pixels take which are read ahead; one image is read in any case.
 
@@ -37,13 +40,14 @@ class ReadOptions:
     http: bool = False
     private: bool = False
     max_pixels: int = MAX_PIXELS
+    reduce: int | None = None
     max_bytes: int = MAX_BYTES
     memory: int = MEMORY
 
     def __post_init__(self) -> None:
         if isinstance(self.exclude, str):
             raise ConfigError(f"exclude: give a list, such as [{self.exclude!r}]")
-        for name in ("every", "max_pixels", "max_bytes", "memory"):
+        for name in ("every", "max_pixels", "reduce", "max_bytes", "memory"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ConfigError(f"{name} {value!r}: must be above 0")

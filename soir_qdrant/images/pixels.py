@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,26 +24,45 @@ GREY = 124  # shows through transparent pixels; the grey that crops are padded w
 STRIP = 4_000_000  # pixels that are blended at once
 
 
-def size_of(data: bytes) -> tuple[int, int] | None:
-    """Width and height that the head of a file tells, without decoding it; None where it tells none."""
+class Decoded(NamedTuple):
+    """Of a file: uint8 [H, W, 3]; bool [H, W], the opaque pixels, or None; whether it holds further pages or frames;
+    width and height of its image, upright, where that was decoded at a reduced size, else None."""
+
+    rgb: RGB
+    alpha: Mask | None
+    further: bool
+    full_size: tuple[int, int] | None
+
+
+def size_of(data: bytes, enough: int | None = None) -> tuple[int, int] | None:
+    """Width and height at which a file is decoded, as its head tells; None where it tells none. enough: see
+    `from_bytes`."""
     try:
         with Image.open(io.BytesIO(data), formats=known_formats()) as image:
+            _reduce(image, enough)
             return image.size
     except Exception:  # whoever decodes it says what is wrong
         return None
 
 
-def from_bytes(data: bytes, name: str, max_pixels: int) -> tuple[RGB, Mask | None, bool]:
-    """Pixels of a file, uint8 [H, W, 3], the opaque ones, and whether it holds further pages or frames. Only known
-    formats are tried, whatever the name says: none that starts another program. Raises ImageError."""
+def from_bytes(data: bytes, name: str, max_pixels: int, enough: int | None = None) -> Decoded:
+    """Pixels of a file. Only known formats are tried, whatever the name says: none that starts another program.
+    enough: JPEG files are decoded at a half, a quarter or an eighth of their sides where that leaves so many pixels
+    or more. Raises ImageError."""
     try:
         with Image.open(io.BytesIO(data), formats=known_formats()) as image:
+            full_size = image.size
+            if full_size[0] * full_size[1] <= max_pixels or not image.info.get("progressive"):
+                _reduce(image, enough)  # a progressive one is held in memory whole
             check_size(image, name, max_pixels)
             further = image.format in SEVERAL_FORMATS and bool(getattr(image, "is_animated", False))
             bits = declared_bits(image, data)
             if is_deep_colour(image) and (scaled := eight_bits(image, data, name, bits)):
-                return *from_pil(scaled, name, max_pixels), further
-            return *from_pil(image, name, max_pixels, bits), further
+                return Decoded(*from_pil(scaled, name, max_pixels), further, None)
+            rgb, alpha = from_pil(image, name, max_pixels, bits)
+            turned = rgb.shape[:2] != (image.height, image.width)
+            reduced = full_size != image.size
+            return Decoded(rgb, alpha, further, full_size[:: -1 if turned else 1] if reduced else None)
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
@@ -53,6 +73,13 @@ def from_bytes(data: bytes, name: str, max_pixels: int) -> tuple[RGB, Mask | Non
         raise ImageError(unknown(data, name)) from error
     except Exception as error:  # Pillow's readers let all sorts of errors out when a header is damaged
         raise _damaged(name, error) from error
+
+
+def _reduce(image: Image.Image, enough: int | None) -> None:
+    """Have the image decoded at a smaller size, if its format can do that and enough pixels are left."""
+    share = math.sqrt((enough or math.inf) / max(image.width * image.height, 1))
+    if share < 1:
+        image.draft(None, (math.ceil(image.width * share), math.ceil(image.height * share)))
 
 
 def _damaged(name: str, error: Exception) -> ImageError:

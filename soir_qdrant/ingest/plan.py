@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from soir_qdrant.errors import ImageError
-from soir_qdrant.images import File, ReadOptions, decode, exists, is_address, read, stamp_of, uri_of
+from soir_qdrant.images import File, RawImage, ReadOptions, decode, exists, is_address, read, stamp_of, uri_of
 from soir_qdrant.ingest.places import keeps_own_id
 from soir_qdrant.qdrant.identity import Place, PointId
 from soir_qdrant.qdrant.points import StoredPoint
@@ -136,9 +136,7 @@ class Planner:
         elif point is None:
             self.plan.to_store.append((name, source, None))
             self.plan.changes.append(Change("new", name))
-        elif (
-            len(point.places) == 1 and point.pixels == decode(raw, max_pixels=self.reading.max_pixels).pixels
-        ):
+        elif len(point.places) == 1 and point.pixels == self._pixels(raw, point):
             self.plan.touched.append((point, raw.sha256, here))
             self.plan.changes.append(Change("touched", name))
         else:
@@ -146,6 +144,11 @@ class Planner:
             self.plan.to_store.append((name, source, point.id if own else None))
             self.plan.changes.append(Change("changed", name))
         return raw.sha256
+
+    def _pixels(self, raw: RawImage, point: StoredPoint) -> str:
+        """Hash of the pixels of a file, decoded as those of the point were."""
+        enough = None if point.by_user else self.reading.reduce
+        return decode(raw, max_pixels=self.reading.max_pixels, enough=enough).pixels
 
     def _same(self, point: StoredPoint, name: str, source: File) -> None:
         recipe = self.recipe(name, point)

@@ -39,7 +39,8 @@ def decode_all(items: list[Item], options: ReadOptions) -> tuple[list[Item], flo
     def one(item: Item) -> None:
         raw, item.raw = item.raw, None
         if raw is not None:
-            item.image = decode(_whole(raw, item, options), max_pixels=options.max_pixels)
+            whole, enough = _whole(raw, item, options), _enough(item, options)
+            item.image = decode(whole, max_pixels=options.max_pixels, enough=enough)
             item.source = None
 
     return _each(items, one)
@@ -50,7 +51,7 @@ def within_budget(items: list[Item], options: ReadOptions) -> Iterator[list[Item
     part: list[Item] = []
     total, budget = 0, options.memory // 4
     for item in items:
-        size = decoded_bytes(item.raw) if item.raw else 0
+        size = decoded_bytes(item.raw, _enough(item, options)) if item.raw else 0
         size = budget + 1 if size is None else size  # unknown: by itself
         if part and total + size > budget:
             yield part
@@ -59,6 +60,12 @@ def within_budget(items: list[Item], options: ReadOptions) -> Iterator[list[Item
         total += size
     if part:
         yield part
+
+
+def _enough(item: Item, options: ReadOptions) -> int | None:
+    """Pixels that are enough of an image. The user's objects may be as small as they like, and are in pixels of the
+    whole one."""
+    return options.reduce if item.objects is None else None
 
 
 def decoded(item: Item) -> LoadedImage:

@@ -88,16 +88,19 @@ class Origin:
 def build_payload(
     image: LoadedImage, scene: Scene, origin: Origin, user: Mapping[str, Any], places: Iterable[Place]
 ) -> dict[str, Any]:
-    """The whole payload of a point. user: from `clean_payload`. places: where the image's files lie."""
+    """The whole payload of a point. user: from `clean_payload`. places: where the image's files lie. Boxes are in
+    pixels of the whole image, at whatever size it was decoded."""
+    width, height = image.full_size or (scene.width, scene.height)
+    scale = (width / scene.width, height / scene.height) * 2
     objects = [
-        _object(item, scene.width, scene.height, row, origin.codes)
+        {"box": _scaled(item.box, scale), **_object(item, scene.width, scene.height, row, origin.codes)}
         for item, row in zip(scene.objects, scene.object_vectors, strict=True)
     ]
     return {
         KEY: {
             **as_payload(places),
-            "width": scene.width,
-            "height": scene.height,
+            "width": width,
+            "height": height,
             "sha256": image.sha256,
             "pixels": image.pixels,
             "encoder": origin.encoder,
@@ -114,9 +117,12 @@ def build_payload(
     }
 
 
+def _scaled(box: Box, scale: Sequence[float]) -> list[float]:
+    return [round(float(value) * factor, 2) for value, factor in zip(box, scale, strict=True)]
+
+
 def _object(item: SceneObject, width: int, height: int, row: Vector, codes: int) -> dict[str, Any]:
-    box = [round(float(value), 2) for value in item.box]
-    stored: dict[str, Any] = {"box": box, "score": round(float(item.score), 4)}
+    stored: dict[str, Any] = {"score": round(float(item.score), 4)}
     if item.stand_in:  # no object of that size was found: filters by score and area are not to match
         stored |= {"score": 0.0, "stand_in": True}
     else:
