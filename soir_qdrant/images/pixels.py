@@ -60,9 +60,11 @@ def from_bytes(data: bytes, name: str, max_pixels: int, enough: int | None = Non
             if is_deep_colour(image) and (scaled := eight_bits(image, data, name, bits)):
                 return Decoded(*from_pil(scaled, name, max_pixels), further, None)
             rgb, alpha = from_pil(image, name, max_pixels, bits)
-            turned = rgb.shape[:2] != (image.height, image.width)
-            reduced = full_size != image.size
-            return Decoded(rgb, alpha, further, full_size[:: -1 if turned else 1] if reduced else None)
+            if full_size == image.size:
+                return Decoded(rgb, alpha, further, None)
+            if rgb.shape[:2] != (image.height, image.width):  # it was turned upright
+                full_size = (full_size[1], full_size[0])
+            return Decoded(rgb, alpha, further, full_size)
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
