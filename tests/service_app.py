@@ -16,7 +16,7 @@ from PIL import Image
 from qdrant_client import QdrantClient
 
 from soir_qdrant import SoirIngestor
-from soir_qdrant.types import RGB, SceneObject
+from soir_qdrant.types import RGB, SceneObject, Vector
 
 RED, GREEN, BLUE = (220, 20, 20), (20, 200, 20), (20, 20, 220)
 TOP, BOTTOM = (5.0, 5.0, 25.0, 25.0), (50.0, 30.0, 75.0, 55.0)
@@ -26,6 +26,15 @@ SHELVES = {
     "red-blue.png": (RED, BLUE, "south"),
     "green-blue.png": (GREEN, BLUE, "south"),
 }
+
+
+class Reading(ColourPipeline):
+    """Reads the words red, green and blue."""
+
+    def text(self, words: str) -> Vector:
+        colours = {"red": RED, "green": GREEN, "blue": BLUE}
+        known = [colours[word] for word in words.split() if word in colours]
+        return self.query(np.full((20, 20, 3), known[0] if known else (100, 100, 100), np.uint8))
 
 
 def shelf(top: tuple[int, int, int], bottom: tuple[int, int, int]) -> RGB:

@@ -7,7 +7,7 @@ from browser import chromium, drag, running, shoot, watched
 from conftest import ColourPipeline
 from PIL import Image
 from qdrant_client import QdrantClient
-from service_app import BLUE, BOTTOM, GREEN, RED, TOP, fill, png, shelf
+from service_app import BLUE, BOTTOM, GREEN, RED, TOP, Reading, fill, png, shelf
 
 from soir_qdrant import Pipeline, SoirIngestor
 from soir_qdrant.lab.demo import photographs
@@ -372,6 +372,38 @@ def test_objects_of_an_upload_are_shown_and_masks_laid_over_hits(browser, client
         page.wait_for_selector(".card img.mask")
         assert re.search(r"upload=50,30,75,55", page.url.replace("%2C", ","))
         page.close()
+
+
+def test_words_change_the_thing_and_the_address_keeps_them(browser, client, tmp_path):
+    with running(client, Reading(), rate=0) as address:
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        page.goto(address)
+        page.get_by_label("Or by words").fill("red")
+        page.get_by_label("Or by words").press("Enter")
+        assert set(found(page)[:2]) == {"red-green.png", "red-blue.png"}
+        page.locator(".card", has_text="red-green.png").get_by_text("Search from here").click()
+        page.wait_for_url(lambda url: "id=" in url)
+        page.get_by_label("This, but").fill("blue")
+        page.get_by_label("instead of").fill("red")
+        page.get_by_label("instead of").press("Enter")
+        page.wait_for_url(lambda url: "but=blue&instead=red" in url)
+        page.wait_for_function("document.querySelector('.card .name').innerText !== 'red-green.png'")
+        names = found(page)
+        assert names[0] == "red-blue.png"  # holds both
+        shoot(page, "words")
+        other = browser.new_page()
+        other.goto(page.url)
+        assert found(other) == names
+        assert other.get_by_label("This, but").input_value() == "blue"
+        other.close()
+        page.close()
+
+
+def test_where_the_profile_reads_no_words_no_field_asks_for_any(page):
+    choose(page, shelf(RED, BLUE))
+    drag(page, TOP, SIZE)
+    found(page)
+    assert not page.locator("#words, #change").filter(visible=True).count()
 
 
 def test_pictures_are_added_with_their_progress_and_deleted_again(browser, tmp_path):

@@ -24,7 +24,7 @@ from soir_qdrant.service import (
 from soir_qdrant.service.access import Access
 from soir_qdrant.service.backend import Backend
 from soir_qdrant.service.guard import Guard
-from soir_qdrant.service.schemas import SearchRequest
+from soir_qdrant.service.schemas_search import SearchRequest, UploadRequest
 from soir_qdrant.service.settings import ServiceSettings
 from soir_qdrant.service.tracing import Tracing, telemetry
 
@@ -87,9 +87,10 @@ def _describe_bodies(app: FastAPI) -> None:
     def openapi() -> dict[str, Any]:
         schema = generated()
         parts = schema["components"]["schemas"]
-        own = SearchRequest.model_json_schema(ref_template="#/components/schemas/{model}")
-        parts.update(own.pop("$defs", {}))
-        parts["SearchRequest"] = own
+        for kind in (SearchRequest, UploadRequest):
+            own = kind.model_json_schema(ref_template="#/components/schemas/{model}")
+            parts.update(own.pop("$defs", {}))
+            parts[kind.__name__] = own
         return schema
 
     app.openapi = openapi  # type: ignore[method-assign]

@@ -26,7 +26,7 @@ from soir_qdrant.service.worker import ModelWorker, Priority
 
 if TYPE_CHECKING:
     from soir_qdrant.pipeline import Pipeline
-    from soir_qdrant.service.schemas import ImageQuery
+    from soir_qdrant.service.schemas_search import ImageQuery
 
 UPLOAD_BYTES, UPLOAD_SECONDS = 256_000_000, 1800.0
 SEARCHES, THUMBNAIL_BYTES = 1000, 64_000_000

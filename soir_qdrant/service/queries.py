@@ -13,7 +13,7 @@ from soir_qdrant.query import Query
 from soir_qdrant.service.backend import Backend, Upload
 from soir_qdrant.service.errors import Forgotten
 from soir_qdrant.service.pictures import opened, upright_size
-from soir_qdrant.service.schemas import ImageQuery
+from soir_qdrant.service.schemas_search import ImageQuery
 from soir_qdrant.types import Box, Crop
 
 

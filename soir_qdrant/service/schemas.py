@@ -1,107 +1,23 @@
-"""What is sent and answered, with the examples that OpenAPI shows."""
+"""What is sent and answered, with the examples that OpenAPI shows; searches: schemas_search.py."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, FiniteFloat, Tag, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from soir_qdrant.types import OnExists
 
 Id = Annotated[
     int | str, Field(description="a point's id: a whole number or a UUID", union_mode="left_to_right")
 ]
-BoxField = Annotated[
-    list[FiniteFloat],
-    Field(min_length=4, max_length=4, description="x0, y0, x1, y1 in pixels of the upright image"),
-]
 EXAMPLE_ID = "5f0f3d4e-7c6b-5a2e-9d0a-3b1c2d3e4f50"
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """A request: fields that are not known are refused."""
+
     model_config = ConfigDict(extra="forbid")
-
-
-class ImageQuery(_Strict):
-    """One thing in one image: an uploaded one or one of the collection."""
-
-    id: Id | None = Field(None, description="of a stored image")
-    upload: str | None = Field(None, description="of an image that was sent before: `upload` of that answer")
-    object: int | None = Field(None, ge=0, description="number of a stored object of that image")
-    box: BoxField | None = None
-
-    @model_validator(mode="after")
-    def _one_image(self) -> ImageQuery:
-        if (self.id is None) == (self.upload is None):
-            raise ValueError("give the id of a stored image, or upload: one of the two")
-        if self.object is not None and (self.box is not None or self.id is None):
-            raise ValueError("object is the number of an object of a stored image, instead of a box")
-        return self
-
-
-class TextQuery(_Strict):
-    """Words, where the profile reads them (clip, siglip)."""
-
-    text: str = Field(min_length=1, max_length=1000)
-
-
-class BoxQuery(_Strict):
-    """The image that is sent along, or a box in it."""
-
-    box: BoxField | None = None
-
-
-class SearchFields(_Strict):
-    """What a search can be told beside its query."""
-
-    examples: list[ImageQuery] = Field([], max_length=16, description="more images of the same thing")
-    negatives: list[ImageQuery] = Field([], max_length=16, description="images of what is not meant")
-    filter: dict[str, Any] | None = Field(None, description="a filter of Qdrant, as JSON")
-    text_in_image: str | None = Field(
-        None, min_length=1, max_length=1000, description="words that were read in the image (ingest --ocr)"
-    )
-    rerank: str | None = Field(
-        "stored",
-        max_length=60,
-        description="the order: stored (codes and patches), codes, objects, patches, image, q-perturbation, or null "
-        "for Qdrant's own",
-    )
-    limit: int = Field(20, ge=1, le=200)
-    offset: int = Field(0, ge=0, le=10_000)
-    group_by: str | None = Field(
-        None, max_length=200, description="a payload key: the best images of each value"
-    )
-    score_threshold: FiniteFloat | None = None
-
-
-def _kind(query: Any) -> str:
-    words = "text" in query if isinstance(query, dict) else isinstance(query, TextQuery)
-    return "text" if words else "image"
-
-
-class SearchRequest(SearchFields):
-    """A search by an object of a stored image, an earlier upload, or words."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {"query": {"id": EXAMPLE_ID, "object": 2}, "limit": 20},
-                {
-                    "query": {"id": EXAMPLE_ID, "box": [410, 220, 470, 300]},
-                    "filter": {"must": [{"key": "soir.count", "range": {"gte": 3}}]},
-                },
-            ]
-        }
-    )
-    query: Annotated[
-        Annotated[ImageQuery, Tag("image")] | Annotated[TextQuery, Tag("text")], Discriminator(_kind)
-    ]
-
-
-class UploadRequest(SearchFields):
-    """The field `request` of a multipart search: what goes with the image."""
-
-    box: BoxField | None = None
 
 
 class StoredObject(BaseModel):
@@ -174,7 +90,10 @@ class ServiceModel(BaseModel):
 
     version: str
     collections: list[CollectionModel]
-    reads_text: bool
+    ready: bool = Field(description="whether the models are loaded")
+    reads_text: bool = Field(
+        description="whether words can be searched with; false until the models are loaded"
+    )
     writable: bool
     uploads: bool = Field(description="whether files may be added")
     max_bytes: int = Field(description="of an upload")
@@ -199,7 +118,7 @@ class Facets(BaseModel):
     sampled: int
 
 
-class AddRequest(_Strict):
+class AddRequest(Strict):
     """Files or folders to add, below a folder given by --root."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"paths": ["shelves/2026-05"]}]})
@@ -208,7 +127,7 @@ class AddRequest(_Strict):
     on_exists: OnExists = Field("skip", description="what to do with stored images")
 
 
-class DeleteRequest(_Strict):
+class DeleteRequest(Strict):
     """Images to take out of the collection; their files stay."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"ids": [EXAMPLE_ID]}]})
@@ -255,7 +174,7 @@ class DetectedObjects(BaseModel):
     objects: list[StoredObject]
 
 
-class Login(_Strict):
+class Login(Strict):
     """The token, once, for the page."""
 
     token: str = Field(max_length=1000)

@@ -20,12 +20,10 @@ from soir_qdrant.service.filters import filter_of
 from soir_qdrant.service.forms import file_bytes, form_of, is_form
 from soir_qdrant.service.problems import parsed, responses
 from soir_qdrant.service.queries import image_query, read_upload
-from soir_qdrant.service.schemas import (
-    BoxQuery,
-    GroupModel,
-    HitModel,
-    ImageQuery,
-    SearchAnswer,
+from soir_qdrant.service.schemas import GroupModel, HitModel, SearchAnswer
+from soir_qdrant.service.schemas_search import (
+    Change,
+    ChangedQuery,
     SearchFields,
     SearchRequest,
     TextQuery,
@@ -33,7 +31,7 @@ from soir_qdrant.service.schemas import (
 )
 from soir_qdrant.service.worker import Priority
 from soir_qdrant.timing import stages
-from soir_qdrant.types import Hit, HitGroup, Text
+from soir_qdrant.types import Composed, Hit, HitGroup, Text
 
 router = APIRouter(tags=["search"])
 PER_GROUP = 4
@@ -57,8 +55,12 @@ _BODY = {
                         "request": {
                             "type": "string",
                             "contentMediaType": "application/json",
-                            "description": "an UploadRequest as JSON: box, filter, limit ...",
-                            "example": '{"box": [410, 220, 470, 300], "limit": 20}',
+                            "contentSchema": {"$ref": "#/components/schemas/UploadRequest"},
+                            "description": "an UploadRequest as JSON: box, but, filter, limit ...",
+                            "examples": [
+                                '{"box": [410, 220, 470, 300], "limit": 20}',
+                                '{"box": [410, 220, 470, 300], "but": "a blue mug", "instead_of": "a mug"}',
+                            ],
                         },
                     },
                 }
@@ -77,8 +79,9 @@ _BODY = {
 async def search(collection: str, request: Request, backend: Service) -> SearchAnswer:
     """The images that hold the thing, best first, each with the box of the object that matched.
 
-    Send JSON to search with an object of a stored image (or words, where the profile reads them), or a
-    multipart form with an image.
+    Send JSON to search with an object of a stored image, an earlier upload, or words; or a multipart form with
+    an image. Words, alone or to change the thing in an image, need a profile that reads them; others answer 422
+    and name those that do.
     """
     await run_in_threadpool(backend.collections.check, collection)
     if is_form(request):
@@ -89,37 +92,38 @@ async def search(collection: str, request: Request, backend: Service) -> SearchA
     return await run_search(collection, fields, query, upload, backend)
 
 
-async def _form(request: Request, backend: Backend) -> tuple[SearchFields, ImageQuery, str]:
+async def _form(request: Request, backend: Backend) -> tuple[SearchFields, ChangedQuery, str]:
     async with form_of(request, max_files=2) as form:
         data = await file_bytes(form.get("image"), "image")
         mask = await file_bytes(form["mask"], "mask") if "mask" in form else None
         body = parsed(UploadRequest, str(form.get("request") or "{}").encode())
     upload = await run_in_threadpool(read_upload, data, mask, backend.settings.max_pixels)
     key = backend.uploads.add(upload)
-    return body, ImageQuery(upload=key, box=body.box), key
+    change = body.model_dump(include=set(Change.model_fields))
+    return body, ChangedQuery(upload=key, box=body.box, **change), key
 
 
 async def run_search(
     collection: str,
     fields: SearchFields,
-    query: ImageQuery | TextQuery | BoxQuery,
+    query: ChangedQuery | TextQuery,
     upload: str | None,
     backend: Backend,
 ) -> SearchAnswer:
     """Open the images in a thread, queue the search, and shape its answer."""
     options = _options(fields)
-    images = [query] if isinstance(query, ImageQuery) else []
+    images = [query] if isinstance(query, ChangedQuery) else []
     opened = await run_in_threadpool(
         lambda: [
             image_query(backend, collection, one) for one in [*images, *fields.examples, *fields.negatives]
         ]
     )
-    first: Query | TextQuery = opened[0] if images else query  # type: ignore[assignment]
+    first = _changed(opened[0], query) if isinstance(query, ChangedQuery) else _words(query)
     examples = opened[len(images) : len(images) + len(fields.examples)]
     negatives = opened[len(images) + len(fields.examples) :]
     began = time.perf_counter()
     run = _Run(backend, collection, options, fields.group_by)
-    if isinstance(first, TextQuery) or examples or negatives or fields.group_by:
+    if examples or negatives or fields.group_by:
         future = backend.worker.submit(Priority.SEARCH, lambda: run.one(first, examples, negatives))
     else:
         key = (
@@ -129,7 +133,7 @@ async def run_search(
         future = backend.worker.submit_batched(key, first, run.many)
     hits_or_groups, seconds = await answered(future, backend)
     total = time.perf_counter() - began
-    past = PastSearch(collection, query if isinstance(query, ImageQuery) else None)
+    past = PastSearch(collection, query if isinstance(query, ChangedQuery) else None)
     answer = SearchAnswer(
         collection=collection,
         search=backend.searches.add(past),
@@ -139,6 +143,16 @@ async def run_search(
         seconds={"wait": round(max(0.0, total - seconds), 4), "search": round(seconds, 4)},
     )
     return shaped(answer, hits_or_groups, fields, backend)
+
+
+def _changed(image: Query, query: ChangedQuery) -> Query:
+    if query.but is None:
+        return image
+    return Composed(image, query.but, query.instead_of, query.weight)
+
+
+def _words(query: TextQuery) -> Text:
+    return Text(query.text, tuple(query.prompts))
 
 
 def shaped(
@@ -191,16 +205,15 @@ class _Run:
         self.backend, self.collection, self.options, self.group_by = backend, collection, options, group_by
 
     def one(
-        self, query: Query | TextQuery, examples: Sequence[Query], negatives: Sequence[Query]
+        self, query: Query, examples: Sequence[Query], negatives: Sequence[Query]
     ) -> tuple[list[Any], float]:
-        """With examples, in groups, or by words."""
+        """With examples, or in groups."""
 
         def search(searcher: SoirSearcher) -> list[Any]:
             options = {**self.options, "examples": examples, "negatives": negatives}
-            value = Text(query.text) if isinstance(query, TextQuery) else query
             if not self.group_by:
-                return searcher.search(value, **options)
-            return searcher.search_groups(value, self.group_by, group_size=PER_GROUP, **options)
+                return searcher.search(query, **options)
+            return searcher.search_groups(query, self.group_by, group_size=PER_GROUP, **options)
 
         return self._timed(search)
 

@@ -69,6 +69,7 @@ def _service(backend: Backend) -> ServiceModel:
     return ServiceModel(
         version=soir_qdrant.__version__,
         collections=listed,
+        ready=backend.ready.is_set(),
         reads_text=backend.reads_text,
         writable=backend.settings.writable,
         uploads=backend.settings.writable and backend.settings.uploads is not None,

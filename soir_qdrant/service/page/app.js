@@ -16,6 +16,7 @@ import { emptyState, fromAddress, isView, placeText, toAddress } from "./state.j
 import { fail, say } from "./status.js";
 import { keepTheme } from "./theme.js";
 import { Viewer } from "./viewer.js";
+import { change, listenToWords, showWords } from "./words.js";
 
 let service = { collections: [], reads_text: false, max_bytes: 20e6 };
 let state = emptyState();
@@ -33,7 +34,7 @@ const tool = new BoxTool(byId("boxes"), {
     go({ box: tool.box, object: number });
   },
   changed: (box) => { byId("whole").disabled = !box; },
-  entered: () => go({ box: tool.box, object: tool.object >= 0 ? tool.object : null }),
+  entered: () => searchBox(),
 });
 const viewer = new Viewer(searchFrom, (image) => remove(state.collection, image.id).then(recount, fail));
 const overview = new Overview({
@@ -54,14 +55,19 @@ const overlays = {
 function go({ box, object }) {
   if (!state.query || isView(state.query) || state.query.kind === "text") {
     if (!source) return say("Choose a picture first.");
-    state.query = { kind: "upload", box };
+    state.query = { kind: "upload", box, ...change() };
   } else if (state.query.kind === "stored") {
-    state.query = { kind: "stored", id: state.query.id, object, box: object === null ? box : null };
+    state.query = { kind: "stored", id: state.query.id, object, box: object === null ? box : null, ...change() };
   } else {
-    state.query = { kind: "upload", box };
+    state.query = { kind: "upload", box, ...change() };
   }
   state.offset = 0;
   return search();
+}
+
+/** Search for what is in the box now. */
+function searchBox() {
+  return go({ box: tool.box, object: tool.object >= 0 ? tool.object : null });
 }
 
 /** Search for an object of an image of the collection. number: null for its box, or all of it. */
@@ -161,7 +167,7 @@ async function openQuery() {
   for (const id of ["stage", "keys", "query-actions"]) byId(id).hidden = !visible;
   byId("drop").hidden = visible;
   byId("detect").hidden = query?.kind !== "upload";
-  byId("text").value = query?.kind === "text" ? query.text : "";
+  showWords(query, { reads: service.reads_text, image: visible });
   if (!visible) return;
   if (query.kind === "upload") {
     tool.open(source.width, source.height, source.objects ?? []);
@@ -242,7 +248,7 @@ async function restore() {
 
 function wire() {
   const click = (id, action) => byId(id).addEventListener("click", action);
-  click("search", () => go({ box: tool.box, object: tool.object >= 0 ? tool.object : null }));
+  click("search", searchBox);
   click("whole", () => tool.set(null));
   click("detect", detectObjects);
   click("another", () => {
@@ -256,14 +262,13 @@ function wire() {
   click("next", () => page(1));
   for (const id of ["show-boxes", "show-heat", "show-masks"]) byId(id).addEventListener("change", draw);
   byId("collection").addEventListener("change", (event) => chooseCollection(event.target.value));
-  byId("words").addEventListener("submit", (event) => {
-    event.preventDefault();
-    const text = byId("text").value.trim();
-    if (!text) return;
-    state.query = { kind: "text", text };
-    state.offset = 0;
-    openQuery();
-    search();
+  listenToWords({
+    entered: (query) => {
+      Object.assign(state, { query, offset: 0 });
+      openQuery();
+      search();
+    },
+    changed: searchBox,
   });
   listen(chooseFile, say);
   window.addEventListener("popstate", restore);
@@ -278,7 +283,6 @@ async function start() {
   } catch (problem) {
     return fail(problem);
   }
-  byId("words").hidden = !service.reads_text;
   byId("viewer-remove").hidden = !service.writable;
   if (service.uploads) letAdd(() => state.collection, service.max_bytes, recount);
   return restore();
@@ -288,11 +292,13 @@ async function learn() {
   service = await call(address("../v1"));
   const options = service.collections.map(({ name, count }) => element("option", { value: name }, `${name} (${count})`));
   byId("collection").replaceChildren(...options);
+  if (state.collection) byId("collection").value = state.collection;
+  byId("words").hidden = !service.reads_text;
+  if (!service.ready) setTimeout(() => learn().catch(() => {}), 3000); // do the models read words?
 }
 
 async function recount() {
   await learn(); // the collection has changed
-  byId("collection").value = state.collection;
   await fillFilters();
   await search(false);
 }

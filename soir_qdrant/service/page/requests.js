@@ -14,20 +14,21 @@ export async function run(state, source, signal, waiting) {
   const options = { ...common(state) };
   const url = address(`collections/${encodeURIComponent(state.collection)}/search`);
   if (kind !== "upload") {
-    options.query = kind === "text" ? { text: state.query.text } : place(state.query);
+    options.query = kind === "text" ? text(state.query) : { ...place(state.query), ...change(state.query) };
     return shaped(await call(url, json(options, signal), waiting));
   }
   if (!source?.file) {
     throw new Problem("This address was made with a picture that is not in the collection: choose it again.", 0);
   }
-  return shaped(await uploaded(url, options, state.query.box, source, signal, waiting));
+  return shaped(await uploaded(url, options, state.query, source, signal, waiting));
 }
 
 /** The picture goes along once; then the service knows it by a name, for a while. */
-async function uploaded(url, options, box, source, signal, waiting) {
+async function uploaded(url, options, query, source, signal, waiting) {
+  const own = { box: query.box, ...change(query) };
   if (source.upload) {
     try {
-      return await call(url, json({ ...options, query: { upload: source.upload, box } }, signal), waiting);
+      return await call(url, json({ ...options, query: { upload: source.upload, ...own } }, signal), waiting);
     } catch (problem) {
       if (problem.status !== 410) throw problem;
       source.upload = null;
@@ -35,7 +36,7 @@ async function uploaded(url, options, box, source, signal, waiting) {
   }
   const body = new FormData();
   body.set("image", source.file);
-  body.set("request", JSON.stringify({ ...options, box }));
+  body.set("request", JSON.stringify({ ...options, ...own }));
   const answer = await call(url, { method: "POST", body, signal }, waiting);
   source.upload = answer.upload;
   return answer;
@@ -54,6 +55,16 @@ function place({ id, object, box }) {
   const named = { id: /^\d+$/.test(String(id)) && Number.isSafeInteger(Number(id)) ? Number(id) : id };
   if ((object ?? null) !== null) return { ...named, object };
   return box ? { ...named, box } : named;
+}
+
+function text({ text: words, prompts }) {
+  return prompts?.length ? { text: words, prompts } : { text: words };
+}
+
+/** The words that change the thing in a picture. */
+function change({ but, instead }) {
+  if (!but) return {};
+  return instead ? { but, instead_of: instead } : { but };
 }
 
 function filterOf(state) {

@@ -1,6 +1,7 @@
 // What is being searched, and how it is written into the page's address. Nothing here touches the page.
 
-/** query: null, or {kind: "stored", id, object|box}, {kind: "upload", box}, {kind: "text", text}, or what shows
+/** query: null, or {kind: "stored", id, object|box}, {kind: "upload", box}, both also with {but, instead}
+ *  (words that change the thing), {kind: "text", text, prompts}, or what shows
  *  the collection: {kind: "browse", after, sort, descending}, {kind: "map", method}, {kind: "duplicates",
  *  threshold}, {kind: "ingest"}. examples, negatives: [{id, object|box}]. */
 export function emptyState(collection = "") {
@@ -23,6 +24,9 @@ export function toAddress(state) {
   if (query?.kind === "stored") out.set("id", placeText(query));
   if (query?.kind === "upload") out.set("upload", query.box ? query.box.join(",") : "whole");
   if (query?.kind === "text") out.set("text", query.text);
+  for (const prompt of query?.prompts ?? []) out.append("prompt", prompt);
+  if (query?.but) out.set("but", query.but);
+  if (query?.instead) out.set("instead", query.instead);
   if (query?.kind === "browse") out.set("browse", query.after ?? "");
   if (query?.sort) out.set(query.descending ? "descending" : "sort", query.sort);
   if (query?.kind === "map") out.set("map", query.method);
@@ -49,11 +53,14 @@ export function fromAddress(search) {
   const state = emptyState(sent.get("c") ?? "");
   if (sent.has("id")) state.query = withKind(placeOf(sent.get("id")));
   else if (sent.has("upload")) state.query = { kind: "upload", box: boxOf(sent.get("upload")) };
-  else if (sent.has("text")) state.query = { kind: "text", text: sent.get("text") };
+  else if (sent.has("text")) state.query = { kind: "text", text: sent.get("text"), prompts: sent.getAll("prompt") };
   else if (sent.has("browse")) state.query = { ...browsing(sent), after: sent.get("browse") || null };
   else if (sent.has("map")) state.query = { kind: "map", method: sent.get("map") };
   else if (sent.has("duplicates")) state.query = { kind: "duplicates", threshold: Number(sent.get("duplicates")) || 0.95 };
   else if (sent.has("ingest")) state.query = { kind: "ingest" };
+  if (["stored", "upload"].includes(state.query?.kind) && sent.get("but")) {
+    Object.assign(state.query, { but: sent.get("but"), instead: sent.get("instead") });
+  }
   state.examples = sent.getAll("more").map(placeOf).filter(Boolean);
   state.negatives = sent.getAll("not").map(placeOf).filter(Boolean);
   state.filters.labels = sent.getAll("label");
