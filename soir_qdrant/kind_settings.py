@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -21,10 +21,13 @@ class VitSettings(EncoderSettings):
 
 class TokenHeadSettings(DetectorSettings):
     """Of `embedded`: a head on the encoder's features. head: "shipped", a file made by `soir train detector`,
-    or None. Without one that was trained for the encoder, `proposals` stands in."""
+    or None. Without one that was trained for the encoder, `proposals` stands in. scales: areas at which an image is
+    looked at, of the usual one; what is named at all of them is put together. More find more, and each takes its area's
+    share of the detector's time again (docs/concepts/detector.md)."""
 
     kind: str = "embedded"
     head: str | None = "shipped"
+    scales: tuple[Annotated[float, Field(gt=0, le=8)], ...] = Field((1.0,), min_length=1)
 
 
 class Owlv2Settings(DetectorSettings):

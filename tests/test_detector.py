@@ -77,6 +77,17 @@ def detector(request, owlv2_folder, rf_detr_folder, head):
     return made(kind="proposals", max_objects=25)
 
 
+def test_looked_at_at_several_areas_an_image_has_what_is_named_at_each(head):
+    def scores(*areas):
+        detector = LearnedDetector(ColourTokens(), head, areas=areas, threshold=0, iou=1, max_objects=9999)
+        return set(detector.detect([scene()[0]])[0].scores.tolist())
+
+    small, large = scores(100 * 140), scores(150 * 200)
+    assert len(small) > 50
+    assert len(large) > len(small)
+    assert scores(100 * 140, 150 * 200) == small | large
+
+
 def scene(height=240, width=320, boxes=((40, 50, 80, 90), (200, 120, 250, 160))):
     """A calm ground with one loud disc per box."""
     rng = np.random.default_rng(0)

@@ -87,6 +87,18 @@ def test_heads_in_the_graphs(settings, exported, scenes):
     same_scenes(pipeline.scenes(images, boxes), Pipeline(settings).scenes(images, boxes))
 
 
+def test_the_served_head_looks_at_several_areas_too(settings, exported):
+    from soir_qdrant.pipeline import Pipeline
+    from soir_qdrant.serving.onnx import OnnxRuntime
+
+    twice = settings.but(detector={"scales": (1.0, 0.4)})
+    images = [load(image) for image in IMAGES]
+    expected = Pipeline(twice).scenes(images)
+    same_scenes(OnnxRuntime(exported).pipeline(twice).scenes(images), expected)
+    once = [item.box for scene in Pipeline(settings).scenes(images) for item in scene.objects]
+    assert once != [item.box for scene in expected for item in scene.objects]
+
+
 def test_another_head_than_the_served_one_is_refused(settings, exported, tmp_path):
     from soir_qdrant.models.heads.masks import MaskHead
     from soir_qdrant.serving.onnx import OnnxRuntime

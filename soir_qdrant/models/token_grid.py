@@ -47,7 +47,7 @@ class GridMemory:
 _memories: WeakKeyDictionary[FeatureSource, GridMemory] = WeakKeyDictionary()
 
 
-def tiled_grid(source: FeatureSource, image: RGB, area: int) -> Floats:
+def tiled_grid(source: FeatureSource, image: RGB, area: int, *, keep: bool = True) -> Floats:
     """An image's tokens after the block `LAYER`, from tiles. Where these overlap, a token is
     the mean of theirs, weighted by how far it lies inside them. What was computed of the last few images is
     remembered: the segmenter reads the grid that the detector has read.
@@ -56,6 +56,7 @@ def tiled_grid(source: FeatureSource, image: RGB, area: int) -> Floats:
         source: whose tokens.
         image: uint8 [H, W, 3].
         area: at about how many pixels it is looked at.
+        keep: whether what is computed is remembered.
 
     Returns:
         float32 [h, w, D], not to be written to.
@@ -64,7 +65,8 @@ def tiled_grid(source: FeatureSource, image: RGB, area: int) -> Floats:
     grid = _memory(source).get(_key(fitted))
     if grid is None:
         grid = from_tiles(source, fitted, places(height), places(width))
-        remember(source, fitted, grid)
+        if keep:
+            remember(source, fitted, grid)
     return grid
 
 

@@ -68,15 +68,21 @@ class ServedDetector(Detector):
         return from_square(boxes, scores, image.shape, **self._settings.limits)
 
     def _token_head(self, image: RGB) -> Detections:
-        inputs, (width, height) = looks(image, self._session.spec)
-        outputs = ["boxes", "scores", *(["tokens"] if self._source else [])]
-        answer = self._session.run(inputs, outputs)
-        if self._source is not None:
-            remember(self._source, inputs["image"], answer["tokens"])
-        size = (image.shape[1], image.shape[0])
-        scale = np.array([size[0] / width, size[1] / height] * 2, np.float32)
+        scales = self._settings.scales if isinstance(self._settings, TokenHeadSettings) else (1.0,)
+        named = [self._named(image, round(AREA * scale)) for scale in scales]
+        scores, boxes = (np.concatenate(part) for part in zip(*named, strict=True))
         limits = {"threshold": THRESHOLD, "iou": IOU, **self._settings.limits}
-        return chosen(answer["scores"], answer["boxes"] * scale, size, **limits)
+        return chosen(scores, boxes, (image.shape[1], image.shape[0]), **limits)
+
+    def _named(self, image: RGB, area: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """What the cells say of an image at about this area: scores [n], boxes [n, 4] in pixels of the image."""
+        inputs, (width, height) = looks(image, self._session.spec, area)
+        source = self._source if area == AREA else None  # the segmenter reads the tokens of the usual area
+        answer = self._session.run(inputs, ["boxes", "scores", *(["tokens"] if source else [])])
+        if source is not None:
+            remember(source, inputs["image"], answer["tokens"])
+        scale = np.array([image.shape[1] / width, image.shape[0] / height] * 2, np.float32)
+        return answer["scores"], answer["boxes"] * scale
 
 
 def looks(image: RGB, model: ModelSpec, area: int = AREA) -> tuple[dict[str, NDArray[Any]], tuple[int, int]]:

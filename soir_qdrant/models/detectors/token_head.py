@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import cv2
 import numpy as np
 import torch
@@ -25,7 +27,7 @@ def inputs(
 ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
     """What a head sees of an image at about this area: tokens, float32 [h, w, D], and a small image, uint8
     [8 h, 8 w, 3]."""
-    grid = tiled_grid(source, image, area)
+    grid = tiled_grid(source, image, area, keep=area == AREA)  # the segmenter reads that of the usual area
     h, w = grid.shape[:2]
     small = cv2.resize(image, (w * PIXELS, h * PIXELS), interpolation=cv2.INTER_AREA)
     return np.asarray(grid, np.float32), np.asarray(small, np.uint8)
@@ -48,7 +50,7 @@ class LearnedDetector(Detector):
         threshold: least score, an expected IoU, 0..1.
         iou: of the non-maximum suppression.
         max_objects: boxes of an image.
-        area: pixels at which an image is looked at.
+        areas: pixels at which an image is looked at, one after the other.
     """
 
     name = "learned"
@@ -62,7 +64,7 @@ class LearnedDetector(Detector):
         threshold: float = THRESHOLD,
         iou: float = IOU,
         max_objects: int = 25,
-        area: int = AREA,
+        areas: Sequence[int] = (AREA,),
     ) -> None:
         self.source = source
         self.head = head
@@ -71,17 +73,18 @@ class LearnedDetector(Detector):
         self.threshold = threshold
         self.iou = iou
         self.max_objects = max_objects
-        self.area = area
+        self.areas = areas
 
     def detect(self, images: list[RGB]) -> list[Detections]:
         """images: list of uint8 [H, W, 3]. See `Detector`."""
         return [self._detect(image) for image in images]
 
     def _detect(self, image: RGB) -> Detections:
-        scores, boxes = named(
-            self.network, inputs(self.source, image, self.area), image.shape[1::-1], self.device
-        )
         size = (image.shape[1], image.shape[0])
+        looks = [
+            named(self.network, inputs(self.source, image, area), size, self.device) for area in self.areas
+        ]
+        scores, boxes = (np.concatenate(part) for part in zip(*looks, strict=True))
         return chosen(
             scores, boxes, size, threshold=self.threshold, iou=self.iou, max_objects=self.max_objects
         )
@@ -97,7 +100,8 @@ def make(settings: TokenHeadSettings, parts: Parts) -> Detector:
     head = fitting(settings.head, "detector.head", TrainedHead.load, trunk(source.fingerprint))
     if head is None:
         return proposals.make(settings, parts)
-    return LearnedDetector(source, head, device=pick_device(parts.device), **settings.limits)
+    areas = [round(AREA * scale) for scale in settings.scales]
+    return LearnedDetector(source, head, device=pick_device(parts.device), areas=areas, **settings.limits)
 
 
 @torch.inference_mode()
