@@ -22,7 +22,7 @@ from soir_qdrant.lab.train.projection import Scatter
 from soir_qdrant.models.heads.boxes import TrainedHead
 from soir_qdrant.pipeline import Pipeline
 from soir_qdrant.pooling.pool import normalize
-from soir_qdrant.pooling.whitening import Whitening
+from soir_qdrant.pooling.whitening import Whitening, divided_further
 
 
 def test_the_scatter_is_that_of_rows_about_the_mean_of_their_thing():
@@ -36,6 +36,31 @@ def test_the_scatter_is_that_of_rows_about_the_mean_of_their_thing():
     rest = rows - np.stack([means[name] for name in names])
     assert np.allclose(scatter.within, rest.T @ rest / (30 - 7), atol=1e-6)
     assert np.allclose(scatter.all.covariance, np.cov(rows, rowvar=False), atol=1e-6)
+
+
+def test_what_differs_elsewhere_is_divided_out_of_a_projection_too():
+    """Noise in one direction, which the views of ten things share: a hundred new things are then told apart."""
+    rng = np.random.default_rng(0)
+    start = Whitening(np.zeros(8, np.float32), np.eye(8, dtype=np.float32), np.ones(8, np.float32), "here")
+
+    def noisy(things):
+        rows = np.repeat(rng.normal(size=(things, 8)), 5, axis=0)
+        rows[:, 3] += 4 * rng.normal(size=len(rows))
+        return start(rows), np.repeat(np.arange(things), 5)
+
+    rows, names = noisy(10)
+    scatter = Scatter()
+    scatter.add(rows, [str(name) for name in names])
+    further = divided_further(start, scatter.within, weight=3)
+    assert (further.fitted_for, further.dim) == ("here", 8)
+    assert np.allclose(divided_further(start, scatter.within, weight=0).matrix, start.matrix, atol=1e-3)
+
+    def right(project):
+        rows, names = noisy(100)
+        similarity = project(rows) @ project(rows).T - 9 * np.eye(len(rows))
+        return np.mean(names[similarity.argmax(1)] == names)
+
+    assert right(further) > right(start) + 0.1
 
 
 def test_things_that_come_once_teach_nothing():
@@ -90,6 +115,15 @@ def test_a_projection_learnt_from_other_things_tells_things_apart_better(tmp_pat
     learnt = Whitening.load(file)
     assert learnt.fitted_for == plain.whitened
     assert contrast(bench, plain, learnt) > contrast(bench, plain, normalize)
+
+    more = ["--start", str(file), "--out", str(tmp_path / "more.safetensors")]
+    done = CliRunner().invoke(app, [*learn, *more])
+    assert done.exit_code == 0, done.output
+    assert Whitening.load(tmp_path / "more.safetensors").fitted_for == plain.whitened
+    done = CliRunner().invoke(
+        app, [*learn, "--start", "shipped", "--out", str(tmp_path / "none.safetensors")]
+    )
+    assert "--start shipped: fitted for" in str(done.exception)
 
 
 def contrast(bench, pipeline, project):

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from soir_qdrant.lab.evaluate.bench import Bench
     from soir_qdrant.lab.train.views import Views
     from soir_qdrant.pipeline import Pipeline
+    from soir_qdrant.pooling.whitening import Whitening
 
 training = typer.Typer(no_args_is_help=True, help="Learn from labelled folders.")
 
@@ -61,17 +62,30 @@ def projection(
     dim: Annotated[int, typer.Option(help="components kept")] = 1024,
     blocks: BlocksOption = 2,
     cache: CacheOption = None,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            help="a projection to go on from, a file or shipped: a few dozen things are then enough"
+        ),
+    ] = None,
+    weight: Annotated[
+        float, typer.Option(min=0, help="with --start: how strongly what differs here is divided out")
+    ] = 1.0,
 ) -> None:
     """Learn what the same thing looks like twice: the projection that whitens. Use it with --whitening."""
-    from soir_qdrant.lab.train.projection import fit
+    from soir_qdrant.lab.train.projection import fit, go_on
     from soir_qdrant.lab.train.tail import Tail
     from soir_qdrant.lab.train.views import local
 
     pipeline = _pipeline(profile)
     views = _views(load_benches(folders, format_), pipeline, blocks, cache or file.with_suffix(".cache"))
     tail = Tail(local(pipeline), pipeline.settings.vector.features, blocks=blocks, rank=0)
+    first = None if start is None else _starting_projection(start, pipeline)
     with bar("projection", len(views)) as advance:
-        whitening, rows = fit(views, tail, dim=dim, fitted_for=pipeline.whitened, advance=advance)
+        if first is None:
+            whitening, rows = fit(views, tail, dim=dim, fitted_for=pipeline.whitened, advance=advance)
+        else:
+            whitening, rows = go_on(views, tail, first, weight=weight, advance=advance)
     whitening.save(file)
     out.print(f"{file}: {whitening.dim} components from {rows.all.count} views of {rows.things} things")
 
@@ -226,6 +240,18 @@ def load_benches(folders: list[Path], layout: str) -> list[Bench]:
     from soir_qdrant.lab.evaluate.datasets import load
 
     return [load(folder, layout) for folder in folders]
+
+
+def _starting_projection(start: str, pipeline: Pipeline) -> Whitening:
+    """Of a file, or "shipped". Raises ConfigError where it is of another encoder, crop or features."""
+    from soir_qdrant.components import SHIPPED
+    from soir_qdrant.errors import ConfigError
+    from soir_qdrant.pooling.whitening import Whitening
+
+    first = Whitening.load(SHIPPED if start == "shipped" else Path(start))
+    if first.fitted_for != pipeline.whitened:
+        raise ConfigError(f"--start {start}: fitted for {first.fitted_for}, and this is {pipeline.whitened}")
+    return first
 
 
 def _pipeline(profile: str) -> Pipeline:

@@ -114,6 +114,19 @@ def fit_discriminative(
     return _rounded(mean, first @ (axes * scale), values * scale**2, dim, fitted_for)
 
 
+def divided_further(prior: Whitening, within: Floats, weight: float = 1.0) -> Whitening:
+    """The prior, with what differs between views of one thing divided out once more, by views of another kind.
+
+    within: float [d, d], covariance of the prior's unit rows about the mean of their thing, d columns. weight: of what
+    was measured against none of it: a direction of variance v is scaled by (1 + weight v / mean(v))^-1/2. Columns
+    stay what they are but for that.
+    """
+    values, axes = np.linalg.eigh(np.asarray(within, np.float64))
+    scale = (1 + weight * np.maximum(values, 0) / values.mean()) ** -0.5
+    matrix = prior.matrix.astype(np.float64) @ ((axes * scale) @ axes.T)
+    return _rounded(prior.mean, matrix, prior.variance, None, prior.fitted_for)
+
+
 def adapt(
     prior: Whitening,
     mean: Floats,

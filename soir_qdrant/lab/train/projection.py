@@ -17,7 +17,7 @@ from soir_qdrant.errors import ConfigError
 from soir_qdrant.lab.calibrate import Moments
 from soir_qdrant.lab.train.tail import Tail
 from soir_qdrant.lab.train.views import Views
-from soir_qdrant.pooling.whitening import Whitening, fit_discriminative
+from soir_qdrant.pooling.whitening import Whitening, divided_further, fit_discriminative
 from soir_qdrant.types import Vector
 
 BATCH = 64
@@ -64,14 +64,36 @@ def fit(
 ) -> tuple[Whitening, Scatter]:
     """The projection to `dim` components, and what it was fitted on. tail: the blocks that the views enter.
     advance: called once a folder."""
+    scatter = _scatter(folders, tail, lambda rows: rows, advance)
+    fitted = fit_discriminative(
+        scatter.within, scatter.all.covariance, scatter.all.mean, dim, fitted_for=fitted_for
+    )
+    return fitted, scatter
+
+
+@torch.no_grad()
+def go_on(
+    folders: Sequence[Views],
+    tail: Tail,
+    start: Whitening,
+    *,
+    weight: float = 1.0,
+    advance: Callable[[], None] = lambda: None,
+) -> tuple[Whitening, Scatter]:
+    """A projection that was fitted elsewhere, with what differs between these views divided out of it too: few things
+    are enough. weight: see `divided_further`; the rest as in `fit`."""
+    scatter = _scatter(folders, tail, start, advance)
+    return divided_further(start, scatter.within, weight), scatter
+
+
+def _scatter(
+    folders: Sequence[Views], tail: Tail, project: Callable[[Vector], Vector], advance: Callable[[], None]
+) -> Scatter:
     scatter = Scatter()
     for part in folders:
         for i in range(0, len(part), BATCH):
             rows = range(i, min(i + BATCH, len(part)))
             features = tail.of(part.take(rows))
-            scatter.add(features.cpu().numpy(), part.things[rows].tolist())
+            scatter.add(project(features.cpu().numpy()), part.things[rows].tolist())
         advance()
-    fitted = fit_discriminative(
-        scatter.within, scatter.all.covariance, scatter.all.mean, dim, fitted_for=fitted_for
-    )
-    return fitted, scatter
+    return scatter
