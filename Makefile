@@ -5,6 +5,9 @@ READY := .venv/.ready
 # Without its dependencies: fastembed 0.9 asks for a huggingface_hub below 2, and runs with the one that is pinned.
 FASTEMBED := fastembed loguru mmh3 py-rust-stemmers
 
+# A file at a time to each worker, so that what a file sets up is set up once; models compute with one thread each.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
 .PHONY: help install demo test fast lint docs bench bench-real bench-serving clean
 
 help:  ## show this
@@ -24,10 +27,10 @@ demo: $(READY)  ## ingest and search the photographs that ship: prints a table a
 	$(BIN)/soir demo --out build/demo
 
 test: $(READY)  ## all tests
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
-fast: $(READY)  ## the tests that take no model
-	$(BIN)/python -m pytest -m 'not slow'
+fast: $(READY)  ## the tests that load no model
+	$(PYTEST) -m 'not slow'
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .

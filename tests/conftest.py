@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from models import tiny_encoder, tiny_owlv2, tiny_sam
 from PIL import Image
 from qdrant_client import QdrantClient
@@ -24,8 +25,11 @@ from stand_in import StandIn
 from tritonserver import NoTriton, Triton
 
 from soir_qdrant.config import Settings
+from soir_qdrant.contracts import Encoder
 from soir_qdrant.errors import ConfigError
 from soir_qdrant.ingest.ingestor import SoirIngestor
+from soir_qdrant.kinds import Parts, make_encoder
+from soir_qdrant.models import embedded
 from soir_qdrant.qdrant.collection import Store
 from soir_qdrant.qdrant.transport import Retry
 from soir_qdrant.types import RGB, Box, IngestReport, LoadedImage, Mask, Scene, SceneObject, Vector
@@ -119,6 +123,7 @@ def painted(*patches: tuple[Box, tuple[int, int, int]], size: tuple[int, int] = 
     return image
 
 
+CHECKED_FOLDER = embedded.checked_folder
 FINGERPRINT = ColourPipeline().fingerprint
 QUICK = Retry(attempts=3, first=0.001, longest=0.002)
 
@@ -183,6 +188,17 @@ def server_url() -> Iterator[str]:
 
 
 @pytest.fixture
+def empty_server(server_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Its address, without the collections that tests use, and without other workers of the tests meanwhile."""
+    with FileLock(tmp_path_factory.getbasetemp().parent / "server.lock"):
+        opened = QdrantClient(url=server_url, timeout=60)
+        for name in ("images", "other"):
+            opened.delete_collection(name)
+        opened.close()
+        yield server_url
+
+
+@pytest.fixture
 def stand_in() -> Iterator[StandIn]:
     made = StandIn()
     yield made
@@ -208,9 +224,7 @@ def client(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[QdrantCli
     """The same tests in memory, on disk, over HTTP (see stand_in.py), on Qdrant's own engine, and on a real
     server, where there is one; its collections are removed beforehand."""
     if request.param == "server":
-        opened = QdrantClient(url=request.getfixturevalue("server_url"), timeout=60)
-        for name in ("images", "other"):
-            opened.delete_collection(name)
+        opened = QdrantClient(url=request.getfixturevalue("empty_server"), timeout=60)
     elif request.param == "http":
         url = request.getfixturevalue("stand_in").url
         opened = QdrantClient(url=url, check_compatibility=False)
@@ -225,6 +239,31 @@ def client(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[QdrantCli
         opened = QdrantClient(":memory:")
     yield opened
     opened.close()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes the shipped weights is slow."""
+    for item in items:
+        if "shipped_encoder" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """`make fast` loads no model."""
+    slow = item.get_closest_marker("slow") is not None
+    embedded.checked_folder = CHECKED_FOLDER if slow else _not_in_fast_tests
+
+
+def _not_in_fast_tests(*_: Any) -> Path:
+    pytest.fail("this test loads the shipped weights: mark it slow")
+
+
+@pytest.fixture(scope="session")
+def shipped_encoder() -> Encoder:
+    """That of the default profile, loaded once."""
+    return make_encoder(Settings().encoder.model_copy(update={"dtype": "float32"}), Parts(Settings()))
 
 
 @pytest.fixture(scope="session")

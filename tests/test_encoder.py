@@ -16,9 +16,9 @@ DESCRIPTOR = [-0.251773, 2.264856, -0.577416, -0.315027]
 LAYERS = [-0.796618, -1.061408, -0.606747, 1.583991]
 
 
-@pytest.fixture(scope="module")
-def encoder():
-    return ViTEncoder(dtype="float32", batch=2)
+@pytest.fixture
+def encoder(shipped_encoder):
+    return shipped_encoder
 
 
 def tiny(kind, folder):
@@ -41,7 +41,8 @@ def test_the_descriptor_is_that_of_transformers(encoder):
     assert np.allclose(encoder.encode(CROPS).descriptor, expected, atol=1e-3)
 
 
-def test_one_at_a_time_is_the_same_as_many(encoder):
+def test_one_at_a_time_is_the_same_as_many(encoder, monkeypatch):
+    monkeypatch.setattr(encoder, "batch", 2)
     alone = np.concatenate([encoder.encode(crop[None]).layers for crop in CROPS])
     assert np.allclose(encoder.encode(CROPS).layers, alone, atol=1e-3)
 
@@ -109,9 +110,8 @@ def test_dinov3s_positions_keep_their_precision(tmp_path):
     assert torch.equal(*turns)
 
 
-def test_the_shipped_encoder_is_what_it_was():
+def test_the_shipped_encoder_is_what_it_was(encoder):
     """Fingerprint and encoding of a fixed crop, as collections hold them."""
-    encoder = ViTEncoder(dtype="float32")
     assert encoder.fingerprint == "DINOv2 ViT-S/14, first 11 blocks@198644e37de3+9ffd13c9.2/224px"
     y, x = np.mgrid[:224, :224]
     crop = np.stack([x, y, (x + y) // 2], -1).astype(np.uint8)[None]

@@ -265,6 +265,7 @@ def test_ilias_is_read_as_it_is_published(tmp_path):
         load(tmp_path, "ilias")
 
 
+@pytest.mark.slow
 def test_a_published_set_is_one_option_away(tmp_path):
     """`soir evaluate --dataset NAME DIR` says what to compare with; --format is its name of before."""
     for option in ("--dataset", "--format"):

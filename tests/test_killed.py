@@ -54,8 +54,7 @@ def test_killed_at_any_moment_nothing_is_lost(kind, tmp_path, request):
     elif kind == "http":
         where = request.getfixturevalue("stand_in").url
     else:
-        where = request.getfixturevalue("server_url")
-        opened(where).delete_collection("images")
+        where = request.getfixturevalue("empty_server")
     expected = {point_id(hashlib.sha256(path.read_bytes()).hexdigest()) for path in pictures.iterdir()}
     moments = random.Random(0)
     seen: set = set()

@@ -49,6 +49,7 @@ def bench(request) -> Bench:
     return request.getfixturevalue(request.param)
 
 
+@pytest.mark.slow
 def test_scenes_are_jpegs_of_the_stated_size(bench):
     for image in bench.gallery:
         with Image.open(image.file) as opened:
@@ -56,6 +57,7 @@ def test_scenes_are_jpegs_of_the_stated_size(bench):
         assert 6 <= len(image.objects) <= 10
 
 
+@pytest.mark.slow
 def test_boxes_are_tight_around_the_mask_and_of_the_stated_area(bench):
     for image in bench.gallery:
         masks = image.masks()
@@ -67,6 +69,7 @@ def test_boxes_are_tight_around_the_mask_and_of_the_stated_area(bench):
             assert SMALLEST <= mask.mean() <= LARGEST
 
 
+@pytest.mark.slow
 def test_each_target_is_in_three_to_five_scenes_and_once_in_each(bench):
     instances = [query.instance for query in bench.queries]
     assert len(set(instances)) == len(instances)
@@ -76,6 +79,7 @@ def test_each_target_is_in_three_to_five_scenes_and_once_in_each(bench):
         assert len(set(image.instances)) == len(image.instances)
 
 
+@pytest.mark.slow
 def test_look_alikes_are_in_the_gallery(solid):
     asked = {query.instance for query in solid.queries}
     shown = {name for image in solid.gallery for name in image.instances} - asked
@@ -83,6 +87,7 @@ def test_look_alikes_are_in_the_gallery(solid):
     assert all(name.split("-t")[0] in mesh and name.split("-t")[1] in texture for name in asked)
 
 
+@pytest.mark.slow
 def test_half_of_the_queries_are_cut_outs(bench):
     modes = [Image.open(query.file).mode for query in bench.queries]
     assert modes.count("RGBA") == len(modes) // 2
@@ -99,6 +104,7 @@ def test_share_of_cut_outs_is_exact(share, cutouts):
     assert sum(needle._is_cutout(i, share) for i in range(10)) == cutouts
 
 
+@pytest.mark.slow
 def test_same_arguments_give_the_same_pixels(flat, tmp_path, pack):
     again = load(
         generate(
@@ -114,6 +120,7 @@ def test_same_arguments_give_the_same_pixels(flat, tmp_path, pack):
     assert_same(flat, again)
 
 
+@pytest.mark.slow
 def test_same_arguments_give_the_same_renders(solid, tmp_path, pack):
     again = generate(
         tmp_path / "again", split="test", track="3d", scenes=5, targets=3, sources=pack, progress=False
@@ -131,6 +138,7 @@ def assert_same(one: Bench, two: Bench) -> None:
         assert np.array_equal(a, b), file
 
 
+@pytest.mark.slow
 def test_another_seed_gives_other_scenes(flat, tmp_path, pack):
     other = generate(
         tmp_path / "s",
@@ -178,6 +186,7 @@ def test_every_shipped_picture_opens_and_is_listed(pack):
     assert used == set(DATA.rglob("*.webp"))
 
 
+@pytest.mark.slow
 def test_a_complete_folder_is_left_alone_and_another_recipe_is_refused(flat, pack):
     before = (flat.root / "gallery" / "0000.jpg").stat().st_mtime_ns
     arguments = {"split": "dev", "track": "2d", "scenes": SCENES, "sources": pack, "progress": False}
@@ -187,6 +196,7 @@ def test_a_complete_folder_is_left_alone_and_another_recipe_is_refused(flat, pac
         generate(flat.root, targets=TARGETS - 1, **arguments)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_is_not_complete_and_starts_over(tmp_path, pack, monkeypatch):
     arguments = {"split": "dev", "track": "2d", "scenes": 5, "targets": 2, "sources": pack, "progress": False}
 
@@ -476,6 +486,7 @@ def test_invented_pictures_repeat(pack):
     assert inventor(pack, 3).background().shape == (900, 1200, 3)
 
 
+@pytest.mark.slow
 def test_crowded_scenes_hold_targets_alone_each_in_many(pack, tmp_path):
     """As in VoxDet: the same things again and again, many right answers."""
     folder = needle.generate(

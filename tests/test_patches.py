@@ -18,6 +18,7 @@ from qdrant_client import AsyncQdrantClient, QdrantClient
 
 from soir_qdrant.aio import AsyncSoirSearcher
 from soir_qdrant.config import Settings
+from soir_qdrant.contracts import Encoder
 from soir_qdrant.errors import ConfigError
 from soir_qdrant.ingest.ingestor import SoirIngestor
 from soir_qdrant.models.tokens import LAYER
@@ -170,9 +171,9 @@ def test_only_what_lies_under_the_mask_counts() -> None:
     assert all(np.allclose(np.linalg.norm(one, axis=1), 1, atol=1e-5) for one in found)
 
 
-def test_one_token_is_whitened_as_the_mean_of_equal_ones_is() -> None:
+def test_one_token_is_whitened_as_the_mean_of_equal_ones_is(shipped_encoder: Encoder) -> None:
     """The whitening's row of an object whose patches are all alike, all other features left out."""
-    pipeline = Pipeline(Settings().but(detector={"kind": "none"}))
+    pipeline = Pipeline(Settings().but(detector={"kind": "none"}), encoder=shipped_encoder)
     block, names = pipeline.encoder.last_block, pipeline.settings.vector.features
     projection = pipeline.patch_projection
     token = np.random.default_rng(0).normal(size=(1, block.dim)).astype(np.float32)

@@ -12,8 +12,8 @@ from soir_qdrant.types import Detections, LoadedImage, SceneObject
 
 
 @pytest.fixture(scope="module")
-def pipeline():
-    return Pipeline(Settings().but(detector={"kind": "none"}))
+def pipeline(shipped_encoder):
+    return Pipeline(Settings().but(detector={"kind": "none"}), encoder=shipped_encoder)
 
 
 @pytest.fixture(scope="module")
@@ -94,12 +94,12 @@ def test_a_batch_gives_what_single_pictures_give(pipeline, picture):
     assert len(together[1].objects) == 1
 
 
-def test_the_papers_refinement_is_one_setting_away(picture):
+def test_the_papers_refinement_is_one_setting_away(picture, shipped_encoder):
     settings = Settings().but(
         detector={"kind": "none"},
         vector={"features": ("cls",), "whitening": None, "pooling": "mao", "iterations": 5},
     )
-    pipeline = Pipeline(settings)
+    pipeline = Pipeline(settings, encoder=shipped_encoder)
     (scene,) = pipeline.scenes([picture], [THINGS])
     assert scene.vector.shape == (384,) == (pipeline.dim,)
     assert "iterations" in pipeline.fingerprint["vector"]
@@ -110,13 +110,13 @@ def test_the_papers_refinement_is_one_setting_away(picture):
         Pipeline(settings.but(vector={"blocks": 2}), encoder=pipeline.encoder).scenes([picture], [THINGS])
 
 
-def test_a_query_is_refined_as_the_images_are(picture):
+def test_a_query_is_refined_as_the_images_are(picture, shipped_encoder):
     """An image of one object, and the same object as a query, have the same vector: same token, mask and steps."""
     settings = Settings().but(
         detector={"kind": "none"},
         vector={"features": ("cls",), "whitening": None, "pooling": "mao", "iterations": 10},
     )
-    pipeline = Pipeline(settings)
+    pipeline = Pipeline(settings, encoder=shipped_encoder)
     box, mask = THINGS[0].box, np.zeros((picture.height, picture.width), bool)
     x0, y0, x1, y1 = (round(v) for v in box)
     mask[y0:y1, x0:x1] = True
@@ -128,11 +128,12 @@ def test_a_query_is_refined_as_the_images_are(picture):
     assert plain.fingerprint != pipeline.fingerprint
 
 
-def test_settings_that_contradict_are_refused_with_the_fix(picture):
+def test_settings_that_contradict_are_refused_with_the_fix(picture, shipped_encoder):
+    refined = Settings().but(vector={"pooling": "mao"}, detector={"kind": "none"})
     with pytest.raises(ConfigError, match="features"):
-        Pipeline(Settings().but(vector={"pooling": "mao"}, detector={"kind": "none"})).scenes([picture])
+        Pipeline(refined, encoder=shipped_encoder).scenes([picture])
     with pytest.raises(ConfigError, match="soir calibrate"):
-        _ = Pipeline(Settings().but(crop={"margin": 0.5})).dim
+        _ = Pipeline(Settings().but(crop={"margin": 0.5}), encoder=shipped_encoder).dim
     with pytest.raises(ConfigError, match=r"vector\.poolin"):
         Settings().but(vector={"poolin": "mean"})
     with pytest.raises(ConfigError, match="choose one of"):

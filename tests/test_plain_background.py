@@ -128,8 +128,9 @@ def test_in_a_box_only_what_is_around_it_counts():
     assert plain_foreground(image) is None
 
 
-def test_a_query_on_white_is_cut_as_its_cut_out_is():
-    pipeline = Pipeline(Settings().but(detector={"kind": "none"}, segmenter={"kind": "box"}))
+def test_a_query_on_white_is_cut_as_its_cut_out_is(shipped_encoder):
+    settings = Settings().but(detector={"kind": "none"}, segmenter={"kind": "box"})
+    pipeline = Pipeline(settings, encoder=shipped_encoder)
     mask = shape(300, 240, "handle")
     image = product(mask, RED, WHITE)
     (crop,), (share,) = pipeline.query_crop(image)

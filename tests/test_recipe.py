@@ -116,6 +116,7 @@ def _add_tensor(file, tensor):
     save_file({**load_file(file), "more": tensor.data}, file, metadata={"format": "pt"})
 
 
+@pytest.mark.slow
 def test_an_adapter_changes_the_fingerprint():
     plain = Settings().but(vector={"whitening": None})
     assert short(plain)[0] != short(plain.but(encoder={"adapter": None}))[0]

@@ -17,7 +17,6 @@ from soir_qdrant.geometry.boxes import intersection_over_union
 from soir_qdrant.geometry.crops import whole_box
 from soir_qdrant.geometry.masks import ellipse
 from soir_qdrant.kinds import Parts, make_segmenter
-from soir_qdrant.models.encoders.vit import ViTEncoder
 from soir_qdrant.models.segmenters.box import BoxSegmenter
 from soir_qdrant.models.segmenters.grabcut import GrabCutSegmenter
 
@@ -28,19 +27,15 @@ def sam_folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def encoder():
-    return ViTEncoder(dtype="float32")
-
-
-@pytest.fixture(scope="module")
 def sam2_folder(tmp_path_factory):
     return tiny_sam2(tmp_path_factory.mktemp("sam2"))
 
 
-@pytest.fixture(params=["embedded", "grabcut", "box", "sam", "sam2"])
-def segmenter(request, sam_folder, sam2_folder, encoder):
+@pytest.fixture(params=[pytest.param("embedded", marks=pytest.mark.slow), "grabcut", "box", "sam", "sam2"])
+def segmenter(request, sam_folder, sam2_folder):
     folders = {"sam": sam_folder, "sam2": sam2_folder}
     weights = {"weights": str(folders[request.param])} if request.param in folders else {}
+    encoder = request.getfixturevalue("shipped_encoder") if request.param == "embedded" else None
     return made(encoder, kind=request.param, **weights)
 
 
@@ -117,29 +112,29 @@ def star(factor):
 class TestCutting:
     @pytest.mark.parametrize("kind", ["embedded", "grabcut"])
     @pytest.mark.parametrize("factor", [1, 6])
-    def test_cuts_out_a_star(self, encoder, kind, factor):
+    def test_cuts_out_a_star(self, shipped_encoder, kind, factor):
         image, true, box = star(factor)
         x0, y0, x1, y1 = box[0].astype(int)
         true = true[y0:y1, x0:x1]
-        segmenter = made(encoder, kind=kind)
+        segmenter = made(shipped_encoder, kind=kind)
         mask = segmenter.segment(image, box)[0]
         assert (mask & true).sum() / (mask | true).sum() > 0.8 > true.mean() + 0.2
 
     @pytest.mark.parametrize("moved", [(-9, -7, 6, 8), (8, 9, 9, 7), (6, -9, -8, 9)])
-    def test_moves_a_box_to_the_star_in_it(self, encoder, moved):
+    def test_moves_a_box_to_the_star_in_it(self, shipped_encoder, moved):
         image, _, tight = star(1)
         loose = tight + np.array([moved], np.float32)
-        segmenter = made(encoder)
+        segmenter = made(shipped_encoder)
         ((box, mask),) = segmenter.refine_boxes(image, loose)
         fitted = intersection_over_union(np.array([box], np.float32), tight)[0, 0]
         assert fitted > max(0.85, intersection_over_union(loose, tight)[0, 0])
         np.testing.assert_array_equal(mask.shape, (box[3] - box[1], box[2] - box[0]))
 
     @pytest.mark.parametrize("case", CASES)
-    def test_moved_boxes_stay_in_the_image(self, encoder, case):
+    def test_moved_boxes_stay_in_the_image(self, shipped_encoder, case):
         (height, width), boxes = CASES[case]
         image = np.random.default_rng(0).integers(0, 255, (height, width, 3), np.uint8)
-        segmenter = made(encoder)
+        segmenter = made(shipped_encoder)
         found = segmenter.refine_boxes(image, np.array(boxes, np.float32).reshape(-1, 4))
         assert len(found) == len(boxes)
         for box, mask in found:

@@ -6,10 +6,6 @@ from hypothesis import HealthCheck, given, settings
 from qdrant_client import QdrantClient
 from service_app import fill
 
-schemathesis = pytest.importorskip(
-    "schemathesis", reason="schemathesis is not installed: the extra dev has it"
-)
-checks = pytest.importorskip("schemathesis.specs.openapi.checks")
 # Not checked: that whatever fits the schema is accepted. Bytes that are no image fit it, and ids that do not exist.
 EXAMPLES = 10  # of each operation
 ENDLESS = "/events$"  # of a job: the answer comes in parts
@@ -17,6 +13,10 @@ ENDLESS = "/events$"  # of a job: the answer comes in parts
 
 @pytest.mark.slow
 def test_every_request_gets_an_answer_that_is_described(tmp_path):
+    schemathesis = pytest.importorskip(
+        "schemathesis", reason="schemathesis is not installed: the extra dev has it"
+    )
+    checks = pytest.importorskip("schemathesis.specs.openapi.checks")
     client = QdrantClient(":memory:")
     fill(client, tmp_path)
     with running(client, rate=0, writable=True, roots=(tmp_path,)) as origin:

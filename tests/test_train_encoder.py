@@ -184,9 +184,10 @@ class TestAdapter:
         assert trunk("my+tiny@1234/224px") == "my+tiny@1234"
 
     def test_of_other_weights_is_refused(self, tmp_path):
+        weights = str(tiny_encoder(tmp_path / "tiny"))
         Adapter({}, "0" * 64).save(tmp_path / "mine.safetensors")
         with pytest.raises(ConfigError, match="soir train encoder"):
-            ViTEncoder(adapter=str(tmp_path / "mine.safetensors"))
+            ViTEncoder(weights, input_size=48, adapter=str(tmp_path / "mine.safetensors"))
 
     def test_of_other_layers_is_refused(self, tmp_path):
         weights = resolve(str(tiny_encoder(tmp_path / "tiny")))

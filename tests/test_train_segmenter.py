@@ -16,7 +16,6 @@ from soir_qdrant.lab.evaluate.datasets import load as load_any
 from soir_qdrant.lab.train.segmenter import MAX_OBJECTS, Plan, Views, examples, measure, train, untrained
 from soir_qdrant.models import artifacts
 from soir_qdrant.models.compatibility import DATA, trunk
-from soir_qdrant.models.encoders.vit import ViTEncoder
 from soir_qdrant.models.heads.masks import CELL, SIDE, MaskHead
 from soir_qdrant.models.segmenters.box import BoxSegmenter
 from soir_qdrant.models.segmenters.grabcut import GrabCutSegmenter
@@ -315,11 +314,10 @@ def test_a_cache_is_of_the_pictures_and_labels_as_they_are(tmp_path):
 
 
 class TestWhichSegmenter:
-    def test_the_shipped_head_is_for_the_shipped_encoder(self):
-        encoder = ViTEncoder()
-        segmenter = made(encoder)
+    def test_the_shipped_head_is_for_the_shipped_encoder(self, shipped_encoder):
+        segmenter = made(shipped_encoder)
         assert isinstance(segmenter, LearnedSegmenter)
-        assert segmenter.head.fitted_for == trunk(encoder.fingerprint)
+        assert segmenter.head.fitted_for == trunk(shipped_encoder.fingerprint)
         assert not any(parameter.requires_grad for parameter in segmenter.head.parameters())
 
     def test_grabcut_stands_in_for_other_encoders(self):

