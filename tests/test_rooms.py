@@ -111,6 +111,35 @@ def test_the_qdrant_room_and_light_imports_know_no_torch():
             assert "torch" not in {name.split(".")[0] for name in _modules(file)}, file
 
 
+def test_what_a_part_can_do_is_in_its_contract():
+    """Nobody looks behind it, but for what writes out or trains our own networks."""
+    parts = {"encoder", "detector", "segmenter", "reranker", "pipeline", "scene_encoder"}
+    looks = set()
+    for file in FILES:
+        for node in ast.walk(ast.parse(file.read_text())):
+            match node:
+                case ast.Call(func=ast.Name("getattr" | "hasattr" | "isinstance"), args=[of, *_]):
+                    match of:
+                        case ast.Name(name) | ast.Attribute(_, name) if name.strip("_") in parts:
+                            looks.add((file.relative_to(PACKAGE).as_posix(), ast.unparse(node)))
+    looks = {(file, call) for file, call in looks if file.partition("/")[0] not in {"lab", "serving"}}
+    assert looks == {
+        ("cli/collection.py", "isinstance(settings.encoder, VitSettings)"),  # settings, not a part
+        ("pooling/scenes/source.py", "isinstance(encoder, Encoder)"),  # a contract, not what fulfils it
+    }
+
+
+def test_pipelines_are_put_together_in_one_place():
+    """By `assembly`, on a runtime by that; the laboratory changes settings and makes its own."""
+    makers = set()
+    for file in FILES:
+        for node in ast.walk(ast.parse(file.read_text())):
+            match node:
+                case ast.Call(func=ast.Name("Pipeline")) if room(file) != "lab":
+                    makers.add(file.relative_to(PACKAGE).as_posix())
+    assert makers == {"assembly.py", "serving/runtime.py"}
+
+
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(PACKAGE).as_posix())
 def test_files_stay_small(file):
     assert len(file.read_text().splitlines()) <= MAX_LINES

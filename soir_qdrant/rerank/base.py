@@ -63,12 +63,14 @@ class Page:
         offset: hits before them.
         prefetch: candidates to order anew; None leaves the number to the reranker.
         group_size: hits of each group; None where hits are not grouped.
+        code_vectors: whether the collection has the codes of objects as vectors.
     """
 
     limit: int
     offset: int = 0
     prefetch: int | None = None
     group_size: int | None = None
+    code_vectors: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +83,8 @@ class Window:
         block: hits that `rerank` gets at once; 0 gives it all of them, or all of a group.
         by_objects: above 0, Qdrant itself takes so many candidates by the images' vectors and orders them by
             their most similar object vector (MaxSim).
-        by_codes: Qdrant itself orders candidates by the image's vector and the codes of its objects.
+        by_codes: Qdrant itself orders candidates by the image's vector and the codes of its objects, and `rerank`
+            is left out.
         group_size: hits of each group; 0 where hits are not grouped.
     """
 

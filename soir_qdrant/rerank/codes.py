@@ -51,12 +51,18 @@ class CodeReranker:
         self.expand = expand
 
     def window(self, page: Page) -> Window:
-        """See `candidate_blocks`."""
-        return candidate_blocks(self.candidates, page)
+        """See `candidate_blocks`; of a collection that has the codes as vectors the page itself, since Qdrant orders
+        before it cuts.
 
-    def in_qdrant(self) -> QdrantCodes:
-        """The same order, made by a collection that has codes as vectors."""
-        return QdrantCodes(self.candidates, self.weight)
+        It orders the first block of candidates as `expand=0` does: the query is not expanded. A page beyond that is
+        cut from so many more blocks, ordered together, and pages there fit together where one `prefetch` covers
+        them.
+        """
+        if not page.code_vectors or page.group_size is not None:
+            return candidate_blocks(self.candidates, page)
+        block = max(page.prefetch or self.candidates, page.limit)
+        candidates = -(-(page.offset + page.limit) // block) * block
+        return Window(page.limit, page.offset, by_codes=ByCodes(candidates, self.weight))
 
     def rerank(
         self, query: SearchQuery, hits: Sequence[Hit], *, failed: list[Failure] | None = None
@@ -98,32 +104,3 @@ def expanded_query(query: Vector, hits: Sequence[Hit]) -> Vector | None:
             expanded = query / length if expanded is None else expanded
             expanded[: len(code)] += np.float32(cosine**2) * code
     return expanded
-
-
-class QdrantCodes:
-    """`rerank="codes"` where the codes are vectors too: one request, whose answer is the page alone.
-
-    The first block of candidates is ordered as `CodeReranker(expand=0)` does: the query is not expanded. A page
-    beyond it is cut from so many more blocks, ordered together, and pages there fit together where one
-    `prefetch` covers them.
-    """
-
-    name = "codes"
-    needs: frozenset[Need] = frozenset({"payload"})
-
-    def __init__(self, candidates: int, weight: float) -> None:
-        self.candidates = candidates
-        self.weight = weight
-
-    def window(self, page: Page) -> Window:
-        """The page itself: Qdrant orders before it cuts."""
-        block = max(page.prefetch or self.candidates, page.limit)
-        candidates = -(-(page.offset + page.limit) // block) * block
-        return Window(page.limit, page.offset, by_codes=ByCodes(candidates, self.weight))
-
-    def rerank(
-        self, _query: SearchQuery, hits: Sequence[Hit], *, failed: list[Failure] | None = None
-    ) -> list[Hit]:
-        """The hits as they are: they come ordered."""
-        del failed
-        return list(hits)

@@ -91,9 +91,9 @@ class SearchOptions:
         if self.timeout is not None:
             check_minimum("timeout", self.timeout, 1)
 
-    def page(self, group_size: int | None = None) -> Page:
-        """The part of the ranking that is wanted, as rerankers read it."""
-        return Page(self.limit, self.offset, self.prefetch, group_size)
+    def page(self, group_size: int | None = None, *, code_vectors: bool = False) -> Page:
+        """The part of the ranking that is wanted, as rerankers read it; see `Page`."""
+        return Page(self.limit, self.offset, self.prefetch, group_size, code_vectors)
 
 
 def merged(options: SearchOptions | None, **keywords: Unpack[SearchKeywords]) -> SearchOptions:

@@ -11,7 +11,6 @@ from qdrant_client import models
 from soir_qdrant.errors import CollectionError
 from soir_qdrant.qdrant.collection import Store
 from soir_qdrant.rerank.base import Reranker, SearchQuery, Window
-from soir_qdrant.rerank.codes import CodeReranker
 from soir_qdrant.search.options import SearchOptions
 
 
@@ -55,9 +54,7 @@ def make_plan(
         CollectionError: where the reranker orders by object vectors, and the collection keeps none.
         ConfigError: where it cannot order groups.
     """
-    if store.code_numbers and isinstance(reranker, CodeReranker) and group_size is None:
-        reranker = reranker.in_qdrant()
-    window = reranker.window(options.page(group_size))
+    window = reranker.window(options.page(group_size, code_vectors=store.code_numbers > 0))
     if window.by_objects and not store.has_objects:
         raise CollectionError(
             f'rerank="{reranker.name}": collection {store.collection!r} keeps no vectors of single objects; '

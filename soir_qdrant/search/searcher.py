@@ -283,6 +283,8 @@ class SoirSearcher:
         self._encoder.check_answer(points)
         reranker, with_vectors = plan.reranker, plan.options.with_vectors
         hits = [candidate(self.store, point, with_vectors=with_vectors) for point in points]
+        if plan.window.by_codes:
+            return hits  # in Qdrant's order
         block = max(plan.window.block or len(hits), 1)
         with self._encoder.lock if MODELS & reranker.needs else nullcontext():
             blocks = (hits[i : i + block] for i in range(0, len(hits), block))
