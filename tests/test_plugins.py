@@ -16,7 +16,8 @@ import soir_qdrant
 from soir_qdrant import Pipeline, Settings, SoirIngestor
 from soir_qdrant.cli.main import app
 from soir_qdrant.errors import ConfigError
-from soir_qdrant.kinds import DETECTORS, SEGMENTERS, DetectorSettings
+from soir_qdrant.kinds import DETECTORS, ENCODERS, SEGMENTERS, DetectorSettings
+from soir_qdrant.models.encoders.vit import ViTEncoder
 from soir_qdrant.models.segmenters.box import BoxSegmenter
 
 PLUGIN = Path(__file__).with_name("plugin")
@@ -26,7 +27,7 @@ PLUGIN = Path(__file__).with_name("plugin")
 def installed(monkeypatch):
     """The package on the path, and forgotten afterwards."""
     monkeypatch.syspath_prepend(PLUGIN)
-    for registry in (DETECTORS, SEGMENTERS):
+    for registry in (DETECTORS, ENCODERS, SEGMENTERS):
         monkeypatch.setattr(registry, "_known", dict(registry._known))
     yield
     sys.modules.pop("corner_detector", None)
@@ -115,6 +116,21 @@ def test_a_kind_is_registered_where_it_is_imported():
 
     soir_qdrant.register_segmenter("mine", lambda settings, parts: WholeBox())
     assert Pipeline(Settings().but(segmenter={"kind": "mine"})).segmenter.name == "whole box"
+
+
+def test_encoders_and_detectors_too(tmp_path):
+    """The detector gets its settings and the encoder, whose features it may read."""
+
+    class Mine(DetectorSettings):
+        shape: str = "round"
+
+    encoder = ViTEncoder(str(tiny_encoder(tmp_path)), input_size=48)
+    soir_qdrant.register_encoder("mine", lambda settings, parts: encoder)
+    soir_qdrant.register_detector("mine", lambda settings, parts: (settings.shape, parts.source), Mine)
+    settings = Settings().but(encoder={"kind": "mine"}, detector={"kind": "mine", "shape": "square"})
+    pipeline = Pipeline(settings)
+    assert pipeline.encoder is encoder
+    assert pipeline.detector == ("square", encoder)
 
 
 def test_the_name_of_0_1_for_max_objects_is_still_read():
