@@ -29,7 +29,6 @@ from soir_qdrant.contracts import Encoder
 from soir_qdrant.errors import ConfigError
 from soir_qdrant.ingest.ingestor import SoirIngestor
 from soir_qdrant.kinds import Parts, make_encoder
-from soir_qdrant.models import embedded
 from soir_qdrant.qdrant.collection import Store
 from soir_qdrant.qdrant.transport import Retry
 from soir_qdrant.types import RGB, Box, IngestReport, LoadedImage, Mask, Scene, SceneObject, Vector
@@ -123,7 +122,6 @@ def painted(*patches: tuple[Box, tuple[int, int, int]], size: tuple[int, int] = 
     return image
 
 
-CHECKED_FOLDER = embedded.checked_folder
 FINGERPRINT = ColourPipeline().fingerprint
 QUICK = Retry(attempts=3, first=0.001, longest=0.002)
 
@@ -247,17 +245,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "shipped_encoder" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.slow)
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    """`make fast` loads no model."""
-    slow = item.get_closest_marker("slow") is not None
-    embedded.checked_folder = CHECKED_FOLDER if slow else _not_in_fast_tests
-
-
-def _not_in_fast_tests(*_: Any) -> Path:
-    pytest.fail("this test loads the shipped weights: mark it slow")
 
 
 @pytest.fixture(scope="session")
