@@ -66,6 +66,8 @@ def test_payload_is_as_designed():
     assert bare["uri"] is None
     assert "namespace" not in bare
     assert "code" not in bare["objects"][0]
+    assert "by_user" not in bare
+    assert build_payload(image, one, Origin("e1", "r1", by_user=True), {}, [])["soir"]["by_user"] is True
 
 
 def test_areas():
@@ -81,11 +83,13 @@ def test_users_payloads():
     some = uuid.uuid4()
     assert clean_payload(None) == {}
     assert clean_payload({"id": some, "list": (1, 2)}) == {"id": str(some), "list": [1, 2]}
+    assert clean_payload({"n": np.float32(0.5), "row": np.arange(2)}) == {"n": 0.5, "row": [0, 1]}
     for bad, message in [
         ({"soir": 1}, "kept for this package"),
         ([1], "not a dict"),
         ({1: 2}, "text keys"),
         ({"a": float("nan")}, "JSON"),
+        ({"\ud800": 1}, "JSON"),  # half of a character, that no text on the wire may hold
         ({"a": object()}, "JSON"),
     ]:
         with pytest.raises(PayloadError, match=message):
@@ -112,7 +116,8 @@ def test_best_object():
             match = best_object(payload, row, kept)
             assert (match.index, match.box) == (i, (i, 0, i + 1, 1))
             assert match.score > 0.99
-    bare = shown(payload)
+    bare = shown({"soir": {"objects": objects, "patches": ["AA=="] * 4}})
+    assert set(bare["soir"]) == {"objects"}
     assert all("code" not in item for item in bare["soir"]["objects"])
     assert "code" in objects[0]
     assert best_object(bare, rows[0], None) is None
