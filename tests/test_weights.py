@@ -54,6 +54,7 @@ def test_a_cache_that_was_changed_is_noticed(cache, file, content):
         weights.resolve()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", [b"", b'{"tensors'])
 def test_the_manifest_is_for_people_alone(cache, content):
     (cache / "manifest.json").write_bytes(content)
