@@ -6,11 +6,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from soir_qdrant.errors import ConfigError
+from soir_qdrant.qdrant.schema import stored_fingerprint
 
 if TYPE_CHECKING:
+    from qdrant_client import models
+
     from soir_qdrant.config import Settings
     from soir_qdrant.pipeline import Pipeline
     from soir_qdrant.serving.runtime import Runtime
+
+OF_0_1 = "b7f79eca1c18"  # digest of the projection that shipped with version 0.1
 
 
 def make_pipeline(settings: Settings | str | None, runtime: Runtime | None = None) -> Pipeline:
@@ -30,6 +35,13 @@ def make_pipeline(settings: Settings | str | None, runtime: Runtime | None = Non
     if isinstance(settings, str):
         settings = Settings.for_profile(settings)
     return runtime.pipeline(settings) if runtime else Pipeline(settings)
+
+
+def profile_of(info: models.CollectionInfo | None) -> str | None:
+    """The profile that goes on with a collection, where that is not the default one of today: "embedded-0.1", where
+    version 0.1 filled it with its own default. info: of the collection, None where there is none."""
+    theirs = (stored_fingerprint(info) if info else None) or {}
+    return "embedded-0.1" if theirs.get("whitening") == OF_0_1 else None
 
 
 def served_pipeline(

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from soir_qdrant.models.encoders.text import TextEncoder
     from soir_qdrant.models.ocr import TextReader
 
-SHIPPED = Path(str(resources.files("soir_qdrant") / "data" / "whitening.safetensors"))
+DATA = Path(str(resources.files("soir_qdrant") / "data"))
+SHIPPED = DATA / "whitening.safetensors"
+WHITENINGS = {"shipped": SHIPPED, "0.1": DATA / "whitening-0.1.safetensors"}
 
 
 class Components:
@@ -128,11 +130,11 @@ class Components:
 
     @cached_property
     def whitening(self) -> Whitening | None:
-        """The whitening of the settings: the shipped one of the encoder, a file, or none."""
+        """The whitening of the settings: one of the encoder that ships, a file, or none."""
         settings = self.settings.vector
         if settings.whitening is None:
             return None
-        path = SHIPPED if settings.whitening == "shipped" else Path(settings.whitening).expanduser()
+        path = WHITENINGS.get(settings.whitening) or Path(settings.whitening).expanduser()
         whitening = Whitening.load(path)
         if whitening.fitted_for != self.whitened:
             raise ConfigError(
@@ -145,7 +147,7 @@ class Components:
     def prior(self) -> Whitening | None:
         """The whitening to adapt: the file that the settings name, else the one that ships; None where that
         is of another encoder."""
-        if self.settings.vector.whitening not in (None, "shipped"):
+        if self.settings.vector.whitening not in (None, *WHITENINGS):
             return self.whitening
         shipped = Whitening.load(SHIPPED)
         return shipped if shipped.fitted_for == self.whitened else None

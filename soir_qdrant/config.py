@@ -70,7 +70,7 @@ class VectorSettings(Frozen):
 
     features: what describes an object, side by side: "cls", the encoder's descriptor; "patches", the mean
     of the patch tokens under the mask; "patches-1" to "patches-3", the same one to three blocks earlier.
-    whitening: "shipped", a file made by `soir calibrate`, or None.
+    whitening: "shipped", "0.1" (what shipped with that version), a file made by `soir calibrate`, or None.
     pooling: "mean", "gmp" (generalized max pooling, with `ridge`), or "mao" (the refined joint token).
     by_score: power of an object's score that it weighs with in "mean" and "gmp"; 0: all weigh the same.
     refine_query: with "mao", whether a query's own token is refined too, under its own mask, as the paper's authors
@@ -240,6 +240,7 @@ def _reading(name: str, scene: SceneSettings | None = None) -> Settings:
 
 PROFILES: dict[str, Settings] = {
     "embedded": Settings(),
+    "embedded-0.1": Settings(profile="embedded-0.1", vector=VectorSettings(whitening="0.1")),
     "fast": Settings(profile="fast", crop=CropSettings(background="drop")),
     "paper": Settings(
         profile="paper",

@@ -47,6 +47,7 @@ OTHER_POINTS = {
     "detector.iou": 0.9,
     "detector.fitted_iou": 0.9,
     "detector.max_objects": 7,
+    "detector.scales": [0.5],
     "detector.size": 112,
     "segmenter.kind": "box",
     "segmenter.weights": "facebook/other",
@@ -60,6 +61,7 @@ SCENE = {
 ELSEWHERE = {"profile", "encoder.adapter", "encoder.kind"} | SCENE  # a name alone; tests of their own
 KINDS = {
     "detector.head": "embedded",
+    "detector.scales": "embedded",
     "segmenter.head": "embedded",
     "detector.size": "rf-detr",
 }  # that have it

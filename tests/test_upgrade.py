@@ -1,10 +1,13 @@
 """Another model without downtime: what docs/how-to/production.md says of aliases."""
 
+import numpy as np
 import pytest
 from conftest import ColourPipeline, ingestor, picture
 from qdrant_client import QdrantClient, models
 
+from soir_qdrant.assembly import OF_0_1
 from soir_qdrant.errors import CollectionError
+from soir_qdrant.ingest.ingestor import SoirIngestor
 from soir_qdrant.search.searcher import SoirSearcher
 
 
@@ -46,3 +49,17 @@ def test_an_application_that_still_has_the_old_model_is_refused():
     point_alias(client, "images-2", replace=False)
     with pytest.raises(CollectionError, match="version"):
         SoirSearcher(client, "live", pipeline=ColourPipeline("1")).search(picture(0))
+
+
+@pytest.mark.slow
+def test_a_collection_of_version_0_1_goes_on_with_the_projection_of_then():
+    client = QdrantClient(":memory:")
+    image = np.kron(picture(0), np.ones((4, 4, 1), np.uint8))
+    SoirIngestor(client, profile="embedded-0.1").add([image], ids=[0])  # as version 0.1 did by default
+    searcher = SoirSearcher(client)
+    assert searcher.search(image)[0].score > 0.8
+    assert searcher.pipeline.whitening.digest == OF_0_1
+    assert SoirIngestor(client).add([picture(1)], ids=[1]).added == 1
+    assert SoirIngestor(client, "new").pipeline.settings.profile == "embedded"
+    with pytest.raises(CollectionError, match=r"embedded-0\.1"):
+        SoirSearcher(client, profile="embedded").search(image)

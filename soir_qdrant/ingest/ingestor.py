@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, get_args
 from qdrant_client import models
 from qdrant_client.client_base import QdrantBase
 
-from soir_qdrant.assembly import make_pipeline, served_pipeline
+from soir_qdrant.assembly import make_pipeline, profile_of, served_pipeline
 from soir_qdrant.errors import ConfigError
 from soir_qdrant.images import Images, LeftOut, ReadOptions
 from soir_qdrant.ingest.corrections import remove, update_payload
@@ -120,7 +120,7 @@ class SoirIngestor:
     def pipeline(self) -> Pipeline:
         """What turns images into vectors; made on first use."""
         if self._pipeline is None:
-            self._pipeline = make_pipeline(self.profile)
+            self._pipeline = make_pipeline(self.profile or profile_of(self.store.existing()))
         return self._pipeline
 
     def add(

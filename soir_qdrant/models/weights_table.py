@@ -86,7 +86,16 @@ TABLE: tuple[Known, ...] = (
         "cd3b88388ce64ec88e88d3f439920ceb506d5e5c5e7d952c31ff5e6e3da75b1a",
     ),
     _shipped(
-        "whitening", "soir calibrate", 3.9, "6b13bfe5dd11fcf76286c13810691235a3afd7c264b63b50bd1dc8391406d5df"
+        "whitening",
+        "soir train projection",
+        3.9,
+        "f2faf9779ad405a92070de8cf0bba6c68c71deb1a3e4d60091dbe67da4af9823",
+    ),
+    _shipped(
+        "whitening-0.1",
+        "soir train projection",
+        3.9,
+        "6b13bfe5dd11fcf76286c13810691235a3afd7c264b63b50bd1dc8391406d5df",
     ),
     _hub("facebook/dinov2-base", "encoder of the profile paper", "Apache-2.0", 346),
     _hub("google/owlv2-base-patch16-ensemble", "detector owlv2", "Apache-2.0", 620),

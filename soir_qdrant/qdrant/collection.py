@@ -168,6 +168,13 @@ class Store(Caller):
                 f"there is no collection {self.collection!r}: ingest pictures into it first"
             ) from error
 
+    def existing(self) -> models.CollectionInfo | None:
+        """What the collection is like now; None where there is none."""
+        try:
+            return self.look()
+        except CollectionError:
+            return None
+
     def accept(
         self, info: models.CollectionInfo, dim: int | None, fingerprint: Mapping[str, Any] | None
     ) -> None:

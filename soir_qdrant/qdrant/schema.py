@@ -191,7 +191,8 @@ def _mismatch(collection: str, theirs: str, ours: Mapping[str, Any], keys: str) 
         f"{f' ({keys})' if keys else ''}; vectors of the two cannot be compared.\n"
         f"its fingerprint:  {theirs}\n"
         f"this fingerprint: {json.dumps(ours, sort_keys=True)} ({short_hash(ours)})\n"
-        "Take the profile and settings it was filled with, or ingest into a new collection"
+        "Take the profile and settings it was filled with (those of version 0.1: profile embedded-0.1), or ingest "
+        "into a new collection"
     )
 
 

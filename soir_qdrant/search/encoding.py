@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from qdrant_client import models
 
-from soir_qdrant.assembly import make_pipeline
+from soir_qdrant.assembly import make_pipeline, profile_of
 from soir_qdrant.errors import ConfigError
 from soir_qdrant.pooling.pool import normalize
 from soir_qdrant.qdrant.collection import Store
@@ -69,7 +69,7 @@ class QueryEncoder:
         """What encodes; made on first use."""
         with self.lock:
             if self._pipeline is None:
-                self._pipeline = make_pipeline(self.profile)
+                self._pipeline = make_pipeline(self.profile or profile_of(self.store.info))
             return self._pipeline
 
     def query(
