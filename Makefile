@@ -41,7 +41,8 @@ lint: $(READY)  ## ruff and mypy
 docs: $(READY)  ## the site, in build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-bench: $(READY)  ## ratios of the refinement, written to build/bench.json
+bench: $(READY)  ## what an image costs in plain passes of the encoder, and ratios of the refinement, written to build/
+	$(BIN)/python benchmarks/image_cost.py --out build/image-cost.json
 	$(BIN)/python benchmarks/refine.py --out build/bench.json
 
 bench-real: $(READY)  ## PHOTOS=DIR: search and detection on photographs, written to build/real.md; COMPOSED="DIR DIR", PROFILES="NAME FILE"
