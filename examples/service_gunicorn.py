@@ -4,6 +4,8 @@ pip install gunicorn uvicorn-worker
 cd examples; QDRANT_URL=http://localhost:6333 SOIR_TOKEN=... \
     gunicorn service_gunicorn:app -k uvicorn_worker.UvicornWorker -w 2 -b 0.0.0.0:8000 --graceful-timeout 30
 
+With a read-only home folder, gunicorn 25 and later also need --no-control-socket.
+
 A proxy in front (TLS, timeouts for slow clients) should send a client to the same worker: uploads, jobs and the
 queries of heat maps are remembered in the process that has seen them. In a container, one process each is
 simpler: `soir serve`, as in docker/compose.yml.

@@ -37,7 +37,9 @@ async def object_map(
 async def duplicates(
     collection: str,
     backend: Service,
-    threshold: Annotated[float, Query(ge=0.5, le=1, description="cosine of two images' vectors")] = 0.95,
+    threshold: Annotated[
+        float, Query(ge=0.5, le=1, description="cosine of two images' vectors")
+    ] = overview.SIMILAR,
 ) -> Duplicates:
     """Groups of images that are nearly the same. Of a large collection, among a random sample."""
     return await run_in_threadpool(overview.duplicates, backend.collections, collection, threshold)

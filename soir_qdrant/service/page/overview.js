@@ -2,6 +2,7 @@
 
 import { byId, element } from "./dom.js";
 import { ObjectMap } from "./map.js";
+import { SIMILAR } from "./state.js";
 
 const ORDERS = {
   "": "as stored", name: "name", objects: "number of objects", largest: "size of the largest object", pixels: "pixels",
@@ -13,7 +14,7 @@ const OUTCOMES = { added: "added", updated: "made anew", skipped: "were there al
 export const FIRST = {
   browse: { kind: "browse", after: null, sort: "", descending: false },
   map: { kind: "map", method: "tsne" },
-  duplicates: { kind: "duplicates", threshold: 0.95 },
+  duplicates: { kind: "duplicates", threshold: SIMILAR },
   ingest: { kind: "ingest" },
 };
 

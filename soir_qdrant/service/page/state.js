@@ -1,5 +1,7 @@
 // What is being searched, and how it is written into the page's address. Nothing here touches the page.
 
+export const SIMILAR = 0.75; // of near-duplicates, where nothing else was chosen
+
 /** query: null, or {kind: "stored", id, object|box}, {kind: "upload", box}, both also with {but, instead}
  *  (words that change the thing), {kind: "text", text, prompts}, or what shows
  *  the collection: {kind: "browse", after, sort, descending}, {kind: "map", method}, {kind: "duplicates",
@@ -56,7 +58,7 @@ export function fromAddress(search) {
   else if (sent.has("text")) state.query = { kind: "text", text: sent.get("text"), prompts: sent.getAll("prompt") };
   else if (sent.has("browse")) state.query = { ...browsing(sent), after: sent.get("browse") || null };
   else if (sent.has("map")) state.query = { kind: "map", method: sent.get("map") };
-  else if (sent.has("duplicates")) state.query = { kind: "duplicates", threshold: Number(sent.get("duplicates")) || 0.95 };
+  else if (sent.has("duplicates")) state.query = { kind: "duplicates", threshold: Number(sent.get("duplicates")) || SIMILAR };
   else if (sent.has("ingest")) state.query = { kind: "ingest" };
   if (["stored", "upload"].includes(state.query?.kind) && sent.get("but")) {
     Object.assign(state.query, { but: sent.get("but"), instead: sent.get("instead") });
