@@ -24,7 +24,7 @@ INCOMPARABLE = {
     "crop.margin": 0.3,
     "crop.native": False,
     "crop.background": "blur",
-    "vector.features": ("cls", "patches"),
+    "vector.features": ("patches",),
     "vector.whitening": "whitening",
     "vector.dim": 8,
     "vector.pooling": "mean",
