@@ -3,9 +3,12 @@
 import numpy as np
 import pytest
 from conftest import ColourPipeline, ingestor, picture
+from PIL import Image
 from qdrant_client import QdrantClient, models
+from typer.testing import CliRunner
 
 from soir_qdrant.assembly import OF_0_1
+from soir_qdrant.cli.main import app
 from soir_qdrant.errors import CollectionError
 from soir_qdrant.ingest.ingestor import SoirIngestor
 from soir_qdrant.search.searcher import SoirSearcher
@@ -52,8 +55,8 @@ def test_an_application_that_still_has_the_old_model_is_refused():
 
 
 @pytest.mark.slow
-def test_a_collection_of_version_0_1_goes_on_with_the_projection_of_then():
-    client = QdrantClient(":memory:")
+def test_a_collection_of_version_0_1_goes_on_with_the_projection_of_then(tmp_path):
+    client = QdrantClient(path=str(tmp_path / "needles"))
     image = np.kron(picture(0), np.ones((4, 4, 1), np.uint8))
     SoirIngestor(client, profile="embedded-0.1").add([image], ids=[0])  # as version 0.1 did by default
     searcher = SoirSearcher(client)
@@ -63,3 +66,10 @@ def test_a_collection_of_version_0_1_goes_on_with_the_projection_of_then():
     assert SoirIngestor(client, "new").pipeline.settings.profile == "embedded"
     with pytest.raises(CollectionError, match=r"embedded-0\.1"):
         SoirSearcher(client, profile="embedded").search(image)
+    client.close()
+
+    Image.fromarray(image).save(tmp_path / "a.png")
+    place = [str(tmp_path / "a.png"), "--path", str(tmp_path / "needles")]
+    for command, said in (("search", "0."), ("ingest", "1 added")):
+        done = CliRunner().invoke(app, [command, *place])
+        assert (done.exit_code, said in done.output) == (0, True), done.output

@@ -15,7 +15,7 @@ from rich.text import Text as RichText
 
 import soir_qdrant
 from soir_qdrant.cli.console import ProfileOption, WhiteningOption, out, print_json, settings_of
-from soir_qdrant.cli.groups import Models, Reading, Server, Target, grouped, open_ingestor
+from soir_qdrant.cli.groups import Models, Reading, Server, Target, grouped, models_of, open_ingestor
 from soir_qdrant.cli.options import (
     BatchOption,
     JsonOption,
@@ -172,7 +172,8 @@ def search(
     chosen = Text(text, tuple(prompt)) if text and prompt and query is None else one_query(query, text)
     if but:
         chosen = Composed(chosen, but, instead_of)
-    pipeline, client = models.pipeline(), server.client()
+    client = server.client()
+    pipeline = models_of(models, client, server, target).pipeline()
     searcher = SoirSearcher(client, pipeline=pipeline, **target.place, **server.requests)
     hits = searcher.search(
         chosen, box=place, examples=example or (), negatives=negative or (), options=options

@@ -6,7 +6,7 @@ import functools
 import inspect
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from soir_qdrant.pipeline import Pipeline
     from soir_qdrant.serving.runtime import Runtime
 
+DEFAULT = "embedded"  # the profile
 CLIENT_TIMEOUT = 60  # seconds of a request whose method takes none of its own
 
 
@@ -118,7 +119,7 @@ class Server:
 class Models:
     """What makes the vectors, and where that runs."""
 
-    profile: ProfileOption = "embedded"
+    profile: ProfileOption = DEFAULT
     whitening: WhiteningOption = None
     triton: Annotated[
         str | None,
@@ -234,14 +235,27 @@ class Reading:
         )
 
 
+def models_of(models: Models, client: QdrantBase, server: Server, target: Target) -> Models:
+    """The models that were chosen; by default those that go on with the collection (`assembly.profile_of`)."""
+    from soir_qdrant.assembly import profile_of
+    from soir_qdrant.qdrant.collection import Store
+
+    if models.profile != DEFAULT or models.whitening:
+        return models
+    info = Store(client, target.collection, **server.requests).existing()
+    return replace(models, profile=profile_of(info) or DEFAULT)
+
+
 def open_ingestor(
     server: Server, target: Target, models: Models, reading: Reading, **options: Any
 ) -> SoirIngestor:
     """options: further ones of SoirIngestor."""
     from soir_qdrant.ingest.ingestor import SoirIngestor
 
+    client = server.client(there=False)
+    models = models_of(models, client, server, target)
     return SoirIngestor(
-        server.client(there=False),
+        client,
         pipeline=models.pipeline(**({"ocr": {}} if reading.ocr else {})),
         reading=reading.options,
         **target.place,

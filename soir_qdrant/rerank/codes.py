@@ -19,7 +19,7 @@ MIN_COSINE = 0.5  # of an object that joins the query; others look too little li
 
 
 class CodeReranker:
-    """`rerank="codes"`, the default: each block of candidates by the image's score and its best object's.
+    """`rerank="codes"`: each block of candidates by the image's score and its best object's.
 
     The score of an image, -1..1, is the weighted mean of the dot product of its vector with the query's and
     of the largest cosine of its objects' codes with the query's first numbers. The box is that object's. An

@@ -79,7 +79,7 @@ def query_request(store: Store, query: SearchQuery, plan: Plan, *, exact_boxes: 
         offset=window.offset,
         prefetch=window.by_objects,
         with_objects="object vectors" in needs or (exact_boxes and "box" in needs),
-        with_patches="patches" in needs and query.image is not None,
+        with_patches="patches" in needs and query.image is not None and not window.by_codes,
         filter=options.filter,
         with_vectors=options.with_vectors,
         score_threshold=options.score_threshold,
