@@ -1,0 +1,164 @@
+"""What many images take on many workers: a model of measured parts, and how well it foretells runs that can be made.
+
+python benchmarks/scale.py --check --out build/scale.json
+
+Parts, measured here: core-seconds of an image (`scenes` of the demo's photographs), bytes of a point as it is
+written and as its payload comes back, points a second that Qdrant's engine takes, milliseconds of a search at
+two sizes. A worker is one core. Images an hour grow with the workers until Qdrant takes no more; a search grows
+with the logarithm of the points of a shard. --check makes the runs: two processes at once against the one that
+was measured, and searches among five times as many points. What cannot be run here (1e6 to 1e9 images, real
+networks and disks) is a model's word.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from edge import measured as engine
+
+from soir_qdrant import images as image_io
+from soir_qdrant.components import DATA
+from soir_qdrant.config import Settings
+from soir_qdrant.qdrant.payload import Origin, build_payload
+from soir_qdrant.types import LoadedImage, Scene, SceneObject
+
+DIM, OBJECTS, PATCHES, CODES = 1024, 14, 77, 256  # of a photograph: docs/lab/real-photographs.md
+LINKS, OF_ID = 2 * 16 * 4, 40  # bytes of a point in Qdrant's graph (m = 16), and of its id
+SHARD = 10_000_000  # points at most
+SIZES, WORKERS = (10**6, 10**8, 10**9), (1, 16, 256)
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Measured: core_seconds of an image; wire and payload, bytes of a point; points_per_second that one shard takes,
+    graph included; milliseconds of a search among `small` points and among `large`."""
+
+    core_seconds: float
+    wire: int
+    payload: int
+    points_per_second: float
+    small: int
+    small_ms: float
+    large: int
+    large_ms: float
+
+    def images_per_second(self, workers: int, shards: int) -> float:
+        """Of all workers together."""
+        return min(workers / self.core_seconds, self.points_per_second * shards)
+
+    def search_ms(self, points: float) -> float:
+        """Of one shard: a line in the logarithm of its points."""
+        slope = (self.large_ms - self.small_ms) / math.log(self.large / self.small)
+        return self.small_ms + slope * math.log(points / self.small)
+
+    def row(self, images: int, workers: int) -> dict[str, float]:
+        """What is foretold. memory: of all shards, vectors as they are and as "scalar" keeps them."""
+        shards = math.ceil(images / SHARD)
+        rate = self.images_per_second(workers, shards)
+        return {
+            "images": images,
+            "workers": workers,
+            "shards": shards,
+            "images an hour": 3600 * rate,
+            "days": images / rate / 86400,
+            "written GB": images * self.wire / 1e9,
+            "memory GB": images * (4 * DIM + LINKS + OF_ID) / 1e9,
+            "scalar GB": images * (DIM + LINKS + OF_ID) / 1e9,
+            "payload GB": images * self.payload / 1e9,
+            "search ms": self.search_ms(images / shards),
+        }
+
+
+def point_bytes() -> tuple[int, int]:
+    """Of an image's point as JSON: all of it, and its payload."""
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(OBJECTS, DIM)).astype(np.float32)
+    patches = tuple(rng.normal(size=(PATCHES, 64)).astype(np.float32) for _ in range(OBJECTS))
+    objects = tuple(SceneObject((10.5, 20.25, 110.75, 220.5), score=0.5) for _ in range(OBJECTS))
+    vector = rows[0] / np.linalg.norm(rows[0])
+    scene = Scene(640, 480, objects, vector, rows, patches)
+    image = LoadedImage(np.zeros((1, 1, 3), np.uint8), "image", "/photos/shelf-000001.jpg", "0" * 64)
+    origin = Origin("0" * 16, "0" * 16, codes=CODES)
+    payload = len(json.dumps(build_payload(image, scene, origin, {}, [])))
+    return payload + len(json.dumps(vector.tolist())), payload
+
+
+def describe(count: int, profile: str) -> float:
+    """Wall-clock seconds for some of the demo's photographs, models loaded."""
+    import torch
+
+    torch.set_num_threads(1)
+    from soir_qdrant.pipeline import Pipeline
+
+    pipeline = Pipeline(Settings.for_profile(profile))
+    images = [image_io.load(file) for file in sorted((DATA / "demo" / "gallery").glob("*"))]
+    pipeline.scenes(images[-1:], patches=True)
+    start = time.perf_counter()
+    for i in range(count):
+        pipeline.scenes([images[i % (len(images) - 1)]], patches=True)
+    return time.perf_counter() - start
+
+
+def at_once(processes: int, count: int, profile: str) -> float:
+    """Images a second of so many processes together."""
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        spent = [*pool.map(describe, [count] * processes, [profile] * processes)]
+    return sum(count / seconds for seconds in spent)
+
+
+def measure(points: int, count: int, profile: str) -> Parts:
+    """The parts. points: of the larger of the two collections whose searches are measured."""
+    wire, payload = point_bytes()
+    small, large = (engine("edge", n, DIM) for n in (points // 5, points))
+    rate = points / (large["write s"] + large["graph s"])
+    searches = (points // 5, small["plain ms"], points, large["plain ms"])
+    return Parts(1 / at_once(1, count, profile), wire, payload, rate, *searches)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--points", type=int, default=10_000, help="of the larger collection that is measured"
+    )
+    parser.add_argument("--images", type=int, default=6, help="photographs a process describes")
+    parser.add_argument("--profile", default="fast")
+    parser.add_argument("--check", action="store_true", help="make the runs that can be made here")
+    parser.add_argument("--out", type=Path, default=Path("build/scale.json"), help="JSON to write")
+    arguments = parser.parse_args()
+    parts = measure(arguments.points, arguments.images, arguments.profile)
+    result: dict[str, Any] = {"parts": asdict(parts)}
+    print(", ".join(f"{name} {value:.4g}" for name, value in result["parts"].items()))
+    result["foretold"] = [parts.row(images, workers) for images in SIZES for workers in WORKERS]
+    for row in result["foretold"]:
+        print(", ".join(f"{name} {value:.3g}" for name, value in row.items()))
+    if arguments.check:
+        result["checked"] = check(parts, 5 * arguments.points, arguments.images, arguments.profile)
+        for name, (foretold, run) in result["checked"].items():
+            print(f"{name}: foretold {foretold:.3g}, measured {run:.3g} ({run / foretold:.2f})")
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def check(parts: Parts, points: int, count: int, profile: str) -> dict[str, tuple[float, float]]:
+    """By what was run: what was foretold, and what it was."""
+    row = engine("edge", points, DIM)
+    return {
+        "images a second, 2 processes": (parts.images_per_second(2, 1), at_once(2, count, profile)),
+        f"search among {points} points, ms": (parts.search_ms(points), row["plain ms"]),
+        f"writing {points} points, s": (points / parts.points_per_second, row["write s"] + row["graph s"]),
+    }
+
+
+if __name__ == "__main__":
+    main()
