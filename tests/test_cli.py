@@ -65,7 +65,7 @@ def test_the_package_and_its_help_load_no_torch():
             "Qdrant did not answer in 1 attempts",
         ),
         (["search", "x.png", "--url", "foo://x"], 3, "no URL of a Qdrant server"),
-        (["info", "--profile", "none"], 3, "choose one of embedded, fast, paper"),
+        (["info", "--profile", "none"], 3, "choose one of embedded, "),
         (["ingest", "empty", "--path", "db"], 3, ".jpg"),
         (
             ["ingest", "empty", "--path", "db", "--triton", "http://triton"],

@@ -168,10 +168,10 @@ def test_the_command_takes_rows_and_leaves_the_slow_one_out(bench, tiny_settings
     profile, file = tmp_path / "tiny.json", tmp_path / "result.json"
     profile.write_text(tiny_settings.model_dump_json())
     options = ["evaluate", bench, "--profile", profile, "--objects", "detected", "--json", file]
-    done = CliRunner().invoke(cli.app, [*map(str, options), "--rows", "default,rerank-codes,chance"])
+    done = CliRunner().invoke(cli.app, [*map(str, options), "--rows", "default,search,chance"])
     assert done.exit_code == 0, done.output
     results = json.loads(file.read_text())
-    assert list(results) == ["default", "rerank-codes", "chance", "ingest", "detector"]
+    assert list(results) == ["default", "search", "chance", "ingest", "detector"]
     assert list(results["detector"]["by_size"]) == ["<0.5%", "0.5-1%", "1-3%", "3-10%", ">10%"]
     assert results["ingest"]["boxes"] == results["detector"]["boxes"]
     assert "search()" in done.output

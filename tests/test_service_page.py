@@ -216,8 +216,9 @@ def test_what_to_do_is_said_when_nothing_is_found(page):
     page.get_by_label("at least").press("Tab")
     status(page, "Take a condition off")
     page.get_by_text("As Qdrant's JSON").click()
-    page.locator("textarea").fill("{")
-    page.locator("textarea").blur()
+    own = page.get_by_role("textbox", name="added to the conditions above")
+    own.fill("{")
+    own.blur()
     status(page, "no JSON")
     shoot(page, "no-hits")
 
