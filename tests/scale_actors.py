@@ -18,6 +18,7 @@ class MeanColour:
 
     dim = 3
     text_reader = None
+    has_patches = False
     fingerprint = {"encoder": "mean colour", "dim": 3}  # noqa: RUF012
     recipe = {"detector": "none"}  # noqa: RUF012
 
