@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from models import tiny_vit
 
@@ -152,10 +152,19 @@ def test_the_gradient_of_dice_is_that_of_autograd(seed, upsample, ties, together
     maps, goal = upsampled(raw, 12 if upsample else 4), masks
     if not upsample:
         maps, goal = raw.view(3, 4, 4), F.adaptive_avg_pool2d(masks[:, None], 4)[:, 0]
+    assume(not tie_broken_by_rounding(maps))
     distance = 1 - soft_dice(min_max(maps, [slice(0, 2), slice(2, 3)] if together else None), goal)
     (theirs,) = torch.autograd.grad(distance.sum(), raw)
     assert torch.allclose(value, distance)
     assert torch.allclose(ours, theirs, atol=1e-9)
+
+
+def tie_broken_by_rounding(maps):
+    """Whether a largest or smallest value has a neighbour that differs from it in the last digits: interpolated in
+    another order it may be the largest, so that there are two gradients."""
+    flat = maps.detach().flatten(1)
+    gaps = torch.cat([flat.amax(1, keepdim=True) - flat, flat - flat.amin(1, keepdim=True)])
+    return bool(((gaps > 0) & (gaps < 1e-12)).any())
 
 
 def min_max(maps, together=None):

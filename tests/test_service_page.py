@@ -382,6 +382,7 @@ def test_words_change_the_thing_and_the_address_keeps_them(browser, client, tmp_
     with running(client, Reading(), rate=0) as address:
         page = browser.new_page(viewport={"width": 1280, "height": 900})
         page.goto(address)
+        status(page, "3 pictures")
         page.get_by_label("Or by words").fill("red")
         page.get_by_label("Or by words").press("Enter")
         assert set(found(page)[:2]) == {"red-green.png", "red-blue.png"}
