@@ -56,8 +56,8 @@ def package_box(pipeline: Pipeline, file: Path, icon: Vector) -> dict[str, Any] 
     image = image_io.load(file).rgb
     height, width = image.shape[:2]
     assert pipeline.detector is not None
-    (found,) = pipeline.detector.detect([image])
-    boxes, scores = found.boxes, found.scores
+    (detections,) = pipeline.detector.detect([image])
+    boxes, scores = detections.boxes, detections.scores
     if not len(boxes):
         return None
     x, y = (boxes[:, 0] + boxes[:, 2]) / 2 / width - 0.5, (boxes[:, 1] + boxes[:, 3]) / 2 / height - 0.5
@@ -102,10 +102,10 @@ def write(folder: Path, listed: list[tuple[str, Path, list[dict[str, Any]]]], qu
     """A folder of NeedleBench's format, without masks."""
     for part in ("gallery", "queries"):
         (folder / part).mkdir(parents=True, exist_ok=True)
-    gallery, asked = [], []
+    gallery, searches = [], []
     for name, icon, photographs in sorted(listed):
         Image.open(icon).convert("RGB").save(folder / "queries" / f"{name}.png")
-        asked.append({"file": f"queries/{name}.png", "instance": name})
+        searches.append({"file": f"queries/{name}.png", "instance": name})
         random.shuffle(photographs)
         for i, entry in enumerate(photographs):
             with Image.open(entry["file"]) as image:
@@ -114,13 +114,13 @@ def write(folder: Path, listed: list[tuple[str, Path, list[dict[str, Any]]]], qu
                 if i < queries:
                     file = f"queries/{name}-{i}.png"
                     image.convert("RGB").crop([int(value) for value in box]).save(folder / file)
-                    asked.append({"file": file, "instance": name})
+                    searches.append({"file": file, "instance": name})
                     continue
             shutil.copy(entry["file"], folder / "gallery" / f"{name}-{i:02d}.jpg")
             objects = [{"instance": name, "box": box}]
             gallery.append({"file": f"gallery/{name}-{i:02d}.jpg", "mask": None, "objects": objects})
-    (folder / "annotations.json").write_text(json.dumps({"gallery": gallery, "queries": asked}))
-    print(f"{folder}: {len(gallery)} photographs, {len(asked)} queries")
+    (folder / "annotations.json").write_text(json.dumps({"gallery": gallery, "queries": searches}))
+    print(f"{folder}: {len(gallery)} photographs, {len(searches)} queries")
 
 
 def main() -> None:
@@ -139,10 +139,10 @@ def main() -> None:
         (name, icon, [known[str(file)] for file in files if known[str(file)]["cosine"] > MIN_COSINE])
         for name, icon, files in listed
     ]
-    held = sorted(name for name, *_ in labelled)[3::4]
+    unseen = sorted(name for name, *_ in labelled)[3::4]
     random.seed(0)
-    write(arguments.out / "train", [entry for entry in labelled if entry[0] not in held], 0)
-    write(arguments.out / "held", [entry for entry in labelled if entry[0] in held], QUERIES)
+    write(arguments.out / "train", [entry for entry in labelled if entry[0] not in unseen], 0)
+    write(arguments.out / "held", [entry for entry in labelled if entry[0] in unseen], QUERIES)
 
 
 if __name__ == "__main__":

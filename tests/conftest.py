@@ -126,6 +126,21 @@ FINGERPRINT = ColourPipeline().fingerprint
 QUICK = Retry(attempts=3, first=0.001, longest=0.002)
 
 
+def video(file: Path, colours: list[tuple[int, int, int]]) -> Path:
+    """A new clip of 64 x 48, four frames a second: a colour a second."""
+    av = pytest.importorskip("av", reason="av is not installed: the extra video has it")
+    file.parent.mkdir()
+    with av.open(str(file), "w") as container:
+        stream = container.add_stream("mpeg4", rate=4)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for colour in colours:
+            for _ in range(4):
+                image = np.full((48, 64, 3), colour, np.uint8)
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode(None))
+    return file
+
+
 def unit(*shape: int, seed: int = 0) -> np.ndarray:
     rows = np.random.default_rng(seed).normal(size=shape).astype(np.float32)
     return rows / np.linalg.norm(rows, axis=-1, keepdims=True)

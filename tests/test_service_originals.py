@@ -5,7 +5,7 @@ import socket
 
 import numpy as np
 import pytest
-from conftest import ColourPipeline
+from conftest import ColourPipeline, video
 from PIL import Image
 from qdrant_client import QdrantClient
 from service_app import BLUE, GREEN, RED, TOP, ids, names, png, search, service, shelf
@@ -37,17 +37,7 @@ def shown(answer):
 @pytest.fixture
 def clip(tmp_path):
     """Three seconds at four frames a second, of 64 x 48: a colour a second."""
-    av = pytest.importorskip("av", reason="av is not installed: the extra video has it")
-    file = tmp_path / "videos" / "clip.mp4"
-    file.parent.mkdir()
-    with av.open(str(file), "w") as container:
-        stream = container.add_stream("mpeg4", rate=4)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        for i in range(12):
-            image = np.full((48, 64, 3), COLOURS[i // 4], np.uint8)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-        container.mux(stream.encode(None))
-    return file
+    return video(tmp_path / "videos" / "clip.mp4", COLOURS)
 
 
 def test_frames_of_videos_are_shown_and_searched_with(clip):

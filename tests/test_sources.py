@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import fsspec
 import numpy as np
 import pytest
-from conftest import counts, ingestor, picture, stored
+from conftest import counts, ingestor, picture, stored, video
 from PIL import Image
 from qdrant_client import QdrantClient
 
@@ -178,17 +178,7 @@ class TestWeb:
 @pytest.fixture
 def clip(tmp_path):
     """Six seconds at four frames a second, of 64 x 48: a colour a second."""
-    av = pytest.importorskip("av", reason="av is not installed: the extra video has it")
-    file = tmp_path / "videos" / "clip.mp4"
-    file.parent.mkdir()
-    with av.open(str(file), "w") as container:
-        stream = container.add_stream("mpeg4", rate=4)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        for i in range(24):
-            image = np.full((48, 64, 3), COLOURS[i // 4], np.uint8)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-        container.mux(stream.encode(None))
-    return file
+    return video(tmp_path / "videos" / "clip.mp4", COLOURS)
 
 
 COLOURS = [(200, 40, 40), (40, 200, 40), (40, 40, 200), (200, 200, 40), (40, 200, 200), (200, 40, 200)]

@@ -150,9 +150,7 @@ class QueryEncoder:
             if self._fingerprint:
                 return
             fingerprint = as_json(self.pipeline.fingerprint)
-            info, self.store.info = (
-                self.store.info or self.store.look(),
-                None,
-            )  # refused, it is looked at again
+            info = self.store.info or self.store.look()
+            self.store.info = None  # refused, it is looked at again
             self.store.accept(info, self.pipeline.dim, fingerprint)
             self._fingerprint = short_hash(fingerprint)

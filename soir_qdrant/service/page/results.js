@@ -25,9 +25,9 @@ export function picture(collection, image, actions, { side = SIDE, focusable = f
 
 /** Say in its place why a picture cannot be shown. */
 async function lost(frame, source) {
-  const said = element("p", { class: "lost" }, "This picture cannot be shown.");
-  frame.replaceChildren(said);
-  said.append(` ${await reason(source)}`);
+  const message = element("p", { class: "lost" }, "This picture cannot be shown.");
+  frame.replaceChildren(message);
+  message.append(` ${await reason(source)}`);
 }
 
 function boxes(image, actions, focusable) {
