@@ -18,7 +18,6 @@ from soir_qdrant.service import (
     overview_api,
     problems,
     search_api,
-    short_api,
     system_api,
 )
 from soir_qdrant.service.access import Access
@@ -72,7 +71,7 @@ def create_app(
     app.state.backend = backend
     app.state.access = Access(settings.token)
     problems.install(app)
-    for part in (system_api, search_api, images_api, short_api, overview_api, jobs_api):
+    for part in (system_api, search_api, images_api, overview_api, jobs_api):
         app.include_router(part.router)
     app.mount("/page", StaticFiles(directory=system_api.PAGE), name="page")
     app.add_middleware(Guard, settings=settings, metrics=backend.metrics, access=app.state.access)

@@ -1,4 +1,7 @@
-"""The images of a collection: lists, metadata, and what is drawn of them."""
+"""The images of a collection: lists, metadata, and what is drawn of them.
+
+One image is at .../collections/{collection}/images/{id}, and at /v1/images/{id} where the service has one collection.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import math
 from functools import partial
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from soir_qdrant.geometry.crops import full_mask
@@ -24,7 +27,8 @@ from soir_qdrant.service.schemas import Facets, ImagePage, StoredImage
 from soir_qdrant.service.worker import Priority
 from soir_qdrant.types import Box, Hit, SceneObject
 
-router = APIRouter(prefix="/v1/collections/{collection}", tags=["images"])
+router = APIRouter(tags=["images"])
+one_image = APIRouter()
 Side = Annotated[int, Query(ge=16, le=2048, description="pixels of the longer side, at most")]
 BoxText = Annotated[str | None, Query(max_length=100, description="x0,y0,x1,y1 in pixels")]
 ObjectNumber = Annotated[int | None, Query(ge=0, description="number of a stored object")]
@@ -40,13 +44,13 @@ def _content(kind: str) -> dict[int | str, dict[str, object]]:
 JPEG, PNG = _content("image/jpeg"), _content("image/png")
 
 
-@router.get("/facets", responses=ERRORS)
+@router.get("/v1/collections/{collection}/facets", responses=ERRORS)
 async def facets(collection: str, backend: Service) -> Facets:
     """What the images can be filtered by: labels and payload keys of a sample."""
     return await run_in_threadpool(backend.collections.facets, collection)
 
 
-@router.get("/images", responses=ERRORS)
+@router.get("/v1/collections/{collection}/images", responses=ERRORS)
 async def images(
     collection: str,
     backend: Service,
@@ -78,24 +82,48 @@ async def images(
     )
 
 
-@router.get("/images/{id}", responses=ERRORS)
-async def image(collection: str, id: str, backend: Service) -> StoredImage:
+def in_path(request: Request, collection: Annotated[str, Path()]) -> None:
+    """The collection that the address names."""
+    request.state.collection = collection
+
+
+def in_query(
+    request: Request,
+    backend: Service,
+    collection: Annotated[
+        str | None, Query(max_length=255, description="needed where the service has several")
+    ] = None,
+) -> None:
+    """The only collection of the service, or the one that is named."""
+    request.state.collection = backend.collections.named(collection)
+
+
+def _collection(request: Request) -> str:
+    name: str = request.state.collection
+    return name
+
+
+Collection = Annotated[str, Depends(_collection)]
+
+
+@one_image.get("", responses=ERRORS)
+async def image(collection: Collection, id: str, backend: Service) -> StoredImage:
     """What is known of one image."""
     payload = await run_in_threadpool(backend.collections.payload, collection, id)
     return backend.collections.image(int(id) if id.isdecimal() else id, payload)
 
 
-@router.get("/images/{id}/thumbnail", response_class=Response, responses=JPEG)
+@one_image.get("/thumbnail", response_class=Response, responses=JPEG)
 async def thumbnail(
-    collection: str, id: str, request: Request, backend: Service, side: Side = 320
+    collection: Collection, id: str, request: Request, backend: Service, side: Side = 320
 ) -> Response:
     """The image, upright and small, without metadata."""
     return await run_in_threadpool(_jpeg, backend, collection, id, side, None, request)
 
 
-@router.get("/images/{id}/crop", response_class=Response, responses=JPEG)
+@one_image.get("/crop", response_class=Response, responses=JPEG)
 async def crop(
-    collection: str,
+    collection: Collection,
     id: str,
     request: Request,
     backend: Service,
@@ -145,9 +173,9 @@ def _box(payload: dict[str, object], number: int | None, text: str | None) -> Bo
     return x0, y0, x1, y1
 
 
-@router.get("/images/{id}/heat", response_class=Response, responses=PNG)
+@one_image.get("/heat", response_class=Response, responses=PNG)
 async def heat(
-    collection: str,
+    collection: Collection,
     id: str,
     backend: Service,
     search: Search,
@@ -181,9 +209,9 @@ async def heat(
     return Response(data, media_type="image/png")
 
 
-@router.get("/images/{id}/mask", response_class=Response, responses=PNG)
+@one_image.get("/mask", response_class=Response, responses=PNG)
 async def mask(
-    collection: str,
+    collection: Collection,
     id: str,
     backend: Service,
     object: ObjectNumber = None,
@@ -212,3 +240,9 @@ def _fewer(payload: dict[str, Any], matched: int | None) -> dict[str, Any]:
         **payload,
         "soir": {**payload["soir"], "objects": [item for _, item in objects[:MAX_HEAT_OBJECTS]]},
     }
+
+
+router.include_router(
+    one_image, prefix="/v1/collections/{collection}/images/{id}", dependencies=[Depends(in_path)]
+)
+router.include_router(one_image, prefix="/v1/images/{id}", dependencies=[Depends(in_query)])
