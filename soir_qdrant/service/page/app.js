@@ -263,12 +263,12 @@ function wire() {
   for (const id of ["show-boxes", "show-heat", "show-masks"]) byId(id).addEventListener("change", draw);
   byId("collection").addEventListener("change", (event) => chooseCollection(event.target.value));
   listenToWords({
-    entered: (query) => {
+    searchWords: (query) => {
       Object.assign(state, { query, offset: 0 });
       openQuery();
       search();
     },
-    changed: searchBox,
+    searchChanged: searchBox,
   });
   listen(chooseFile, say);
   window.addEventListener("popstate", restore);

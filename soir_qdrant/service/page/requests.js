@@ -117,9 +117,9 @@ export async function detect(source, signal, waiting) {
   if (source.upload) body.set("upload", source.upload);
   else body.set("image", source.file);
   try {
-    const found = await call(address("objects"), { method: "POST", body, signal }, waiting);
-    source.upload = found.upload;
-    return found.objects.map((object) => object.box);
+    const answer = await call(address("objects"), { method: "POST", body, signal }, waiting);
+    source.upload = answer.upload;
+    return answer.objects.map((object) => object.box);
   } catch (problem) {
     if (problem.status !== 410 || !source.upload) throw problem;
     source.upload = null;

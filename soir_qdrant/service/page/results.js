@@ -83,12 +83,11 @@ function card(collection, hit, actions) {
   const rank = hit.rank === undefined ? null : element("strong", {}, `${hit.rank}`);
   const about = element("p", { class: "caption" }, rank, score, element("span", { class: "name", title: hit.name }, hit.name));
   const place = hit.object ?? null;
-  const enlarge = button("Enlarge", `enlarge ${hit.name}`, () => actions.zoom(hit)); // an object may cover it all
   const buttons = element("div", { class: "actions" },
     button("Search from here", "search for this object", () => actions.pick(hit, place)),
+    button("Enlarge", `enlarge ${hit.name}`, () => actions.zoom(hit)), // an object may cover it all
     button("More like this", "add it to the examples", () => actions.more(hit, place)),
     button("Not this", "add it to what is not meant", () => actions.less(hit, place)),
-    enlarge,
   );
   return element("article", { class: "card", "data-id": hit.id, "aria-label": hit.name }, shown, about, buttons);
 }

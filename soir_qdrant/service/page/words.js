@@ -2,17 +2,17 @@
 
 import { byId } from "./dom.js";
 
-/** found(query): words were entered. changed(): those that change the picture's thing were. */
-export function listenToWords({ entered, changed }) {
+/** searchWords(query): words were entered. searchChanged(): those that change the picture's thing were. */
+export function listenToWords({ searchWords, searchChanged }) {
   byId("words").addEventListener("submit", (event) => {
     event.preventDefault();
     const text = value("text");
     const prompts = byId("prompts").value.split("\n").map((line) => line.trim()).filter(Boolean);
-    if (text) entered({ kind: "text", text, prompts });
+    if (text) searchWords({ kind: "text", text, prompts });
   });
   byId("change").addEventListener("submit", (event) => {
     event.preventDefault();
-    changed();
+    searchChanged();
   });
 }
 
