@@ -68,6 +68,12 @@ def found(page):
     return page.locator(".card .name").all_inner_texts()
 
 
+def rows(buttons):
+    """How many rows they take, none of them cut off."""
+    assert buttons.evaluate_all("all => all.every((one) => one.scrollWidth <= one.clientWidth)")
+    return len({round(button.bounding_box()["y"]) for button in buttons.all()})
+
+
 def status(page, text):
     page.locator("#status", has_text=text).wait_for()
 
@@ -83,6 +89,7 @@ def test_draw_a_box_and_find_the_thing_and_where_it_is(page):
     assert card.locator(".picture > img:not(.overlay)").evaluate(
         "image => image.complete && image.naturalWidth > 0"
     )
+    assert rows(card.locator(".actions button")) == 2
     shoot(page, "found")
 
 
@@ -245,6 +252,7 @@ def test_a_phone_with_touch_in_the_dark(browser, origin):
     send("touchEnd")
     assert set(found(page)[:2]) == {"red-green.png", "green-blue.png"}
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert rows(page.locator(".card").first.locator(".actions button")) == 2
     shoot(page, "phone")
     context.close()
     assert not wrong

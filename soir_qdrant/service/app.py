@@ -23,6 +23,7 @@ from soir_qdrant.service import (
 from soir_qdrant.service.access import Access
 from soir_qdrant.service.backend import Backend
 from soir_qdrant.service.guard import Guard
+from soir_qdrant.service.schemas import Problem
 from soir_qdrant.service.schemas_search import SearchRequest, UploadRequest
 from soir_qdrant.service.settings import ServiceSettings
 from soir_qdrant.service.tracing import Tracing, telemetry
@@ -80,13 +81,13 @@ def create_app(
 
 
 def _describe_bodies(app: FastAPI) -> None:
-    """Put the schema of a search into OpenAPI: its route reads JSON and forms by itself."""
+    """Put into OpenAPI what no route names as its model: searches, read as JSON and forms, and problems."""
     generated = app.openapi
 
     def openapi() -> dict[str, Any]:
         schema = generated()
         parts = schema["components"]["schemas"]
-        for kind in (SearchRequest, UploadRequest):
+        for kind in (SearchRequest, UploadRequest, Problem):
             own = kind.model_json_schema(ref_template="#/components/schemas/{model}")
             parts.update(own.pop("$defs", {}))
             parts[kind.__name__] = own

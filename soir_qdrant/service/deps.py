@@ -6,10 +6,11 @@ import asyncio
 from concurrent.futures import Future
 from typing import Annotated, TypeVar
 
-from fastapi import Depends, Request
+from fastapi import Depends, Path, Request
 from starlette.exceptions import HTTPException
 
 from soir_qdrant.service.backend import Backend
+from soir_qdrant.service.schemas import EXAMPLE_ID
 
 T = TypeVar("T")
 
@@ -21,6 +22,11 @@ def backend_of(request: Request) -> Backend:
 
 
 Service = Annotated[Backend, Depends(backend_of)]
+CollectionName = Annotated[str, Path(description="name of a collection", examples=["shelves"])]
+ImageId = Annotated[str, Path(description="a point's id: a whole number or a UUID", examples=[EXAMPLE_ID])]
+JobId = Annotated[
+    str, Path(description="`id` of the answer that began the job", examples=["b1946ac92492d234"])
+]
 
 
 async def answered(future: Future[T], backend: Backend) -> T:

@@ -10,13 +10,13 @@ import math
 from functools import partial
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from soir_qdrant.geometry.crops import full_mask
 from soir_qdrant.images import load
 from soir_qdrant.service.backend import Backend
-from soir_qdrant.service.deps import Service, answered
+from soir_qdrant.service.deps import CollectionName, ImageId, Service, answered
 from soir_qdrant.service.errors import Forgotten
 from soir_qdrant.service.filters import FilterText, filter_of_text
 from soir_qdrant.service.listing import sorted_page
@@ -45,16 +45,16 @@ JPEG, PNG = _content("image/jpeg"), _content("image/png")
 
 
 @router.get("/v1/collections/{collection}/facets", responses=ERRORS)
-async def facets(collection: str, backend: Service) -> Facets:
+async def facets(collection: CollectionName, backend: Service) -> Facets:
     """What the images can be filtered by: labels and payload keys of a sample."""
     return await run_in_threadpool(backend.collections.facets, collection)
 
 
 @router.get("/v1/collections/{collection}/images", responses=ERRORS)
 async def images(
-    collection: str,
+    collection: CollectionName,
     backend: Service,
-    limit: Annotated[int, Query(ge=1, le=200)] = 24,
+    limit: Annotated[int, Query(ge=1, le=200, description="images of a page")] = 24,
     after: Annotated[str | None, Query(max_length=60, description="`next` of the page before")] = None,
     filter: FilterText = None,
     sort: Annotated[
@@ -65,7 +65,7 @@ async def images(
             description="name, objects, pixels, largest, or a key of the payload",
         ),
     ] = None,
-    descending: bool = False,
+    descending: Annotated[bool, Query(description="the largest first, where sorted")] = False,
 ) -> ImagePage:
     """Some images: in order of their ids, or of what `sort` says, those without it last."""
     condition = filter_of_text(filter)
@@ -82,7 +82,7 @@ async def images(
     )
 
 
-def in_path(request: Request, collection: Annotated[str, Path()]) -> None:
+def in_path(request: Request, collection: CollectionName) -> None:
     """The collection that the address names."""
     request.state.collection = collection
 
@@ -107,7 +107,7 @@ Collection = Annotated[str, Depends(_collection)]
 
 
 @one_image.get("", responses=ERRORS)
-async def image(collection: Collection, id: str, backend: Service) -> StoredImage:
+async def image(collection: Collection, id: ImageId, backend: Service) -> StoredImage:
     """What is known of one image."""
     payload = await run_in_threadpool(backend.collections.payload, collection, id)
     return backend.collections.image(int(id) if id.isdecimal() else id, payload)
@@ -115,7 +115,7 @@ async def image(collection: Collection, id: str, backend: Service) -> StoredImag
 
 @one_image.get("/thumbnail", response_class=Response, responses=JPEG)
 async def thumbnail(
-    collection: Collection, id: str, request: Request, backend: Service, side: Side = 320
+    collection: Collection, id: ImageId, request: Request, backend: Service, side: Side = 320
 ) -> Response:
     """The image, upright and small, without metadata."""
     return await run_in_threadpool(_jpeg, backend, collection, id, side, None, request)
@@ -124,7 +124,7 @@ async def thumbnail(
 @one_image.get("/crop", response_class=Response, responses=JPEG)
 async def crop(
     collection: Collection,
-    id: str,
+    id: ImageId,
     request: Request,
     backend: Service,
     object: ObjectNumber = None,
@@ -176,7 +176,7 @@ def _box(payload: dict[str, object], number: int | None, text: str | None) -> Bo
 @one_image.get("/heat", response_class=Response, responses=PNG)
 async def heat(
     collection: Collection,
-    id: str,
+    id: ImageId,
     backend: Service,
     search: Search,
     object: ObjectNumber = None,
@@ -212,7 +212,7 @@ async def heat(
 @one_image.get("/mask", response_class=Response, responses=PNG)
 async def mask(
     collection: Collection,
-    id: str,
+    id: ImageId,
     backend: Service,
     object: ObjectNumber = None,
     box: BoxText = None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import os
 import stat
 from collections.abc import AsyncIterator, Iterator
@@ -19,18 +20,19 @@ from soir_qdrant.errors import ImageError
 from soir_qdrant.images import SUFFIXES
 from soir_qdrant.service.backend import Backend
 from soir_qdrant.service.collections import point_id
-from soir_qdrant.service.deps import Service, answered
+from soir_qdrant.service.deps import CollectionName, JobId, Service, answered
 from soir_qdrant.service.errors import NotAllowed
 from soir_qdrant.service.forms import form_of, is_form
 from soir_qdrant.service.jobs import Job
 from soir_qdrant.service.pictures import opened
 from soir_qdrant.service.problems import Refusal, parsed, responses
-from soir_qdrant.service.schemas import AddRequest, Deleted, DeleteRequest, JobModel
+from soir_qdrant.service.schemas import EXAMPLE_JOB, AddRequest, Deleted, DeleteRequest, JobModel
 from soir_qdrant.service.worker import Priority
 
 router = APIRouter(tags=["changes"])
 MAX_FILES = 1000  # of one form
 _EVENTS_EVERY = 0.3  # seconds
+_EVENT = f"event: progress\ndata: {json.dumps(EXAMPLE_JOB)}\n\n"
 _EXTENSIONS = {"JPEG": ".jpg", "MPO": ".jpg", "PPM": ".ppm", "TIFF": ".tif", "JPEG2000": ".jp2"}
 _BODY = {
     "requestBody": {
@@ -42,8 +44,17 @@ _BODY = {
                     "type": "object",
                     "required": ["images"],
                     "properties": {
-                        "images": {"type": "array", "items": {"type": "string", "format": "binary"}},
-                        "payload": {"type": "string", "contentMediaType": "application/json"},
+                        "images": {
+                            "type": "array",
+                            "items": {"type": "string", "format": "binary"},
+                            "description": "new files",
+                        },
+                        "payload": {
+                            "type": "string",
+                            "contentMediaType": "application/json",
+                            "description": "keys for all of them",
+                            "examples": ['{"shop": "north"}'],
+                        },
                     },
                 }
             },
@@ -59,7 +70,7 @@ _BODY = {
     responses=responses(422, 503),
     openapi_extra=_BODY,
 )
-async def add(collection: str, request: Request, backend: Service) -> JobModel:
+async def add(collection: CollectionName, request: Request, backend: Service) -> JobModel:
     """Add images: files below the folders of the service by JSON, or new files by a form.
 
     The answer is a job; its progress is at /v1/jobs/{id}/events. A collection that does not exist is made.
@@ -163,7 +174,7 @@ def _regular(path: Path) -> bool:
 
 
 @router.delete("/v1/collections/{collection}/images", responses=responses(404, 409, 422, 503))
-async def delete(collection: str, body: DeleteRequest, backend: Service) -> Deleted:
+async def delete(collection: CollectionName, body: DeleteRequest, backend: Service) -> Deleted:
     """Take images out of the collection. Their files stay where they are."""
     _may_write(backend)
     await run_in_threadpool(backend.collections.check, collection)
@@ -184,14 +195,14 @@ async def jobs(backend: Service) -> list[JobModel]:
     return [job.model() for job in backend.jobs.all()]
 
 
-@router.get("/v1/jobs/{id}", responses=responses(404))
-async def job(id: str, backend: Service) -> JobModel:
+@router.get("/v1/jobs/{id}", responses=responses(404, 422))
+async def job(id: JobId, backend: Service) -> JobModel:
     """How far a job is."""
     return _job(id, backend).model()
 
 
-@router.delete("/v1/jobs/{id}", responses=responses(404))
-async def cancel(id: str, backend: Service) -> JobModel:
+@router.delete("/v1/jobs/{id}", responses=responses(404, 422))
+async def cancel(id: JobId, backend: Service) -> JobModel:
     """End a job after its current image. What was added stays."""
     _may_write(backend)
     job_ = _job(id, backend)
@@ -209,9 +220,9 @@ def _job(id_: str, backend: Backend) -> Job:
 @router.get(
     "/v1/jobs/{id}/events",
     response_class=StreamingResponse,
-    responses={200: {"content": {"text/event-stream": {}}}, **responses(404)},
+    responses={200: {"content": {"text/event-stream": {"example": _EVENT}}}, **responses(404, 422)},
 )
-async def events(id: str, request: Request, backend: Service) -> StreamingResponse:
+async def events(id: JobId, request: Request, backend: Service) -> StreamingResponse:
     """The progress of a job: events `progress`, with the job as JSON, and at last `end`."""
     job_ = _job(id, backend)
 

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query
 from starlette.concurrency import run_in_threadpool
 
 from soir_qdrant.service import overview
-from soir_qdrant.service.deps import Service
+from soir_qdrant.service.deps import CollectionName, Service
 from soir_qdrant.service.filters import FilterText, filter_of_text
 from soir_qdrant.service.listing import last_ingest
 from soir_qdrant.service.problems import responses
@@ -20,7 +20,7 @@ _ERRORS = responses(404, 422, 429, 503)
 
 @router.get("/map", responses=_ERRORS)
 async def object_map(
-    collection: str,
+    collection: CollectionName,
     backend: Service,
     method: Annotated[Method, Query(description="t-SNE takes seconds")] = "pca",
     limit: Annotated[int, Query(ge=1, le=5000, description="objects; of more, a random part")] = 1500,
@@ -35,7 +35,7 @@ async def object_map(
 
 @router.get("/duplicates", responses=_ERRORS)
 async def duplicates(
-    collection: str,
+    collection: CollectionName,
     backend: Service,
     threshold: Annotated[
         float, Query(ge=0.5, le=1, description="cosine of two images' vectors")
@@ -46,7 +46,7 @@ async def duplicates(
 
 
 @router.get("/ingest", responses=_ERRORS)
-async def ingest(collection: str, backend: Service) -> LastIngest | None:
+async def ingest(collection: CollectionName, backend: Service) -> LastIngest | None:
     """What became of the last `soir ingest`, `soir sync` or job, with the images that failed; null where
     nothing remembers it."""
     return await run_in_threadpool(last_ingest, backend.collections, collection)

@@ -78,7 +78,11 @@ def invalid(error: ValidationError | RequestValidationError, prefix: str = "") -
 
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """For a route's `responses`: what OpenAPI says of its errors, with those that any request may get."""
-    return {status: {"model": Problem, "content": {MEDIA: {}}} for status in sorted({*ANY, *statuses})}
+    schema = {"$ref": f"#/components/schemas/{Problem.__name__}"}
+    return {
+        status: {"description": http.HTTPStatus(status).phrase, "content": {MEDIA: {"schema": schema}}}
+        for status in sorted({*ANY, *statuses})
+    }
 
 
 def install(app: FastAPI) -> None:

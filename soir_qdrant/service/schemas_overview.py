@@ -6,13 +6,23 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from soir_qdrant.service.schemas import FailedImage, Id, StoredImage
+from soir_qdrant.service.schemas import EXAMPLE_ID, EXAMPLE_IMAGE, FailedImage, Id, StoredImage, example
 
 Method = Literal["pca", "tsne"]
 
 
 class LastIngest(BaseModel):
     """What became of the last `soir ingest`, `soir sync` or job."""
+
+    model_config = example(
+        {
+            "time": "2026-05-04T09:30:00+00:00",
+            "counts": {"added": 118, "skipped": 4},
+            "failures": 1,
+            "failed": [{"name": "broken.jpg", "reason": "no image of a known kind"}],
+            "left_out": ["manual.pdf"],
+        }
+    )
 
     time: str = Field(description="its end, ISO 8601, UTC")
     counts: dict[str, int] = Field(description="images by outcome: added, updated, skipped ...")
@@ -33,6 +43,16 @@ class ObjectPoint(BaseModel):
 class ObjectMap(BaseModel):
     """Objects in two dimensions: those that look alike lie together."""
 
+    model_config = example(
+        {
+            "method": "pca",
+            "methods": ["pca", "tsne"],
+            "points": [{"id": EXAMPLE_ID, "object": 0, "x": 0.31, "y": 0.77}],
+            "images": 1000,
+            "total": 1204,
+        }
+    )
+
     method: Method
     methods: list[Method] = Field(description="that can be had here")
     points: list[ObjectPoint]
@@ -49,6 +69,17 @@ class DuplicateGroup(BaseModel):
 
 class Duplicates(BaseModel):
     """Groups of near-duplicates among a sample, the most alike first."""
+
+    model_config = example(
+        {
+            "threshold": 0.75,
+            "groups": [
+                {"similarity": 0.93, "images": [EXAMPLE_IMAGE, {**EXAMPLE_IMAGE, "name": "copy.jpg"}]}
+            ],
+            "images": 1000,
+            "total": 1204,
+        }
+    )
 
     threshold: float
     groups: list[DuplicateGroup]

@@ -15,7 +15,7 @@ from soir_qdrant.query import Query
 from soir_qdrant.search.searcher import SoirSearcher
 from soir_qdrant.search.text_in_image import with_text
 from soir_qdrant.service.backend import Backend, PastSearch
-from soir_qdrant.service.deps import Service, answered
+from soir_qdrant.service.deps import CollectionName, Service, answered
 from soir_qdrant.service.filters import filter_of
 from soir_qdrant.service.forms import file_bytes, form_of, is_form
 from soir_qdrant.service.problems import parsed, responses
@@ -76,7 +76,7 @@ _BODY = {
     responses=responses(404, 409, 410, 422, 429, 503),
     openapi_extra=_BODY,
 )
-async def search(collection: str, request: Request, backend: Service) -> SearchAnswer:
+async def search(collection: CollectionName, request: Request, backend: Service) -> SearchAnswer:
     """The images that hold the thing, best first, each with the box of the object that matched.
 
     Send JSON to search with an object of a stored image, an earlier upload, or words; or a multipart form with

@@ -19,7 +19,14 @@ from soir_qdrant.service.errors import Forgotten
 from soir_qdrant.service.forms import file_bytes, form_of
 from soir_qdrant.service.problems import Refusal, responses
 from soir_qdrant.service.queries import read_upload
-from soir_qdrant.service.schemas import CollectionModel, DetectedObjects, Login, ServiceModel, StoredObject
+from soir_qdrant.service.schemas import (
+    EXAMPLE_UPLOAD,
+    CollectionModel,
+    DetectedObjects,
+    Login,
+    ServiceModel,
+    StoredObject,
+)
 from soir_qdrant.service.worker import Priority
 
 router = APIRouter()
@@ -32,7 +39,11 @@ _OBJECTS_BODY = {
                     "type": "object",
                     "properties": {
                         "image": {"type": "string", "format": "binary"},
-                        "upload": {"type": "string", "description": "an image that was sent before"},
+                        "upload": {
+                            "type": "string",
+                            "description": "an image that was sent before",
+                            "examples": [EXAMPLE_UPLOAD],
+                        },
                     },
                     "oneOf": [{"required": ["image"]}, {"required": ["upload"]}],
                 }
@@ -41,6 +52,14 @@ _OBJECTS_BODY = {
     }
 }
 PAGE = Path(__file__).parent / "page"
+_METRICS = 'soir_requests_total{method="POST",route="/v1/collections/{collection}/search",status="200"} 3.0'
+
+
+def _status(example: dict[str, object]) -> dict[int | str, dict[str, object]]:
+    return {
+        200: {"content": {"application/json": {"example": example}}},
+        503: {"description": "not now", "content": {"application/json": {"example": {"status": "stopping"}}}},
+    }
 
 
 @router.get("/", include_in_schema=False)
@@ -106,7 +125,7 @@ async def objects(request: Request, backend: Service) -> DetectedObjects:
     return DetectedObjects(upload=upload, width=known.size[0], height=known.size[1], objects=detected)
 
 
-@router.post("/v1/session", status_code=204, tags=["service"], responses=responses(429))
+@router.post("/v1/session", status_code=204, tags=["service"], responses=responses(422, 429))
 async def log_in(login: Login, request: Request, backend: Service) -> Response:
     """Exchange the token for a cookie, for the page: its images cannot send headers."""
     client = request.client.host if request.client else "unknown"
@@ -123,14 +142,14 @@ async def log_in(login: Login, request: Request, backend: Service) -> Response:
     return answer
 
 
-@router.get("/healthz", tags=["service"])
+@router.get("/healthz", tags=["service"], responses=_status({"status": "ok"}))
 async def healthz(backend: Service) -> JSONResponse:
     """Whether the process is alive: 200, or 503 where only a restart helps."""
     alive = backend.worker.alive or backend.stopping.is_set()
     return JSONResponse({"status": "ok" if alive else "the models' thread has ended"}, 200 if alive else 503)
 
 
-@router.get("/readyz", tags=["service"])
+@router.get("/readyz", tags=["service"], responses=_status({"status": "ok", "time": 1796000000}))
 async def readyz(backend: Service) -> JSONResponse:
     """Whether searches are answered: the models are loaded, Qdrant answers, and the service does not stop."""
     reason = await run_in_threadpool(_not_ready, backend)
@@ -151,7 +170,12 @@ def _not_ready(backend: Backend) -> str | None:
     return None
 
 
-@router.get("/metrics", tags=["service"], response_class=Response)
+@router.get(
+    "/metrics",
+    tags=["service"],
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}, "example": _METRICS}}}},
+)
 async def metrics(backend: Service) -> Response:
     """Counts and times, for Prometheus."""
     return Response(backend.metrics.text(), media_type="text/plain; version=0.0.4")
