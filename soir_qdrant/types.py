@@ -253,6 +253,8 @@ class IngestReport:
         relocated: of the skipped ones, those that lie at a place which was not known. It is now.
         changed: of the skipped ones, those whose image was another one when they were stored, under an id
             of your own; the same renews them.
+        superseded: of the added ones, those whose file held another image when it was stored. Its point stays
+            beside the new one until `on_exists="update"` or `sync`.
         failed: with reasons.
         left_out: of folders, linked folders, videos and images of formats that are not read, and files whose
             further pages or frames were not.
@@ -265,6 +267,7 @@ class IngestReport:
     skipped: int = 0
     stale: int = 0
     changed: int = 0
+    superseded: int = 0
     relocated: int = 0
     failed: list[Failure] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)

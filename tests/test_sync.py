@@ -9,6 +9,7 @@ from PIL import Image, PngImagePlugin
 from qdrant_client import QdrantClient, models
 
 from soir_qdrant.errors import ImageError
+from soir_qdrant.ingest.outcome import summary
 from soir_qdrant.ingest.sync import sync_summary
 from soir_qdrant.qdrant.identity import point_id
 from soir_qdrant.search.searcher import SoirSearcher
@@ -107,14 +108,38 @@ def test_two_points_of_one_file_are_put_right(client, folder, pipeline):
     adder = ingestor(client, pipeline)
     adder.add(folder)
     Image.fromarray(picture(77)).save(folder / "0.png")
-    adder.add(folder)
+    report = adder.add(folder)
+    assert (report.added, report.superseded) == (1, 1)
+    assert "1 beside what their files held before" in summary(report)
     assert client.count("images").count == 7
+    assert adder.add(folder).superseded == 0
     calls = len(pipeline.calls)
     adder.sync(folder)
     assert client.count("images").count == 6
     assert uris(client) == files(folder)
     assert len(pipeline.calls) == calls
     assert adder.sync(folder).counts == {}
+
+
+def test_both_points_of_a_file_go_with_it(client, folder):
+    adder = ingestor(client)
+    for seed in (77, 78):
+        adder.add(folder)
+        Image.fromarray(picture(seed)).save(folder / "0.png")
+    adder.add(folder)
+    (folder / "0.png").unlink()
+    assert adder.sync(folder).counts == {"vanished": 1}
+    assert uris(client) == files(folder)
+
+
+@pytest.mark.parametrize("on_exists", ["update", "replace"])
+def test_an_update_puts_two_points_of_one_file_right_too(client, folder, on_exists):
+    adder = ingestor(client)
+    adder.add(folder)
+    Image.fromarray(picture(77)).save(folder / "0.png")
+    adder.add(folder)
+    adder.add(folder, on_exists=on_exists)
+    assert uris(client) == files(folder)
 
 
 def test_two_files_that_swap_their_names(client, folder, pipeline):

@@ -125,9 +125,13 @@ def summary(report: IngestReport, *, max_failures: int = 20) -> str:
     counts = {"added": report.added, "updated": report.updated, "skipped": report.skipped}
     lines = [", ".join(f"{count} {what}" for what, count in counts.items() if count or what != "updated")]
     lines[0] += f", {len(report.failed)} failed" + (f" ({stages})" if stages else "")
-    for count, what in ((report.stale, "stored by another recipe"), (report.changed, "changed since")):
-        if count:
-            lines.append(f"{count} {what}: on_exists='update' renews them")
+    notes = (
+        (report.stale, "stored by another recipe: on_exists='update' renews them"),
+        (report.changed, "changed since: on_exists='update' renews them"),
+        (report.superseded, "beside what their files held before: on_exists='update', or sync, removes that"),
+        (report.relocated, "skipped ones lie at a place that was not known, and is now"),
+    )
+    lines += [f"{count} {what}" for count, what in notes if count]
     lines += left_out_lines(report.left_out, report.excluded)
     lines += [f"  {failure.name}: {failure.reason}" for failure in report.failed[:max_failures]]
     if len(report.failed) > max_failures:

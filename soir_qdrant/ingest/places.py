@@ -74,10 +74,10 @@ class Places:
         if not uris:
             return {}
         if self.known is None:
-            there = {place.uri: point for point in self.points.at(uris) for place in point.places}
+            there = [(place.uri, point) for point in self.points.at(uris) for place in point.places]
         else:
-            there = {uri: self.known[uri] for uri in uris if uri in self.known}
-        return {uri: point for uri, point in there.items() if uris.get(uri, point.sha256) != point.sha256}
+            there = [(uri, self.known[uri]) for uri in uris if uri in self.known]
+        return {uri: point for uri, point in there if uris.get(uri, point.sha256) != point.sha256}
 
     def succeed(self, old: StoredPoint, new: PointId, place: Place) -> bool:
         """Before an image is stored in place of another one that lay where it lies: hand the old point over,

@@ -94,7 +94,8 @@ class Planner:
             unreadable: whether a uri lies in a folder that cannot be looked into.
         """
         listed = {uri_of(source): (name, source) for name, source in files}
-        for uri, (point, _) in self.by_uri.items():
+        claims = [(point, uri) for uri, (point, _) in self.by_uri.items()]
+        for point, uri in [*claims, *self.rivals]:
             if uri not in listed and uri.startswith(self.inside) and not unreadable(uri):
                 self.gone.setdefault(point.id, []).append(uri)
         contents = {}
@@ -108,10 +109,9 @@ class Planner:
         for point, uri in self.rivals:
             if contents.get(uri, point.sha256) != point.sha256:
                 self.plan.left.append((point.id, uri))
-        for id_, uris in self.gone.items():
-            for uri in uris:
-                self.plan.vanished.append((id_, uri))
-                self.plan.changes.append(Change("vanished", self._name(uri)))
+        self.plan.vanished = [(id_, uri) for id_, uris in self.gone.items() for uri in uris]
+        vanished = dict.fromkeys(uri for _, uri in self.plan.vanished)
+        self.plan.changes += [Change("vanished", self._name(uri)) for uri in vanished]
         return self.plan
 
     def _file(self, name: str, source: File, uri: str) -> str:

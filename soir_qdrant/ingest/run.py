@@ -118,6 +118,8 @@ class Run:
         keep = self.keep_objects or recipe.SCENE in fingerprint  # regions of a whole image are searched
         self.store.create(dim, fingerprint, keep_objects=keep, quantization=self.quantization)
         self.opened = True
+        if self.store.info is not None and not self.store.info.points_count:
+            self.places.known = {}  # nothing lies anywhere
 
     def open_existing(self) -> None:
         """Check the collection."""
@@ -148,13 +150,15 @@ class Run:
         """Those that are to be stored: with a good id and payload, and not there already."""
         start = time.perf_counter()
         new = [item for item in items if self.identified(item)]
-        before = self.places.predecessors(new) if self.on_exists == "update" else {}
+        before = self.places.predecessors(new) if self.on_exists != "skip" else {}
         for item in new:
             self.keep_id(item, before)
         stored = self.points.stored([item.id for item in new])
         for item in new:
             if item.place and item.place.uri in before:
                 self.take_over(item, before[item.place.uri], stored)
+        if self.on_exists == "skip":
+            self.report.superseded += len(self.places.predecessors(i for i in new if i.id not in stored))
         wanted = [item for item in new if item.id not in stored or self.renews(item, stored[item.id])]
         self.existing |= {item.id: stored[item.id] for item in wanted if item.id in stored}
         self.count("store", time.perf_counter() - start)

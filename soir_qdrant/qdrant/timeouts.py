@@ -19,14 +19,15 @@ _LOCK = threading.Lock()
 
 @contextmanager
 def request_timeout(client: Any, seconds: float) -> Iterator[None]:
-    """Within the block, a request of the client waits so many seconds for its answer. Over gRPC, which has no
-    such place to say it, the client's own timeout holds."""
+    """Within the block, a request of the client waits so many seconds for its answer."""
     try:
         api = client.http.client
     except (AttributeError, NotImplementedError):  # Edge, local mode
         yield
         return
     _make_ready(api)
+    if client.init_options.get("prefer_grpc"):
+        _make_grpc_ready(client._client)
     token = _SECONDS.set(seconds)
     try:
         yield
@@ -39,6 +40,17 @@ def _make_ready(api: Any) -> None:
         if api not in _READY:
             api.add_middleware(_limited_async if isinstance(api, AsyncApiClient) else _limited)
             _READY.add(api)
+
+
+def _make_grpc_ready(remote: Any) -> None:
+    """Requests over gRPC take what `_timeout` of the client is, where their methods have no such argument."""
+    with _LOCK:
+        kind, own = type(remote), remote._timeout
+        if remote not in _READY:
+            remote.__class__ = type(
+                kind.__name__, (kind,), {"_timeout": property(lambda _: _SECONDS.get() or own)}
+            )
+            _READY.add(remote)
 
 
 def _limited(request: httpx.Request, send: Callable[[httpx.Request], httpx.Response]) -> httpx.Response:
