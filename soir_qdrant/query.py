@@ -10,7 +10,7 @@ import numpy as np
 
 from soir_qdrant.errors import ConfigError, ImageError, ObjectsError
 from soir_qdrant.geometry.user_objects import clip_box
-from soir_qdrant.images import Source, is_address, load
+from soir_qdrant.images import Source, is_address, load, without_password
 from soir_qdrant.images.addresses import split
 from soir_qdrant.types import Box, Composed, Crop, LoadedImage, Text, Vector
 
@@ -74,6 +74,8 @@ def open_query(query: Query, box: Box | None, max_pixels: int) -> tuple[LoadedIm
         raise ImageError(f"the query is text, {query.words!r}, where an image is needed")
     if isinstance(query, str) and not is_address(query) and not _exists(split(query)[0]):
         raise ImageError(f"{query}: no such file; to search with words, give them as text={query!r}")
+    if isinstance(query, str) and query.lower().startswith(("http://", "https://")):
+        raise ImageError(f"{without_password(query)}: the web is not read for a query: download it first")
     if isinstance(query, (str, Path)) and Path(query).is_dir():
         raise ImageError(
             f"{query} is a folder: search with one image; several images of one thing are `examples`"

@@ -66,6 +66,16 @@ class LoadedImage:
         return int(self.rgb.shape[1])
 
     @property
+    def whole(self) -> tuple[int, int]:
+        """Width and height of the file's image, which boxes are in pixels of."""
+        return self.full_size or (self.width, self.height)
+
+    def here(self, box: Box) -> Box:
+        """A box of the file's image, in pixels of this one."""
+        x, y = self.width / self.whole[0], self.height / self.whole[1]
+        return box[0] * x, box[1] * y, box[2] * x, box[3] * y
+
+    @property
     def pixels(self) -> str:
         """16 hex digits that stand for the decoded image: the same after a change of its metadata alone."""
         digest = hashlib.sha256(repr(self.rgb.shape).encode())

@@ -1,5 +1,6 @@
 """JPEG files that are larger than is needed, decoded at a reduced size: what is stored is about the whole image."""
 
+import io
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,12 @@ from PIL import Image
 from qdrant_client import QdrantClient
 
 from soir_qdrant import ReadOptions, SceneObject, SoirSearcher
-from soir_qdrant.errors import ConfigError
-from soir_qdrant.images import decode, read
+from soir_qdrant.errors import ConfigError, ImageError
+from soir_qdrant.images import decode, load, read
+from soir_qdrant.pipeline import Pipeline
+from soir_qdrant.report import hit_report
+from soir_qdrant.rerank.image import ImageReranker
+from soir_qdrant.service.pictures import small_jpeg
 
 ENOUGH = ReadOptions(reduce=200 * 150)
 
@@ -102,6 +107,52 @@ def test_what_is_larger_than_the_limit_is_stored_unless_it_is_held_in_memory_who
         report = ingestor(QdrantClient(":memory:"), Watched(), reading=reading).add([room, slow])
         assert counts(report) == (expected, 0, 2 - expected)
         assert all("has 400x300 pixels, more than the 60,000" in failure.reason for failure in report.failed)
+
+
+class TestTooLargeToBeReadWhole:
+    """An image beyond `max_pixels`, which was stored at a reduced size, is opened again at one."""
+
+    LIMIT = 60_000
+    THING = painted(((5, 5, 35, 25), (230, 20, 20)), size=(40, 30))
+
+    @pytest.fixture
+    def searched(self, room):
+        client, pipeline = QdrantClient(":memory:"), Watched()
+        reading = ReadOptions(reduce=20_000, max_pixels=self.LIMIT)
+        assert counts(ingestor(client, pipeline, reading=reading).add(room)) == (1, 0, 0)
+        searcher = SoirSearcher(client, pipeline=pipeline, max_pixels=self.LIMIT)
+        return searcher, searcher.search(self.THING, with_masks=True)
+
+    def test_masks_are_of_the_whole_one(self, searched):
+        mask = searched[1][0].mask
+        assert mask.shape == (300, 400)
+        assert mask[45:155, 85:235].all()
+        assert not mask[:35].any()
+        assert not mask[:, 250:].any()
+
+    def test_pages_show_it_and_the_box_in_it(self, searched, tmp_path, monkeypatch):
+        shown = []
+        monkeypatch.setattr(hit_report, "sheet", lambda _, images: shown.extend(images) or self.THING)
+        hit_report.save(searched[0], self.THING, None, searched[1], png=tmp_path / "found.png")
+        assert shown[0].image.shape == (150, 200, 3)
+        assert np.allclose(shown[0].matched, np.array(RED) / 2, atol=3)
+        with pytest.raises(ImageError, match="more than the 60,000 that are decoded"):
+            load(searched[1][0].uri, max_pixels=self.LIMIT)
+
+    def test_objects_are_described_where_they_are(self, searched, tiny_settings):
+        pipeline, (hit,) = Pipeline(tiny_settings), searched[1]
+        whole, reduced = (ImageReranker(pipeline, max_pixels=n).objects(hit) for n in (10**6, self.LIMIT))
+        assert (whole["boxes"] == reduced["boxes"]).all()
+        assert float((whole["vectors"] * reduced["vectors"]).sum()) > 0.95
+
+    def test_so_do_thumbnails(self, searched, room):
+        data = room.read_bytes()
+        for box, colour in ((None, (100, 100, 100)), ((100.0, 60.0, 200.0, 140.0), (230, 20, 20))):
+            small = Image.open(io.BytesIO(small_jpeg(data, 64, self.LIMIT, box)))
+            assert max(small.size) <= 64
+            assert np.abs(np.asarray(small)[1, 1].astype(int) - colour).max() < 12
+        with pytest.raises(ImageError, match="more than the 1,000"):
+            small_jpeg(data, 640, 1_000)
 
 
 def test_a_corrected_title_runs_no_model(room):

@@ -19,6 +19,7 @@ from soir_qdrant.cli import console
 from soir_qdrant.cli.main import app, main
 from soir_qdrant.config import Settings
 from soir_qdrant.errors import CollectionError, ConfigError, ImageError
+from soir_qdrant.images import ReadOptions
 from soir_qdrant.models.cache import cache_dir
 from soir_qdrant.qdrant.payload import PayloadError, clean_payload
 from soir_qdrant.qdrant.transport import connect
@@ -124,6 +125,18 @@ class TestMessages:
         assert "secret" not in str(caught.value)
         assert caught.value.__cause__ is None
 
+    @pytest.mark.parametrize("address", ["https://me:secret@host/a.png", "s3://me:secret@bucket/a.png"])
+    def test_nor_is_one_in_the_address_of_an_image_stored_or_repeated(self, address):
+        client = QdrantClient(":memory:")
+        reading = ReadOptions(http=True)
+        report = ingestor(client, reading=reading).add([address, picture(1)])
+        assert counts(report) == (1, 0, 1)
+        assert "***@" in report.failed[0].reason
+        assert "secret" not in repr(report) + repr(stored(client))
+        with pytest.raises(ImageError) as caught:
+            SoirSearcher(client, pipeline=ColourPipeline()).search(address)
+        assert "secret" not in str(caught.value)
+
     def test_a_token_in_clear_is_warned_of(self, caplog):
         triton = pytest.importorskip(
             "soir_qdrant.serving.triton_connection",
@@ -142,7 +155,7 @@ class TestMessages:
         searcher = SoirSearcher(client, pipeline=ColourPipeline(), retry=QUICK)
         with pytest.raises(ImageError, match="is a folder: search with one image"):
             searcher.search(folder)
-        with pytest.raises(ImageError, match="http is not read"):
+        with pytest.raises(ImageError, match="download it first"):
             searcher.search("https://example.org/mug.png")
         with pytest.raises(ConfigError, match=r"models\.Filter\(must=\[\.\.\.\]\)"):
             searcher.search(folder / "0.png", filter=filters.has_label("mug"))

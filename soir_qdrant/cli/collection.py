@@ -19,12 +19,14 @@ from soir_qdrant.cli.groups import Models, Reading, Server, Target, grouped, mod
 from soir_qdrant.cli.options import (
     BatchOption,
     JsonOption,
+    MaxPixelsOption,
     box_of,
     collection_info,
     collection_names,
     filter_of,
 )
 from soir_qdrant.cli.storage import Cluster, Storage
+from soir_qdrant.images.options import MAX_PIXELS
 from soir_qdrant.types import Composed, Hit, IngestReport, Text
 
 if TYPE_CHECKING:
@@ -151,6 +153,7 @@ def search(
     filter_: FilterOption = None,
     limit: Annotated[int, typer.Option(min=1)] = 10,
     rerank: RerankOption = "stored",
+    max_pixels: MaxPixelsOption = MAX_PIXELS,
     save_html: HtmlOption = None,
     save_png: PngOption = None,
     as_json: JsonOption = False,
@@ -174,7 +177,9 @@ def search(
         chosen = Composed(chosen, but, instead_of)
     client = server.client()
     pipeline = models_of(models, client, server, target).pipeline()
-    searcher = SoirSearcher(client, pipeline=pipeline, **target.place, **server.requests)
+    searcher = SoirSearcher(
+        client, pipeline=pipeline, max_pixels=max_pixels, **target.place, **server.requests
+    )
     hits = searcher.search(
         chosen, box=place, examples=example or (), negatives=negative or (), options=options
     )

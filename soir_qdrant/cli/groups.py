@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from soir_qdrant.cli.console import ProfileOption, WhiteningOption, settings_of
+from soir_qdrant.cli.options import MaxPixelsOption
 from soir_qdrant.images.options import MAX_BYTES, MAX_PIXELS, MEMORY, ReadOptions
 
 if TYPE_CHECKING:
@@ -201,7 +202,7 @@ class Reading:
     allow_private: Annotated[
         bool, typer.Option("--allow-private", help="and from addresses of private networks")
     ] = False
-    max_pixels: Annotated[int, typer.Option(min=1, help="of the largest image that is decoded")] = MAX_PIXELS
+    max_pixels: MaxPixelsOption = MAX_PIXELS
     reduce: Annotated[
         int | None,
         typer.Option(

@@ -20,7 +20,8 @@ from soir_qdrant.cli.console import (
     settings_of,
 )
 from soir_qdrant.cli.groups import Models
-from soir_qdrant.cli.options import JsonOption, box_of
+from soir_qdrant.cli.options import JsonOption, MaxPixelsOption, box_of
+from soir_qdrant.images.options import MAX_PIXELS
 
 
 def explain(
@@ -31,6 +32,7 @@ def explain(
     ] = None,
     profile: ProfileOption = "embedded",
     whitening: WhiteningOption = None,
+    max_pixels: MaxPixelsOption = MAX_PIXELS,
     as_json: JsonOption = False,
 ) -> None:
     """Show what a picture's vector is made of: objects, masks, attention before and after refinement."""
@@ -39,7 +41,7 @@ def explain(
     from soir_qdrant.report.explain import save
     from soir_qdrant.types import SceneObject
 
-    loaded, pipeline = load(image), Models(profile, whitening).pipeline()
+    loaded, pipeline = load(image, max_pixels=max_pixels), Models(profile, whitening).pipeline()
     boxes = [place for text in box or () if (place := box_of(text))]
     explained = look(pipeline, loaded, [SceneObject(place) for place in boxes] or None)
     save(file, image.name, loaded.rgb, explained)

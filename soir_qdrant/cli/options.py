@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from soir_qdrant.qdrant.transport import Retry
 
 JsonOption = Annotated[bool, typer.Option("--json", help="print JSON, for scripts")]
+MaxPixelsOption = Annotated[int, typer.Option(min=1, help="of the largest image that is decoded")]
 BatchOption = Annotated[int, typer.Option(min=1, help="images at once; bounds the memory")]
 
 

@@ -9,12 +9,15 @@ from soir_qdrant.images.pixels import MIN_SIDE, from_bytes, size_of
 from soir_qdrant.types import LoadedImage
 
 
-def load(source: Source, *, name: str | None = None, max_pixels: int = MAX_PIXELS) -> LoadedImage:
+def load(
+    source: Source, *, name: str | None = None, max_pixels: int = MAX_PIXELS, reduce: bool = False
+) -> LoadedImage:
     """Read and decode one image.
 
     source: a path, an address (s3://...), a part of either (clip.mp4#t=12.5, scan.tif#page=2), the bytes of a
     file, a PIL image, or a uint8 array in RGB order, [H, W], [H, W, 3] or [H, W, 4].
-    name: what to call it in messages. max_pixels: the largest width x height that is decoded.
+    name: what to call it in messages. max_pixels: the largest width x height that is decoded. reduce: a larger one is
+    decoded at a reduced size, if it is a JPEG file (but a progressive one); see `LoadedImage.here`.
 
     The result is upright (EXIF rotation applied) and 8-bit RGB: more than 8 bits are scaled, CMYK and palettes
     converted, the first frame taken of an animation. Where pixels are transparent, grey shows through
@@ -23,7 +26,9 @@ def load(source: Source, *, name: str | None = None, max_pixels: int = MAX_PIXEL
     Raises ImageError for a file that is missing, damaged, not an image, larger than max_pixels (before
     its pixels are decoded) or smaller than 8 pixels, and for arrays of another type or shape.
     """
-    return decode(read(source, name=name, options=ReadOptions(max_pixels=max_pixels)), max_pixels=max_pixels)
+    raw = read(source, name=name, options=ReadOptions(max_pixels=max_pixels))
+    enough = max_pixels // 4 + 1 if reduce else None  # sizes are factors of four apart
+    return decode(raw, max_pixels=max_pixels, enough=enough)
 
 
 def decode(raw: RawImage, *, max_pixels: int = MAX_PIXELS, enough: int | None = None) -> LoadedImage:

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from soir_qdrant.errors import ImageError
-from soir_qdrant.images.addresses import Stamp
+from soir_qdrant.images.addresses import Stamp, without_password
 from soir_qdrant.images.options import ReadOptions
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ class RemoteFile:
 
 def read(uri: str, name: str, options: ReadOptions) -> tuple[bytes, Stamp | None]:
     """The content of a file, and its stamp. Raises ImageError."""
+    _check_no_password(uri)
     try:
         if protocol_of(uri) in WEB:
             from soir_qdrant.images import web
@@ -70,6 +71,7 @@ def protocol_of(uri: str) -> str:
 
 def filesystem(uri: str) -> tuple[AbstractFileSystem, str]:
     """The store of an address, and the path in it. Raises ImageError for one that is not read."""
+    _check_no_password(uri)
     if not is_store(uri):
         raise ImageError(
             f"{uri}: {protocol_of(uri)}:// is not read, but {', '.join(STORES)} and, if allowed, http are"
@@ -128,6 +130,14 @@ def stamp_of(about: dict[str, Any]) -> Stamp | None:
     if not isinstance(seconds, int | float):
         return None
     return int(about.get("size") or 0), int(seconds * 1e9)
+
+
+def _check_no_password(uri: str) -> None:
+    if (shown := without_password(uri)) != uri:
+        raise ImageError(
+            f"{shown}: an address is stored with its image, and this one has a password: give one without, and the "
+            "password where the store's package looks for it"
+        )
 
 
 def _allowed(name: str, options: ReadOptions) -> None:

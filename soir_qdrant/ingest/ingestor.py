@@ -68,7 +68,7 @@ class SoirIngestor:
         reading: which files are read (patterns, videos, further pages, http), and the limits of size and memory.
         max_pixels: the largest image that is decoded; None: that of `reading`.
         shard_key: of what is written, in a collection with shards by key.
-        timeout: seconds for one request (over gRPC, those about the whole collection take the client's own).
+        timeout: seconds for one request.
         retry: how long a request is tried again; 120 s.
     """
 

@@ -51,7 +51,7 @@ class Store(Caller):
 
     vector_name: of the dense vector; None is Qdrant's unnamed one. namespace: searches see its points alone,
     and what is written belongs to it; see identity.py. shard_key: of what is written. timeout: seconds for
-    one request (over gRPC only where the client has such an argument; else the client's own applies).
+    one request.
     Made by `create` or `open`; nothing is asked of the server before.
     """
 

@@ -75,12 +75,13 @@ def _drawable(
             opened, stored = hit_image.open_image(hit, searcher.max_pixels), hit_image.boxes(hit)
             if look and hit.box and len(maps) < MAPPED:
                 weights = localization.heat(searcher.pipeline, look, opened, stored)
-                maps.append((f"#{rank}", _around(opened.rgb, weights, hit.box)))
+                maps.append((f"#{rank}", _around(opened.rgb, weights, opened.here(hit.box))))
         except ImageError as error:
             log.warning("hit %s is not shown: %s", hit.id, error)
             continue
         caption = f"#{rank}, score {hit.score:.2f}, {Path(str(hit.uri)).name}"
-        shown.append(Shown(opened.rgb, stored, hit.box, caption))
+        match = None if hit.box is None else opened.here(hit.box)
+        shown.append(Shown(opened.rgb, [opened.here(box) for box in stored], match, caption))
     return shown, maps
 
 

@@ -12,11 +12,12 @@ from soir_qdrant.errors import ImageError
 from soir_qdrant.images import MAX_PIXELS, load
 from soir_qdrant.pipeline import Pipeline
 from soir_qdrant.qdrant.payload import KEY
-from soir_qdrant.types import RGB, Box, Hit, LoadedImage, SceneObject
+from soir_qdrant.types import Box, Hit, LoadedImage, SceneObject
 
 
 def open_image(hit: Hit, max_pixels: int = MAX_PIXELS) -> LoadedImage:
-    """The hit's image, opened again: at the first of its places where it still is.
+    """The hit's image, opened again: at the first of its places where it still is. One of more than max_pixels is
+    decoded at a reduced size, if its format can do that; boxes are of the whole one: see `LoadedImage.here`.
 
     Raises:
         ImageError: where it is missing, or not what was ingested: what holds of the first place.
@@ -27,7 +28,7 @@ def open_image(hit: Hit, max_pixels: int = MAX_PIXELS) -> LoadedImage:
     refused: ImageError | None = None
     for uri in dict.fromkeys([hit.uri, *(stored.get("uris") or [])]):
         try:
-            image = load(uri, max_pixels=max_pixels)
+            image = load(uri, max_pixels=max_pixels, reduce=True)
         except ImageError as error:
             refused = refused or error
             continue
@@ -52,19 +53,19 @@ def boxes(hit: Hit) -> list[Box]:
 
 
 def object_crops(
-    pipeline: Pipeline, image: RGB, boxes: list[Box]
+    pipeline: Pipeline, image: LoadedImage, boxes: list[Box]
 ) -> tuple[list[Box], NDArray[np.uint8], NDArray[np.float32]]:
     """The objects of an opened image as the pipeline cut them: boxes, crops and masks, see `Pipeline.crops`.
 
     Args:
         pipeline: that the collection was filled with.
-        image: uint8 [H, W, 3].
+        image: that of a hit.
         boxes: the stored ones; none are the whole image.
     """
-    height, width = image.shape[:2]
+    width, height = image.whole
     boxes = boxes or [(0.0, 0.0, float(width), float(height))]
-    objects = pipeline.segment(image, [SceneObject(box) for box in boxes])
-    return boxes, *pipeline.crops([image], [objects])
+    objects = pipeline.segment(image.rgb, [SceneObject(image.here(box)) for box in boxes])
+    return boxes, *pipeline.crops([image.rgb], [objects])
 
 
 def sha256(hit: Hit) -> str:

@@ -19,7 +19,7 @@ from soir_qdrant.rerank import hit_image
 from soir_qdrant.rerank.base import Need, Page, SearchQuery, Window, first_candidates
 from soir_qdrant.rerank.cache import TokenCache
 from soir_qdrant.rerank.order import reordered
-from soir_qdrant.types import RGB, Box, Encoding, Failure, Hit, Vector
+from soir_qdrant.types import Box, Encoding, Failure, Hit, LoadedImage, Vector
 
 
 class ImageReranker:
@@ -84,13 +84,13 @@ class ImageReranker:
         key = self._key(hit_image.sha256(hit), boxes)
         tensors = self.cache.get(key)
         if tensors is None:
-            image = hit_image.open_image(hit, self.max_pixels).rgb
+            image = hit_image.open_image(hit, self.max_pixels)
             with torch.inference_mode():
                 tensors = self._described(image, boxes)
             self.cache.put(key, tensors)
         return tensors
 
-    def _described(self, image: RGB, boxes: list[Box]) -> dict[str, Tensor]:
+    def _described(self, image: LoadedImage, boxes: list[Box]) -> dict[str, Tensor]:
         boxes, crops, masks = hit_image.object_crops(self.pipeline, image, boxes)
         return self._contents(boxes, self._encoding(crops, masks), masks)
 

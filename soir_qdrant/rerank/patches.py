@@ -112,7 +112,7 @@ class PatchReranker:
         cached = self.cache.get(key)
         if cached is not None:
             return bytes(cached["patches"].numpy()).decode().split()
-        image = hit_image.open_image(hit, self.max_pixels).rgb
+        image = hit_image.open_image(hit, self.max_pixels)
         _, crops, masks = hit_image.object_crops(self.pipeline, image, boxes)
         packed = [pack_patches(rows) for rows in self.pipeline.patches(crops, masks)]
         text = np.frombuffer(" ".join(packed).encode(), np.uint8)

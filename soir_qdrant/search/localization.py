@@ -17,9 +17,13 @@ if TYPE_CHECKING:
 
 
 def mask(pipeline: Pipeline, image: LoadedImage, box: Box) -> Mask:
-    """The pixels of the object in a box, as the pipeline's segmenter sees them, bool [H, W]."""
-    (item,) = pipeline.segment(image.rgb, [SceneObject(box)])
-    return full_mask(item, image.width, image.height)
+    """The pixels of the object in a box, as the pipeline's segmenter sees them, bool [H, W], both of the whole
+    image."""
+    (item,) = pipeline.segment(image.rgb, [SceneObject(image.here(box))])
+    mask = full_mask(item, image.width, image.height)
+    if image.full_size is None:
+        return mask
+    return cv2.resize(mask.astype(np.uint8), image.full_size, interpolation=cv2.INTER_NEAREST).astype(bool)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,10 +48,10 @@ def heat(pipeline: Pipeline, query: Look, image: LoadedImage, objects: list[Box]
         pipeline: that the collection was filled with.
         query: of `look`.
         image: to look into.
-        objects: the boxes to look into, x0, y0, x1, y1 in pixels.
+        objects: the boxes to look into, x0, y0, x1, y1 in pixels of the whole image.
 
     Returns:
-        float32 [H, W], 0..1.
+        float32 [H, W], 0..1, of the image as it was decoded.
 
     Raises:
         ConfigError: for an encoder without tokens.
@@ -58,7 +62,7 @@ def heat(pipeline: Pipeline, query: Look, image: LoadedImage, objects: list[Box]
     from soir_qdrant.mao.refine import explain_maps, precompute_all
 
     encoder, block = pipeline.encoder, pipeline.encoder.last_block
-    items = pipeline.segment(image.rgb, [SceneObject(b) for b in objects])
+    items = pipeline.segment(image.rgb, [SceneObject(image.here(box)) for box in objects])
     canvas = np.zeros((image.height, image.width), np.float32)
     if not items:
         return canvas

@@ -243,7 +243,7 @@ class SoirSearcher:
             box: the object in the query image.
 
         Returns:
-            float32 [H, W], 0..1, in the hit's image.
+            float32 [H, W], 0..1, in the hit's image; of one of more than max_pixels, at a reduced size.
 
         Raises:
             ImageError: where the hit's image is gone or changed.
@@ -252,10 +252,10 @@ class SoirSearcher:
         if as_vector(query) is not None or isinstance(query, Text):
             raise ConfigError("a heat map is made with an image: this query is none")
         image, place = open_query(query, box, self.max_pixels)
-        hit_rgb = hit_image.open_image(hit, self.max_pixels)
+        opened_image = hit_image.open_image(hit, self.max_pixels)
         with self._encoder.lock:
             look = localization.look(self.pipeline, image, place)
-            return localization.heat(self.pipeline, look, hit_rgb, hit_image.boxes(hit))
+            return localization.heat(self.pipeline, look, opened_image, hit_image.boxes(hit))
 
     def _plan(self, options: SearchOptions, group_size: int | None = None) -> Plan:
         options = opened(self.store, options)

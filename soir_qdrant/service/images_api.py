@@ -13,19 +13,19 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from soir_qdrant.geometry.crops import full_mask
 from soir_qdrant.images import load
+from soir_qdrant.search import localization
 from soir_qdrant.service.backend import Backend
 from soir_qdrant.service.deps import CollectionName, ImageId, Service, answered
 from soir_qdrant.service.errors import Forgotten
 from soir_qdrant.service.filters import FilterText, filter_of_text
 from soir_qdrant.service.listing import sorted_page
-from soir_qdrant.service.pictures import heat_png, mask_png, opened, small_jpeg
+from soir_qdrant.service.pictures import heat_png, mask_png, small_jpeg
 from soir_qdrant.service.problems import Refusal, responses
 from soir_qdrant.service.queries import image_query, object_box
 from soir_qdrant.service.schemas import Facets, ImagePage, StoredImage
 from soir_qdrant.service.worker import Priority
-from soir_qdrant.types import Box, Hit, SceneObject
+from soir_qdrant.types import Box, Hit
 
 router = APIRouter(tags=["images"])
 one_image = APIRouter()
@@ -223,10 +223,8 @@ async def mask(
     place = _box(payload, object, box)
 
     def make() -> bytes:
-        opened(data, backend.settings.max_pixels)
-        decoded = load(data, name=f"image {id}", max_pixels=backend.settings.max_pixels)
-        (segmented,) = backend.pipeline.segment(decoded.rgb, [SceneObject(place)])
-        return mask_png(full_mask(segmented, decoded.width, decoded.height), side)
+        image = load(data, name=f"image {id}", max_pixels=backend.settings.max_pixels, reduce=True)
+        return mask_png(localization.mask(backend.pipeline, image, place), side)
 
     overlay = await answered(backend.worker.submit(Priority.OVERLAY, make), backend)
     return Response(overlay, media_type="image/png", headers={"Cache-Control": "private, max-age=600"})

@@ -26,20 +26,28 @@ def opened(data: bytes, max_pixels: int, name: str = "the image") -> Image.Image
 
     Raises ImageError for what is no image of a format that is read, damaged, or larger than max_pixels.
     """
+    image = _head(data, name)
+    _check_size(image, max_pixels, name)
+    return image
+
+
+def _head(data: bytes, name: str) -> Image.Image:
     try:
-        image = Image.open(io.BytesIO(data), formats=known_formats())
+        return Image.open(io.BytesIO(data), formats=known_formats())
     except UnidentifiedImageError as error:
         raise ImageError(f"{name} is no image of a known kind: give JPEG, PNG, WebP, AVIF or TIFF") from error
     except Image.DecompressionBombError as error:
         raise ImageError(f"{name} is too large: {error}") from error
     except Exception as error:  # readers let all sorts of errors out when a header is damaged
         raise ImageError(f"{name} is damaged: {error}") from error
+
+
+def _check_size(image: Image.Image, max_pixels: int, name: str) -> None:
     if image.width * image.height > max_pixels:
         raise ImageError(
             f"{name} has {image.width}x{image.height} pixels, more than the {max_pixels:,} that are decoded: "
             "make it smaller"
         )
-    return image
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
@@ -57,19 +65,20 @@ def small_jpeg(data: bytes, side: int, max_pixels: int, box: Box | None = None) 
     Args:
         data: the file.
         side: pixels.
-        max_pixels: as in `opened`.
+        max_pixels: of what is decoded.
         box: x0, y0, x1, y1 in pixels of the upright image: only this part of it.
 
     Raises:
-        ImageError: as `opened`, and where the pixels are damaged.
+        ImageError: as `opened`, but for a larger image that is decoded at a reduced size, and where the pixels are
+            damaged.
     """
-    image = opened(data, max_pixels)
-    if image.format == "JPEG":
-        upright = _upright_jpeg(image, side if box is None else None)
+    image = _head(data, "the image")
+    if image.format == "JPEG" and box is None:
+        upright = _upright_jpeg(image, side, max_pixels)
     else:
-        upright = Image.fromarray(load(data, name="the image", max_pixels=max_pixels).rgb)
-    if box is not None:
-        upright = _cut(upright, box)
+        loaded = load(data, name="the image", max_pixels=max_pixels, reduce=True)
+        upright = Image.fromarray(loaded.rgb)
+        upright = upright if box is None else _cut(upright, loaded.here(box))
     upright.thumbnail((side, side), Image.Resampling.LANCZOS)
     stream = io.BytesIO()
     upright.save(stream, "JPEG", quality=QUALITY)
@@ -85,11 +94,13 @@ def _cut(image: Image.Image, box: Box) -> Image.Image:
     return image.crop((x0, y0, x1, y1))
 
 
-def _upright_jpeg(image: Image.Image, side: int | None) -> Image.Image:
-    """RGB pixels after EXIF rotation, decoded no larger than `side` needs; None: whole."""
+def _upright_jpeg(image: Image.Image, side: int, max_pixels: int) -> Image.Image:
+    """RGB pixels after EXIF rotation, decoded no larger than `side` needs."""
+    if image.info.get("progressive"):  # held in memory whole, whatever it is decoded at
+        _check_size(image, max_pixels, "the image")
+    image.draft("RGB", (side, side))
+    _check_size(image, max_pixels, "the image")
     try:
-        if side is not None:
-            image.draft("RGB", (side, side))
         image.load()
         return ImageOps.exif_transpose(to_srgb(image, "the image")).convert("RGB")
     except Exception as error:  # see `opened`

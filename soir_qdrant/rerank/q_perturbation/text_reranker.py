@@ -79,9 +79,10 @@ class TextPerturbation:
         image = hit_image.open_image(hit, self.max_pixels)
         boxes = torch.tensor(hit_image.boxes(hit)).reshape(-1, 4)
         tokens = self.matcher.image_tokens([Image.fromarray(image.rgb)])
-        size = (image.width, image.height)
         perturbing = (
-            nullcontext() if self.settings is None else perturbed(self.sites, [boxes], [size], self.settings)
+            nullcontext()
+            if self.settings is None
+            else perturbed(self.sites, [boxes], [image.whole], self.settings)
         )
         with perturbing:
             rows = self.matcher.describe(tokens).float()[0]
