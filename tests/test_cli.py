@@ -76,6 +76,7 @@ def test_the_package_and_its_help_load_no_torch():
         (["export", "--out", "models", "--encoder", "empty"], 3, "no config.json there"),
         (["evaluate", "empty"], 3, "annotations.json"),
         (["evaluate", "empty", "--format", "instre"], 3, "anns.pt is missing"),
+        (["ingest", "empty", "--path", "made/meta.json"], 3, "cannot be the folder of an embedded Qdrant"),
         (["serve", "--path", "typo"], 3, "typo: no embedded Qdrant there"),
         (["serve", "--path", "made", "--host", "0.0.0.0"], 3, "set a token"),
         (["explain", "[old]/room.jpg"], 3, "[old]/room.jpg"),

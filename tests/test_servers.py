@@ -30,6 +30,8 @@ NONSENSE = {
     "too many, half a second": Reply(429, b"{}", (("Retry-After", "0.001"),)),
     "too many, a date": Reply(429, b"{}", (("Retry-After", "Wed, 21 Oct 2015 07:28:00 GMT"),)),
     "too many, no sense": Reply(429, b"{}", (("Retry-After", "soon"),)),
+    "a page for what is not there": Reply(404, HTML, (("Content-Type", "text/html"),)),
+    "the way to a page": Reply(302, b"", (("Location", "/login"),)),
     "bad gateway": Reply(502, HTML, (("Content-Type", "text/html"),)),
 }
 
@@ -62,6 +64,13 @@ def test_what_a_proxy_says_while_the_server_restarts_is_waited_out(stand_in, kin
     assert client.count("images").count == 3
     stand_in.reads[:] = [NONSENSE[kind]]
     assert ready.exists()
+
+
+@pytest.mark.parametrize("answer", [Reply(200, HTML), Reply(200, b'{"hello": 1}', OK), Reply(200, b"{", OK)])
+def test_a_server_that_is_none_of_qdrant_is_said_to_be_none(stand_in, answer):
+    stand_in.reads[:] = [answer] * 3
+    with pytest.raises(ServerError, match="not one of Qdrant: see that the URL"):
+        store(connected(stand_in)).exists()
 
 
 def test_a_write_counts_when_the_server_says_that_it_is_completed(stand_in):

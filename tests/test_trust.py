@@ -18,9 +18,10 @@ from soir_qdrant import filters
 from soir_qdrant.cli import console
 from soir_qdrant.cli.main import app, main
 from soir_qdrant.config import Settings
-from soir_qdrant.errors import CollectionError, ConfigError, ImageError
+from soir_qdrant.errors import CollectionError, ConfigError, ImageError, WeightsError
 from soir_qdrant.images import ReadOptions
 from soir_qdrant.models.cache import cache_dir
+from soir_qdrant.models.weights import resolve
 from soir_qdrant.qdrant.payload import PayloadError, clean_payload
 from soir_qdrant.qdrant.transport import connect
 from soir_qdrant.report.html import write
@@ -116,6 +117,12 @@ class TestExitCodes:
         monkeypatch.setattr("pathlib.Path.home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
         with pytest.raises(ConfigError, match="SOIR_CACHE="):
             cache_dir()
+
+    def test_a_cache_that_cannot_be_written(self, tmp_path, monkeypatch):
+        (tmp_path / "file").touch()
+        monkeypatch.setenv("SOIR_CACHE", str(tmp_path / "file"))
+        with pytest.raises(WeightsError, match="name another folder as SOIR_CACHE="):
+            resolve()
 
 
 class TestMessages:

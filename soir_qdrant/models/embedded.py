@@ -99,7 +99,12 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
     Two processes may do so at once: the first to finish wins, and its content is used by both.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WeightsError(
+            f"models cannot be kept in {folder.parent} ({error}): name another folder as SOIR_CACHE=/some/folder"
+        ) from error
     part = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         yield part

@@ -22,6 +22,9 @@ _RETRY_AFTER = (
 )
 
 
+_FOREIGN = "the answer is not one of Qdrant: see that the URL is that of a Qdrant server"
+
+
 class Refused(CollectionError):
     """The server (or local mode) understood a request and refused it; repeating it would not help.
 
@@ -53,14 +56,20 @@ def is_passing(error: Exception) -> bool:
         return False
     if isinstance(error, UnexpectedResponse):
         status = error.status_code
-        return status is not None and (status in _PASSING_HTTP or status >= 500)
+        return status is not None and (status in _PASSING_HTTP or status >= 500 or _is_of_a_proxy(error))
     if isinstance(error, ResponseHandlingException):
         source = error.source
         if isinstance(source, ValidationError):
-            return any(part["type"] == "json_invalid" for part in source.errors())
+            return _is_no_json(source)
         passing = isinstance(source, httpx.TransportError | httpx.DecodingError)
         return passing and not isinstance(source, httpx.UnsupportedProtocol)
     return grpc_code(error) in _PASSING_GRPC
+
+
+def _is_of_a_proxy(error: UnexpectedResponse) -> bool:
+    """A redirect, as to a page to log in, or a page that says 404: Qdrant says it in JSON."""
+    status, content = error.status_code or 0, error.content.strip()
+    return 300 <= status < 400 or (status == 404 and content[:1] not in (b"", b"{"))
 
 
 def retry_after(error: Exception) -> float | None:
@@ -120,6 +129,8 @@ def lasting(error: Exception, what: str) -> CollectionError | ServerError:
         return ServerError(
             f"could not {what}: {text_of(error)}; see that the folder is writable and has space"
         )
+    if isinstance(error, AssertionError) and text_of(error).endswith("returned None"):
+        return ServerError(f"could not {what}: {_FOREIGN} ({text_of(error)})")
     status = error.status_code if isinstance(error, UnexpectedResponse) else None
     code = grpc_code(error)
     if status in (401, 403) or code in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
@@ -137,6 +148,10 @@ def is_missing(error: Refused) -> bool:
     return error.status == 404 or ("collection" in text and "not found" in text)
 
 
+def _is_no_json(error: ValidationError) -> bool:
+    return any(part["type"] == "json_invalid" for part in error.errors())
+
+
 def grpc_code(error: Exception) -> str:
     """The name of a gRPC error's code; "" for others."""
     code = getattr(error, "code", None)
@@ -146,7 +161,11 @@ def grpc_code(error: Exception) -> str:
 def text_of(error: Exception) -> str:
     """What an error says, for a person."""
     if isinstance(error, ResponseHandlingException):
-        return str(error.source) or type(error.source).__name__
+        return text_of(error.source)
+    if isinstance(error, json.JSONDecodeError):
+        return f"{_FOREIGN}: {error.doc[:80]!r}"
+    if isinstance(error, ValidationError) and _is_no_json(error):
+        return f"the answer is cut off, or {_FOREIGN}"
     if isinstance(error, UnexpectedResponse):
         content = error.content.decode(errors="replace")[:500]
         return f"{error.status_code} {error.reason_phrase}: {content}"

@@ -65,6 +65,8 @@ def connect(path: str | Path | None = None, url: str | None = None, **options: A
             f"{path} is damaged, or no folder of an embedded Qdrant ({type(error).__name__}: {error}): bring back a "
             "copy of it, or ingest into a new folder"
         ) from error
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be the folder of an embedded Qdrant: {error}") from error
     except RuntimeError as error:
         if "already accessed" not in str(error):
             raise

@@ -23,7 +23,8 @@ def mask(pipeline: Pipeline, image: LoadedImage, box: Box) -> Mask:
     mask = full_mask(item, image.width, image.height)
     if image.full_size is None:
         return mask
-    return cv2.resize(mask.astype(np.uint8), image.full_size, interpolation=cv2.INTER_NEAREST).astype(bool)
+    whole = cv2.resize(mask.astype(np.uint8), image.full_size, interpolation=cv2.INTER_NEAREST)
+    return np.asarray(whole, bool)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
