@@ -13,6 +13,7 @@ from soir_qdrant import SoirSearcher
 from soir_qdrant.errors import CollectionError, ServerError, WeightsError
 from soir_qdrant.models.pretrained import load_config
 from soir_qdrant.models.weights import resolve
+from soir_qdrant.rerank.q_perturbation.matcher import Matcher
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes on this system")
@@ -46,7 +47,9 @@ def test_a_folder_is_walked_once(folder, monkeypatch):
     assert sorted(walked) == [str(folder), str(folder / "sub")]
 
 
-def test_code_beside_weights_is_not_run(tmp_path):
+def test_code_beside_weights_is_not_run(tmp_path, monkeypatch):
+    """Whatever a user answers."""
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
     folder = tiny_encoder(tmp_path / "model")
     (folder / "evil.py").write_text(f"open({str(tmp_path / 'was-run')!r}, 'w')\nclass Evil: pass\n")
     config = json.loads((folder / "config.json").read_text())
@@ -54,6 +57,9 @@ def test_code_beside_weights_is_not_run(tmp_path):
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(WeightsError, match="could not be loaded"):
         load_config(resolve(str(folder)))
+    (folder / "processor_config.json").write_text(json.dumps({"auto_map": {"AutoProcessor": "evil.Evil"}}))
+    with pytest.raises(WeightsError, match="no BLIP-2"):
+        Matcher.load(str(folder))
     assert not (tmp_path / "was-run").exists()
 
 

@@ -27,10 +27,12 @@ from soir_qdrant.cli.options import (
 )
 from soir_qdrant.cli.storage import Cluster, Storage
 from soir_qdrant.images.options import MAX_PIXELS
-from soir_qdrant.types import Composed, Hit, IngestReport, Text
+from soir_qdrant.types import Box, Composed, Hit, IngestReport, Text
 
 if TYPE_CHECKING:
     from soir_qdrant.ingest.ingestor import SoirIngestor
+    from soir_qdrant.query import Query
+    from soir_qdrant.search.searcher import SoirSearcher
 
 
 @grouped
@@ -185,15 +187,26 @@ def search(
     )
     _print_hits(hits, as_json)
     if save_html or save_png:
-        from soir_qdrant.report.hit_report import save
-
-        save(searcher, chosen, place, hits, html=save_html, png=save_png)
-        _print_files([save_html, save_png], as_json)
+        _save(searcher, chosen, place, hits, save_html, save_png)
+        _print_files([] if as_json else [save_html, save_png])
 
 
-def _print_files(files: Iterable[Path | None], as_json: bool) -> None:
+def _save(
+    searcher: SoirSearcher,
+    query: Query,
+    box: Box | None,
+    hits: list[Hit],
+    html: Path | None,
+    png: Path | None,
+) -> None:
+    from soir_qdrant.report.hit_report import save
+
+    save(searcher, query, box, hits, html=html, png=png)
+
+
+def _print_files(files: Iterable[Path | None]) -> None:
     for file in files:
-        if file and not as_json:
+        if file:
             out.print(f"{file} written", highlight=False)
 
 

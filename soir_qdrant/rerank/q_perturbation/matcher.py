@@ -50,7 +50,7 @@ class Matcher:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         dtype = torch.float16 if device.startswith("cuda") else torch.float32
         try:
-            processor = transformers.AutoProcessor.from_pretrained(weights)
+            processor = transformers.AutoProcessor.from_pretrained(weights, trust_remote_code=False)
             model = transformers.Blip2ForImageTextRetrieval.from_pretrained(weights, dtype=dtype)
         except (OSError, ValueError) as error:
             raise WeightsError(
