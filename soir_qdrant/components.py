@@ -12,7 +12,14 @@ from soir_qdrant.config import READING, Settings, VitSettings
 from soir_qdrant.contracts import Detector, Encoder, SceneEncoder, Segmenter
 from soir_qdrant.errors import ConfigError
 from soir_qdrant.kinds import Parts, make_detector, make_encoder, make_scene_encoder, make_segmenter
-from soir_qdrant.pooling.patches import READ, PatchProjection, projection_of
+from soir_qdrant.pooling.patches import (
+    READ,
+    PatchProjection,
+    Projected,
+    projection_digest,
+    projection_of,
+    row_dim,
+)
 from soir_qdrant.pooling.pool import normalize
 from soir_qdrant.pooling.whitening import Whitening
 from soir_qdrant.types import Vector
@@ -164,21 +171,32 @@ class Components:
     def has_patches(self) -> bool:
         """Whether patches of late interaction come with every object, at no cost: `patch_projection` fits, and the
         encoder has them in the pass that describes the object."""
-        reads = self.settings.scene is None and self.encoder.reads_patches
-        of_whitening = self.whitening is not None and READ in self.settings.vector.features
-        return reads and (self._patch_projection is not None or of_whitening)
+        if self.settings.scene is not None or not self.encoder.reads_patches:
+            return False
+        if self._patch_projection is not None:
+            return not self.encoder.projection
+        return self.projection > 0 and self.encoder.projection in (0, self.projection)
 
     @cached_property
-    def patch_projection(self) -> PatchProjection:
+    def projection(self) -> int:
+        """Names the whitening's part for patches; see `projection_digest`. 0 where it has none."""
+        if self.whitening is None or READ not in self.settings.vector.features:
+            return 0
+        return projection_digest(self.whitening, self.settings.vector.features, self.encoder)
+
+    @cached_property
+    def patch_projection(self) -> PatchProjection | Projected:
         """What makes patches small. Raises ConfigError where the settings have no whitening of them."""
         if self._patch_projection is not None:
             return self._patch_projection
-        if self.whitening is None or READ not in self.settings.vector.features:
+        if self.whitening is None or not self.projection:
             raise ConfigError(
                 f'rerank="patches" needs a whitening of the feature "{READ}", and these settings have none: '
                 "take the profile embedded, or set vector.features and fit one with `soir calibrate`"
             )
-        return projection_of(self.whitening, self.settings.vector.features, self.encoder.last_block)
+        if self.encoder.projection == self.projection:
+            return Projected(row_dim(self.whitening))
+        return projection_of(self.whitening, self.settings.vector.features, self.encoder)
 
     @cached_property
     def dim(self) -> int:

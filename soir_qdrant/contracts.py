@@ -104,9 +104,12 @@ class Encoder(FeatureSource, Protocol):
         dim: numbers of a descriptor.
         width: numbers of a token.
         reads_patches: whether `encode` has the patches of late interaction in the same pass.
+        projection: digest of what has made small rows of them (`pooling.patches.projection_digest`), where a
+            served encoder does that itself; 0 where they are tokens.
     """
 
     reads_patches: bool = False
+    projection: int = 0
     name: str
     input_size: int
     prefix_tokens: int

@@ -16,7 +16,7 @@ from soir_qdrant.geometry.crops import crop, full_mask, square, whole_box
 from soir_qdrant.geometry.plain_background import plain_foreground
 from soir_qdrant.models.tokens import LAYER
 from soir_qdrant.pooling.features import side_by_side
-from soir_qdrant.pooling.patches import described
+from soir_qdrant.pooling.patches import Projected, described
 from soir_qdrant.pooling.pool import pool_scenes
 from soir_qdrant.pooling.scenes.described import scenes_of
 from soir_qdrant.timing import timed
@@ -84,13 +84,11 @@ class Pipeline(Components):
         self, crops: NDArray[np.uint8], masks: NDArray[np.float32], patches: bool
     ) -> tuple[Encoding, list[Vector] | None]:
         """The encoding of K crops and, where asked for, what `patches` returns, in one pass if possible."""
-        with_tokens = self.settings.vector.pooling == "mao"
-        encoding = self.encoder.encode(crops, masks, with_tokens=with_tokens, with_patches=patches)
-        if not patches:
-            return encoding, None
-        if encoding.patches is None:
-            return encoding, self.patches(crops, masks)
-        return encoding, described(encoding.patches, masks, self.patch_projection)
+        with_tokens, at_hand = self.settings.vector.pooling == "mao", patches and self.has_patches
+        encoding = self.encoder.encode(crops, masks, with_tokens=with_tokens, with_patches=at_hand)
+        if encoding.patches is not None and at_hand:
+            return encoding, described(encoding.patches, masks, self.patch_projection)
+        return encoding, self.patches(crops, masks) if patches else None
 
     def patches(self, crops: NDArray[np.uint8], masks: NDArray[np.float32]) -> list[Vector]:
         """The patches of K objects for late interaction, float32 [n, d] each, unit rows.
@@ -103,6 +101,8 @@ class Pipeline(Components):
             ConfigError: where no features can be read, or no projection was fitted for them.
         """
         projection, size = self.patch_projection, self.settings.encoder.batch
+        if isinstance(projection, Projected):
+            return self._encode(crops, masks, True)[1] or []
         batches = [slice(i, i + size) for i in range(0, len(crops), size)]
         return [
             row

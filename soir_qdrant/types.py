@@ -101,7 +101,8 @@ class Encoding:
     patch tokens under each crop's mask after each of the last L blocks, through the final LayerNorm; the
     last block's comes last. tokens: [B, N, D], those that enter the first of the encoder's `last_blocks`,
     prefix tokens first: a NumPy array or a torch tensor, on the encoder's device. patches: float16
-    [B, h, w, D], what late interaction compares. Both None where they were not asked for.
+    [B, h, w, D], what late interaction compares; of an encoder with a `projection` the rows of it,
+    [B, h, w, d]. Both None where they were not asked for.
     """
 
     descriptor: Vector

@@ -126,6 +126,50 @@ def test_the_command_takes_words(weights, tmp_path):
         assert said in str(refused.exception)
 
 
+def test_the_command_averages_prompts_and_changes_the_thing(weights, tmp_path):
+    folder, _ = weights
+    profile, db, mug = tmp_path / "mine.json", tmp_path / "db", tmp_path / "mug.png"
+    profile.write_text(settings(folder).model_dump_json())
+    Image.fromarray(painted(((5, 5, 30, 30), (250, 0, 0)))).save(mug)
+    common = ["--path", str(db), "--profile", str(profile), "--json"]
+    assert CliRunner().invoke(app, ["ingest", str(mug), *common]).exit_code == 0
+
+    def score(*arguments):
+        done = CliRunner().invoke(app, ["search", *arguments, "--rerank", "none", *common])
+        assert done.exit_code == 0, done.output
+        return pytest.approx(json.loads(done.stdout)[0]["score"], abs=1e-5)
+
+    def refused(*arguments):
+        done = CliRunner().invoke(app, ["search", *arguments, *common])
+        assert done.exit_code != 0
+        return done.output + str(done.exception)
+
+    prompts = ["--text", "red mug", "--prompt", "a {}", "--prompt", "{} of"]
+    printed = [
+        score(*prompts),
+        score(str(mug), "--but", "a blue mug"),
+        score(str(mug), "--but", "a blue mug", "--instead-of", "a mug"),
+    ]
+    client = QdrantClient(path=str(db))
+    searcher = SoirSearcher(client, pipeline=Pipeline(settings(folder)))
+    queries = [
+        Text("red mug", prompts=("a {}", "{} of")),
+        Composed(mug, "a blue mug"),
+        Composed(mug, "a blue mug", "a mug"),
+    ]
+    scores = [searcher.search(query, rerank=None)[0].score for query in queries]
+    client.close()
+    assert scores == printed
+    assert len({round(value, 4) for value in scores}) == 3
+    page = tmp_path / "page.html"
+    assert score(str(mug), "--but", "a blue mug", "--save-html", str(page)) == scores[1]
+    assert "a blue mug" in page.read_text()
+    assert "give --text too" in refused(str(mug), "--prompt", "a {}")
+    assert "give an image of it" in refused("--text", "a mug", "--but", "a blue mug")
+    assert "give --but too" in refused(str(mug), "--instead-of", "a mug")
+    assert "where the words go" in refused("--text", "a mug", "--prompt", "a photo")
+
+
 def test_an_encoder_without_text_says_so(tmp_path):
     from models import tiny_encoder
 

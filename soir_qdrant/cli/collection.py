@@ -174,6 +174,7 @@ def search(
     if text_in_image:
         conditions = with_text(text_in_image, conditions)
     options = SearchOptions(limit=limit, filter=conditions, rerank=rerank)
+    _check_words(query, text, prompt, but, instead_of)
     chosen = Text(text, tuple(prompt)) if text and prompt and query is None else one_query(query, text)
     if but:
         chosen = Composed(chosen, but, instead_of)
@@ -202,6 +203,18 @@ def _save(
     from soir_qdrant.report.hit_report import save
 
     save(searcher, query, box, hits, html=html, png=png)
+
+
+def _check_words(
+    query: str | None, text: str | None, prompt: list[str] | None, but: str | None, instead_of: str | None
+) -> None:
+    """Raises BadParameter for an option without the one that it belongs to."""
+    if prompt and text is None:
+        raise typer.BadParameter("--prompt is what --text is put into: give --text too")
+    if but and query is None:
+        raise typer.BadParameter("--but changes the thing in QUERY: give an image of it")
+    if instead_of and not but:
+        raise typer.BadParameter("--instead-of is what --but stands for: give --but too")
 
 
 def _print_files(files: Iterable[Path | None]) -> None:

@@ -7,6 +7,7 @@ block is the one that detector and segmenter read, so a served trunk gives it as
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -21,7 +22,7 @@ from soir_qdrant.pooling.whitening import Whitening
 from soir_qdrant.types import Vector
 
 if TYPE_CHECKING:
-    from soir_qdrant.models.last_block import LastBlock
+    from soir_qdrant.contracts import Encoder
 
 Floats = NDArray[np.floating]
 READ = f"patches-{-1 - LAYER}"  # the feature whose tokens these are
@@ -59,29 +60,56 @@ class PatchProjection:
         return normalize((normalize(x) * np.float32(self.scale) - self.mean) @ self.matrix)
 
 
-def projection_of(whitening: Whitening, features: Sequence[str], block: LastBlock) -> PatchProjection:
+@dataclass(frozen=True, slots=True)
+class Projected:
+    """In place of a `PatchProjection`, for an encoder that gives rows of patches instead of tokens.
+
+    Attributes:
+        dim: numbers of a row, d.
+    """
+
+    dim: int
+
+    def __call__(self, rows: Floats) -> Vector:
+        """Rows, float [..., d], at unit length, float32."""
+        return normalize(rows)
+
+
+def projection_of(whitening: Whitening, features: Sequence[str], encoder: Encoder) -> PatchProjection:
     """The part of a whitening that concerns the patches of `READ`.
 
     Args:
         whitening: of all features side by side.
         features: their names; `READ` is one of them.
-        block: the encoder's last, with the final LayerNorm.
+        encoder: with the final LayerNorm in its last block.
 
     Raises:
         ConfigError: the encoder's last block is not taken apart.
     """
-    sizes = [block.dim_out if name == "cls" else block.dim for name in features]
-    first = sum(sizes[: list(features).index(READ)])
-    part = slice(first, first + block.dim)
+    mean, matrix = _part(whitening, features, encoder)
+    block = encoder.last_block
     weight, bias = (block.weights[f"norm.{name}"].float().cpu().numpy() for name in ("weight", "bias"))
-    return PatchProjection(
-        whitening.mean[part],
-        whitening.matrix[part, : min(BITS, whitening.dim // 8 * 8)],
-        weight,
-        bias,
-        block.eps,
-        len(features) ** -0.5,
-    )
+    return PatchProjection(mean, matrix, weight, bias, block.eps, len(features) ** -0.5)
+
+
+def projection_digest(whitening: Whitening, features: Sequence[str], encoder: Encoder) -> int:
+    """A number above 0, of 48 bits, that names what `projection_of` returns for an encoder of these weights."""
+    mean, matrix = _part(whitening, features, encoder)
+    content = mean.tobytes() + np.ascontiguousarray(matrix).tobytes() + bytes([len(features)])
+    return int(hashlib.sha256(content).hexdigest()[:12], 16) or 1
+
+
+def _part(whitening: Whitening, features: Sequence[str], encoder: Encoder) -> tuple[Vector, Vector]:
+    """Mean [D] and matrix [D, d] of a whitening, as far as they concern `READ`."""
+    sizes = [encoder.dim if name == "cls" else encoder.width for name in features]
+    first = sum(sizes[: list(features).index(READ)])
+    part = slice(first, first + encoder.width)
+    return whitening.mean[part], whitening.matrix[part, : row_dim(whitening)]
+
+
+def row_dim(whitening: Whitening) -> int:
+    """Numbers of a patch's row."""
+    return min(BITS, whitening.dim // 8 * 8)
 
 
 def under_mask(shares: Floats) -> NDArray[np.bool_]:
@@ -90,11 +118,13 @@ def under_mask(shares: Floats) -> NDArray[np.bool_]:
     return chosen
 
 
-def described(patches: Floats, masks: NDArray[np.float32], projection: PatchProjection) -> list[Vector]:
+def described(
+    patches: Floats, masks: NDArray[np.float32], projection: PatchProjection | Projected
+) -> list[Vector]:
     """Patches of K crops as small rows: of each crop those under its mask, float32 [n, d], unit length.
 
     Args:
-        patches: float [K, h, w, D], the tokens of each crop's patches.
+        patches: float [K, h, w, D], the tokens of each crop's patches, or their rows already.
         masks: float32 [K, S, S], 0..1.
         projection: of the encoder that the tokens are of.
     """

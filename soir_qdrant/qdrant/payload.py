@@ -162,7 +162,7 @@ def decode(code: str) -> Vector:
 
 def pack_patches(rows: Vector) -> str:
     """The signs of rows, float32 [n, d], as base64 of one bit a number, d a multiple of 8."""
-    return base64.b64encode(np.packbits(rows > 0, axis=1).tobytes()).decode()
+    return base64.b64encode(pack_signs(rows).tobytes()).decode()
 
 
 def unpack_patches(packed: str, dim: int) -> Vector:
@@ -171,8 +171,18 @@ def unpack_patches(packed: str, dim: int) -> Vector:
     stored = np.frombuffer(base64.b64decode(packed), np.uint8)
     if not len(stored) or 8 * len(stored) % dim:
         raise ConfigError(f"{len(stored)} bytes of patches are no rows of {dim} bits: ingest again")
-    signs = np.unpackbits(stored.reshape(-1, dim // 8), axis=1).astype(np.float32)
-    return (2 * signs - 1) / np.float32(dim**0.5)
+    return unpack_signs(stored.reshape(-1, dim // 8))
+
+
+def pack_signs(rows: Vector) -> NDArray[np.uint8]:
+    """The signs of rows, float32 [n, d], a bit a number: uint8 [n, d / 8]."""
+    return np.packbits(rows > 0, axis=1)
+
+
+def unpack_signs(packed: NDArray[np.uint8]) -> Vector:
+    """What `pack_signs` kept, float32 [n, d], unit rows of +-d^-1/2."""
+    signs = np.unpackbits(packed, axis=1).astype(np.float32)
+    return (2 * signs - 1) / np.float32(signs.shape[1] ** 0.5)
 
 
 def code_cosines(payload: Mapping[str, Any], query: Vector) -> Vector | None:

@@ -123,6 +123,11 @@ class QueryEncoder:
         with self.lock, stage("encode"):
             if not text.prompts:
                 return self.pipeline.text(text.words)
+            for prompt in text.prompts:
+                if "{}" not in prompt:
+                    raise ConfigError(
+                        f'prompt {prompt!r}: say with {{}} where the words go, as in "a photo of {{}}"'
+                    )
             rows = [self.pipeline.text(prompt.replace("{}", text.words)) for prompt in text.prompts]
         return normalize(np.mean(rows, axis=0))
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from soir_qdrant.components import Components
 from soir_qdrant.config import Owlv2Settings, SamSettings, Settings
 from soir_qdrant.errors import ConfigError
 from soir_qdrant.geometry.patches import Batch, batches, patch_weights
@@ -19,6 +20,7 @@ from soir_qdrant.models.encoders.vit import ViTEncoder
 from soir_qdrant.models.segmenters.sam import SamSegmenter
 from soir_qdrant.models.tokens import AFTER, LAYER
 from soir_qdrant.models.weights import Weights, resolve
+from soir_qdrant.pooling.patches import Projected
 from soir_qdrant.serving import graphs, spec
 from soir_qdrant.serving.check_images import backgrounds, real_crops, resized
 from soir_qdrant.serving.export_heads import heads_of
@@ -42,7 +44,7 @@ def parts(settings: Settings, precision: Precision) -> Iterator[Part]:
     if reads_trunk(settings):
         yield _of_trunk(encoder, precision, dtype)
     yield from heads_of(settings, encoder, precision)
-    yield _of_encoder(encoder, precision, dtype)
+    yield _of_encoder(encoder, Components(on_cpu, encoder=encoder), precision, dtype)
     if isinstance(settings.detector, Owlv2Settings):
         yield _of_owlv2(settings.detector, precision, dtype)
     if isinstance(settings.segmenter, SamSettings):
@@ -69,14 +71,23 @@ def _of_trunk(encoder: ViTEncoder, precision: Precision, dtype: torch.dtype) -> 
     )
 
 
-def _of_encoder(encoder: ViTEncoder, precision: Precision, dtype: torch.dtype) -> Part:
+def _of_encoder(
+    encoder: ViTEncoder, components: Components, precision: Precision, dtype: torch.dtype
+) -> Part:
+    """components: of the settings, whose projection of patches, where they have one, is part of the graph."""
     side = encoder.input_size // encoder.patch
+    projection = components.patch_projection if components.has_patches else None
+    assert not isinstance(projection, Projected)
 
     def expected(
         crops: NDArray[np.uint8], patches: NDArray[np.int64], weights: NDArray[np.float32]
     ) -> tuple[NDArray[Any], ...]:
         answer = encoder.encode_batch(crops, Batch(np.arange(len(crops)), patches, weights), True, False)
-        return tuple(x.numpy() for x in answer[:3] if x is not None)
+        outputs = tuple(x.numpy() for x in answer[:3] if x is not None)
+        if projection is None:
+            return outputs
+        early = encoder.trunk(crops, skip=AFTER - 1, patches=patches)[-1][:, encoder.prefix_tokens :]
+        return *outputs, projection(early.numpy())
 
     crops, masks = real_crops(encoder.input_size)
     weights = patch_weights(masks, side)
@@ -89,8 +100,10 @@ def _of_encoder(encoder: ViTEncoder, precision: Precision, dtype: torch.dtype) -
             dim=encoder.width,
             dim_out=encoder.dim,
             cls=encoder.prefix_tokens,
+            row_dim=projection.dim if projection else 0,
+            projection=components.projection if projection else 0,
         ),
-        graphs.EncoderGraph(encoder, dtype),
+        graphs.EncoderGraph(encoder, dtype, projection),
         encoder.fingerprint,
         [(crops[batch.rows], batch.patches, batch.weights) for batch in (whole, parts)],
         expected,

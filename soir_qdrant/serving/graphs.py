@@ -11,12 +11,14 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from soir_qdrant.models.encoders.backbone import IMAGENET, OPENAI, Normalisation
 from soir_qdrant.models.encoders.vit import LAYERS, ViTEncoder, only
 from soir_qdrant.models.last_block import LastBlock
 from soir_qdrant.models.tokens import AFTER
+from soir_qdrant.pooling.patches import PatchProjection
 
 
 class Pixels(nn.Module):
@@ -61,18 +63,24 @@ class Trunk(nn.Module):
 
 class EncoderGraph(nn.Module):
     """crops uint8 [B, S, S, 3], patches int64 [B, m], weights [B, m] -> descriptor, layers, tokens: see
-    `types.Encoding`, and `geometry.patches.Batch`.
+    `types.Encoding`, and `geometry.patches.Batch`; with a projection also the patches' rows, float16 [B, m, d].
 
-    The last block stays in float32, as it does in `ViTEncoder`.
+    The last block and the projection stay in float32, as they do in `ViTEncoder`.
     """
 
-    def __init__(self, encoder: ViTEncoder, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        encoder: ViTEncoder,
+        dtype: torch.dtype = torch.float32,
+        projection: PatchProjection | None = None,
+    ) -> None:
         super().__init__()
         self.trunk = Trunk(encoder, encoder.depth - 1, dtype)
         self._block = encoder.last_block.to("cpu", torch.float32)
         self.head = self._block.head
         for name, weight in self._block.weights.items():
             self.register_buffer(_flat(name), weight)
+        self.rows = Rows(projection) if projection else None
 
     @property
     def block(self) -> LastBlock:
@@ -80,14 +88,37 @@ class EncoderGraph(nn.Module):
         buffers = {name: getattr(self, _flat(name)) for name in self._block.weights}
         return replace(self._block, weights=buffers, head=self.head)
 
-    def forward(self, crops: Tensor, patches: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, crops: Tensor, patches: Tensor, weights: Tensor) -> tuple[Tensor, ...]:
         block, trunk = self.block, self.trunk(crops, patches)
         last = block.forward(trunk[-1])
         means = [
             (weights[:, None] @ block.norm(x)[:, block.prefix_tokens :])[:, 0]
             for x in [*trunk[1 - LAYERS :], last]
         ]
-        return block.read(last), torch.stack(means, 1), trunk[-1]
+        outputs = block.read(last), torch.stack(means, 1), trunk[-1]
+        if self.rows is None:
+            return outputs
+        return *outputs, self.rows(trunk[max(len(trunk) - AFTER, 0)][:, block.prefix_tokens :])
+
+
+class Rows(nn.Module):
+    """Tokens [B, m, D] -> float16 [B, m, d]: `pooling.patches.PatchProjection`."""
+
+    mean: Tensor
+    matrix: Tensor
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, projection: PatchProjection) -> None:
+        super().__init__()
+        for name in ("mean", "matrix", "weight", "bias"):
+            self.register_buffer(name, torch.from_numpy(getattr(projection, name)).contiguous())
+        self.eps, self.scale = projection.eps, projection.scale
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = F.layer_norm(tokens, self.weight.shape, self.weight, self.bias, self.eps)
+        x = (F.normalize(x, dim=-1) * self.scale - self.mean) @ self.matrix
+        return F.normalize(x, dim=-1).half()
 
 
 class TokensGraph(nn.Module):

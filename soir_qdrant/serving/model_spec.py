@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-DType = Literal["UINT8", "INT64", "FP32"]
+DType = Literal["UINT8", "INT64", "FP16", "FP32"]
 Precision = Literal["fp32", "fp16"]
 Which = Literal["min", "usual", "max"]
 
@@ -80,8 +80,10 @@ class ModelSpec:
         text = json.dumps([self.name, self.kind, self.facts, tensors, self.max_batch > 0])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    def fact(self, name: str) -> int:
-        return dict(self.facts)[name]
+    def fact(self, name: str, default: int | None = None) -> int:
+        """A fact by its name; the default, where the spec may be without it."""
+        facts = dict(self.facts)
+        return facts[name] if default is None else facts.get(name, default)
 
     def shape(self, tensor: Tensor) -> tuple[int, ...]:
         """The whole shape, -1 where it is free."""

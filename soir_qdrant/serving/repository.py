@@ -40,8 +40,8 @@ PROFILES: Mapping[str, tuple[ModelSpec, ...]] = {
         specs.tokens(patch=14, dim=384, skip=2),
         specs.token_head(patch=14, dim=384),
         specs.token_unet(dim=384, side=96, alone=0),
-        specs.encoder(size=224, patch=14, dim=384, dim_out=384),
-        specs.scene(dim=1024),
+        specs.encoder(size=224, patch=14, dim=384, dim_out=384, row_dim=64),
+        specs.scene(dim=1024, row_dim=64),
     ),
     "paper": (
         specs.owlv2(size=960, patch=16),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,8 @@ from soir_qdrant.serving.session import Session
 if TYPE_CHECKING:
     from soir_qdrant.models.last_block import LastBlock
     from soir_qdrant.pipeline import Pipeline
+
+log = logging.getLogger(__name__)
 
 
 class Runtime:
@@ -44,13 +47,19 @@ class Runtime:
         from soir_qdrant.pipeline import Pipeline
 
         chosen = settings or self.settings
-        return Pipeline(
+        pipeline = Pipeline(
             chosen,
             detector=self.make_detector(chosen),
             segmenter=self.make_segmenter(chosen),
             encoder=self.make_encoder(chosen),
             as_named=True,
         )
+        if chosen.scene is None and pipeline.encoder.projection != pipeline.projection > 0:
+            log.warning(
+                "%s was exported without the patches of these settings: objects are stored without them, and "
+                "hits ordered by codes alone; export it again, and both are as they are here", spec.ENCODER
+            )  # fmt: skip
+        return pipeline
 
     @cached_property
     def encoder(self) -> ServedEncoder:

@@ -17,16 +17,18 @@ from soir_qdrant.contracts import Detector, Encoder, Segmenter
 from soir_qdrant.geometry.crops import full_mask, whole_box
 from soir_qdrant.images import MAX_PIXELS
 from soir_qdrant.pipeline import Pipeline
+from soir_qdrant.qdrant.payload import pack_signs, unpack_signs
 from soir_qdrant.serving.session import Arrays, Session, of_kind
 from soir_qdrant.timing import timed
 from soir_qdrant.types import LoadedImage, Scene, SceneObject
 
+OF_PATCHES = ("patches", "counts")  # outputs
 FAST = [cv2.IMWRITE_PNG_COMPRESSION, 1]
 
 
 class ScenePipeline(Pipeline):
-    """A pipeline that has whole images described by the server. Images with objects of the user's own, patches,
-    and queries take the way through the single models.
+    """A pipeline that has whole images described by the server. Images with objects of the user's own, and queries,
+    take the way through the single models.
 
     Args:
         settings: those of the served scenes.
@@ -58,9 +60,11 @@ class ScenePipeline(Pipeline):
         """See `Pipeline.scenes`. The time is that of the stage "scene"."""
         with_objects = any(items is not None for items in objects or ())
         too_large = any(image.width * image.height > MAX_PIXELS for image in images)
-        if patches or with_objects or too_large:
+        missing = patches and not self._session.spec.fact("row_dim", 0)
+        if missing or with_objects or too_large:
             return super().scenes(images, objects, seconds, patches=patches)
-        names = [tensor.name for tensor in self._session.spec.outputs]
+        outputs = (tensor.name for tensor in self._session.spec.outputs)
+        names = [name for name in outputs if patches or name not in OF_PATCHES]
         with timed({} if seconds is None else seconds, "scene"):
             return self._session.each(
                 lambda image: unpacked(self._session.run({"image": encoded(image)}, names), image), images
@@ -77,12 +81,17 @@ def encoded(image: LoadedImage) -> NDArray[np.uint8]:
 
 
 def packed(scene: Scene) -> dict[str, NDArray[Any]]:
-    """What the server answers; see `spec.scene`."""
+    """What the server answers, as far as the scene has it; see `spec.scene`."""
     bits = []
     for item in scene.objects:
         x0, y0, x1, y1 = whole_box(item.box, scene.width, scene.height)
         bits.append(full_mask(item, scene.width, scene.height)[y0:y1, x0:x1].ravel())
+    patches: dict[str, NDArray[Any]] = {}
+    if scene.patches is not None:
+        counts = np.array([len(rows) for rows in scene.patches], np.int64)
+        patches = {"patches": pack_signs(np.concatenate(scene.patches)), "counts": counts}
     return {
+        **patches,
         "boxes": np.array([item.box for item in scene.objects], np.float32),
         "scores": np.array([item.score for item in scene.objects], np.float32),
         "masks": np.packbits(np.concatenate(bits)),
@@ -103,4 +112,7 @@ def unpacked(answer: Arrays, image: LoadedImage) -> Scene:
         mask = bits[start:stop].reshape(y1 - y0, x1 - x0).copy() if detected else None
         objects.append(SceneObject(box, mask, score=score, stand_in=not detected))
         start = stop
-    return Scene(image.width, image.height, tuple(objects), answer["vector"], answer["vectors"])
+    patches = None
+    if "patches" in answer:
+        patches = tuple(np.split(unpack_signs(answer["patches"]), np.cumsum(answer["counts"])[:-1]))
+    return Scene(image.width, image.height, tuple(objects), answer["vector"], answer["vectors"], patches)

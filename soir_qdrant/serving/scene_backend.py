@@ -35,13 +35,14 @@ class TritonPythonModel:
 
     def answer(self, request: Any) -> Any:
         image = np.from_dlpack(pb.get_input_tensor_by_name(request, "image"))
+        names = request.requested_output_names()
         try:
-            scene = self.server.scene(image.tobytes())
+            scene = self.server.scene(image.tobytes(), patches="patches" in names)
         except ModelFailed as failed:  # with its status: a full queue is worth another attempt
             return pb.InferenceResponse(error=failed.error)
         except Exception as error:
             return pb.InferenceResponse(error=pb.TritonError(str(error)))
-        return pb.InferenceResponse([tensor(name, scene[name]) for name in request.requested_output_names()])
+        return pb.InferenceResponse([tensor(name, scene[name]) for name in names])
 
 
 def infer(name: str, inputs: Any, outputs: Any) -> dict[str, Any]:

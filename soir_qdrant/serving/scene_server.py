@@ -42,9 +42,10 @@ class SceneServer:
         sessions = {name: BesideSession(about, infer) for name, about in content["models"].items()}
         self._pipeline = _BesideRuntime(sessions).pipeline(settings.but(**files))
 
-    def scene(self, data: bytes) -> dict[str, NDArray[Any]]:
-        """What is answered for the file of an image. Raises ImageError for a bad one."""
-        return packed(self._pipeline.scenes([load(data)])[0])
+    def scene(self, data: bytes, *, patches: bool = False) -> dict[str, NDArray[Any]]:
+        """What is answered for the file of an image, with those of its objects' patches where they are asked for.
+        Raises ImageError for a bad one."""
+        return packed(self._pipeline.scenes([load(data)], patches=patches)[0])
 
 
 class BesideSession:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -50,6 +50,8 @@ class ServedEncoder(Encoder):
         self.input_size, self.patch = spec.fact("size"), spec.fact("patch")
         self.prefix_tokens = spec.fact("cls")
         self.dim, self.width = spec.fact("dim_out"), spec.fact("dim")
+        self.row_dim, self.projection = spec.fact("row_dim", 0), spec.fact("projection", 0)
+        self.reads_patches = self.row_dim > 0
         self.fingerprint, self.object_only = session.fingerprint, object_only
         self.name = session.fingerprint.partition("@")[0]
 
@@ -66,22 +68,26 @@ class ServedEncoder(Encoder):
         masks: NDArray[np.float32] | None = None,
         *,
         with_tokens: bool = False,
-        with_patches: bool = False,  # noqa: ARG002 - those of another pass, through `features`
+        with_patches: bool = False,
     ) -> Encoding:
-        """See `Encoder`. Patches are left to `features`."""
+        """See `Encoder`. Patches are left to `features` where the model was exported without their rows."""
         masks = checked_masks(crops, masks, self.input_size)
         wanted = ["descriptor", "layers", *(["tokens"] if with_tokens else [])]
+        wanted += ["rows"] if with_patches and self.reads_patches else []
         if not len(crops):  # Triton refuses a batch of none
             sizes = {tensor.name: (0, *tensor.at("max")) for tensor in self._session.spec.outputs}
-            answer = {name: np.zeros(sizes[name], np.float32) for name in wanted}
+            answer: dict[str, NDArray[Any]] = {name: np.zeros(sizes[name], np.float32) for name in wanted}
         else:
             answer = self._answer(crops, masks, wanted)
-        return Encoding(answer["descriptor"], answer["layers"], answer.get("tokens"))
+        side = self.input_size // self.patch
+        patches = answer["rows"].reshape(-1, side, side, self.row_dim) if "rows" in wanted else None
+        return Encoding(answer["descriptor"], answer["layers"], answer.get("tokens"), patches)
 
     def _answer(
         self, crops: NDArray[np.uint8], masks: NDArray[np.float32], wanted: list[str]
-    ) -> dict[str, NDArray[np.float32]]:
-        """The outputs, in the order of the crops; those of equally many patches travel together."""
+    ) -> dict[str, NDArray[Any]]:
+        """The outputs, in the order of the crops; those of equally many patches travel together. The rows of
+        patches are those of the whole grid, zeros where none was looked at."""
         weights = patch_weights(masks, self.input_size // self.patch)
         parts = [*batches(weights, len(crops), object_only=self.object_only and "tokens" not in wanted)]
         answers = self._session.each(
@@ -90,6 +96,11 @@ class ServedEncoder(Encoder):
             ),
             parts,
         )
+        if "rows" in wanted:
+            for part, answer in zip(parts, answers, strict=True):
+                grid = np.zeros((len(part.rows), weights.shape[1], self.row_dim), np.float16)
+                np.put_along_axis(grid, part.patches[..., None], answer["rows"], 1)
+                answer["rows"] = grid
         order = np.argsort(np.concatenate([part.rows for part in parts]))
         return {name: np.concatenate([answer[name] for answer in answers])[order] for name in wanted}
 

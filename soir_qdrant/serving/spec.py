@@ -35,21 +35,30 @@ def _facts(**facts: int) -> tuple[tuple[str, int], ...]:
 
 
 def encoder(
-    *, size: int, patch: int, dim: int, dim_out: int, cls: int = 1, layers: int = LAYERS
+    *,
+    size: int,
+    patch: int,
+    dim: int,
+    dim_out: int,
+    cls: int = 1,
+    layers: int = LAYERS,
+    row_dim: int = 0,
+    projection: int = 0,
 ) -> ModelSpec:
     """A vision transformer on square crops, each with the patches of it that are looked at, and their weights
     in the means.
 
     size, patch: sides in pixels. dim: of the tokens; dim_out: of the descriptor. cls: tokens before those of
-    the patches: CLS, registers.
-    """
+    the patches: CLS, registers. row_dim: numbers of each patch for late interaction, 0 where it gives none;
+    projection: digest of what makes them of its token."""
+    of_rows = {"row_dim": row_dim, "projection": projection} if row_dim else {}  # as before there were any
     grid = (size // patch) ** 2
     some = max(grid // 8, 1), max(grid // 2, 1), grid
     tokens = Tensor("tokens", "FP32", (-1, dim), *((count + cls, dim) for count in some))
     return ModelSpec(
         ENCODER,
         "encoder",
-        _facts(size=size, patch=patch, dim=dim, dim_out=dim_out, cls=cls, layers=layers),
+        _facts(size=size, patch=patch, dim=dim, dim_out=dim_out, cls=cls, layers=layers, **of_rows),
         (
             Tensor("crops", "UINT8", (size, size, 3)),
             Tensor("patches", "INT64", (-1,), *((count,) for count in some)),
@@ -59,6 +68,7 @@ def encoder(
             Tensor("descriptor", "FP32", (dim_out,)),
             Tensor("layers", "FP32", (layers, dim)),
             tokens,  # by far the largest: asked for only by the refinement
+            *([Tensor("rows", "FP16", (-1, row_dim), *((m, row_dim) for m in some))] if row_dim else []),
         ),
         max_batch=32,
         usual_batch=8,
@@ -211,16 +221,18 @@ def sam_decoder(*, size: int, channels: int, grid: int, max_boxes: int = 64) -> 
     )
 
 
-def scene(*, dim: int) -> ModelSpec:
+def scene(*, dim: int, row_dim: int = 0) -> ModelSpec:
     """An image in, its objects and vectors out: the whole way, on the server.
 
     image: the bytes of its file. boxes: in pixels, after EXIF rotation. masks: of each box rounded outwards to
     whole pixels, one bit a pixel, all in one row. detected: 0 where the whole image stands in for objects.
+    patches: of all objects, one after the other, a bit for each of the `row_dim` numbers; counts: of each object.
     """
+    patches = (Tensor("patches", "UINT8", (-1, row_dim // 8)), Tensor("counts", "INT64", (-1,)))
     return ModelSpec(
         SCENE,
         "scene",
-        _facts(dim=dim),
+        _facts(dim=dim, **({"row_dim": row_dim} if row_dim else {})),
         (Tensor("image", "UINT8", (-1,)),),
         (
             Tensor("boxes", "FP32", (-1, 4)),
@@ -229,6 +241,7 @@ def scene(*, dim: int) -> ModelSpec:
             Tensor("detected", "UINT8", (1,)),
             Tensor("vectors", "FP32", (-1, dim)),
             Tensor("vector", "FP32", (dim,)),
+            *(patches if row_dim else ()),
         ),
     )
 
