@@ -161,7 +161,6 @@ def search(
     as_json: JsonOption = False,
 ) -> None:
     """Find the images that hold the thing in QUERY, what --text says, or the words of --text-in-image."""
-    from soir_qdrant.query import one_query
     from soir_qdrant.search.options import SearchOptions
     from soir_qdrant.search.searcher import SoirSearcher
     from soir_qdrant.search.text_in_image import find_text, with_text
@@ -174,10 +173,7 @@ def search(
     if text_in_image:
         conditions = with_text(text_in_image, conditions)
     options = SearchOptions(limit=limit, filter=conditions, rerank=rerank)
-    _check_words(query, text, prompt, but, instead_of)
-    chosen = Text(text, tuple(prompt)) if text and prompt and query is None else one_query(query, text)
-    if but:
-        chosen = Composed(chosen, but, instead_of)
+    chosen = _chosen(query, text, prompt, but, instead_of)
     client = server.client()
     pipeline = models_of(models, client, server, target).pipeline()
     searcher = SoirSearcher(
@@ -205,16 +201,22 @@ def _save(
     save(searcher, query, box, hits, html=html, png=png)
 
 
-def _check_words(
+def _chosen(
     query: str | None, text: str | None, prompt: list[str] | None, but: str | None, instead_of: str | None
-) -> None:
-    """Raises BadParameter for an option without the one that it belongs to."""
+) -> Query:
+    """What is searched for. Raises BadParameter for an option without the one that it belongs to."""
+    from soir_qdrant.query import one_query
+
     if prompt and text is None:
         raise typer.BadParameter("--prompt is what --text is put into: give --text too")
     if but and query is None:
         raise typer.BadParameter("--but changes the thing in QUERY: give an image of it")
     if instead_of and not but:
         raise typer.BadParameter("--instead-of is what --but stands for: give --but too")
+    if text and prompt and query is None:
+        return Text(text, tuple(prompt))
+    one = one_query(query, text)
+    return Composed(one, but, instead_of) if but else one
 
 
 def _print_files(files: Iterable[Path | None]) -> None:
