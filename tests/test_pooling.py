@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from soir_qdrant.config import VectorSettings
 from soir_qdrant.errors import ConfigError
-from soir_qdrant.pooling.pool import generalized_max_pool, mean_pool, normalize
+from soir_qdrant.pooling.pool import generalized_max_pool, mean_pool, normalize, pool_scenes
 from soir_qdrant.pooling.whitening import Whitening, adapt, fit_discriminative, fit_whitening
 
 
@@ -40,6 +41,31 @@ def test_a_huge_ridge_is_the_mean(seed):
     assert np.allclose(generalized_max_pool(rows(seed), 1e9), mean_pool(rows(seed)), atol=1e-5)
 
 
+@given(st.integers(0, 99))
+def test_a_row_is_as_similar_as_its_weight_says(seed):
+    v, weights = rows(seed, 5), np.array([1.0, 0.5, 0.25, 0.8, 0.1])
+    similarity = v @ generalized_max_pool(v, 1e-6, weights)
+    assert np.allclose(similarity / similarity[0], weights, atol=1e-3)
+    mean = mean_pool(3 * v, weights)  # of unit rows
+    assert np.allclose(mean, weights @ v / np.linalg.norm(weights @ v), atol=1e-5)
+
+
+def test_objects_weigh_by_their_scores_each_image_by_itself():
+    v, image, scores = rows(0, 5), np.array([0, 0, 0, 1, 1]), np.array([0.9, 0.5, 0.1, 0.4, 1.0], np.float32)
+    for pooling, one in {
+        "gmp": lambda x, s: generalized_max_pool(x, 0.5, s**2),
+        "mean": lambda x, s: mean_pool(x, s**2),
+        "mao": lambda x, s: mean_pool(x),
+    }.items():
+        settings = VectorSettings(pooling=pooling, ridge=0.5, by_score=2)
+        expected = [one(v[:3], scores[:3]), one(v[3:], scores[3:])]
+        assert np.allclose(pool_scenes(v, image, scores, settings), expected, atol=1e-6)
+
+
+def test_nothing_has_no_direction():
+    assert (normalize(np.zeros((2, 3))) == 0).all()
+
+
 def test_whitened_rows_have_no_common_direction_left():
     x = rows(1, 500, 16, common=2.0) @ np.diag(np.linspace(1, 3, 16))
     white = (x - (w := fit_whitening(x, shrink=1e-6)).mean) @ w.matrix
@@ -49,6 +75,18 @@ def test_whitened_rows_have_no_common_direction_left():
 def test_the_first_components_are_a_whitening_of_their_own():
     x = rows(2, 300, 16)
     assert np.allclose(fit_whitening(x).truncated(4).matrix, fit_whitening(x, dim=4).matrix)
+
+
+def test_a_whitening_takes_the_mean_away_and_names_its_variance():
+    x = rows(4, 400, 16, common=2.0) @ np.diag(np.linspace(1, 3, 16))
+    fitted = fit_whitening(x, dim=6, shrink=0.5)
+    assert np.linalg.norm(fitted(x).mean(0)) < 0.05  # of unit rows
+    assert np.linalg.norm(fitted(x - fitted.mean).mean(0)) > 0.5
+    values = np.linalg.eigvalsh(np.cov(x, rowvar=False))[::-1]
+    assert np.allclose(fitted.variance, (values / (values + 0.5 * values.mean()))[:6], atol=1e-3)
+    with pytest.raises(ConfigError, match="the whitening has 6 components"):
+        fitted.truncated(7)
+    assert fitted.truncated(None).dim == fitted.truncated(6).dim == 6
 
 
 def test_a_whitening_comes_back_from_its_file(tmp_path):
