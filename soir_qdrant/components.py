@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from soir_qdrant import recipe
 from soir_qdrant.config import READING, Settings, VitSettings
-from soir_qdrant.contracts import Detector, Encoder, SceneEncoder, Segmenter
+from soir_qdrant.contracts import Detector, Encoder, SceneEncoder, Segmenter, TextTower
 from soir_qdrant.errors import ConfigError
 from soir_qdrant.kinds import Parts, make_detector, make_encoder, make_scene_encoder, make_segmenter
 from soir_qdrant.pooling.patches import (
@@ -25,7 +25,6 @@ from soir_qdrant.pooling.whitening import Whitening
 from soir_qdrant.types import Vector
 
 if TYPE_CHECKING:
-    from soir_qdrant.models.encoders.text import TextEncoder
     from soir_qdrant.models.ocr import TextReader
 
 DATA = Path(str(resources.files("soir_qdrant") / "data"))
@@ -38,7 +37,7 @@ class Components:
 
     Args:
         settings: see `Settings`; None is the default profile.
-        detector, segmenter, encoder: used instead of those that the settings name.
+        detector, segmenter, encoder, text_encoder: used instead of those that the settings name.
         patch_projection: what makes the patches of late interaction small; None is the whitening's part for them.
         as_named: the models handed in are those that the settings name, running elsewhere. Otherwise the
             recipe notes that others stand in for them.
@@ -51,12 +50,13 @@ class Components:
         detector: Detector | None = None,
         segmenter: Segmenter | None = None,
         encoder: Encoder | None = None,
+        text_encoder: TextTower | None = None,
         patch_projection: PatchProjection | None = None,
         as_named: bool = False,
     ) -> None:
         self.settings = settings or Settings.for_profile()
         self._detector, self._segmenter, self._encoder = detector, segmenter, encoder
-        self._patch_projection = patch_projection
+        self._text_encoder, self._patch_projection = text_encoder, patch_projection
         stand_ins = {} if as_named else {"detector": detector, "segmenter": segmenter}
         self._replaced = {role: part.name for role, part in stand_ins.items() if part is not None}
 
@@ -68,11 +68,13 @@ class Components:
         return make_encoder(self.settings.encoder, Parts(self.settings))
 
     @cached_property
-    def text_encoder(self) -> TextEncoder | None:
+    def text_encoder(self) -> TextTower | None:
         """The text tower beside the encoder; None where it has none, or objects are not described by the
         descriptor that texts are compared with."""
         if self.settings.vector.features != ("cls",):
             return None
+        if self._text_encoder is not None:
+            return self._text_encoder
         from soir_qdrant.models.encoders.text import text_encoder
 
         settings = self.settings.encoder
@@ -82,7 +84,7 @@ class Components:
             else None
         )
 
-    def words_encoder(self, words: str) -> TextEncoder:
+    def words_encoder(self, words: str) -> TextTower:
         """The text tower. Raises ConfigError for an encoder without one. words: that are to be encoded."""
         if self.text_encoder is None:
             raise ConfigError(

@@ -153,6 +153,19 @@ class Encoder(FeatureSource, Protocol):
 
 
 @runtime_checkable
+class TextTower(Protocol):
+    """Describes words in the space of an encoder's descriptors."""
+
+    def encode(self, texts: list[str]) -> Vector:
+        """Unit rows, float32 [T, D]. What is longer than the model reads is cut off.
+
+        Raises:
+            ConfigError: for a text without words.
+        """
+        ...
+
+
+@runtime_checkable
 class SceneEncoder(Protocol):
     """A whole image to a few vectors and where each one looks: no detector, no crops.
 

@@ -6,6 +6,7 @@ An earlier block goes with the same read-out, as LeGrad has it for maps of sever
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -87,11 +88,14 @@ class LastBlock:
         alone: Tensor = self.head(patches.flatten(0, 1)[:, None])
         return alone.view(*patches.shape[:2], -1)
 
-    def attend(self, queries: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def attend(
+        self, queries: Tensor, tokens: Tensor, move: Callable[[Tensor], Tensor] = lambda q: q
+    ) -> tuple[Tensor, Tensor]:
         """Queries in the place of the CLS token, or of the probe of attention pooling.
 
         Args:
             queries: [B, k, D]. tokens: x0, [B, N, D], their keys and values.
+            move: what is done to the queries of the heads, [B, heads, k, d]; not with attention pooling.
 
         Returns:
             Descriptors [B, k, D_out], and how much of its attention each gave to each patch, [B, k, M].
@@ -100,7 +104,7 @@ class LastBlock:
             return self._pool(queries, self.norm(self.forward(tokens)))
         normed = self.layer_norm(queries, "norm1")
         _, keys, values = self.attention_inputs(tokens)
-        q = self.split(self.linear(normed, "q"))
+        q = move(self.split(self.linear(normed, "q")))
         shares = (q @ keys.transpose(2, 3) / math.sqrt(q.shape[-1])).softmax(-1)
         x1 = queries + self.scale("ls1", self.linear((shares @ values).transpose(1, 2).flatten(2), "o"))
         x2 = x1 + self.scale("ls2", self.mlp(self.layer_norm(x1, "norm2")))

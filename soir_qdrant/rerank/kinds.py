@@ -65,6 +65,12 @@ def _blip2(context: RerankContext) -> Reranker:
     return TextPerturbation(Matcher.load(WEIGHTS), max_pixels=context.max_pixels)
 
 
+def _text_q_perturbation(context: RerankContext) -> Reranker:
+    from soir_qdrant.rerank.q_perturbation.tower_reranker import TowerPerturbation
+
+    return TowerPerturbation(context.pipeline, max_pixels=context.max_pixels)
+
+
 register_reranker("none", lambda _: Unranked())
 register_reranker("stored", lambda _: StoredReranker())
 register_reranker("codes", lambda _: CodeReranker())
@@ -73,4 +79,5 @@ register_reranker("patches", _patches)
 register_reranker("image", _image)
 register_reranker("picture", _image)  # another name of the same
 register_reranker("q-perturbation", _q_perturbation)
+register_reranker("text-q-perturbation", _text_q_perturbation)
 register_reranker("blip2", _blip2)

@@ -12,7 +12,7 @@ from soir_qdrant.components import Components
 from soir_qdrant.config import Settings
 from soir_qdrant.errors import ConfigError
 from soir_qdrant.recipe import short_hash
-from soir_qdrant.serving import graphs, last_block, scene_server, spec
+from soir_qdrant.serving import graphs, last_block, scene_server, served_text, spec
 from soir_qdrant.serving.export_part import Part
 from soir_qdrant.serving.export_parts import parts
 from soir_qdrant.serving.model_spec import ModelSpec, Precision
@@ -122,6 +122,8 @@ def _export(part: Part, folder: Path) -> Exported:
         file.replace(target)
     if isinstance(part.graph, graphs.EncoderGraph):
         last_block.save(part.graph.block, part.fingerprint, target.parents[1] / last_block.FILE)
+    if isinstance(part.graph, graphs.TextGraph):
+        served_text.save(part.graph.tokenizer, target.parents[1] / served_text.FOLDER)
     return Exported(part.spec.name, target, part.fingerprint, error, cosine, size)
 
 

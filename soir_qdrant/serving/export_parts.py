@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,12 +12,14 @@ from numpy.typing import NDArray
 
 from soir_qdrant.components import Components
 from soir_qdrant.config import Owlv2Settings, SamSettings, Settings
-from soir_qdrant.errors import ConfigError
+from soir_qdrant.errors import ConfigError, WeightsError
 from soir_qdrant.geometry.patches import Batch, batches, patch_weights
 from soir_qdrant.kinds import Parts, make_encoder
 from soir_qdrant.models.detectors.owlv2 import Owlv2Detector
 from soir_qdrant.models.encoders.backbone import IMAGENET, OPENAI
+from soir_qdrant.models.encoders.text import TextEncoder
 from soir_qdrant.models.encoders.vit import ViTEncoder
+from soir_qdrant.models.encoders.words import tokens_of
 from soir_qdrant.models.segmenters.sam import SamSegmenter
 from soir_qdrant.models.tokens import AFTER, LAYER
 from soir_qdrant.models.weights import Weights, resolve
@@ -28,6 +31,11 @@ from soir_qdrant.serving.export_part import Part
 from soir_qdrant.serving.head_files import reads_trunk
 from soir_qdrant.serving.pixels import fitted, padded, shrunk
 from soir_qdrant.serving.spec import Precision
+from soir_qdrant.serving.text_spec import text as text_spec
+
+log = logging.getLogger(__name__)
+
+TEXTS = ["a mug", "a red mug of tea beside a blue one", "coffee"]  # what a text tower is compared on
 
 
 def parts(settings: Settings, precision: Precision) -> Iterator[Part]:
@@ -44,7 +52,9 @@ def parts(settings: Settings, precision: Precision) -> Iterator[Part]:
     if reads_trunk(settings):
         yield _of_trunk(encoder, precision, dtype)
     yield from heads_of(settings, encoder, precision)
-    yield _of_encoder(encoder, Components(on_cpu, encoder=encoder), precision, dtype)
+    components = Components(on_cpu, encoder=encoder)
+    yield _of_encoder(encoder, components, precision, dtype)
+    yield from _of_text(components)
     if isinstance(settings.detector, Owlv2Settings):
         yield _of_owlv2(settings.detector, precision, dtype)
     if isinstance(settings.segmenter, SamSettings):
@@ -108,6 +118,34 @@ def _of_encoder(
         [(crops[batch.rows], batch.patches, batch.weights) for batch in (whole, parts)],
         expected,
         spec.TOLERANCES[precision],
+    )
+
+
+def _of_text(components: Components) -> Iterator[Part]:
+    """The text tower, in float32, where there is one whose words can be compared."""
+    try:
+        text = components.text_encoder
+    except WeightsError as error:
+        log.warning("%s is not exported: %s", spec.TEXT, error)
+        return
+    if not isinstance(text, TextEncoder):
+        return
+    names = text.tower.inputs
+
+    def expected(*tokens: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
+        inputs = {name: torch.from_numpy(array) for name, array in zip(names, tokens, strict=True)}
+        with torch.inference_mode():
+            rows = getattr(text.model(**inputs), text.tower.output)
+        return (torch.nn.functional.normalize(rows, dim=-1).numpy(),)
+
+    every = tokens_of(text.tokenizer, TEXTS, names, length=text.length)
+    yield Part(
+        text_spec(length=text.length, dim=components.encoder.dim, mask=int("attention_mask" in names)),
+        graphs.TextGraph(text),
+        components.encoder.fingerprint,
+        [tuple(every[name][:count] for name in names) for count in (1, len(TEXTS))],
+        expected,
+        spec.TOLERANCES["fp32"],
     )
 
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from soir_qdrant.models.encoders.backbone import IMAGENET, OPENAI, Normalisation
+from soir_qdrant.models.encoders.text import TextEncoder
 from soir_qdrant.models.encoders.vit import LAYERS, ViTEncoder, only
 from soir_qdrant.models.last_block import LastBlock
 from soir_qdrant.models.tokens import AFTER
@@ -132,6 +133,23 @@ class TokensGraph(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         after: list[Tensor] = self.trunk(images)
         return after[-1][:, self.prefix_tokens :]
+
+
+class TextGraph(nn.Module):
+    """input_ids and, where the tower takes it, attention_mask, int64 [B, L] -> descriptor float32 [B, D], unit rows.
+
+    In float32.
+    """
+
+    def __init__(self, text: TextEncoder) -> None:
+        super().__init__()
+        self.model = deepcopy(text.model).cpu().float()
+        self.tokenizer, self.tower = text.tokenizer, text.tower
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        masked = {} if attention_mask is None else {"attention_mask": attention_mask}
+        rows: Tensor = getattr(self.model(input_ids=input_ids, **masked), self.tower.output)
+        return F.normalize(rows, dim=-1)
 
 
 class Owlv2Graph(nn.Module):

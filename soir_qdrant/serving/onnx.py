@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from soir_qdrant.config import Settings
 from soir_qdrant.errors import ConfigError, WeightsError
 from soir_qdrant.models.forked import Owner
-from soir_qdrant.serving import last_block, spec
+from soir_qdrant.serving import last_block, served_text, spec
 from soir_qdrant.serving.repository import VERSION
 from soir_qdrant.serving.runtime import Runtime
 from soir_qdrant.serving.served import ServedEncoder
@@ -96,12 +96,21 @@ class OnnxRuntime(Runtime):
 
     def __init__(self, folder: str | Path, settings: Settings | None = None, **options: Any) -> None:
         self.folder = Path(folder).expanduser()
-        super().__init__(settings, last_block=self.folder / spec.ENCODER / last_block.FILE)
+        super().__init__(
+            settings,
+            last_block=self.folder / spec.ENCODER / last_block.FILE,
+            tokenizer=self.folder / spec.TEXT / served_text.FOLDER,
+        )
         self._options = options
         self._sessions: dict[str, OnnxSession] = {}
 
     def session(self, name: str) -> OnnxSession:
         if name not in self._sessions:
-            file = self.folder / name / str(VERSION) / "model.onnx"
-            self._sessions[name] = OnnxSession(file, **self._options)
+            self._sessions[name] = OnnxSession(self._file(name), **self._options)
         return self._sessions[name]
+
+    def serves(self, name: str) -> bool:
+        return self._file(name).is_file()
+
+    def _file(self, name: str) -> Path:
+        return self.folder / name / str(VERSION) / "model.onnx"

@@ -5,18 +5,21 @@ from __future__ import annotations
 import logging
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from soir_qdrant.config import Settings
-from soir_qdrant.contracts import Detector, Segmenter
+from soir_qdrant.config import Settings, VitSettings
+from soir_qdrant.contracts import Detector, Segmenter, TextTower
 from soir_qdrant.errors import ConfigError, WeightsError
 from soir_qdrant.kinds import SEGMENTERS, Parts, kind_of, make_detector, make_encoder, make_segmenter
-from soir_qdrant.serving import spec
+from soir_qdrant.models.encoders.words import load_tokenizer
+from soir_qdrant.models.weights import resolve
+from soir_qdrant.serving import served_text, spec
 from soir_qdrant.serving.head_files import detector_head, reads_trunk, segmenter_head
 from soir_qdrant.serving.served import ServedEncoder, ServedTrunk
 from soir_qdrant.serving.served_detector import ServedDetector
 from soir_qdrant.serving.served_masks import ServedMasks
 from soir_qdrant.serving.served_segmenter import ServedSegmenter
+from soir_qdrant.serving.served_text import ServedText
 from soir_qdrant.serving.session import Session
 
 if TYPE_CHECKING:
@@ -28,14 +31,26 @@ log = logging.getLogger(__name__)
 
 class Runtime:
     """Where the models run. settings: those of the parts `encoder`, `detector` and `segmenter` when they
-    are used by themselves; `pipeline` takes its own."""
+    are used by themselves; `pipeline` takes its own. last_block, tokenizer: what was exported beside the encoder and
+    the text tower; None reads them beside the local weights, when they are first needed."""
 
-    def __init__(self, settings: Settings | None = None, *, last_block: str | Path | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        *,
+        last_block: str | Path | None = None,
+        tokenizer: str | Path | None = None,
+    ) -> None:
         self.settings = settings or Settings.for_profile()
         self._last_block_file = Path(last_block) if last_block else None
+        self._tokenizer_folder = Path(tokenizer) if tokenizer else None
 
     def session(self, name: str) -> Session:
         """A served model, by its name. Raises ConfigError where it is missing or not what it should be."""
+        raise NotImplementedError
+
+    def serves(self, name: str) -> bool:
+        """Whether there is a model of that name. Raises ServerError where the server does not answer."""
         raise NotImplementedError
 
     def pipeline(self, settings: Settings | None = None) -> Pipeline:
@@ -52,6 +67,7 @@ class Runtime:
             detector=self.make_detector(chosen),
             segmenter=self.make_segmenter(chosen),
             encoder=self.make_encoder(chosen),
+            text_encoder=self.make_text_encoder(chosen),
             as_named=True,
         )
         if chosen.scene is None and pipeline.encoder.projection != pipeline.projection > 0:
@@ -110,6 +126,25 @@ class Runtime:
         if head is None:
             return make_segmenter(settings.segmenter, Parts(settings, self.trunk))
         return ServedMasks(self._with_head(spec.SEGMENTER, head), self.trunk())
+
+    def make_text_encoder(self, settings: Settings) -> TextTower | None:
+        """The text tower; None where none is served, or words cannot be compared: then it is what it is here."""
+        if settings.vector.features != ("cls",) or not self.serves(spec.TEXT):
+            return None
+        text, encoder = self.session(spec.TEXT), self.session(spec.ENCODER)
+        if text.fingerprint != encoder.fingerprint:
+            raise ConfigError(
+                f"{spec.TEXT} was exported with {text.fingerprint}, and {spec.ENCODER} is {encoder.fingerprint}: "
+                "their vectors cannot be compared; export both from the same weights"
+            )
+        return ServedText(text, lambda: self.tokenizer(settings))
+
+    def tokenizer(self, settings: Settings) -> Any:
+        """Of the text tower: exported with it, else beside the local weights. Raises WeightsError where it is not."""
+        if self._tokenizer_folder is not None:
+            return served_text.load(self._tokenizer_folder)
+        assert isinstance(settings.encoder, VitSettings)
+        return load_tokenizer(resolve(settings.encoder.weights))
 
     def trunk(self) -> ServedTrunk:
         """The trunk alone, of which windows and patches are read."""

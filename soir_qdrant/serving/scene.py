@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from soir_qdrant.config import Settings
-from soir_qdrant.contracts import Detector, Encoder, Segmenter
+from soir_qdrant.contracts import Detector, Encoder, Segmenter, TextTower
 from soir_qdrant.geometry.crops import full_mask, whole_box
 from soir_qdrant.images import MAX_PIXELS
 from soir_qdrant.pipeline import Pipeline
@@ -33,7 +33,7 @@ class ScenePipeline(Pipeline):
     Args:
         settings: those of the served scenes.
         session: of the model `soir_scene`.
-        detector, segmenter, encoder: served too.
+        detector, segmenter, encoder, text_encoder: served too.
     """
 
     def __init__(
@@ -44,8 +44,16 @@ class ScenePipeline(Pipeline):
         detector: Detector | None,
         segmenter: Segmenter,
         encoder: Encoder,
+        text_encoder: TextTower | None = None,
     ) -> None:
-        super().__init__(settings, detector=detector, segmenter=segmenter, encoder=encoder, as_named=True)
+        super().__init__(
+            settings,
+            detector=detector,
+            segmenter=segmenter,
+            encoder=encoder,
+            text_encoder=text_encoder,
+            as_named=True,
+        )
         of_kind(session, "scene")
         self._session = session
 

@@ -77,6 +77,9 @@ class _BesideRuntime(Runtime):
     def session(self, name: str) -> BesideSession:
         return self._sessions[name]
 
+    def serves(self, name: str) -> bool:
+        return name in self._sessions
+
 
 def save(settings: Settings, models: Mapping[str, Mapping[str, str]], file: Path) -> None:
     """Write what `SceneServer` reads, trained files of the user's own beside it.

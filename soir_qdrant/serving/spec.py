@@ -15,6 +15,8 @@ from soir_qdrant.serving.model_spec import ModelSpec as ModelSpec
 from soir_qdrant.serving.model_spec import Precision as Precision
 from soir_qdrant.serving.model_spec import Tensor as Tensor
 from soir_qdrant.serving.model_spec import Tolerance as Tolerance
+from soir_qdrant.serving.text_spec import TEXT as TEXT
+from soir_qdrant.serving.text_spec import text
 
 ENCODER = "soir_encoder"
 TRUNK = "soir_trunk"
@@ -85,9 +87,8 @@ def tokens(
     usual_side: int = 448,
     max_side: int = 1232,
 ) -> ModelSpec:
-    """The trunk alone, for windows and for detectors that run at the client: images of any shape, the patches'
-    tokens `skip` blocks before the last. min_side, usual_side, max_side: of an image in pixels; engines are
-    sized for a square of the largest."""
+    """The trunk alone, for windows and for detectors that run at the client: images of any shape, the patches' tokens
+    `skip` blocks before the last. min_side, usual_side, max_side: in pixels; engines are sized for the largest."""
 
     def side(length: int) -> tuple[int, int, int]:
         cells = max(length // patch, 1)
@@ -141,12 +142,11 @@ def token_head(*, patch: int, dim: int, max_cells: int = 148) -> ModelSpec:
 
 
 def token_unet(*, dim: int, side: int, alone: int) -> ModelSpec:
-    """The trained segmenter: windows of an image, and the tokens around them, to the chance of each of their
-    pixels to be the object's.
+    """The trained segmenter: windows of an image, and the tokens around them, to the chance of each of their pixels to
+    be the object's.
 
-    tokens: of g grids. windows: m of each. places: x, y, width, height of a window, as shares of the grid.
-    boxes: in pixels of the window. side: of a window, in pixels. alone: 1 where the head was trained on the
-    tokens of windows alone.
+    tokens: of g grids. windows: m of each. places: x, y, width, height of a window, as shares of the grid. boxes: in
+    pixels of the window. side: of a window, in pixels. alone: 1 where the head was trained on tokens of windows alone.
     """
 
     def at(*rest: int) -> tuple[tuple[int, ...], ...]:
@@ -168,8 +168,8 @@ def token_unet(*, dim: int, side: int, alone: int) -> ModelSpec:
 
 
 def owlv2(*, size: int, patch: int) -> ModelSpec:
-    """OWLv2's objectness: every patch proposes one box. Boxes are x0 y0 x1 y1 in shares of the padded
-    square; scores are after the sigmoid. All are returned: suppression is the client's."""
+    """OWLv2's objectness: every patch proposes one box. Boxes are x0 y0 x1 y1 in shares of the padded square; scores
+    are after the sigmoid. All are returned: suppression is the client's."""
     patches = (size // patch) ** 2
     return ModelSpec(
         DETECTOR,
@@ -198,11 +198,9 @@ def sam_encoder(*, size: int, channels: int, grid: int) -> ModelSpec:
 
 
 def sam_decoder(*, size: int, channels: int, grid: int, max_boxes: int = 64) -> ModelSpec:
-    """SAM's prompt encoder and mask decoder: one image, any number of boxes, in pixels of the square; for
-    each the mask of highest predicted quality, as logits at low resolution.
-
-    Without a batch dimension: a graph with both images and boxes free fails for more than one image.
-    """
+    """SAM's prompt encoder and mask decoder: one image, any number of boxes, in pixels of the square; for each the
+    mask of highest predicted quality, as logits at low resolution. Without a batch dimension: a graph with both
+    images and boxes free fails for more than one image."""
     counts = (1, 16, max_boxes)
     side = 4 * grid
     masks = ((1, count, side, side) for count in counts)
@@ -224,9 +222,9 @@ def sam_decoder(*, size: int, channels: int, grid: int, max_boxes: int = 64) -> 
 def scene(*, dim: int, row_dim: int = 0) -> ModelSpec:
     """An image in, its objects and vectors out: the whole way, on the server.
 
-    image: the bytes of its file. boxes: in pixels, after EXIF rotation. masks: of each box rounded outwards to
-    whole pixels, one bit a pixel, all in one row. detected: 0 where the whole image stands in for objects.
-    patches: of all objects, one after the other, a bit for each of the `row_dim` numbers; counts: of each object.
+    image: the bytes of its file. boxes: in pixels, after EXIF rotation. masks: of each box rounded outwards to whole
+    pixels, one bit a pixel, in one row. detected: 0 where the whole image stands in for objects. patches: of all
+    objects, one after the other, a bit for each of the `row_dim` numbers; counts: of each object.
     """
     patches = (Tensor("patches", "UINT8", (-1, row_dim // 8)), Tensor("counts", "INT64", (-1,)))
     return ModelSpec(
@@ -255,6 +253,7 @@ KINDS: Mapping[str, Callable[..., ModelSpec]] = {
     "sam_encoder": sam_encoder,
     "sam_decoder": sam_decoder,
     "scene": scene,
+    "text": text,
 }
 
 

@@ -183,7 +183,7 @@ class TritonSegmenter(ServedSegmenter):
 class TritonRuntime(Runtime):
     """All models of a server: `SoirIngestor(client, runtime=TritonRuntime("host:8001"))`.
 
-    url: see `TritonConnection`, as are options. settings, last_block: see `Runtime`. fingerprint: the
+    url: see `TritonConnection`, as are options. settings, last_block, tokenizer: see `Runtime`. fingerprint: the
     encoder weights that the server must have; None takes those it has (a collection refuses others anyway).
     """
 
@@ -193,10 +193,11 @@ class TritonRuntime(Runtime):
         settings: Settings | None = None,
         *,
         last_block: str | Path | None = None,
+        tokenizer: str | Path | None = None,
         fingerprint: str | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(settings, last_block=last_block)
+        super().__init__(settings, last_block=last_block, tokenizer=tokenizer)
         self.connection = TritonConnection(url, **options)
         self._fingerprint = fingerprint
         self._sessions: dict[str, TritonSession] = {}
@@ -208,6 +209,9 @@ class TritonRuntime(Runtime):
                 wanted = self._fingerprint if name == spec.ENCODER else None
                 self._sessions[name] = TritonSession(self.connection, name, wanted)
             return self._sessions[name]
+
+    def serves(self, name: str) -> bool:
+        return self.connection.serves(name)
 
     def pipeline(self, settings: Settings | None = None) -> Pipeline:
         """See `Runtime`. Where `soir_scene` serves these settings, whole images are described by the server."""
@@ -229,6 +233,7 @@ class TritonRuntime(Runtime):
             detector=pipeline.detector,
             segmenter=pipeline.segmenter,
             encoder=pipeline.encoder,
+            text_encoder=self.make_text_encoder(pipeline.settings),
         )
 
     def close(self) -> None:
