@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from soir_qdrant.rerank.q_perturbation.matcher import Matcher
     from soir_qdrant.rerank.q_perturbation.perturb import PerturbSettings
     from soir_qdrant.rerank.q_perturbation.text_reranker import TextPerturbation
+    from soir_qdrant.rerank.q_perturbation.tower_reranker import TowerPerturbation
     from soir_qdrant.rerank.stored import StoredReranker
 
 __all__ = [
@@ -50,6 +51,7 @@ __all__ = [
     "StoredReranker",
     "TextPerturbation",
     "TokenCache",
+    "TowerPerturbation",
     "Window",
     "candidate_blocks",
     "first_candidates",
@@ -74,6 +76,7 @@ _LAZY = {
     "StoredReranker": "stored",
     "TextPerturbation": "q_perturbation.text_reranker",
     "TokenCache": "cache",
+    "TowerPerturbation": "q_perturbation.tower_reranker",
     "Window": "base",
     "first_candidates": "base",
     "candidate_blocks": "base",
