@@ -11,56 +11,92 @@ import pytest
 from conftest import painted
 from models import BOTH, tiny_words
 from PIL import Image
-from test_text import settings
+from test_text import settings as settings_of
 from typer.testing import CliRunner
 
 from soir_qdrant.cli.main import app
 from soir_qdrant.errors import ConfigError, WeightsError
 from soir_qdrant.models.encoders.text import TextEncoder
 from soir_qdrant.pipeline import Pipeline
-from soir_qdrant.serving import spec
+from soir_qdrant.serving import served_text, spec
 from soir_qdrant.serving.served_text import ServedText
 
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: the extra onnx has it")
-from soir_qdrant.serving.export import export
-from soir_qdrant.serving.onnx import OnnxRuntime
+from soir_qdrant.serving.export import _export, export, parts
+from soir_qdrant.serving.onnx import OnnxRuntime, OnnxSession
 
 pytestmark = pytest.mark.slow
 TEXTS = ["a red mug <end>", "blue", "a " * 50]
 
 
-def exported(folder: Path, kind: str) -> Path:
-    """A repository without the weights that it was made from."""
-    tiny_words(folder / "weights", kind)
-    export(settings(folder / "weights").but(segmenter={"kind": "box"}), folder / "models")
-    return folder / "models"
+def settings(weights: Path):
+    return settings_of(weights).but(segmenter={"kind": "box"})
+
+
+def text_model(weights: Path, folder: Path):
+    """The text tower alone, exported."""
+    (part,) = (part for part in parts(settings(weights), "fp32") if part.spec.name == spec.TEXT)
+    return _export(part, folder)
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    """Settings of a small CLIP, and the repository of its models."""
+    folder = tmp_path_factory.mktemp("clip")
+    tiny_words(folder / "weights", "clip")
+    export(settings(folder / "weights"), folder / "models")
+    return settings(folder / "weights"), folder / "models"
 
 
 @pytest.mark.parametrize("kind", BOTH)
 def test_words_are_the_same_vectors_without_the_weights(kind, tmp_path):
-    models, chosen = exported(tmp_path, kind), settings(tmp_path / "weights").but(segmenter={"kind": "box"})
-    local, served = Pipeline(chosen), OnnxRuntime(models).pipeline(chosen)
-    assert isinstance(local.text_encoder, TextEncoder)
-    expected = local.text_encoder.encode(TEXTS)
+    tiny_words(tmp_path / "weights", kind)
+    here = Pipeline(settings(tmp_path / "weights")).text_encoder
+    assert isinstance(here, TextEncoder)
+    made = text_model(tmp_path / "weights", tmp_path / "models")
+    expected = here.encode(TEXTS)
     shutil.rmtree(tmp_path / "weights")
-    assert isinstance(served.text_encoder, ServedText)
-    np.testing.assert_allclose(served.text_encoder.encode(TEXTS), expected, atol=1e-4)
-    np.testing.assert_allclose(served.text("blue"), expected[1], atol=1e-4)
+    tokenizer = tmp_path / "models" / spec.TEXT / "tokenizer"
+    served = ServedText(OnnxSession(made.file), lambda: served_text.load(tokenizer))
+    np.testing.assert_allclose(served.encode(TEXTS), expected, atol=1e-4)
     with pytest.raises(ConfigError, match="empty"):
-        served.text(" ")
-    shutil.rmtree(models / spec.TEXT / "tokenizer")
+        served.encode([" "])
+
+
+def test_onnx_reads_words_and_an_export_without_them_leaves_them_here(clip, tmp_path):
+    chosen, models = clip
+    expected = Pipeline(chosen).text("blue")
+    pipeline = OnnxRuntime(models).pipeline(chosen)
+    assert isinstance(pipeline.text_encoder, ServedText)
+    np.testing.assert_allclose(pipeline.text("blue"), expected, atol=1e-4)
+
+    before = shutil.copytree(models, tmp_path / "before")
+    shutil.rmtree(before / spec.TEXT / "tokenizer")
     with pytest.raises(WeightsError, match="soir export"):
-        OnnxRuntime(models).make_text_encoder(chosen).encode(["blue"])
+        OnnxRuntime(before).pipeline(chosen).text("blue")
+    shutil.rmtree(before / spec.TEXT)
+    pipeline = OnnxRuntime(before).pipeline(chosen)
+    assert isinstance(pipeline.text_encoder, TextEncoder)
+    np.testing.assert_allclose(pipeline.text("blue"), expected, atol=1e-4)
 
 
-def test_triton_reads_words_and_an_export_without_them_leaves_them_here(tmp_path):
-    """As `soir search --text --triton` does; the tokenizer is that beside the weights, or the exported one."""
+def test_a_text_tower_of_other_weights_is_refused(clip, tmp_path):
+    chosen, models = clip
+    mixed = shutil.copytree(models, tmp_path / "mixed")
+    tiny_words(tmp_path / "other", "metaclip2")
+    text_model(tmp_path / "other", mixed)
+    with pytest.raises(ConfigError, match="cannot be compared"):
+        OnnxRuntime(mixed).pipeline(chosen)
+
+
+def test_triton_reads_words(clip, tmp_path):
+    """As `soir search --text --triton` does; the tokenizer is the exported one, or that beside the weights."""
     pytest.importorskip("tritonclient", reason="tritonclient is not installed: the extra triton has it")
     from tritonserver import NoTriton, Triton
 
     from soir_qdrant.serving.triton import TritonRuntime
 
-    models, chosen = exported(tmp_path, "clip"), settings(tmp_path / "weights").but(segmenter={"kind": "box"})
+    chosen, models = clip
     profile, db, mug = tmp_path / "mine.json", tmp_path / "db", tmp_path / "mug.png"
     profile.write_text(chosen.model_dump_json())
     Image.fromarray(painted(((5, 5, 30, 30), (250, 0, 0)))).save(mug)
@@ -70,9 +106,9 @@ def test_triton_reads_words_and_an_export_without_them_leaves_them_here(tmp_path
         pytest.skip(str(reason))
     try:
         runtime = TritonRuntime(server.url, tokenizer=models / spec.TEXT / "tokenizer")
-        assert isinstance(runtime.pipeline(chosen).text_encoder, ServedText)
-        expected = Pipeline(chosen).text("a red mug")
-        np.testing.assert_allclose(runtime.pipeline(chosen).text("a red mug"), expected, atol=1e-4)
+        pipeline = runtime.pipeline(chosen)
+        assert isinstance(pipeline.text_encoder, ServedText)
+        np.testing.assert_allclose(pipeline.text("a red mug"), Pipeline(chosen).text("a red mug"), atol=1e-4)
         runtime.close()
         common = ["--path", str(db), "--profile", str(profile), "--triton", server.url, "--json"]
         assert CliRunner().invoke(app, ["ingest", str(mug), *common]).exit_code == 0
@@ -80,13 +116,3 @@ def test_triton_reads_words_and_an_export_without_them_leaves_them_here(tmp_path
         assert [Path(hit["uri"]).name for hit in json.loads(done.stdout)] == ["mug.png"]
     finally:
         server.kill()
-    shutil.rmtree(models / spec.TEXT)
-    assert isinstance(OnnxRuntime(models).pipeline(chosen).text_encoder, TextEncoder)
-
-
-def test_a_text_tower_of_other_weights_is_refused(tmp_path):
-    one, other = exported(tmp_path / "one", "clip"), exported(tmp_path / "other", "metaclip2")
-    shutil.rmtree(one / spec.TEXT)
-    shutil.copytree(other / spec.TEXT, one / spec.TEXT)
-    with pytest.raises(ConfigError, match="cannot be compared"):
-        OnnxRuntime(one).pipeline(settings(tmp_path / "one" / "weights").but(segmenter={"kind": "box"}))
