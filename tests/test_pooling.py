@@ -120,6 +120,8 @@ def test_a_refit_starts_at_the_prior_and_ends_at_ones_own_rows():
     assert before[-1] / before[0] > 20
     assert after[-1] / after[0] < 5
     assert np.allclose(bent.mean, mean, atol=1e-3)
+    halfway = adapt(first, mean, covariance, 5000, weight=5000)
+    assert np.allclose(halfway.mean, (mean + first.mean) / 2, atol=1e-3)
 
 
 def test_the_discriminative_projection_drops_what_differs_between_views_of_one_thing():
@@ -132,3 +134,5 @@ def test_the_discriminative_projection_drops_what_differs_between_views_of_one_t
     made = fit_discriminative(within, np.cov(flat, rowvar=False), flat.mean(0), noise=1e-3, shrink=1.0)
     assert np.abs(made.matrix[0]).max() > 10 * np.abs(made.matrix[1]).max()
     assert made.variance[0] > made.variance[1]
+    left = made.matrix.T @ np.cov(flat, rowvar=False) @ made.matrix
+    assert np.allclose(left, np.diag(made.variance), atol=0.02)
