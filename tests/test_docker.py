@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import time
 import urllib.request
 from pathlib import Path
@@ -17,6 +18,13 @@ ROOT = Path(__file__).parents[1]
 FILES = [ROOT / "docker" / name for name in ("compose.yml", "compose.gpu.yml")]
 DOCKERFILE = (ROOT / "docker" / "Dockerfile").read_text()
 BASE, GPU = (yaml.safe_load(file.read_text()) for file in FILES)
+
+
+def test_they_are_what_the_compose_specification_says():
+    pytest.importorskip("check_jsonschema", reason="check-jsonschema is not installed: the extra dev has it")
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
+    done = subprocess.run([*command, *map(str, FILES)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.parametrize("name", ["qdrant", "triton"])
@@ -119,6 +127,26 @@ def test_the_worker_speaks_the_options_of_the_command():
     for name in ("SOIR_TRITON", "QDRANT_URL", "QDRANT_API_KEY"):
         assert name in BASE["services"]["worker"]["environment"]
         assert name in help_text
+
+
+def test_the_service_is_started_with_options_that_the_command_has():
+    from typer.testing import CliRunner
+
+    from soir_qdrant.cli.main import app
+
+    command, *options = BASE["services"]["service"]["command"]
+    help_text = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"}).output
+    assert all(option in help_text for option in options if option.startswith("--"))
+    assert all(
+        name in help_text
+        for name in BASE["services"]["service"]["environment"]
+        if name != "SOIR_TRITON_TOKEN"
+    )
+
+
+def test_the_image_runs_as_a_user_that_can_be_seen_not_to_be_root():
+    (user,) = re.findall(r"^USER (\S+)$", DOCKERFILE, re.M)
+    assert int(user) > 0
 
 
 def test_the_service_is_watched_bounded_and_can_write_nothing():
