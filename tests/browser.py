@@ -13,6 +13,9 @@ from typing import Any
 import pytest
 from conftest import ColourPipeline
 from qdrant_client import QdrantClient
+from service_app import png
+
+from soir_qdrant.types import RGB
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 OPTIONS = [
@@ -86,3 +89,27 @@ def shoot(page: Any, name: str) -> None:
     """Keep a picture of the page."""
     SHOTS.mkdir(parents=True, exist_ok=True)
     page.screenshot(path=SHOTS / f"{name}.png")
+
+
+def choose(page: Any, image: RGB) -> None:
+    """Choose an image of the user's."""
+    page.set_input_files("#file", {"name": "query.png", "mimeType": "image/png", "buffer": png(image)})
+    status(page, "Draw a box round one thing.")
+
+
+def found(page: Any) -> list[str]:
+    """Names of the images on the page, once a search is through."""
+    page.wait_for_selector("#results:not([aria-busy])")
+    page.wait_for_selector(".card")
+    return page.locator(".card .name").all_inner_texts()
+
+
+def rows(buttons: Any) -> int:
+    """How many rows they take, none of them cut off."""
+    assert buttons.evaluate_all("all => all.every((one) => one.scrollWidth <= one.clientWidth)")
+    return len({round(button.bounding_box()["y"]) for button in buttons.all()})
+
+
+def status(page: Any, text: str) -> None:
+    """Wait until the page says so."""
+    page.locator("#status", has_text=text).wait_for()

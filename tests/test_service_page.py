@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from browser import chromium, drag, running, shoot, watched
+from browser import choose, chromium, drag, found, rows, running, shoot, status, watched
 from conftest import ColourPipeline
 from PIL import Image
 from qdrant_client import QdrantClient
@@ -54,28 +54,6 @@ def page(browser, origin):
     yield made
     made.close()
     assert not wrong
-
-
-def choose(page, image):
-    page.set_input_files("#file", {"name": "query.png", "mimeType": "image/png", "buffer": png(image)})
-    status(page, "Draw a box round one thing.")
-
-
-def found(page):
-    """Names of the images on the page, once a search is through."""
-    page.wait_for_selector("#results:not([aria-busy])")
-    page.wait_for_selector(".card")
-    return page.locator(".card .name").all_inner_texts()
-
-
-def rows(buttons):
-    """How many rows they take, none of them cut off."""
-    assert buttons.evaluate_all("all => all.every((one) => one.scrollWidth <= one.clientWidth)")
-    return len({round(button.bounding_box()["y"]) for button in buttons.all()})
-
-
-def status(page, text):
-    page.locator("#status", has_text=text).wait_for()
 
 
 def test_draw_a_box_and_find_the_thing_and_where_it_is(page):
