@@ -239,9 +239,11 @@ def _reading(name: str, scene: SceneSettings | None = None) -> Settings:
 
 
 PROFILES: dict[str, Settings] = {
-    "embedded": Settings(),
+    "embedded": Settings(crop=CropSettings(background="drop")),
     "embedded-0.1": Settings(profile="embedded-0.1", vector=VectorSettings(whitening="0.1")),
-    "fast": Settings(profile="fast", crop=CropSettings(background="drop")),
+    "fast": Settings(
+        profile="fast", crop=CropSettings(background="drop"), detector=TokenHeadSettings(threshold=0.3)
+    ),
     "paper": Settings(
         profile="paper",
         encoder=VitSettings(weights="facebook/dinov2-base"),
