@@ -43,12 +43,13 @@ from soir_qdrant.types import SceneObject
 
 SIZE = (1024, 768)
 CARDS = 6  # of a scene
+POSE = Pose(turn=15, corner_shift=0.05)
 PRINTED = (
     "Milk Coffee Sugar Butter Honey Pepper Tomato Soup Cocoa Vanilla Lemon Organic Classic Original Rice Noodles "
     "Olive Garlic Bread Cheese Yoghurt Orange Apple Cherry Almond Oat Barley Ginger Mustard Ketchup Tuna Salmon"
 )
 WORDS = PRINTED.split()
-HEIGHTS = (0, 4, 6, 8, 12, 16, 1000)  # of capitals, in pixels: the bins that are printed
+HEIGHTS = (0, 8, 12, 16, 24, 1000)  # of capitals, in pixels: the bins that are printed
 NAMES = {  # what the packets of dev-things say
     "shop/pepsi-can": ("pepsi",),
     "shop/pepsi-bottle": ("pepsi",),
@@ -68,15 +69,11 @@ def card(word: str, rng: np.random.Generator) -> tuple[RGBA, int]:
     """A packet with a word across it, and the height of its capitals."""
     font = ImageFont.load_default(size=int(rng.integers(60, 110)))
     left, top, right, bottom = font.getbbox(word)
-    width = int((right - left) / rng.uniform(0.25, 0.9))
-    height = int(max((bottom - top) * rng.uniform(1.5, 5), width * rng.uniform(0.5, 1.5)))
-    paper = rng.integers(0, 256, 3)
-    ink = np.clip(paper + (1 if paper.mean() < 128 else -1) * rng.integers(50, 220), 0, 255)
+    width, height = int(right - left) + 60, int((bottom - top) * rng.uniform(2, 5)) + 60
+    dark = rng.random() < 0.5
+    paper, ink = (rng.integers(low, high, 3) for low, high in ((150, 256), (0, 90))[:: -1 if dark else 1])
     image = Image.new("RGBA", (width, height), (*paper.tolist(), 255))
-    at = (
-        float(rng.uniform(0, width - (right - left))) - left,
-        float(rng.uniform(0, height - (bottom - top))) - top,
-    )
+    at = (30 - left, float(rng.uniform(30, height - 30 - (bottom - top))) - top)
     ImageDraw.Draw(image).text(at, word, fill=(*ink.tolist(), 255), font=font)
     capital = font.getbbox("H")
     return np.asarray(image), int(capital[3] - capital[1])
@@ -91,7 +88,7 @@ def composed(seed: int) -> tuple[np.ndarray, list[tuple[str, float, SceneObject]
         for _ in range(30):
             flat, capital = card(str(word), rng)
             area = float(np.exp(rng.uniform(np.log(SMALLEST), np.log(LARGEST)))) * SIZE[0] * SIZE[1]
-            posed = relight(resize_area(flat, area, Pose(), rng), rng)
+            posed = relight(resize_area(flat, area, POSE, rng), rng)
             x, y = (int(rng.integers(max(1, a - b))) for a, b in zip(SIZE, posed.shape[1::-1], strict=True))
             if scene.fits(posed, x, y, None):
                 scene.paste(posed, x, y, rng)
