@@ -106,7 +106,7 @@ class TestStores:
         report = ingestor(QdrantClient(":memory:"), reading=ReadOptions(max_bytes=100)).add("memory://photos")
         assert counts(report) == (0, 0, 2)
         assert "more than the 100 bytes" in report.failed[0].reason
-        for address in ("file:///etc/passwd", "simplecache::http://localhost/a.png", "github://a:b@/c.png"):
+        for address in ("file:///etc/passwd", "simplecache::http://localhost/a.png", "github://owner/c.png"):
             with pytest.raises(ImageError, match="is not read"):
                 load(address)
 
