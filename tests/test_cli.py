@@ -96,6 +96,7 @@ def test_what_cannot_be_done_is_one_clear_line(arguments, code, said, tmp_path, 
     assert said in error
 
 
+@pytest.mark.slow
 def test_the_module_is_the_command(tmp_path):
     done = soir("info", "--path", "typo", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (3, "")

@@ -67,6 +67,7 @@ def test_groups_are_ordered_by_the_payload(by_payload, by_vectors):
     )
 
 
+@pytest.mark.slow
 def test_ten_hits_take_a_tenth_of_the_bytes(monkeypatch):
     """With objects as in real images, and over HTTP as JSON."""
     from stand_in import StandIn

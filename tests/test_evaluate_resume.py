@@ -76,6 +76,7 @@ def figures(results):
     }
 
 
+@pytest.mark.slow
 def test_a_killed_evaluation_goes_on_and_gives_the_same_table(bench, detector, tiny_settings, tmp_path):
     options = {"objects": "detected", "rows": CHEAP, "settings": tiny_settings}
     whole = evaluate(load(bench), **options)
@@ -99,6 +100,7 @@ def test_a_killed_evaluation_goes_on_and_gives_the_same_table(bench, detector, t
     assert figures(more)["default"] == figures(whole)["default"]
 
 
+@pytest.mark.slow
 def test_another_setting_file_label_or_picture_does_not_read_what_was_kept(
     bench, detector, tiny_settings, tmp_path
 ):
@@ -191,6 +193,7 @@ def test_a_log_gets_a_line_now_and_then():
     assert [line.split(",")[0].split()[-1] for line in lines] == ["2/10", "4/10", "6/10", "8/10", "10/10"]
 
 
+@pytest.mark.slow
 def test_the_benchmark_of_photographs_writes_one_file_and_goes_on(
     bench, detector, tiny_settings, tmp_path, monkeypatch, capsys
 ):

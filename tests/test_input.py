@@ -106,6 +106,7 @@ class TestPixels:
         assert (load(tmp_path / "a.png").rgb == picture(3)).all()
         assert "cannot be used" in caplog.text
 
+    @pytest.mark.slow
     def test_large_pictures_with_transparency_take_little_more_than_their_pixels(self, tmp_path):
         """A PNG of 25 kB took 3.6 GB: in a process of its own, whose peak is measured."""
         Image.new("1", (10_000, 10_000)).save(tmp_path / "a.png", transparency=0)

@@ -138,6 +138,7 @@ def test_several_collections_are_listed_and_one_must_be_named(photos):
     assert "choose one of shelves, spare" in ask(server, "search_by_words", words="x")[0]
 
 
+@pytest.mark.slow
 def test_the_command_serves_on_stdin_and_stdout(photos, tmp_path):
     client = QdrantClient(path=str(tmp_path / "db"))
     fill(client, photos)

@@ -77,6 +77,7 @@ def test_it_is_chosen_from_python_and_what_all_kinds_share_is_kept():
     assert Settings(detector=DetectorSettings(kind="corner", max_objects=3)).detector.share == 0.5
 
 
+@pytest.mark.slow
 def test_it_is_used_from_the_command_line(profile, photos, tmp_path):
     """In a process of its own, as a user runs it."""
     command = ["ingest", str(photos), "--path", str(tmp_path / "db"), "--profile", profile]

@@ -33,6 +33,7 @@ def langchain():
     return SoirRetriever
 
 
+@pytest.mark.slow
 def test_langchain_retrieves_by_a_box_in_an_image(searcher, tmp_path):
     retriever = langchain()(searcher=searcher, search_kwargs={"limit": 2})
     documents = retriever.invoke(str(tmp_path / "red-green.png"), box=BOTTOM)

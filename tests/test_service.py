@@ -223,6 +223,7 @@ def test_searches_that_wait_run_together_and_a_bad_one_fails_alone(held, monkeyp
     assert refused[0].status_code == 422
 
 
+@pytest.mark.slow
 def test_fifty_clients_lose_nothing(tmp_path):
     """Each searches three times, and comes back after 503 when it is told to."""
     client = QdrantClient(":memory:")

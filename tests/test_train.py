@@ -70,6 +70,7 @@ def test_things_that_come_once_teach_nothing():
         _ = scatter.within
 
 
+@pytest.mark.slow
 def test_plain_coco_teaches_what_an_object_is_but_not_which(tmp_path):
     folder, file = tmp_path / "coco", tmp_path / "mine.safetensors"
     folder.mkdir()

@@ -129,6 +129,7 @@ def test_an_interrupted_training_goes_on_to_the_same_result(tmp_path):
         train(fresh(), examples, plan, **files(tmp_path), data="others")
 
 
+@pytest.mark.slow
 def test_it_learns_to_find_and_is_used(tmp_path):
     held = scenes(tmp_path, 40)
     head = fresh()
@@ -148,6 +149,7 @@ def test_it_learns_to_find_and_is_used(tmp_path):
         made(other, head=head)
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_a_head_that_is_there(tmp_path):
     held = scenes(tmp_path, 20)
     fresh().save(tmp_path / "untrained.safetensors", "colours@1")

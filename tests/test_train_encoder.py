@@ -112,6 +112,7 @@ def test_the_tail_says_what_the_encoder_says_before_and_after_its_additions(tmp_
     assert tuned.fingerprint != pipeline.encoder.fingerprint
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_goes_on_to_the_same_result_and_teaches(tmp_path, bench):
     pipeline = pipeline_of(tmp_path)
     data = views([bench], pipeline, PLAN.blocks, tmp_path / "cache")

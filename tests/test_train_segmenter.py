@@ -190,6 +190,7 @@ class TestTokens:
         np.testing.assert_allclose(tokens[-1, 0, :3], seen, atol=0.01)
 
 
+@pytest.mark.slow
 def test_it_learns_to_cut_out_discs_and_goes_on_after_an_interruption(tmp_path):
     bench, plan = folder_of(tmp_path, 20), Plan(epochs=6, batch=8, holdout=10)
     scenes = examples([bench], ColourTokens(), tmp_path / "cache")

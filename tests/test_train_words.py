@@ -52,6 +52,7 @@ def run(*arguments):
     return result.exit_code, result.output, result.exception
 
 
+@pytest.mark.slow
 def test_words_are_trained_resumed_and_evaluated(folder, tmp_path):
     common = [
         folder,
@@ -92,6 +93,7 @@ def test_words_are_trained_resumed_and_evaluated(folder, tmp_path):
     assert {"novel mAP@50", "captions R@1"} < set(results)
 
 
+@pytest.mark.slow
 def test_a_killed_training_goes_on_to_the_same_result(folder, tmp_path, monkeypatch):
     from soir_qdrant.lab.train.progress import Progress
 

@@ -22,6 +22,7 @@ def counts_of(reports, expected):
             total[what] = total.get(what, 0) + count
 
 
+@pytest.mark.slow
 def test_what_happens_while_it_watches_and_while_nobody_does(folder):
     client, reports, stop = QdrantClient(":memory:"), queue.Queue(), threading.Event()
 
