@@ -109,6 +109,23 @@ def test_words_order_the_hits_by_their_images(tower, tmp_path):
         searcher.search(files[0], rerank="text-q-perturbation")
 
 
+def test_boxes_lie_where_they_are_in_an_image_that_is_opened_reduced(tower, tmp_path):
+    _, pipeline = tower
+    large = np.kron(painted((BOXES[0], (250, 80, 0)), (BOXES[1], (0, 0, 250))), np.ones((4, 4, 1), np.uint8))
+    Image.fromarray(large).save(tmp_path / "large.jpg", quality=95)
+    client = QdrantClient(":memory:")
+    boxes = [SceneObject(tuple(4 * side for side in box)) for box in BOXES]
+    SoirIngestor(client, pipeline=pipeline).add([tmp_path / "large.jpg"], objects=[boxes])
+    searcher, pixels = SoirSearcher(client, pipeline=pipeline), large.shape[0] * large.shape[1]
+    scores = [
+        searcher.search(text="a red mug", rerank=TowerPerturbation(pipeline, STRONG, max_pixels=limit))[
+            0
+        ].score
+        for limit in (pixels, pixels // 4, pixels // 16)
+    ]
+    assert scores == pytest.approx([scores[0]] * 3, abs=0.02)
+
+
 def whole_image(pipeline, hit):
     """Its descriptor, as the model has it."""
     image = cv2.resize(np.asarray(Image.open(hit.uri)), (32, 32), interpolation=cv2.INTER_AREA)

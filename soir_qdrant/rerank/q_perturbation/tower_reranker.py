@@ -88,7 +88,7 @@ class TowerPerturbation:
         tokens = torch.as_tensor(encoder.encode(squeezed[None], with_tokens=True).tokens)
         boxes = torch.tensor(hit_image.boxes(hit)).reshape(-1, 4)
         with torch.inference_mode():
-            row = described(block, tokens.float(), boxes, (image.width, image.height), self.settings)
+            row = described(block, tokens.float(), boxes, image.whole, self.settings)
         return float(normalize(self.pipeline.whiten(row.cpu().numpy())) @ query.vector)
 
 
