@@ -97,7 +97,7 @@ def choose(page: Any, image: RGB) -> None:
     status(page, "Draw a box round one thing.")
 
 
-def found(page: Any) -> list[str]:
+def hit_names(page: Any) -> list[str]:
     """Names of the images on the page, once a search is through."""
     page.wait_for_selector("#results:not([aria-busy])")
     page.wait_for_selector(".card")

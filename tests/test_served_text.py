@@ -53,11 +53,11 @@ def test_words_are_the_same_vectors_without_the_weights(kind, tmp_path):
     tiny_words(tmp_path / "weights", kind)
     here = Pipeline(settings(tmp_path / "weights")).text_encoder
     assert isinstance(here, TextEncoder)
-    made = text_model(tmp_path / "weights", tmp_path / "models")
+    exported = text_model(tmp_path / "weights", tmp_path / "models")
     expected = here.encode(TEXTS)
     shutil.rmtree(tmp_path / "weights")
     tokenizer = tmp_path / "models" / spec.TEXT / "tokenizer"
-    served = ServedText(OnnxSession(made.file), lambda: served_text.load(tokenizer))
+    served = ServedText(OnnxSession(exported.file), lambda: served_text.load(tokenizer))
     np.testing.assert_allclose(served.encode(TEXTS), expected, atol=1e-4)
     with pytest.raises(ConfigError, match="empty"):
         served.encode([" "])

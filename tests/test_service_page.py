@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from browser import choose, chromium, drag, found, rows, running, shoot, status, watched
+from browser import choose, chromium, drag, hit_names, rows, running, shoot, status, watched
 from conftest import ColourPipeline
 from PIL import Image
 from qdrant_client import QdrantClient
@@ -60,7 +60,7 @@ def test_draw_a_box_and_find_the_thing_and_where_it_is(page):
     shoot(page, "welcome")
     choose(page, shelf(GREEN, BLUE))
     drag(page, TOP, SIZE)
-    assert set(found(page)[:2]) == {"red-green.png", "green-blue.png"}
+    assert set(hit_names(page)[:2]) == {"red-green.png", "green-blue.png"}
     card = page.locator(".card", has_text="red-green.png")
     matched = card.locator("rect.matched")
     assert [float(matched.get_attribute(name)) for name in ("x", "y")] == list(BOTTOM[:2])
@@ -74,7 +74,7 @@ def test_draw_a_box_and_find_the_thing_and_where_it_is(page):
 def test_the_box_is_moved_and_resized_and_searched_with_again(page):
     choose(page, shelf(GREEN, BLUE))
     drag(page, TOP, SIZE)
-    found(page)
+    hit_names(page)
     with page.expect_response("**/search"):
         frame = page.locator("#boxes rect.box").bounding_box()
         layer = page.locator("#boxes").bounding_box()
@@ -82,7 +82,7 @@ def test_the_box_is_moved_and_resized_and_searched_with_again(page):
         page.mouse.down()
         page.mouse.move(layer["x"] + layer["width"] * 0.78, layer["y"] + layer["height"] * 0.7, steps=5)
         page.mouse.up()
-    assert set(found(page)[:2]) == {"red-blue.png", "green-blue.png"}
+    assert set(hit_names(page)[:2]) == {"red-blue.png", "green-blue.png"}
 
 
 def test_keys_alone_are_enough(page):
@@ -93,7 +93,7 @@ def test_keys_alone_are_enough(page):
         page.keyboard.press("ArrowUp")
     page.keyboard.press("Shift+ArrowUp")
     page.keyboard.press("Enter")
-    assert set(found(page)[:2]) == {"red-green.png", "red-blue.png"}
+    assert set(hit_names(page)[:2]) == {"red-green.png", "red-blue.png"}
     page.locator(".card").first.get_by_text("Enlarge").focus()
     page.keyboard.press("Enter")
     page.wait_for_selector("#viewer[open]")
@@ -105,29 +105,29 @@ def test_keys_alone_are_enough(page):
 
 def test_a_click_on_an_object_of_a_hit_searches_from_there(page):
     page.click("#browse")
-    found(page)
+    hit_names(page)
     page.locator(".card", has_text="red-blue.png").hover()
     page.locator(".card", has_text="red-blue.png").locator("rect[data-object='1']").click()
     page.wait_for_selector("#stored:not([hidden])")
-    assert set(found(page)[:2]) == {"red-blue.png", "green-blue.png"}
+    assert set(hit_names(page)[:2]) == {"red-blue.png", "green-blue.png"}
     page.locator("#boxes rect[data-object='0']").click(force=True)
     page.wait_for_url(lambda url: "o0" in url)
-    assert set(found(page)[:2]) == {"red-blue.png", "red-green.png"}
+    assert set(hit_names(page)[:2]) == {"red-blue.png", "red-green.png"}
 
 
 def test_an_address_shows_others_the_same_and_back_goes_back(page, browser):
     page.click("#browse")
-    found(page)
+    hit_names(page)
     page.locator(".card", has_text="red-green.png").get_by_text("Search from here").click()
     page.wait_for_url(lambda url: "id=" in url)
     page.click("#filters > summary")
     page.get_by_label("south").check()
     page.wait_for_url(lambda url: "south" in url)
-    names = found(page)
+    names = hit_names(page)
     assert "red-green.png" not in names
     other = browser.new_page()
     other.goto(page.url)
-    assert found(other) == names
+    assert hit_names(other) == names
     other.close()
     page.go_back()
     page.wait_for_url(lambda url: "south" not in url)
@@ -136,7 +136,7 @@ def test_an_address_shows_others_the_same_and_back_goes_back(page, browser):
 
 def test_more_like_this_and_not_this(page):
     page.click("#browse")
-    found(page)
+    hit_names(page)
     page.locator(".card", has_text="red-green.png").get_by_text("Search from here").click()
     status(page, "alike first")
     page.locator(".card", has_text="green-blue.png").get_by_text("More like this").click()
@@ -166,7 +166,7 @@ def test_names_of_files_and_collections_are_not_html_either(browser, tmp_path):
         page = browser.new_page()
         wrong = watched(page, address)
         page.goto(f"{address}?c=shelves&browse=")
-        assert found(page) == [f"{EVIL}.png"]
+        assert hit_names(page) == [f"{EVIL}.png"]
         page.locator(".card").get_by_text("Enlarge").click()
         assert page.locator("#viewer-name").inner_text() == f"{EVIL}.png"
         page.goto(f"{address}?c={EVIL}&filter={EVIL}")
@@ -228,7 +228,7 @@ def test_a_phone_with_touch_in_the_dark(browser, origin):
     send("touchMove", (15, 15))
     send("touchMove", TOP[2:])
     send("touchEnd")
-    assert set(found(page)[:2]) == {"red-green.png", "green-blue.png"}
+    assert set(hit_names(page)[:2]) == {"red-green.png", "green-blue.png"}
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert rows(page.locator(".card").first.locator(".actions button")) == 2
     shoot(page, "phone")
@@ -263,17 +263,17 @@ def test_a_service_that_is_gone_is_named_and_the_page_goes_on_when_it_is_back(pa
     page.wrong.clear()  # the browser's own line on a failed request
     page.unroute("**/search")
     page.click("#search")
-    assert found(page)
+    assert hit_names(page)
 
 
 def test_a_collection_is_sorted_and_looked_at_on_a_map(page):
     page.click("[data-view=browse]")
     page.get_by_label("Order").select_option("price")
     page.wait_for_url(lambda url: "sort=price" in url)
-    assert found(page) == ["red-green.png", "red-blue.png", "green-blue.png"]
+    assert hit_names(page) == ["red-green.png", "red-blue.png", "green-blue.png"]
     page.get_by_label("largest first").check()
     page.wait_for_url(lambda url: "descending=price" in url)
-    assert found(page)[0] == "green-blue.png"
+    assert hit_names(page)[0] == "green-blue.png"
     page.set_default_timeout(90_000)  # scikit-learn is loaded for the first map
     page.click("[data-view=map]")
     status(page, "6 objects of 3 pictures")
@@ -285,7 +285,7 @@ def test_a_collection_is_sorted_and_looked_at_on_a_map(page):
     shoot(page, "map")
     page.keyboard.press("Enter")
     page.wait_for_url(lambda url: "~o" in url.replace("%7E", "~"))
-    assert len(found(page)) == 3
+    assert len(hit_names(page)) == 3
 
 
 def test_a_line_round_some_objects_of_the_map_searches_for_them(page):
@@ -302,7 +302,7 @@ def test_a_line_round_some_objects_of_the_map_searches_for_them(page):
     page.mouse.up()
     page.wait_for_selector("#chips li.more img")
     assert page.locator("#chips li.more").count() == 5
-    assert len(found(page)) == 3
+    assert len(hit_names(page)) == 3
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -357,7 +357,7 @@ def test_objects_of_an_upload_are_shown_and_masks_laid_over_hits(browser, client
         choose(page, shelf(RED, BLUE))
         page.click("#detect")
         page.locator("#boxes rect.object[data-object='1']").click(force=True)
-        assert set(found(page)[:2]) == {"red-blue.png", "green-blue.png"}
+        assert set(hit_names(page)[:2]) == {"red-blue.png", "green-blue.png"}
         page.get_by_label("Masks").check()
         page.wait_for_selector(".card img.mask")
         assert re.search(r"upload=50,30,75,55", page.url.replace("%2C", ","))
@@ -371,7 +371,7 @@ def test_words_change_the_thing_and_the_address_keeps_them(browser, client, tmp_
         status(page, "3 pictures")
         page.get_by_label("Or by words").fill("red")
         page.get_by_label("Or by words").press("Enter")
-        assert set(found(page)[:2]) == {"red-green.png", "red-blue.png"}
+        assert set(hit_names(page)[:2]) == {"red-green.png", "red-blue.png"}
         page.locator(".card", has_text="red-green.png").get_by_text("Search from here").click()
         page.wait_for_url(lambda url: "id=" in url)
         page.get_by_label("This, but").fill("blue")
@@ -379,11 +379,11 @@ def test_words_change_the_thing_and_the_address_keeps_them(browser, client, tmp_
         page.get_by_label("instead of").press("Enter")
         page.wait_for_url(lambda url: "but=blue&instead=red" in url)
         page.locator(".card:first-child", has_text="red-blue.png").wait_for()  # holds both
-        names = found(page)
+        names = hit_names(page)
         shoot(page, "words")
         other = browser.new_page()
         other.goto(page.url)
-        assert found(other) == names
+        assert hit_names(other) == names
         assert other.get_by_label("This, but").input_value() == "blue"
         other.close()
         page.close()
@@ -392,7 +392,7 @@ def test_words_change_the_thing_and_the_address_keeps_them(browser, client, tmp_
 def test_where_the_profile_reads_no_words_no_field_asks_for_any(page):
     choose(page, shelf(RED, BLUE))
     drag(page, TOP, SIZE)
-    found(page)
+    hit_names(page)
     assert not page.locator("#words, #change").filter(visible=True).count()
 
 
@@ -440,7 +440,7 @@ def test_on_photographs_a_drawn_box_finds_the_thing_and_where_it_is(browser):
         page.set_input_files("#file", query.file)
         status(page, "Draw a box round one thing.")
         drag(page, box, Image.open(query.file).size)
-        first = found(page)[0].removesuffix(".jpg")
+        first = hit_names(page)[0].removesuffix(".jpg")
         assert first.startswith("fridge")
         matched = page.locator(".card").first.locator("rect.matched")
         corner = [float(matched.get_attribute(name)) for name in ("x", "y")]

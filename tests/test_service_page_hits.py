@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from browser import choose, chromium, found, running, status
+from browser import choose, chromium, hit_names, running, status
 from conftest import ColourPipeline
 from PIL import Image
 from qdrant_client import QdrantClient
@@ -23,16 +23,16 @@ HAND_OVER = """([kind, bytes, type]) => {
 
 @pytest.fixture(scope="module")
 def browser():
-    with chromium() as made:
-        yield made
+    with chromium() as running_browser:
+        yield running_browser
 
 
 @pytest.fixture
 def page(browser):
-    made = browser.new_page(viewport={"width": 1280, "height": 860})
-    made.set_default_timeout(60_000)
-    yield made
-    made.close()
+    opened_page = browser.new_page(viewport={"width": 1280, "height": 860})
+    opened_page.set_default_timeout(60_000)
+    yield opened_page
+    opened_page.close()
 
 
 @pytest.mark.parametrize("kind", ["drop", "paste"])
@@ -45,7 +45,7 @@ def test_an_image_is_dropped_or_pasted(page, tmp_path, kind):
         page.evaluate(HAND_OVER, [kind, list(png(shelf(RED, BLUE))), "image/png"])
         status(page, "Draw a box round one thing.")
         page.click("#search")
-        assert len(found(page)) == 3
+        assert len(hit_names(page)) == 3
         page.evaluate(HAND_OVER, ["drop", [1, 2], "application/pdf"])
         status(page, "holds no picture")
 
@@ -61,18 +61,18 @@ def test_hits_follow_on_the_next_page_and_the_address_knows_which(page, tmp_path
         page.goto(origin)
         choose(page, np.full((60, 80, 3), (200, 0, 40), np.uint8))
         page.click("#search")
-        first = found(page)
+        first = hit_names(page)
         assert len(first) == 24
         assert page.locator("#previous").is_disabled()
         page.click("#next")
         page.locator(".card strong", has_text="25").wait_for()
         assert "offset=24" in page.url
-        assert len(found(page)) == 6
-        assert not set(found(page)) & set(first)
+        assert len(hit_names(page)) == 6
+        assert not set(hit_names(page)) & set(first)
         assert page.locator("#next").is_disabled()
         page.click("#previous")
         page.locator(".card strong", has_text="24").wait_for()
-        assert found(page) == first
+        assert hit_names(page) == first
         page.click("[data-view=browse]")
         status(page, "24 pictures")
         page.click("#next")
