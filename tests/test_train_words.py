@@ -14,9 +14,11 @@ from typer.testing import CliRunner
 from soir_qdrant import Composed, Settings, SoirIngestor, SoirSearcher, Text
 from soir_qdrant.cli.main import app
 from soir_qdrant.errors import ConfigError, DatasetError
-from soir_qdrant.lab.evaluate.words import captions
+from soir_qdrant.lab.evaluate.bench import Bench, BenchObject, GalleryImage
+from soir_qdrant.lab.evaluate.words import Caption, captions, evaluate_captions, evaluate_classes
 from soir_qdrant.lab.train.words import Plan, loss_of, pseudo_labels
 from soir_qdrant.pipeline import Pipeline
+from soir_qdrant.types import Scene, SceneObject
 
 COLOURS = {"red": (250, 20, 20), "blue": (20, 20, 250), "mug": (20, 230, 20)}
 
@@ -143,6 +145,34 @@ def test_folders_without_names_and_captions_of_another_form_are_errors(folder, t
     (tmp_path / "captions.json").write_text('[{"image": "a.png"}]')
     with pytest.raises(DatasetError, match="sentence"):
         captions(tmp_path)
+
+
+def test_of_right_first_hits_the_box_must_be_on_the_thing(tmp_path):
+    def scene(box, vector):
+        return Scene(80, 60, (SceneObject(box),), np.array(vector), np.array([vector], np.float32))
+
+    thing, elsewhere = (0.0, 0.0, 20.0, 20.0), (40.0, 30.0, 60.0, 50.0)
+    words = {"mug": (1.0, 0.0, 0.0), "cup": (0.0, 1.0, 0.0), "jar": (0.0, 0.0, 1.0)}
+    places = {"mug": (0.0, 0.0, 20.0, 18.0), "cup": elsewhere, "jar": thing}
+    files = [tmp_path / name for name in words]
+    bench = Bench(
+        tmp_path, [GalleryImage(tmp_path / n, None, [BenchObject(None, thing, n)]) for n in words], []
+    )
+    scenes = [scene(places[name], words[name]) for name in words]
+
+    def embed(names):
+        return np.array([words[name] for name in names], np.float32)
+
+    classes = evaluate_classes(bench, embed, scenes, novel=["jar"])
+    assert (classes["base mAP@50"], classes["base LocScore"]) == (100, 50)  # the cup's image, and not its box
+    assert (classes["novel mAP@50"], classes["novel LocScore"], classes["novel classes"]) == (100, 100, 1)
+    listed = [
+        Caption(files[0], "mug", thing),
+        Caption(files[1], "cup", thing),
+        Caption(files[1], "jar", thing),
+    ]
+    sentences = evaluate_captions(listed, embed, dict(zip(files, scenes, strict=True)))
+    assert (sentences["captions R@1"], sentences["captions LocScore"]) == (66.67, 50)  # of two right ones
 
 
 def test_prompts_are_averaged_and_images_moved_by_words(folder):
