@@ -6,7 +6,8 @@ READY := .venv/.ready
 FASTEMBED := fastembed loguru mmh3 py-rust-stemmers
 
 # A file at a time to each worker, so that what a file sets up is set up once; models compute with one thread each.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# Compiled files are written, whatever the environment says: without them each worker compiles everything anew.
+PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help install demo test fast lint docs bench bench-real bench-serving clean
 

@@ -117,10 +117,13 @@ class OcrSettings(Frozen):
     longest: int = Field(2000, ge=64)
 
 
+DEFAULT_PROFILE = "embedded"
+
+
 class Settings(Frozen):
     """Everything that decides what is stored. Make one with `Settings.for_profile`, change with `but`."""
 
-    profile: str = "embedded"
+    profile: str = DEFAULT_PROFILE
     encoder: SerializeAsAny[EncoderSettings] = VitSettings()
     crop: CropSettings = CropSettings()
     detector: SerializeAsAny[DetectorSettings] = TokenHeadSettings()
@@ -136,11 +139,12 @@ class Settings(Frozen):
         return None if optional else settings_of(KINDS[str(info.field_name)], value)
 
     @classmethod
-    def for_profile(cls, name: str = "embedded") -> Settings:
-        """The settings of a profile: one of PROFILES, or a JSON file of changes to one, such as
+    def for_profile(cls, name: str | None = None) -> Settings:
+        """The settings of a profile: one of PROFILES (None: the default one), or a JSON file of changes to one, such as
         `{"profile": "embedded", "encoder": {"adapter": "mine.safetensors"}}`, its files named from where the
         process runs; or what `soir weights push` wrote, "hub:owner/name" or a folder. Raises ConfigError for an
         unknown one and for an unknown setting, WeightsError for trained parts that are not what was pushed."""
+        name = name or DEFAULT_PROFILE
         if name in PROFILES:
             return PROFILES[name]
         if hub.is_named(name):
@@ -159,7 +163,7 @@ class Settings(Frozen):
 
     @staticmethod
     def _changed(changes: dict[str, Any], name: str) -> Settings:
-        base = changes.pop("profile", "embedded")
+        base = changes.pop("profile", DEFAULT_PROFILE)
         if not isinstance(base, str) or base not in PROFILES:
             raise ConfigError(
                 f"profile {name}: changes a profile {base!r}; choose one of {', '.join(PROFILES)}"

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
+_PASSWORD = re.compile(r"(?<=://)[^/@\s]*:[^/@\s]*@")  # and the user before it
+
 
 class SoirError(Exception):
     """Base of every error this package raises on purpose."""
@@ -33,3 +37,8 @@ class ServerError(SoirError):
 
 class DatasetError(SoirError):
     """An evaluation folder or a published data set is not laid out as documented."""
+
+
+def without_password(text: str) -> str:
+    """A text that may repeat addresses, for messages: `https://***@host/a.png`."""
+    return _PASSWORD.sub("***@", text)

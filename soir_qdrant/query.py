@@ -8,9 +8,9 @@ from typing import TypeAlias
 
 import numpy as np
 
-from soir_qdrant.errors import ConfigError, ImageError, ObjectsError
+from soir_qdrant.errors import ConfigError, ImageError, ObjectsError, without_password
 from soir_qdrant.geometry.user_objects import clip_box
-from soir_qdrant.images import Source, is_address, load, without_password
+from soir_qdrant.images import Source, is_address, load
 from soir_qdrant.images.addresses import split
 from soir_qdrant.types import Box, Composed, Crop, LoadedImage, Text, Vector
 

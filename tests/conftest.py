@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import pytest
 from filelock import FileLock
-from models import tiny_encoder, tiny_owlv2, tiny_sam
 from PIL import Image
 from qdrant_client import QdrantClient
 from stand_in import StandIn
@@ -239,8 +238,7 @@ def client(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[QdrantCli
     if request.param == "server":
         opened = QdrantClient(url=request.getfixturevalue("empty_server"), timeout=60)
     elif request.param == "http":
-        url = request.getfixturevalue("stand_in").url
-        opened = QdrantClient(url=url, check_compatibility=False)
+        opened = request.getfixturevalue("stand_in").client()
     elif request.param == "edge":
         pytest.importorskip("qdrant_edge", reason="qdrant-edge-py is not installed: the extra edge has it")
         from soir_qdrant.qdrant.edge.client import EdgeClient
@@ -254,12 +252,22 @@ def client(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[QdrantCli
     opened.close()
 
 
+MODELS = {"shipped_encoder", "tiny_settings", "tiny_models"}  # fixtures
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes the shipped weights is slow."""
+    """What takes a model is slow, a tiny one too: importing its class takes seconds."""
     for item in items:
-        if "shipped_encoder" in getattr(item, "fixturenames", ()):
+        if not MODELS.isdisjoint(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Without the slow tests, files that are slow as a whole are not even imported: what they import takes seconds."""
+    if config.option.markexpr != "not slow" or collection_path.suffix != ".py":
+        return None
+    return "\npytestmark = pytest.mark.slow" in collection_path.read_text() or None
 
 
 @pytest.fixture(scope="session")
@@ -271,6 +279,8 @@ def shipped_encoder() -> Encoder:
 @pytest.fixture(scope="session")
 def tiny_settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     """The paper's parts, all of them models, tiny ones with random weights."""
+    from models import tiny_encoder, tiny_owlv2, tiny_sam
+
     folder = tmp_path_factory.mktemp("weights")
     return Settings.for_profile("paper").but(
         encoder={"weights": str(tiny_encoder(folder / "vit")), "input_size": 48, "dtype": "float32"},

@@ -76,7 +76,7 @@ def test_ten_hits_take_a_tenth_of_the_bytes(monkeypatch):
     try:
         sizes = {}
         for name, options in (("payload", {}), ("vectors", {"code_vectors": "scalar"})):
-            client = QdrantClient(url=server.url, check_compatibility=False)
+            client = server.client()
             pipeline = Wide()
             boxes = [(x, y, x + 12, y + 12) for x in range(0, 60, 15) for y in range(0, 45, 15)]
             SoirIngestor(client, name, pipeline=pipeline, **options).add(

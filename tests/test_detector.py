@@ -10,7 +10,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from models import tiny_owlv2, tiny_rf_detr
 
 from soir_qdrant.config import Settings
 from soir_qdrant.contracts import Detector
@@ -46,11 +45,15 @@ def made(source=None, **settings):
 
 @pytest.fixture(scope="module")
 def owlv2_folder(tmp_path_factory):
+    from models import tiny_owlv2
+
     return tiny_owlv2(tmp_path_factory.mktemp("owlv2"))
 
 
 @pytest.fixture(scope="module")
 def rf_detr_folder(tmp_path_factory):
+    from models import tiny_rf_detr
+
     return tiny_rf_detr(tmp_path_factory.mktemp("rf_detr"))
 
 
@@ -66,14 +69,21 @@ def head(tmp_path_factory):
     return TrainedHead.load(file)
 
 
-@pytest.fixture(params=["proposals", "owlv2", "learned", "rf-detr"])
-def detector(request, owlv2_folder, rf_detr_folder, head):
+@pytest.fixture(
+    scope="module",
+    params=[
+        "learned",
+        *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("proposals", "owlv2", "rf-detr")),
+    ],
+)
+def detector(request):
     if request.param == "learned":
-        return LearnedDetector(ColourTokens(), head)
+        return LearnedDetector(ColourTokens(), request.getfixturevalue("head"))
     if request.param == "owlv2":
-        return made(kind="owlv2", weights=str(owlv2_folder), max_objects=25)
+        return made(kind="owlv2", weights=str(request.getfixturevalue("owlv2_folder")), max_objects=25)
     if request.param == "rf-detr":
-        return made(kind="rf-detr", weights=str(rf_detr_folder), size=64, max_objects=25)
+        folder = request.getfixturevalue("rf_detr_folder")
+        return made(kind="rf-detr", weights=str(folder), size=64, max_objects=25)
     return made(kind="proposals", max_objects=25)
 
 
@@ -149,10 +159,12 @@ def test_none_is_no_detector():
     assert made(kind="none") is None
 
 
+@pytest.mark.slow
 def test_proposals_stand_in_where_no_head_was_trained_for_the_encoder():
     assert made(kind="embedded").name == "proposals"
 
 
+@pytest.mark.slow
 class TestProposals:
     @pytest.mark.parametrize("factor", [1, 5])
     def test_finds_plain_objects_at_any_resolution(self, factor):
@@ -269,6 +281,7 @@ class TestFitting:
         assert figures["calibration error"] < 0.1
 
 
+@pytest.mark.slow
 class TestRfDetr:
     def test_boxes_are_shares_of_the_image_and_the_best_class_is_the_score(self, rf_detr_folder):
         from soir_qdrant.models.detectors.rf_detr import RfDetrDetector
@@ -296,6 +309,7 @@ class TestRfDetr:
             made(kind="rf-detr", weights=str(owlv2_folder))
 
 
+@pytest.mark.slow
 class TestOwlv2:
     def test_missing_weights_say_what_to_do(self, tmp_path):
         with pytest.raises(WeightsError, match="neither"):

@@ -10,6 +10,8 @@ from soir_qdrant.contracts import Encoder
 from soir_qdrant.errors import ConfigError, WeightsError
 from soir_qdrant.models.encoders.vit import ViTEncoder
 
+pytestmark = pytest.mark.slow
+
 CROPS = np.random.default_rng(0).integers(0, 256, (5, 224, 224, 3), np.uint8)
 
 DESCRIPTOR = [-0.251773, 2.264856, -0.577416, -0.315027]

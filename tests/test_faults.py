@@ -5,7 +5,6 @@ import os
 
 import pytest
 from conftest import ColourPipeline, counts, ingestor, picture, store
-from models import tiny_encoder
 from PIL import Image
 from qdrant_client import QdrantClient
 
@@ -47,8 +46,11 @@ def test_a_folder_is_walked_once(folder, monkeypatch):
     assert sorted(walked) == [str(folder), str(folder / "sub")]
 
 
+@pytest.mark.slow
 def test_code_beside_weights_is_not_run(tmp_path, monkeypatch):
     """Whatever a user answers."""
+    from models import tiny_encoder
+
     monkeypatch.setattr("builtins.input", lambda *_: "y")
     folder = tiny_encoder(tmp_path / "model")
     (folder / "evil.py").write_text(f"open({str(tmp_path / 'was-run')!r}, 'w')\nclass Evil: pass\n")

@@ -14,6 +14,8 @@ from soir_qdrant.errors import ConfigError
 from soir_qdrant.rerank.q_perturbation.hooks import Site, blip2, coca, perturbed, qllama
 from soir_qdrant.rerank.q_perturbation.perturb import PerturbSettings, perturb, regions
 
+pytestmark = pytest.mark.slow
+
 STRONG = PerturbSettings(scale=8.0, contribution=0.99)
 BOXES = [
     torch.tensor([[0.0, 0.0, 20.0, 15.0], [30.0, 30.0, 56.0, 56.0]]),

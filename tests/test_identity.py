@@ -180,7 +180,7 @@ def test_a_collection_with_shards_by_key_is_refused_before_models_run(monkeypatc
 
 
 def test_what_every_point_is_refused_for_is_not_the_images_fault(stand_in):
-    client = QdrantClient(url=stand_in.url, check_compatibility=False)
+    client = stand_in.client()
     ingestor(client).add([picture(0)])
     stand_in.faults = [403 + 19] * 9  # strict mode, a full disk's quota ...
     with pytest.raises(CollectionError, match="each of the first 2 points was refused"):

@@ -28,6 +28,8 @@ from soir_qdrant.rerank.q_perturbation.reading import WINNER, ImagePerturbation
 from soir_qdrant.search.searcher import SoirSearcher
 from soir_qdrant.types import RGB, Failure, SceneObject
 
+pytestmark = pytest.mark.slow
+
 SHAPE = {
     "hidden_size": 24,
     "num_hidden_layers": 5,

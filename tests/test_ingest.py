@@ -161,6 +161,7 @@ def test_quiet_unless_on_a_terminal(capfd, monkeypatch, pipeline):
     assert "2/2" in err
 
 
+@pytest.mark.slow
 def test_importing_loads_no_torch():
     imports = (
         "import sys, soir_qdrant.ingest.ingestor, soir_qdrant.search.searcher, soir_qdrant.qdrant.filters"

@@ -20,6 +20,8 @@ from mcp import Client, StdioServerParameters
 from soir_qdrant.integrations.mcp import create_server
 from soir_qdrant.service.settings import ServiceSettings
 
+pytestmark = pytest.mark.slow  # importing the SDK takes seconds
+
 
 def ask(server, tool, **arguments):
     """The answer of a tool: what it says, and the thumbnails."""
@@ -138,7 +140,6 @@ def test_several_collections_are_listed_and_one_must_be_named(photos):
     assert "choose one of shelves, spare" in ask(server, "search_by_words", words="x")[0]
 
 
-@pytest.mark.slow
 def test_the_command_serves_on_stdin_and_stdout(photos, tmp_path):
     client = QdrantClient(path=str(tmp_path / "db"))
     fill(client, photos)

@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-from models import tiny_encoder
 from PIL import Image, ImageDraw, ImageFont
 from qdrant_client import QdrantClient
 from typer.testing import CliRunner
@@ -32,6 +31,8 @@ def shelf(*labels):
 
 @pytest.fixture(scope="module")
 def reading(tmp_path_factory):
+    from models import tiny_encoder
+
     folder = tiny_encoder(tmp_path_factory.mktemp("vit"))
     return Settings.for_profile().but(
         encoder={"weights": str(folder), "input_size": 32, "dtype": "float32"},
@@ -60,6 +61,7 @@ def filled(reading):
     return SoirSearcher(client, pipeline=pipeline)
 
 
+@pytest.mark.slow
 def test_text_lies_with_the_object_it_is_on(filled):
     one, two, three = filled.store.client.retrieve("images", [1, 2, 3])
     assert [item["text"] for item in one.payload["soir"]["objects"]] == ["OAT MILK", "Tomato soup"]
@@ -72,10 +74,12 @@ def test_text_lies_with_the_object_it_is_on(filled):
     ("words", "ids"),
     [("tomato", [1, 2]), ("Milk, oat", [1]), ("oat tomato", [1]), ("oat soap", []), ("toma", [])],
 )
+@pytest.mark.slow
 def test_images_are_found_by_the_words_in_them(filled, words, ids):
     assert sorted(hit.id for hit in find_text(filled, words)) == ids
 
 
+@pytest.mark.slow
 def test_hits_say_which_object_has_the_words(filled):
     first, second = find_text(filled, "tomato")
     assert (first.id, first.box, first.score) == (1, SOUP, 1.0)
@@ -84,6 +88,7 @@ def test_hits_say_which_object_has_the_words(filled):
     assert both.score == 0.5  # on two objects
 
 
+@pytest.mark.slow
 def test_words_in_the_image_narrow_a_search(filled):
     query = np.asarray(shelf(("TOMATO", MILK)))
     everything = filled.search(query, limit=5)
@@ -110,6 +115,7 @@ def test_a_line_belongs_to_the_smallest_box_around_its_middle():
     assert (nowhere[0].text, all_of_it) == (None, "a")  # nothing was found there
 
 
+@pytest.mark.slow
 def test_the_commands_read_and_find_text(reading, tmp_path):
     pytest.importorskip("rapidocr", reason="the extra ocr is not installed")
     shelf(("OAT MILK", MILK)).save(tmp_path / "a.png")
@@ -123,6 +129,7 @@ def test_the_commands_read_and_find_text(reading, tmp_path):
     assert json.loads(run.invoke(app, ["search", "--text-in-image", "soup", *common]).stdout) == []
 
 
+@pytest.mark.slow
 def test_reading_text_is_part_of_the_recipe_and_not_of_the_fingerprint(reading):
     plain, with_text = Pipeline(reading.but(ocr=None)), Pipeline(reading)
     assert plain.fingerprint == with_text.fingerprint

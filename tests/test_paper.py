@@ -16,6 +16,8 @@ from soir_qdrant.pipeline import Pipeline
 from soir_qdrant.search import localization
 from soir_qdrant.types import LoadedImage, SceneObject
 
+pytestmark = pytest.mark.slow
+
 SIDE, ALPHA = 32, 0.03
 PAPER = {"weight_decay": 0.0, "upsample": True}
 

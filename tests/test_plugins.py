@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from models import tiny_encoder
 from PIL import Image
 from qdrant_client import QdrantClient
 from typer.testing import CliRunner
@@ -36,6 +35,8 @@ def installed(monkeypatch):
 @pytest.fixture
 def profile(tmp_path):
     """A profile file that names the detector."""
+    from models import tiny_encoder
+
     file = tmp_path / "mine.json"
     settings = {
         "encoder": {"weights": str(tiny_encoder(tmp_path / "vit")), "input_size": 48, "dtype": "float32"},
@@ -60,6 +61,7 @@ def boxes(client):
     return [item["box"] for item in point.payload["soir"]["objects"]]
 
 
+@pytest.mark.slow
 def test_it_is_used_from_a_profile_file(profile, photos):
     settings = Settings.for_profile(profile)
     assert settings.detector.share == 0.25
@@ -92,6 +94,7 @@ def test_it_is_used_from_the_command_line(profile, photos, tmp_path):
     client.close()
 
 
+@pytest.mark.slow
 def test_soir_info_lists_it(profile):
     told = json.loads(CliRunner().invoke(app, ["info", "--profile", profile, "--json"]).output)
     assert "corner" in told["kinds"]["detectors"]
@@ -119,8 +122,10 @@ def test_a_kind_is_registered_where_it_is_imported():
     assert Pipeline(Settings().but(segmenter={"kind": "mine"})).segmenter.name == "whole box"
 
 
+@pytest.mark.slow
 def test_encoders_and_detectors_too(tmp_path):
     """The detector gets its settings and the encoder, whose features it may read."""
+    from models import tiny_encoder
 
     class Mine(DetectorSettings):
         shape: str = "round"

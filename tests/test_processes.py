@@ -25,7 +25,7 @@ FORK = multiprocessing.get_context("fork")
 
 
 def connected(stand_in: StandIn) -> QdrantClient:
-    return QdrantClient(url=stand_in.url, check_compatibility=False)
+    return stand_in.client()
 
 
 def in_child(action):

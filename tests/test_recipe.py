@@ -17,6 +17,8 @@ from soir_qdrant.models.heads.boxes import Head
 from soir_qdrant.pooling.whitening import fit_whitening
 from soir_qdrant.types import SceneObject
 
+pytestmark = pytest.mark.slow
+
 # Another value of every setting, by what it changes. A new setting belongs into one of these.
 INCOMPARABLE = {
     "encoder.weights": "other weights",
@@ -118,7 +120,6 @@ def _add_tensor(file, tensor):
     save_file({**load_file(file), "more": tensor.data}, file, metadata={"format": "pt"})
 
 
-@pytest.mark.slow
 def test_an_adapter_changes_the_fingerprint():
     plain = Settings().but(vector={"whitening": None})
     assert short(plain)[0] != short(plain.but(encoder={"adapter": None}))[0]

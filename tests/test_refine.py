@@ -18,6 +18,8 @@ from soir_qdrant.models.encoders.dinov3 import Dinov3
 from soir_qdrant.models.encoders.siglip import Siglip
 from soir_qdrant.models.encoders.siglip2 import Siglip2
 
+pytestmark = pytest.mark.slow
+
 
 def family(kind, layers=2, **config):
     """A backbone on a tiny model in float64, and what the model itself says of pixels."""

@@ -11,6 +11,7 @@ from service_app import BOTTOM, GREEN, RED, TOP, fill, png
 from soir_qdrant import SoirSearcher
 from soir_qdrant.errors import ConfigError, ImageError
 
+pytestmark = pytest.mark.slow  # importing the packages takes seconds
 NO_LANGCHAIN = "langchain-core is not installed: the extra langchain has it"
 NO_HAYSTACK = "haystack-ai is not installed: the extra haystack has it"
 
@@ -33,7 +34,6 @@ def langchain():
     return SoirRetriever
 
 
-@pytest.mark.slow
 def test_langchain_retrieves_by_a_box_in_an_image(searcher, tmp_path):
     retriever = langchain()(searcher=searcher, search_kwargs={"limit": 2})
     documents = retriever.invoke(str(tmp_path / "red-green.png"), box=BOTTOM)

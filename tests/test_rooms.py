@@ -1,6 +1,8 @@
 """The house: which room may import which. docs/concepts/architecture.md draws it."""
 
 import ast
+from collections.abc import Iterator
+from functools import cache
 from graphlib import TopologicalSorter
 from importlib import import_module
 from pathlib import Path
@@ -15,6 +17,10 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 OUTSIDE = [
     file for folder in ("benchmarks", "examples") for file in sorted((PACKAGE.parent / folder).glob("*.py"))
 ]
+MODULES = {
+    ".".join(part.relative_to(PACKAGE.parent).with_suffix("").parts)
+    for part in [*FILES, *(f.parent for f in FILES)]
+}
 MAX_LINES = 300
 MAX_FUNCTION = 50
 
@@ -42,30 +48,39 @@ FLOORS = [
 ROOF = {"__init__", "__main__", "fastembed"}  # they only hand on what is below
 
 
+@cache
+def parsed(file: Path) -> ast.Module:
+    return ast.parse(file.read_text())
+
+
 def room(file: Path) -> str:
     return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def imports(file: Path, *, types_too: bool = True) -> set[str]:
-    """The modules of the package that a file imports, anywhere in it. types_too: for annotations too."""
-    tree = ast.parse(file.read_text())
-    if not types_too:
-        tree = _WithoutTypeChecking().visit(tree)
+def running(tree: ast.AST) -> Iterator[ast.AST]:
+    """The nodes of a tree, but for what is imported for annotations alone."""
+    waiting = [tree]
+    while waiting:
+        node = waiting.pop()
+        if not (
+            isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+        ):
+            waiting += ast.iter_child_nodes(node)
+            yield node
+
+
+@cache
+def imports(file: Path) -> set[str]:
+    """The modules of the package that a file imports to run, anywhere in it."""
     found = set()
-    for node in ast.walk(tree):
+    for node in running(parsed(file)):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("soir_qdrant"):
             for name in node.names:
-                deeper = PACKAGE.joinpath(*node.module.split(".")[1:], name.name)
-                there = deeper.is_dir() or deeper.with_suffix(".py").is_file()
-                found.add(f"{node.module}.{name.name}" if there else node.module)
+                deeper = f"{node.module}.{name.name}"
+                found.add(deeper if deeper in MODULES else node.module)
         elif isinstance(node, ast.Import):
             found |= {name.name for name in node.names if name.name.startswith("soir_qdrant.")}
     return found - {"soir_qdrant"}
-
-
-class _WithoutTypeChecking(ast.NodeTransformer):
-    def visit_If(self, node: ast.If) -> ast.AST | None:
-        return None if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING" else node
 
 
 def test_every_room_has_its_floor():
@@ -73,14 +88,15 @@ def test_every_room_has_its_floor():
     assert rooms == set().union(*FLOORS)
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(PACKAGE).as_posix())
-def test_imports_point_down(file):
-    own = room(file)
-    if own in ROOF:
-        return
-    floor = next(i for i, rooms in enumerate(FLOORS) if own in rooms)
-    below = set().union(*FLOORS[:floor])
-    wrong = {name for name in imports(file, types_too=False) if name.split(".")[1] not in below | {own}}
+def test_imports_point_down():
+    wrong = []
+    for file in FILES:
+        own = room(file)
+        if own not in ROOF:
+            floor = next(i for i, rooms in enumerate(FLOORS) if own in rooms)
+            reachable = {own}.union(*FLOORS[:floor])
+            upward = {name for name in imports(file) if name.split(".")[1] not in reachable}
+            wrong += [f"{file} imports {name}" for name in upward]
     assert not wrong
 
 
@@ -88,14 +104,15 @@ def test_no_module_imports_itself_by_way_of_others():
     graph = {}
     for file in FILES:
         parts = file.relative_to(PACKAGE.parent).with_suffix("").parts
-        graph[".".join(parts)] = imports(file, types_too=False)
+        graph[".".join(parts)] = imports(file)
     TopologicalSorter(graph).prepare()  # raises CycleError, with the circle in its message
 
 
+@pytest.mark.slow  # importing what they import takes seconds
 @pytest.mark.parametrize("file", OUTSIDE, ids=lambda file: f"{file.parent.name}/{file.name}")
 def test_what_benchmarks_and_examples_import_is_there(file):
     """They run in no test of their own, and would keep the names of yesterday."""
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in ast.walk(parsed(file)):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("soir_qdrant"):
             try:
                 module = import_module(node.module)
@@ -116,7 +133,7 @@ def test_what_a_part_can_do_is_in_its_contract():
     parts = {"encoder", "detector", "segmenter", "reranker", "pipeline", "scene_encoder"}
     looks = set()
     for file in FILES:
-        for node in ast.walk(ast.parse(file.read_text())):
+        for node in ast.walk(parsed(file)):
             match node:
                 case ast.Call(func=ast.Name("getattr" | "hasattr" | "isinstance"), args=[of, *_]):
                     match of:
@@ -133,29 +150,31 @@ def test_pipelines_are_put_together_in_one_place():
     """By `assembly`, on a runtime by that; the laboratory changes settings and makes its own."""
     makers = set()
     for file in FILES:
-        for node in ast.walk(ast.parse(file.read_text())):
+        for node in ast.walk(parsed(file)):
             match node:
                 case ast.Call(func=ast.Name("Pipeline")) if room(file) != "lab":
                     makers.add(file.relative_to(PACKAGE).as_posix())
     assert makers == {"assembly.py", "serving/runtime.py"}
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(PACKAGE).as_posix())
-def test_files_stay_small(file):
-    assert len(file.read_text().splitlines()) <= MAX_LINES
+def test_files_stay_small():
+    lengths = {str(file): len(file.read_text().splitlines()) for file in FILES}
+    assert {file: length for file, length in lengths.items() if length > MAX_LINES} == {}
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(PACKAGE).as_posix())
-def test_functions_stay_small(file):
-    for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            length = (node.end_lineno or 0) - node.lineno + 1
-            assert length <= MAX_FUNCTION, f"{node.name}: {length} lines"
+def test_functions_stay_small():
+    lengths = {
+        f"{file}: {node.name}": (node.end_lineno or 0) - node.lineno + 1
+        for file in FILES
+        for node in ast.walk(parsed(file))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+    assert {name: length for name, length in lengths.items() if length > MAX_FUNCTION} == {}
 
 
 def _modules(file: Path) -> set[str]:
     found = set()
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in ast.walk(parsed(file)):
         if isinstance(node, ast.Import):
             found |= {name.name for name in node.names}
         elif isinstance(node, ast.ImportFrom):

@@ -19,6 +19,8 @@ from soir_qdrant.pooling.scenes.grids import look, peak, placed
 from soir_qdrant.pooling.scenes.queries import read, trained_for
 from soir_qdrant.types import SceneObject
 
+pytestmark = pytest.mark.slow
+
 SIZE = 32
 
 

@@ -8,7 +8,6 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from models import tiny_sam, tiny_sam2
 
 from soir_qdrant.config import Settings
 from soir_qdrant.contracts import Segmenter
@@ -23,20 +22,32 @@ from soir_qdrant.models.segmenters.grabcut import GrabCutSegmenter
 
 @pytest.fixture(scope="module")
 def sam_folder(tmp_path_factory):
+    from models import tiny_sam
+
     return tiny_sam(tmp_path_factory.mktemp("sam"))
 
 
 @pytest.fixture(scope="module")
 def sam2_folder(tmp_path_factory):
+    from models import tiny_sam2
+
     return tiny_sam2(tmp_path_factory.mktemp("sam2"))
 
 
-@pytest.fixture(params=[pytest.param("embedded", marks=pytest.mark.slow), "grabcut", "box", "sam", "sam2"])
-def segmenter(request, sam_folder, sam2_folder):
-    folders = {"sam": sam_folder, "sam2": sam2_folder}
-    weights = {"weights": str(folders[request.param])} if request.param in folders else {}
-    encoder = request.getfixturevalue("shipped_encoder") if request.param == "embedded" else None
-    return made(encoder, kind=request.param, **weights)
+@pytest.fixture(
+    scope="module",
+    params=[
+        "grabcut",
+        "box",
+        *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("embedded", "sam", "sam2")),
+    ],
+)
+def segmenter(request):
+    kind = request.param
+    weights = {"weights": str(request.getfixturevalue(f"{kind}_folder"))} if "sam" in kind else {}
+    return made(
+        request.getfixturevalue("shipped_encoder") if kind == "embedded" else None, kind=kind, **weights
+    )
 
 
 def made(encoder=None, **settings):
@@ -152,6 +163,7 @@ def test_box_is_every_pixel():
     assert BoxSegmenter().segment(np.zeros((9, 9, 3), np.uint8), np.array([[1, 2, 4, 8]]))[0].all()
 
 
+@pytest.mark.slow
 class TestSam:
     @pytest.mark.parametrize("shape", [(60, 100), (100, 60), (64, 64), (200, 130)])
     def test_matches_the_processor(self, sam_folder, shape):
@@ -190,6 +202,7 @@ class TestSam:
             made(kind="sam", weights=str(tmp_path))
 
 
+@pytest.mark.slow
 class TestSam2:
     def test_takes_the_mask_of_best_predicted_quality(self, sam2_folder):
         from soir_qdrant.models.segmenters.sam2 import Sam2Segmenter

@@ -50,7 +50,7 @@ class Clock:
 
 
 def connected(stand_in) -> QdrantClient:
-    return QdrantClient(url=stand_in.url, check_compatibility=False)
+    return stand_in.client()
 
 
 @pytest.mark.parametrize("kind", NONSENSE)

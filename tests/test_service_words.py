@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-from models import tiny_words
 from qdrant_client import QdrantClient
 from service_app import BLUE, BOTTOM, GREEN, RED, TOP, Reading, ids, names, png, search, service, shelf
 
@@ -66,12 +65,15 @@ def test_what_is_wrong_with_words_is_said(web, query, said):
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
     """The profile clip with small random towers."""
+    from models import tiny_words
+
     folder = tmp_path_factory.mktemp("clip")
     tiny_words(folder)
     encoder = {"weights": str(folder), "input_size": 32, "dtype": "float32"}
     return Pipeline(Settings.for_profile("clip").but(encoder=encoder, detector={"kind": "none"}))
 
 
+@pytest.mark.slow
 def test_the_answers_are_those_of_the_searcher(tmp_path, clip):
     client = QdrantClient(":memory:")
     images = {

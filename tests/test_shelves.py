@@ -22,6 +22,7 @@ def rows(tmp_path_factory) -> Bench:
         return load(shelves.generate(out, scenes=4, seed=2, inventor=inventor, progress=False))
 
 
+@pytest.mark.slow
 def test_a_shelf_holds_equal_things_side_by_side_each_in_its_own_box(rows):
     dense = max(rows.gallery, key=lambda entry: len(entry.objects))
     assert len(dense.objects) > len(set(dense.instances)) > 1
@@ -30,6 +31,7 @@ def test_a_shelf_holds_equal_things_side_by_side_each_in_its_own_box(rows):
         assert item.box == (x.min(), y.min(), x.max() + 1, y.max() + 1)
 
 
+@pytest.mark.slow
 def test_what_is_in_two_scenes_is_asked_for(rows):
     assert rows.queries
     assert all(len(rows.relevant(query)) > 1 for query in rows.queries)

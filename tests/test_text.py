@@ -19,6 +19,8 @@ from soir_qdrant.models.encoders.text import text_encoder
 from soir_qdrant.pipeline import Pipeline
 from soir_qdrant.types import SceneObject
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module", params=BOTH)
 def weights(request, tmp_path_factory):
@@ -126,7 +128,6 @@ def test_the_command_takes_words(weights, tmp_path):
         assert said in str(refused.exception)
 
 
-@pytest.mark.slow
 def test_the_command_averages_prompts_and_changes_the_thing(weights, tmp_path):
     folder, _ = weights
     profile, db, mug = tmp_path / "mine.json", tmp_path / "db", tmp_path / "mug.png"
@@ -180,7 +181,6 @@ def test_an_encoder_without_text_says_so(tmp_path):
         Pipeline(settings(folder)).text("a red mug")
 
 
-@pytest.mark.slow
 def test_a_model_without_its_tokenizer_is_named(weights, tmp_path):
     _, model = weights
     model.save_pretrained(tmp_path / "bare")

@@ -19,6 +19,8 @@ from soir_qdrant.rerank.q_perturbation.perturb import PerturbSettings, perturb, 
 from soir_qdrant.rerank.q_perturbation.tower_reranker import TowerPerturbation, described
 from soir_qdrant.types import SceneObject
 
+pytestmark = pytest.mark.slow
+
 STRONG = PerturbSettings(scale=8.0, contribution=0.99)
 BOXES = [(5.0, 5.0, 35.0, 30.0), (40.0, 20.0, 75.0, 50.0)]
 

@@ -31,6 +31,8 @@ from soir_qdrant.rerank.q_perturbation.text_reranker import TextPerturbation
 from soir_qdrant.search.searcher import SoirSearcher
 from soir_qdrant.types import Hit, Vector
 
+pytestmark = pytest.mark.slow
+
 CORNERS = "<xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax>"
 BOX = f"<object><name>7</name><bndbox>{CORNERS}</bndbox></object>"
 

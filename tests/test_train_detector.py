@@ -109,6 +109,7 @@ def test_a_look_keeps_what_it_shows_and_forgets_what_it_cuts():
     assert not seen.exhaustive
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_goes_on_to_the_same_result(tmp_path):
     examples, plan = scenes(tmp_path, 10), Plan(epochs=3, holdout=5)
     whole = train(fresh(), examples, plan, state=tmp_path / "whole", log=tmp_path / "whole.jsonl")

@@ -24,6 +24,8 @@ from soir_qdrant.pipeline import Pipeline
 from soir_qdrant.pooling.pool import generalized_max_pool, normalize
 from soir_qdrant.pooling.whitening import Whitening
 
+pytestmark = pytest.mark.slow
+
 THINGS = 40
 PLAN = Plan(steps=60, scenes=4, objects=4, near=2, blocks=2, rank=4, lr=3e-2, every=10, holdout=5)
 
@@ -112,7 +114,6 @@ def test_the_tail_says_what_the_encoder_says_before_and_after_its_additions(tmp_
     assert tuned.fingerprint != pipeline.encoder.fingerprint
 
 
-@pytest.mark.slow
 def test_an_interrupted_training_goes_on_to_the_same_result_and_teaches(tmp_path, bench):
     pipeline = pipeline_of(tmp_path)
     data = views([bench], pipeline, PLAN.blocks, tmp_path / "cache")

@@ -20,6 +20,8 @@ from soir_qdrant.lab.train.words import Plan, loss_of, pseudo_labels
 from soir_qdrant.pipeline import Pipeline
 from soir_qdrant.types import Scene, SceneObject
 
+pytestmark = pytest.mark.slow
+
 COLOURS = {"red": (250, 20, 20), "blue": (20, 20, 250), "mug": (20, 230, 20)}
 
 
@@ -54,7 +56,6 @@ def run(*arguments):
     return result.exit_code, result.output, result.exception
 
 
-@pytest.mark.slow
 def test_words_are_trained_resumed_and_evaluated(folder, tmp_path):
     common = [
         folder,
@@ -95,7 +96,6 @@ def test_words_are_trained_resumed_and_evaluated(folder, tmp_path):
     assert {"novel mAP@50", "captions R@1"} < set(results)
 
 
-@pytest.mark.slow
 def test_a_killed_training_goes_on_to_the_same_result(folder, tmp_path, monkeypatch):
     from soir_qdrant.lab.train.progress import Progress
 

@@ -158,7 +158,7 @@ def test_a_refused_point_does_not_stop_the_others(monkeypatch):
 
 def test_writes_survive_a_shaky_server(stand_in):
     """Over HTTP: refused for a while, dropped before or after being carried out; each point is in once."""
-    client = QdrantClient(url=stand_in.url, check_compatibility=False)
+    client = stand_in.client()
     held = store(client)
     held.create(12, FINGERPRINT, keep_objects=True)
     assert set(stand_in.indexes) == set(schema.INDEXES)
@@ -181,7 +181,7 @@ def test_writes_survive_a_shaky_server(stand_in):
 
 def test_writes_are_split_by_size(stand_in, monkeypatch):
     monkeypatch.setattr(transport, "MAX_BYTES", 5000)
-    held = store(QdrantClient(url=stand_in.url, check_compatibility=False))
+    held = store(stand_in.client())
     held.create(12, FINGERPRINT, keep_objects=True)
     points = [Points(held).point(i, scene(seed=i), {}) for i in range(30)]
     assert len(list(Points(held).write(points))) == 30

@@ -126,9 +126,10 @@ class TestExitCodes:
 
 
 class TestMessages:
-    def test_a_password_is_not_repeated(self):
-        with pytest.raises(ConfigError) as caught:
-            connect(url="http://me:secret@host:port")
+    @pytest.mark.parametrize("url", ["http://me:secret@host:port", "me:secret@host:port"])
+    def test_a_password_is_not_repeated(self, url):
+        with pytest.raises(ConfigError, match=r"\*\*\*@host") as caught:
+            connect(url=url)
         assert "secret" not in str(caught.value)
         assert caught.value.__cause__ is None
 
@@ -206,7 +207,7 @@ class TestOthersWrites:
         assert stored(client)[id_]["reviewed"]
 
     def test_it_is_asked_of_the_server(self, stand_in, monkeypatch):
-        client, modes = QdrantClient(url=stand_in.url, check_compatibility=False), []
+        client, modes = stand_in.client(), []
         upsert = stand_in.upsert
         monkeypatch.setattr(
             stand_in, "upsert", lambda name, body: modes.append(body["update_mode"]) or upsert(name, body)

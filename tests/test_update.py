@@ -124,7 +124,7 @@ def test_vectors_and_payload_of_others_survive(client, on_exists):
 
 
 def test_a_lost_write_of_an_update_is_made_up_for(stand_in):
-    client = QdrantClient(url=stand_in.url, check_compatibility=False)
+    client = stand_in.client()
     ingestor(client).add([picture(i) for i in range(3)])
     stand_in.faults = [503, "late", None]
     report = ingestor(client, with_recipe("other")).add([picture(i) for i in range(3)], on_exists="update")

@@ -6,7 +6,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from models import tiny_encoder
 
 from soir_qdrant.errors import ConfigError
 from soir_qdrant.geometry.patches import batches, patch_weights, visible
@@ -16,6 +15,8 @@ SIDE, PATCH = 8, 8  # patches along a side; pixels of each
 
 
 def encoder_of(folder, kind="dinov2", **options):
+    from models import tiny_encoder
+
     options = {"input_size": SIDE * PATCH, "dtype": "float32", "adapter": None} | options
     return ViTEncoder(str(tiny_encoder(folder / kind, kind)), **options)
 
@@ -63,6 +64,7 @@ def scene():
 
 
 @pytest.mark.parametrize("kind", ["dinov2", "clip", "siglip"])
+@pytest.mark.slow
 def test_a_crop_is_described_by_its_object_alone(tmp_path, kind):
     """The same whatever lies outside the patches that are looked at, and whatever else is in the batch."""
     encoder = encoder_of(tmp_path, kind, object_only=True, batch=2)
@@ -78,6 +80,7 @@ def test_a_crop_is_described_by_its_object_alone(tmp_path, kind):
     np.testing.assert_allclose(everything.layers[2:4], encoding.layers[2:4], atol=1e-5)  # whole, empty: all
 
 
+@pytest.mark.slow
 def test_patches_stand_at_their_places_and_tokens_are_of_all(tmp_path):
     encoder = encoder_of(tmp_path, object_only=True)
     crops, masks = scene()
@@ -92,6 +95,7 @@ def test_patches_stand_at_their_places_and_tokens_are_of_all(tmp_path):
     torch.testing.assert_close(tokens, everything.tokens)
 
 
+@pytest.mark.slow
 def test_an_encoder_with_rotary_positions_says_what_to_set(tmp_path):
     with pytest.raises(ConfigError, match='set it to "grey"'):
         encoder_of(tmp_path, "dinov3", object_only=True)

@@ -7,7 +7,6 @@ import sys
 
 import numpy as np
 import pytest
-from models import tiny_encoder
 from typer.testing import CliRunner
 
 from soir_qdrant.cli.main import app
@@ -112,7 +111,10 @@ def test_a_name_that_leads_nowhere_is_refused(name, reason, tmp_path, monkeypatc
         weights.resolve(name)
 
 
+@pytest.mark.slow
 def test_a_file_that_is_not_loaded_names_no_fingerprint(tmp_path):
+    from models import tiny_encoder
+
     folder = tiny_encoder(tmp_path / "vit")
     before = weights.resolve(str(folder)).sha256
     (folder / "model.safetensors").rename(folder / "other.safetensors")

@@ -4,8 +4,6 @@ import ast
 import re
 from pathlib import Path
 
-import pytest
-
 import soir_qdrant
 
 PACKAGE = Path(soir_qdrant.__file__).parent
@@ -67,9 +65,8 @@ def wrong(file: Path) -> set[str]:
     return {name for name in defined(ast.parse(file.read_text())) if instead(name)}
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(PACKAGE).as_posix())
-def test_names_are_the_words_of_the_field(file):
-    assert {name: instead(name) for name in wrong(file) - FOREIGN} == {}
+def test_names_are_the_words_of_the_field():
+    assert {f"{file}: {name}": instead(name) for file in FILES for name in wrong(file) - FOREIGN} == {}
 
 
 def test_modules_say_what_is_in_them():

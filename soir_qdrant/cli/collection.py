@@ -243,7 +243,7 @@ def _print_hits(hits: list[Hit], as_json: bool) -> None:
 def info(
     server: Server,
     collection: Annotated[str | None, typer.Option("--collection")] = None,
-    profile: ProfileOption = "embedded",
+    profile: ProfileOption = None,
     whitening: WhiteningOption = None,
     as_json: JsonOption = False,
 ) -> None:

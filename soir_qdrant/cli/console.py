@@ -60,16 +60,16 @@ def write_anything() -> None:
 
 
 ProfileOption = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--profile",
-        help="embedded, fast, paper, dinov3, modern, clip, siglip2, cluster-clip ... (soir info), or a JSON file",
+        help="embedded (the default), fast, paper, dinov3, modern, clip, siglip2 ... (soir info), or a JSON file",
     ),
 ]
 WhiteningOption = Annotated[Path | None, typer.Option("--whitening", help="file made by soir calibrate")]
 
 
-def settings_of(profile: str, whitening: Path | None) -> Settings:
+def settings_of(profile: str | None, whitening: Path | None) -> Settings:
     """The settings of a profile, with another whitening where there is one."""
     from soir_qdrant.config import Settings
 

@@ -57,7 +57,7 @@ def evaluate(
     failures: Annotated[
         Path | None, typer.Option(help="folder for a page of the worst queries, and why they fail")
     ] = None,
-    profile: ProfileOption = "embedded",
+    profile: ProfileOption = None,
     whitening: WhiteningOption = None,
     dataset: DatasetOption = "needle",
     words: WordsOption = False,
@@ -114,7 +114,7 @@ def _print(done: Evaluation, bench: Bench, title: str, objects: str, dataset: st
 def evaluate_detector(
     folders: Annotated[list[Path], typer.Argument(help="folders of labelled images, or their JSON files")],
     format_: Annotated[Literal["coco", "needle"], typer.Option("--format")] = "coco",
-    profile: ProfileOption = "embedded",
+    profile: ProfileOption = None,
     max_images: Annotated[
         int | None, typer.Option(min=1, help="so many of each folder, the same ones each time")
     ] = None,

@@ -7,7 +7,7 @@ from pathlib import Path
 from soir_qdrant.cli.console import bar, out
 
 
-def evaluate_words(folder: Path, profile: str, novel: Path | None, file: Path | None) -> None:
+def evaluate_words(folder: Path, profile: str | None, novel: Path | None, file: Path | None) -> None:
     """Classes of a folder's COCO labels, and sentences of its captions.json, as far as there are any."""
     from soir_qdrant.assembly import make_pipeline
     from soir_qdrant.lab.evaluate import report

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from soir_qdrant.pipeline import Pipeline
     from soir_qdrant.serving.runtime import Runtime
 
-DEFAULT = "embedded"  # the profile
 CLIENT_TIMEOUT = 60  # seconds of a request whose method takes none of its own
 
 
@@ -120,7 +119,7 @@ class Server:
 class Models:
     """What makes the vectors, and where that runs."""
 
-    profile: ProfileOption = DEFAULT
+    profile: ProfileOption = None
     whitening: WhiteningOption = None
     triton: Annotated[
         str | None,
@@ -241,10 +240,10 @@ def models_of(models: Models, client: QdrantBase, server: Server, target: Target
     from soir_qdrant.assembly import profile_of
     from soir_qdrant.qdrant.collection import Store
 
-    if models.profile != DEFAULT or models.whitening:
+    if models.profile or models.whitening:
         return models
     info = Store(client, target.collection, **server.requests).existing()
-    return replace(models, profile=profile_of(info) or DEFAULT)
+    return replace(models, profile=profile_of(info))
 
 
 def open_ingestor(

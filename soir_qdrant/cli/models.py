@@ -30,7 +30,7 @@ def explain(
     box: Annotated[
         list[str] | None, typer.Option("--box", help="x0,y0,x1,y1 of an object, once for each; else detected")
     ] = None,
-    profile: ProfileOption = "embedded",
+    profile: ProfileOption = None,
     whitening: WhiteningOption = None,
     max_pixels: MaxPixelsOption = MAX_PIXELS,
     as_json: JsonOption = False,
@@ -69,7 +69,7 @@ def explain(
 def calibrate(
     folders: Annotated[list[Path], typer.Argument(help="folders of pictures; labelled objects are used")],
     file: Annotated[Path, typer.Option("--out", help="file to write")],
-    profile: ProfileOption = "embedded",
+    profile: ProfileOption = None,
     dim: Annotated[int | None, typer.Option(min=8, help="components kept; all if not given")] = None,
     alone: Annotated[
         bool, typer.Option("--alone", help="start from nothing, not from the profile's whitening")
@@ -95,7 +95,7 @@ def calibrate(
 
 def export(
     folder: Annotated[Path, typer.Option("--out", help="the model repository to write")],
-    profile: ProfileOption = "embedded",
+    profile: ProfileOption = None,
     backend: Annotated[
         Literal["onnxruntime", "tensorrt", "python"], typer.Option(help="what Triton is to run them with")
     ] = "onnxruntime",

@@ -57,7 +57,7 @@ def _begin() -> None:
 def projection(
     folders: FoldersArgument,
     file: OutOption,
-    profile: ProfileOption = "embedded",
+    profile: ProfileOption = None,
     format_: FormatOption = "auto",
     dim: Annotated[int, typer.Option(help="components kept")] = 1024,
     blocks: BlocksOption = 2,
@@ -96,7 +96,7 @@ def projection(
 def detector(
     folders: FoldersArgument,
     file: OutOption,
-    profile: ProfileOption = "embedded",
+    profile: ProfileOption = None,
     format_: FormatOption = "auto",
     epochs: Annotated[int, typer.Option(min=1)] = 24,
     start: StartOption = None,
@@ -135,7 +135,7 @@ def detector(
 def segmenter(
     folders: FoldersArgument,
     file: OutOption,
-    profile: ProfileOption = "embedded",
+    profile: ProfileOption = None,
     format_: FormatOption = "auto",
     epochs: Annotated[int, typer.Option(min=1)] = 6,
     start: StartOption = None,
@@ -157,7 +157,7 @@ def segmenter(
 def encoder(
     folders: FoldersArgument,
     file: OutOption,
-    profile: ProfileOption = "embedded",
+    profile: ProfileOption = None,
     format_: FormatOption = "auto",
     blocks: BlocksOption = 2,
     rank: Annotated[int, typer.Option(min=1, help="of what is added to their layers")] = 128,
@@ -206,7 +206,7 @@ def _train_head(
     plan: Any,
     benches: list[Bench],
     file: Path,
-    profile: str,
+    profile: str | None,
     cache: Path | None = None,
     also: str = "",
 ) -> None:
@@ -254,7 +254,7 @@ def _starting_projection(start: str, pipeline: Pipeline) -> Whitening:
     return first
 
 
-def _pipeline(profile: str) -> Pipeline:
+def _pipeline(profile: str | None) -> Pipeline:
     """Of a profile, without its projection: that may be what is to be learnt."""
     from soir_qdrant.assembly import make_pipeline
     from soir_qdrant.config import Settings

@@ -1,7 +1,6 @@
 """Anything a user hands in, to upright 8-bit RGB: listing.py walks, files.py reads, pixels.py decodes."""
 
 from soir_qdrant.images.addresses import is_address as is_address
-from soir_qdrant.images.addresses import without_password as without_password
 from soir_qdrant.images.files import File as File
 from soir_qdrant.images.files import RawImage as RawImage
 from soir_qdrant.images.files import Source as Source

@@ -15,18 +15,12 @@ Stamp: TypeAlias = tuple[int, int]  # bytes, and nanoseconds of the last change
 Key: TypeAlias = float | int  # seconds into a video, or the number of a page
 
 _FRAGMENT = re.compile(r"(.+)#(?:t=(\d{1,9}(?:\.\d{1,9})?)|page=([1-9]\d{0,8}))", re.S)
-_PASSWORD = re.compile(r"(?<=://)[^/@\s]*:[^/@\s]*@")  # and the user before it
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.:-]+://")  # two letters at least: C:/ is a drive
 
 
 def is_address(name: str | Path) -> bool:
     """Whether this is an address such as s3://bucket/a.jpg, and no path."""
     return isinstance(name, str) and _ADDRESS.match(name) is not None
-
-
-def without_password(text: str) -> str:
-    """A text that may repeat an address, for messages."""
-    return _PASSWORD.sub("***@", text)
 
 
 def uri_of(name: str | Path) -> str:

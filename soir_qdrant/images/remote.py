@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from soir_qdrant.errors import ImageError
-from soir_qdrant.images.addresses import Stamp, without_password
+from soir_qdrant.errors import ImageError, without_password
+from soir_qdrant.images.addresses import Stamp
 from soir_qdrant.images.options import ReadOptions
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from qdrant_client import models
 
 from soir_qdrant import recipe
-from soir_qdrant.errors import SoirError
+from soir_qdrant.errors import SoirError, without_password
 from soir_qdrant.geometry.user_objects import fit_objects
-from soir_qdrant.images import ReadOptions, without_password
+from soir_qdrant.images import ReadOptions
 from soir_qdrant.ingest.places import Places, keeps_own_id, place_of
 from soir_qdrant.ingest.reading import decode_all, decoded, read_all, within_budget
 from soir_qdrant.ingest.scenes import keeps_patches, scenes_of

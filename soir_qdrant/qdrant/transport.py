@@ -7,7 +7,6 @@ import json
 import logging
 import pickle
 import random
-import re
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ from typing import Any, TypeVar
 
 from qdrant_client import QdrantClient, models
 
-from soir_qdrant.errors import CollectionError, ConfigError, ServerError
+from soir_qdrant.errors import CollectionError, ConfigError, ServerError, without_password
 from soir_qdrant.qdrant.faults import (
     Unconfirmed,
     is_of_qdrant,
@@ -49,7 +48,8 @@ def connect(path: str | Path | None = None, url: str | None = None, **options: A
         try:
             return QdrantClient(url=url, **options)
         except ValueError as error:  # urllib3's LocationParseError too
-            shown = re.sub(r"(//|^)[^/@]*@", r"\1***@", url)  # a password is not repeated
+            start = "" if "://" in url else "://"
+            shown = without_password(start + url).removeprefix(start)
             raise ConfigError(f"{shown!r} is no URL of a Qdrant server") from (
                 None if shown != url else error
             )

@@ -174,6 +174,17 @@ def first_candidates(candidates: int, page: Page, name: str) -> Window:
     return Window(max(page.prefetch or candidates, page.limit + page.offset))
 
 
+class FirstCandidates:
+    """The window of rerankers whose scores cost much: `first_candidates`."""
+
+    name: str
+    candidates: int
+
+    def window(self, page: Page) -> Window:
+        """Raises ConfigError for groups."""
+        return first_candidates(self.candidates, page, self.name)
+
+
 def check_query(reranker: Reranker, query: SearchQuery) -> None:
     """Raises ConfigError for a query that has not what the reranker needs of it."""
     if "query image" in reranker.needs:

@@ -16,13 +16,13 @@ from torch import Tensor
 from soir_qdrant.images import MAX_PIXELS
 from soir_qdrant.pipeline import Pipeline
 from soir_qdrant.rerank import hit_image
-from soir_qdrant.rerank.base import Need, Page, SearchQuery, Window, first_candidates
+from soir_qdrant.rerank.base import FirstCandidates, Need, SearchQuery
 from soir_qdrant.rerank.cache import TokenCache
 from soir_qdrant.rerank.order import reordered
 from soir_qdrant.types import Box, Encoding, Failure, Hit, LoadedImage, Vector
 
 
-class ImageReranker:
+class ImageReranker(FirstCandidates):
     """`rerank="image"`: hits by their images, opened again.
 
     The score of an image, -1..1, is the dot product of the query's vector with that of its best object, described
@@ -52,10 +52,6 @@ class ImageReranker:
         self.cache = TokenCache() if cache is None else cache
         self.candidates = candidates
         self.max_pixels = max_pixels
-
-    def window(self, page: Page) -> Window:
-        """See `first_candidates`."""
-        return first_candidates(self.candidates, page, self.name)
 
     def rerank(
         self, query: SearchQuery, hits: Sequence[Hit], *, failed: list[Failure] | None = None

@@ -15,7 +15,7 @@ from soir_qdrant.images import MAX_PIXELS
 from soir_qdrant.pipeline import Pipeline
 from soir_qdrant.qdrant.payload import pack_patches, unpack_patches
 from soir_qdrant.rerank import hit_image
-from soir_qdrant.rerank.base import Need, Page, SearchQuery, Window, first_candidates, query_image
+from soir_qdrant.rerank.base import FirstCandidates, Need, SearchQuery, query_image
 from soir_qdrant.rerank.cache import TokenCache
 from soir_qdrant.rerank.codes import CodeReranker
 from soir_qdrant.rerank.late import WEIGHT, by_patches, stored_patches
@@ -23,7 +23,7 @@ from soir_qdrant.rerank.order import reordered
 from soir_qdrant.types import Failure, Hit, Vector
 
 
-class PatchReranker:
+class PatchReranker(FirstCandidates):
     """`rerank="patches"`: hits by their best object's patches and code.
 
     The score of an image, -1..1, is the weighted mean of the score that it has by codes and of its best
@@ -63,10 +63,6 @@ class PatchReranker:
         self.candidates = candidates
         self.cache = TokenCache() if cache is None else cache
         self.max_pixels = max_pixels
-
-    def window(self, page: Page) -> Window:
-        """See `first_candidates`."""
-        return first_candidates(self.candidates, page, self.name)
 
     def rerank(
         self, query: SearchQuery, hits: Sequence[Hit], *, failed: list[Failure] | None = None

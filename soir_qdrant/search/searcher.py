@@ -45,7 +45,7 @@ class SoirSearcher:
         client: a QdrantClient or an EdgeClient (AsyncSoirSearcher is for an AsyncQdrantClient).
         collection: its name.
         pipeline: encodes the queries; None makes that of `profile` for the first image.
-        profile: a name or a file of settings; None is "embedded".
+        profile: a name or a file of settings; None is the default one.
         runtime, vector_name: as the ingestor's.
         namespace: its images alone are seen; None: the whole collection.
         exact_boxes: where the collection keeps the vectors of objects, fetch those of the hits to tell which

@@ -11,7 +11,7 @@ from PIL import Image
 
 from soir_qdrant.images import MAX_PIXELS
 from soir_qdrant.rerank import hit_image
-from soir_qdrant.rerank.base import Need, Page, SearchQuery, Window, first_candidates, query_text
+from soir_qdrant.rerank.base import FirstCandidates, Need, SearchQuery, query_text
 from soir_qdrant.rerank.order import reordered
 from soir_qdrant.rerank.q_perturbation.hooks import blip2, perturbed
 from soir_qdrant.rerank.q_perturbation.matcher import PAPER, Matcher, Words
@@ -19,7 +19,7 @@ from soir_qdrant.rerank.q_perturbation.perturb import PerturbSettings
 from soir_qdrant.types import Failure, Hit
 
 
-class TextPerturbation:
+class TextPerturbation(FirstCandidates):
     """`rerank="blip2"`: hits by their images, opened again, and the query's words.
 
     The score of an image is its ITC similarity, plus its ITM logit where `itm`, with the Q-Former's queries
@@ -48,10 +48,6 @@ class TextPerturbation:
         self.matcher, self.settings, self.itm = matcher, settings, itm
         self.candidates, self.max_pixels = candidates, max_pixels
         self.sites = blip2(matcher.model)
-
-    def window(self, page: Page) -> Window:
-        """See `first_candidates`."""
-        return first_candidates(self.candidates, page, self.name)
 
     def rerank(
         self, query: SearchQuery, hits: Sequence[Hit], *, failed: list[Failure] | None = None

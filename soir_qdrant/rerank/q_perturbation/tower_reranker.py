@@ -15,7 +15,7 @@ from soir_qdrant.models.last_block import LastBlock
 from soir_qdrant.pipeline import Pipeline
 from soir_qdrant.pooling.pool import normalize
 from soir_qdrant.rerank import hit_image
-from soir_qdrant.rerank.base import Need, Page, SearchQuery, Window, first_candidates, query_text
+from soir_qdrant.rerank.base import FirstCandidates, Need, SearchQuery, query_text
 from soir_qdrant.rerank.order import reordered
 from soir_qdrant.rerank.q_perturbation.hooks import Site, perturbed
 from soir_qdrant.rerank.q_perturbation.matcher import PAPER
@@ -25,7 +25,7 @@ from soir_qdrant.types import Failure, Hit
 Size = tuple[float, float]
 
 
-class TowerPerturbation:
+class TowerPerturbation(FirstCandidates):
     """`rerank="text-q-perturbation"`: hits by their images, opened again, and the query's words, for encoders that read
     text (CLIP, SigLIP ...).
 
@@ -55,10 +55,6 @@ class TowerPerturbation:
     ) -> None:
         self.pipeline, self.settings = pipeline, settings
         self.candidates, self.max_pixels = candidates, max_pixels
-
-    def window(self, page: Page) -> Window:
-        """See `first_candidates`."""
-        return first_candidates(self.candidates, page, self.name)
 
     def rerank(
         self, query: SearchQuery, hits: Sequence[Hit], *, failed: list[Failure] | None = None
