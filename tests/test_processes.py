@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from concurrent.futures import ProcessPoolExecutor
 
 import pytest
@@ -209,6 +210,24 @@ def test_progress_without_a_terminal_is_lines_in_the_log(monkeypatch, caplog, ev
     lines = [record.getMessage() for record in caplog.records]
     assert len(lines) == count
     assert lines[-1].startswith("12 of 12 images, ")
+
+
+def test_a_log_goes_on_while_one_batch_takes_long(monkeypatch, caplog):
+    monkeypatch.setattr(outcome, "_QUIET", 0.01)
+
+    class Slow(ColourPipeline):
+        def scenes(self, *args):
+            for _ in range(1000):
+                if caplog.records:
+                    break
+                time.sleep(0.01)
+            return super().scenes(*args)
+
+    with caplog.at_level(logging.INFO, "soir_qdrant.ingest.outcome"):
+        ingestor(QdrantClient(":memory:"), Slow()).add([picture(i) for i in range(3)], batch_size=3)
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines[0] == "0 of 3 images, 0.0 a second"
+    assert lines[-1].startswith("3 of 3 images, ")
 
 
 def test_progress_by_a_callback():

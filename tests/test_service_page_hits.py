@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-from browser import choose, chromium, hit_names, running, status
+from browser import choose, chromium, hit_names, running, shoot, status, watched
 from conftest import ColourPipeline
 from PIL import Image
 from qdrant_client import QdrantClient
-from service_app import BLUE, RED, fill, png, shelf
+from service_app import BLUE, GREEN, RED, fill, png, shelf
 
-from soir_qdrant import SoirIngestor
+from soir_qdrant import Pipeline, SoirIngestor
 
 pytestmark = pytest.mark.slow
 # What a browser hands to a page with a drop, or with a paste.
@@ -77,3 +77,31 @@ def test_hits_follow_on_the_next_page_and_the_address_knows_which(page, tmp_path
         status(page, "24 pictures")
         page.click("#next")
         status(page, "6 pictures")
+
+
+def test_hits_are_shown_before_their_heat_maps_are_there(page, tmp_path, tiny_settings):
+    client, pipeline = QdrantClient(":memory:"), Pipeline(tiny_settings)
+    for name, things in {"a.png": (RED, BLUE), "b.png": (GREEN, RED)}.items():
+        Image.fromarray(shelf(*things)).save(tmp_path / name)
+    SoirIngestor(client, "shelves", pipeline=pipeline).add(tmp_path, progress=False)
+    with running(client, pipeline, rate=0) as origin:
+        wrong, waiting = watched(page, origin), []
+        page.route("**/heat?*", waiting.append)
+        page.goto(origin)
+        choose(page, shelf(RED, GREEN))
+        page.click("#search")
+        hit_names(page)
+        page.get_by_label("Heat maps").check()
+        page.wait_for_selector(".picture.busy")
+        page.click("#search")
+        assert len(hit_names(page)) == 2
+        images = page.locator(".picture > img:not(.overlay)").element_handles()
+        page.wait_for_function("all => all.every((one) => one.complete && one.naturalWidth)", arg=images)
+        assert page.locator("img.heat").evaluate_all("all => all.every((one) => !one.naturalWidth)")
+        page.unroute("**/heat?*")
+        for route in waiting:
+            route.continue_()
+        page.wait_for_function("document.querySelectorAll('.card img.heat').length === 2")
+        page.wait_for_selector(".picture.busy", state="detached")
+        shoot(page, "heat")
+    assert not wrong

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +18,8 @@ from soir_qdrant.types import Failure, IngestReport
 
 log = logging.getLogger(__name__)
 ShowProgress: TypeAlias = bool | Callable[[int, int | None], None]
-_EVERY = 10.0  # seconds between lines in the log
+_EVERY = 10.0  # seconds between lines in the log, while images are done with
+_QUIET = 30.0  # seconds without one, after which the log says that the run goes on
 
 
 class IngestStopped(ServerError):
@@ -70,14 +72,16 @@ def bar(wanted: ShowProgress, count: int | None) -> Iterator[Callable[[int], Non
     console = Console(stderr=True)
     if not wanted:
         yield lambda _: None
-        return
-    if callable(wanted) or not (console.is_terminal or console.is_jupyter):
-        yield _Steps(wanted if callable(wanted) else _Lines(), count)
-        return
-    columns = (TextColumn("images"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task("images", total=count)
-        yield lambda done: progress.advance(task, done)
+    elif callable(wanted):
+        yield _Steps(wanted, count)
+    elif console.is_terminal or console.is_jupyter:
+        columns = (TextColumn("images"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=console) as progress:
+            task = progress.add_task("images", total=count)
+            yield lambda done: progress.advance(task, done)
+    else:
+        with _lines(count) as advance:
+            yield advance
 
 
 class _Steps:
@@ -91,19 +95,40 @@ class _Steps:
         self._tell(self._done, self._count)
 
 
-class _Lines:
-    """A line in the log every ten seconds, and one for the last image."""
+@contextmanager
+def _lines(count: int | None) -> Iterator[Callable[[int], None]]:
+    """Lines in the log: as images are done with, and while one batch takes long."""
+    lines, ended = _Lines(count), threading.Event()
 
-    def __init__(self) -> None:
+    def go_on() -> None:
+        while not ended.wait(min(_QUIET, 1.0)):
+            lines.add(0, _QUIET)
+
+    thread = threading.Thread(target=go_on, name="soir-progress", daemon=True)
+    thread.start()
+    try:
+        yield lambda done: lines.add(done, _EVERY)
+    finally:
+        ended.set()
+        thread.join()
+
+
+class _Lines:
+    def __init__(self, count: int | None) -> None:
+        self._count, self._done, self._lock = count, 0, threading.Lock()
         self._start = self._last = time.monotonic()
 
-    def __call__(self, done: int, count: int | None) -> None:
-        now = time.monotonic()
-        if now - self._last < _EVERY and done != count:
-            return
-        self._last = now
-        total = f"{done} of {count}" if count else str(done)
-        log.info("%s images, %.1f a second", total, done / max(now - self._start, 1e-3))
+    def add(self, done: int, every: float) -> None:
+        """Count images; a line where the last one is so many seconds old, and one for the last image."""
+        with self._lock:
+            self._done += done
+            now = time.monotonic()
+            if now - self._last < every and not (done and self._done == self._count):
+                return
+            self._last = now
+            total = f"{self._done} of {self._count}" if self._count else str(self._done)
+            rate = self._done / max(now - self._start, 1e-3)
+            log.info("%s images, %s a second", total, round(rate, 1 if rate >= 1 else 3))
 
 
 def unreadable(left_out: LeftOut) -> list[Failure]:
