@@ -85,8 +85,8 @@ def test_hits_are_shown_before_their_heat_maps_are_there(page, tmp_path, tiny_se
         Image.fromarray(shelf(*things)).save(tmp_path / name)
     SoirIngestor(client, "shelves", pipeline=pipeline).add(tmp_path, progress=False)
     with running(client, pipeline, rate=0) as origin:
-        wrong, waiting = watched(page, origin), []
-        page.route("**/heat?*", waiting.append)
+        wrong, waiting, released = watched(page, origin), [], []
+        page.route("**/heat?*", lambda route: route.continue_() if released else waiting.append(route))
         page.goto(origin)
         choose(page, shelf(RED, GREEN))
         page.click("#search")
@@ -98,10 +98,10 @@ def test_hits_are_shown_before_their_heat_maps_are_there(page, tmp_path, tiny_se
         images = page.locator(".picture > img:not(.overlay)").element_handles()
         page.wait_for_function("all => all.every((one) => one.complete && one.naturalWidth)", arg=images)
         assert page.locator("img.heat").evaluate_all("all => all.every((one) => !one.naturalWidth)")
-        page.unroute("**/heat?*")
+        released.append(True)
         for route in waiting:
             route.continue_()
-        page.wait_for_function("document.querySelectorAll('.card img.heat').length === 2")
+        page.wait_for_function("() => document.querySelectorAll('.card img.heat').length === 2")
         page.wait_for_selector(".picture.busy", state="detached")
         shoot(page, "heat")
     assert not wrong
