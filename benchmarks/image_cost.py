@@ -1,6 +1,8 @@
 """What an image costs, in plain passes of the same encoder: ratios in one run, on the photographs of the demo.
 
-python benchmarks/image_cost.py --out build/image-cost.json --profile embedded --profile fast
+python benchmarks/image_cost.py --out build/image-cost.json --profile embedded --profile fast --onnx models-int8
+
+--onnx: folders that `soir export` wrote; every profile runs on each of them too, in onnxruntime, one thread.
 
 A plain pass is the encoder on the whole image at 518 x 518 pixels; beside it, an ordinary embedding's, 224 x 224.
 Both, and every profile's way from pixels to a point, take turns image by image, in CPU time of all threads, so that
@@ -23,6 +25,7 @@ from soir_qdrant import images as image_io
 from soir_qdrant.components import DATA
 from soir_qdrant.config import Settings
 from soir_qdrant.pipeline import Pipeline
+from soir_qdrant.serving.onnx import OnnxRuntime
 
 PLAIN, SMALL = 518, 224  # sides of a whole image
 LAST = -1  # the block after which a plain pass ends
@@ -35,29 +38,36 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/image-cost.json"), help="JSON to write")
     parser.add_argument("--profile", action="append", help="may come again  [default: embedded and fast]")
     parser.add_argument("--images", type=int, default=12, help="of those that ship")
+    parser.add_argument("--onnx", action="append", default=[], type=Path, help="folder of exports")
     arguments = parser.parse_args()
-    result = measure(arguments.profile or ["embedded", "fast"], arguments.images)
+    result = measure(arguments.profile or ["embedded", "fast"], arguments.images, arguments.onnx)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(result, indent=2) + "\n")
+    width = max(map(len, result))
     print(
-        f"{'':14} {'core-s':>8} {'plain passes':>13} {'at 224 px':>10} {'images/s':>9}  objects; plain passes by stage"
+        f"{'':{width}} {'core-s':>8} {'plain passes':>13} {'at 224 px':>10} {'images/s':>9}  "
+        "objects; plain passes by stage"
     )
     for name, row in result.items():
         stages = ", ".join(f"{stage} {value:.1f}" for stage, value in row.get("stages", {}).items())
         objects = f"{row['objects']:.1f}; {stages}" if stages else ""
         print(
-            f"{name:14} {row['core_seconds']:8.2f} {row['plain_passes']:13.2f} {row['small_passes']:10.1f} "
+            f"{name:{width}} {row['core_seconds']:8.2f} {row['plain_passes']:13.2f} {row['small_passes']:10.1f} "
             f"{row['images_per_second']:9.2f}  {objects}"
         )
 
 
-def measure(profiles: list[str], count: int) -> dict[str, dict[str, Any]]:
+def measure(profiles: list[str], count: int, folders: list[Path]) -> dict[str, dict[str, Any]]:
     """By what runs: core-seconds an image, and their ratios to the plain passes; of profiles also by stage."""
     pipelines = {name: Pipeline(Settings.for_profile(name)) for name in profiles}
+    for folder in folders:
+        runtime = OnnxRuntime(folder, threads=1)
+        for name in profiles:
+            pipelines[f"{name}, {folder.name}"] = runtime.pipeline(Settings.for_profile(name))
     encoder = pipelines[profiles[0]].encoder
     images = [image_io.load(file) for file in sorted((DATA / "demo" / "gallery").glob("*"))[:count]]
-    stages: dict[str, dict[str, float]] = {name: {} for name in profiles}
-    objects = dict.fromkeys(profiles, 0)
+    stages: dict[str, dict[str, float]] = {name: {} for name in pipelines}
+    objects = dict.fromkeys(pipelines, 0)
 
     def plain(image: image_io.LoadedImage, side: int) -> None:
         encoder.features(cv2.resize(image.rgb, (side, side), interpolation=cv2.INTER_AREA)[None], [LAST])
@@ -69,12 +79,12 @@ def measure(profiles: list[str], count: int) -> dict[str, dict[str, Any]]:
 
     runs: dict[str, Callable[[image_io.LoadedImage], None]] = {
         **{f"plain {side} px": partial(plain, side=side) for side in (PLAIN, SMALL)},
-        **{name: partial(whole, name=name) for name in profiles},
+        **{name: partial(whole, name=name) for name in pipelines},
     }
     for run in runs.values():  # the first call of each is not counted
         run(images[0])
-    stages.update({name: {} for name in profiles})
-    objects.update(dict.fromkeys(profiles, 0))
+    stages.update({name: {} for name in pipelines})
+    objects.update(dict.fromkeys(pipelines, 0))
     wall, cpu = dict.fromkeys(runs, 0.0), dict.fromkeys(runs, 0.0)
     for image in images:
         for name, run in runs.items():

@@ -118,6 +118,31 @@ class TestExport:
         expected = local.last_block.descriptor(tokens)
         assert torch.allclose(served.last_block.descriptor(tokens), expected, atol=1e-5)
 
+    def test_integers_are_near_and_of_one_crop_whatever_comes_with_it(self, tmp_path, tiny_settings):
+        from soir_qdrant.models.encoders.vit import ViTEncoder
+        from soir_qdrant.serving.export import export
+        from soir_qdrant.serving.onnx import OnnxEncoder
+
+        settings = tiny_settings.but(detector={"kind": "none"}, segmenter={"kind": "box"})
+        exported = {
+            precision: export(settings, tmp_path / precision, precision=precision)[0]
+            for precision in ("fp32", "int8")
+        }
+        assert exported["int8"].bytes < exported["fp32"].bytes
+        local = ViTEncoder(settings.encoder.weights, input_size=48, dtype="float32")
+        served = OnnxEncoder(exported["int8"].file)
+        assert served.fingerprint == local.fingerprint
+        rows = served.encode(CROPS[:3]).descriptor
+        same(rows, local.encode(CROPS[:3]).descriptor, 0.99)
+        np.testing.assert_allclose(served.encode(CROPS[1:2]).descriptor, rows[1:2], atol=1e-5)
+
+    def test_integers_are_refused_for_tensorrt(self, tmp_path, tiny_settings):
+        from soir_qdrant.serving.export import export
+
+        with pytest.raises(ConfigError, match="fp16 for TensorRT"):
+            export(tiny_settings, tmp_path, backend="tensorrt", precision="int8")
+        assert not list(tmp_path.iterdir())
+
 
 def same(one, other, cosine=0.9999):
     """Rows of equal direction and length."""

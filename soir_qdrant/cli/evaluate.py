@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from soir_qdrant.config import Settings
     from soir_qdrant.lab.evaluate.bench import Bench
     from soir_qdrant.lab.evaluate.compare import Evaluation
+    from soir_qdrant.serving.runtime import Runtime
 
 FileOption = Annotated[Path | None, typer.Option("--json", help="also write the figures to a file")]
 ResumeOption = Annotated[
@@ -62,6 +63,9 @@ def evaluate(
     dataset: DatasetOption = "needle",
     words: WordsOption = False,
     novel: NovelOption = None,
+    onnx: Annotated[
+        Path | None, typer.Option(help="folder written by soir export: what its models find, not those here")
+    ] = None,
 ) -> None:
     """Compare ways to search on a labelled folder: mAP, R@1, R@10 in percent. A killed run goes on.
 
@@ -70,7 +74,7 @@ def evaluate(
     zero-shot MaO-DINOv2 is below GSS on INSTRE-XS and XXS in its own tables. Here: docs/lab/refinement.md.
 
     Examples: soir evaluate bench/dev-2d --rows global,mean,paper-mean,paper,default,chance --json dev.json;
-    soir evaluate VoxDet --dataset voxdet --objects detected
+    soir evaluate VoxDet --dataset voxdet --objects detected; soir evaluate bench/dev-2d --onnx models
     """
     from soir_qdrant.lab.evaluate import report
     from soir_qdrant.lab.evaluate.compare import DEFAULT_ROWS, run
@@ -87,12 +91,28 @@ def evaluate(
         report.cache_folder(resume, file) as cache,
         bar(f"evaluate {folder.name}", len(bench.gallery) + len(bench.queries)) as advance,
     ):
-        done = run(bench, objects=objects, rows=chosen, settings=settings, advance=advance, cache=cache)
+        done = run(
+            bench,
+            objects=objects,
+            rows=chosen,
+            settings=settings,
+            advance=advance,
+            cache=cache,
+            runtime=_runtime(onnx),
+        )
         if file:
             report.write_json(file, done.results)
     _print(done, bench, f"{folder.name}: {len(bench.queries)} queries", objects, dataset)
     if failures:
         _write_failures(failures, bench, done, settings)
+
+
+def _runtime(folder: Path | None) -> Runtime | None:
+    if folder is None:
+        return None
+    from soir_qdrant.serving.onnx import OnnxRuntime
+
+    return OnnxRuntime(folder)
 
 
 def _write_failures(folder: Path, bench: Bench, done: Evaluation, settings: Settings) -> None:

@@ -99,7 +99,10 @@ def export(
     backend: Annotated[
         Literal["onnxruntime", "tensorrt", "python"], typer.Option(help="what Triton is to run them with")
     ] = "onnxruntime",
-    precision: Annotated[Literal["fp32", "fp16"], typer.Option(help="inside the models")] = "fp32",
+    precision: Annotated[
+        Literal["fp32", "fp16", "int8"],
+        typer.Option(help="inside the models; int8 is for onnxruntime on CPUs"),
+    ] = "fp32",
     scene: Annotated[
         bool, typer.Option("--scene", help="also the model that describes a whole image in one request")
     ] = False,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +14,9 @@ from PIL import Image
 
 from soir_qdrant.types import RGB
 
-IMAGES = Path(str(resources.files("soir_qdrant") / "data" / "pictures"))
+DATA = Path(str(resources.files("soir_qdrant") / "data"))
+IMAGES = DATA / "pictures"
+DEMO = DATA / "demo"
 
 
 def backgrounds() -> list[RGB]:
@@ -34,6 +39,29 @@ def real_crops(size: int, count: int = 5) -> tuple[NDArray[np.uint8], NDArray[np
         crops.append(np.asarray(scene))
         masks.append(np.asarray(inside, np.float32) / 255)
     return np.stack(crops), np.stack(masks)
+
+
+def photographs() -> Iterator[RGB]:
+    """Every second one of the demo's: fridges, boards, a shop."""
+    for entry in _labelled()[::2]:
+        yield _opened(entry["file"])
+
+
+def labelled_crops(size: int, count: int = 2) -> Iterator[RGB]:
+    """Up to `count` labelled things of each of the demo's photographs: crops uint8 [size, size, 3]."""
+    for entry in _labelled():
+        image = Image.fromarray(_opened(entry["file"]))
+        for one in entry["objects"][:count]:
+            yield np.asarray(image.crop(one["box"]).resize((size, size)))
+
+
+def _labelled() -> list[dict[str, Any]]:
+    listed: list[dict[str, Any]] = json.loads((DEMO / "annotations.json").read_text())["gallery"]
+    return listed
+
+
+def _opened(name: str) -> RGB:
+    return np.asarray(Image.open(DEMO / name).convert("RGB"))
 
 
 def resized(image: RGB, shape: tuple[int, int]) -> RGB:

@@ -55,7 +55,7 @@ def export(
         settings: of the pipeline.
         folder: to write.
         backend: what is to run the models.
-        precision: inside the models.
+        precision: inside the models; "int8" is for onnxruntime on CPUs.
         scene: also write the model that has whole images described in one request, by the others; it wants
             soir_qdrant in the Python of the server.
         progress: called with a line per model.
@@ -63,8 +63,10 @@ def export(
     Raises:
         WeightsError: where weights are missing.
         ConfigError: where an export differs from torch by more than the tolerance: then that model is not
-            written. Of a scene, for pooling "mao".
+            written. Of a scene, for pooling "mao"; of int8, for TensorRT.
     """
+    if precision == "int8" and backend == "tensorrt":
+        raise ConfigError("int8 is calibrated for onnxruntime on CPUs: export with fp16 for TensorRT")
     done = []
     models = {}
     for part in parts(settings, precision):
@@ -80,7 +82,7 @@ def export(
             progress(f"  plan: {_trtexec(part.spec, folder)}")
     if scene:
         progress(f"{spec.SCENE}: the models above in one request, {_scene(settings, models, folder)}")
-    progress(f"serve it: {command(folder, backend)}")
+    progress(f"serve it: {command(folder, backend, precision)}")
     return done
 
 
@@ -98,9 +100,9 @@ def _scene(settings: Settings, models: Mapping[str, Mapping[str, str]], folder: 
     return recipe
 
 
-def command(folder: Path, backend: Backend) -> str:
+def command(folder: Path, backend: Backend, precision: Precision = "fp32") -> str:
     """The command line that serves an exported repository."""
-    name = CONFIG_NAMES[backend]
+    name = CONFIG_NAMES[backend] or ("ort_cpu" if precision == "int8" else None)
     return f"tritonserver --model-repository {folder}" + (f" --model-config-name={name}" if name else "")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,8 @@ from soir_qdrant.models.segmenters import token_unet
 from soir_qdrant.models.segmenters.windows import Window, box_planes, sampled_tokens, window, window_image
 from soir_qdrant.models.token_grid import from_tiles, tiled_grid
 from soir_qdrant.serving import spec
-from soir_qdrant.serving.check_images import backgrounds
-from soir_qdrant.serving.export_part import Part
+from soir_qdrant.serving.check_images import backgrounds, photographs
+from soir_qdrant.serving.export_part import DTYPES, Part
 from soir_qdrant.serving.head_files import detector_head, segmenter_head
 from soir_qdrant.serving.head_graphs import TokenHeadGraph, TokenUnetGraph
 from soir_qdrant.serving.served_detector import looks
@@ -33,13 +33,12 @@ Places = NDArray[np.int64]
 
 def heads_of(settings: Settings, encoder: ViTEncoder, precision: spec.Precision) -> Iterator[Part]:
     """Detector and segmenter, where the settings have trained heads for the encoder."""
-    dtype = torch.float16 if precision == "fp16" else torch.float32
     parts = Parts(settings.but(encoder={"device": "cpu"}), lambda: encoder)
     head = detector_head(settings, encoder.fingerprint)
     if head is not None and isinstance(settings.detector, TokenHeadSettings):
         detector = token_head.make(settings.detector, parts)
         assert isinstance(detector, token_head.LearnedDetector)
-        yield _detector(detector, encoder, head, dtype, spec.TOLERANCES[precision])
+        yield _detector(detector, encoder, head, precision)
     head = segmenter_head(settings, encoder.fingerprint)
     if head is not None and isinstance(settings.segmenter, TokenUnetSettings):
         segmenter = token_unet.make(settings.segmenter, parts)
@@ -51,13 +50,14 @@ def _detector(
     detector: token_head.LearnedDetector,
     encoder: ViTEncoder,
     fingerprint: str,
-    dtype: torch.dtype,
-    tolerance: spec.Tolerance,
+    precision: spec.Precision,
 ) -> Part:
     model = spec.token_head(patch=encoder.patch, dim=encoder.width)
     inputs, (width, height) = looks(backgrounds()[0], model, AREA)
     tiles = {"rows": _halves(height), "columns": _halves(width)}
-    names = [tensor.name for tensor in model.inputs]
+
+    def arrays(inputs: Mapping[str, NDArray[Any]]) -> tuple[NDArray[Any], ...]:
+        return tuple(inputs[tensor.name] for tensor in model.inputs)
 
     def expected(fitted: RGB, small: RGB, rows: Places, columns: Places) -> tuple[NDArray[Any], ...]:
         grid = from_tiles(encoder, fitted, rows, columns)
@@ -73,11 +73,12 @@ def _detector(
 
     return Part(
         model,
-        TokenHeadGraph(encoder, detector.network, dtype),
+        TokenHeadGraph(encoder, detector.network, DTYPES[precision]),
         fingerprint,
-        [tuple(each[name] for name in names) for each in (inputs, inputs | tiles)],
+        [arrays(inputs), arrays(inputs | tiles)],
         expected,
-        tolerance,
+        precision,
+        lambda: (arrays(looks(image, model)[0]) for image in photographs()),
     )
 
 
@@ -123,5 +124,4 @@ def _segmenter(segmenter: token_unet.LearnedSegmenter, encoder: ViTEncoder, fing
         fingerprint,
         [whole, two],
         expected,
-        spec.TOLERANCES["fp32"],
     )

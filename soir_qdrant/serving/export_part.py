@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from soir_qdrant.serving.model_spec import ModelSpec, Tolerance
+from soir_qdrant.serving.model_spec import TOLERANCES, ModelSpec, Precision, Tolerance
+
+# Of the graph that torch exports; integers are made of it afterwards.
+DTYPES: Mapping[Precision, torch.dtype] = {
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "int8": torch.float32,
+}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -19,6 +27,8 @@ class Part:
     Attributes:
         checks: inputs it is compared on, at several batch sizes.
         expected: what torch says in float32.
+        precision: inside the graph.
+        samples: called for inputs of photographs, which "int8" is calibrated on.
     """
 
     spec: ModelSpec
@@ -26,4 +36,10 @@ class Part:
     fingerprint: str
     checks: Sequence[tuple[NDArray[Any], ...]]
     expected: Callable[..., tuple[NDArray[Any], ...]]
-    tolerance: Tolerance
+    precision: Precision = "fp32"
+    samples: Callable[[], Iterable[tuple[NDArray[Any], ...]]] = tuple
+
+    @property
+    def tolerance(self) -> Tolerance:
+        """How far the export may be from torch."""
+        return TOLERANCES[self.precision]

@@ -21,17 +21,19 @@ from soir_qdrant.models.encoders.text import TextEncoder
 from soir_qdrant.models.encoders.vit import ViTEncoder
 from soir_qdrant.models.encoders.words import tokens_of
 from soir_qdrant.models.segmenters.sam import SamSegmenter
-from soir_qdrant.models.tokens import AFTER, LAYER
+from soir_qdrant.models.token_grid import AREA
+from soir_qdrant.models.tokens import AFTER, LAYER, gridded
 from soir_qdrant.models.weights import Weights, resolve
 from soir_qdrant.pooling.patches import Projected
 from soir_qdrant.serving import graphs, spec
-from soir_qdrant.serving.check_images import backgrounds, real_crops, resized
+from soir_qdrant.serving.check_images import backgrounds, labelled_crops, photographs, real_crops, resized
 from soir_qdrant.serving.export_heads import heads_of
-from soir_qdrant.serving.export_part import Part
+from soir_qdrant.serving.export_part import DTYPES, Part
 from soir_qdrant.serving.head_files import reads_trunk
 from soir_qdrant.serving.pixels import fitted, padded, shrunk
 from soir_qdrant.serving.spec import Precision
 from soir_qdrant.serving.text_spec import text as text_spec
+from soir_qdrant.types import RGB
 
 log = logging.getLogger(__name__)
 
@@ -44,24 +46,23 @@ def parts(settings: Settings, precision: Precision) -> Iterator[Part]:
     Raises:
         ConfigError: an encoder of another package, or one whose last block is not taken apart.
     """
-    dtype = torch.float16 if precision == "fp16" else torch.float32
     on_cpu = settings.but(encoder={"device": "cpu", "dtype": "float32"})
     encoder = make_encoder(on_cpu.encoder, Parts(on_cpu))
     if not isinstance(encoder, ViTEncoder):
         raise ConfigError(f"encoder.kind {settings.encoder.kind!r}: only the kind 'vit' can be exported")
     if reads_trunk(settings):
-        yield _of_trunk(encoder, precision, dtype)
+        yield _of_trunk(encoder, precision)
     yield from heads_of(settings, encoder, precision)
     components = Components(on_cpu, encoder=encoder)
-    yield _of_encoder(encoder, components, precision, dtype)
+    yield _of_encoder(encoder, components, precision)
     yield from _of_text(components)
     if isinstance(settings.detector, Owlv2Settings):
-        yield _of_owlv2(settings.detector, precision, dtype)
+        yield _of_owlv2(settings.detector, precision)
     if isinstance(settings.segmenter, SamSettings):
-        yield from _of_sam(settings.segmenter, precision, dtype)
+        yield from _of_sam(settings.segmenter, precision)
 
 
-def _of_trunk(encoder: ViTEncoder, precision: Precision, dtype: torch.dtype) -> Part:
+def _of_trunk(encoder: ViTEncoder, precision: Precision) -> Part:
     sides = [(18 * encoder.patch, 25 * encoder.patch), (25 * encoder.patch, 18 * encoder.patch)]
     looks = [
         np.stack([resized(image, side) for image in backgrounds()[:n]])
@@ -73,17 +74,16 @@ def _of_trunk(encoder: ViTEncoder, precision: Precision, dtype: torch.dtype) -> 
 
     return Part(
         spec.tokens(patch=encoder.patch, dim=encoder.width, skip=AFTER - 1),
-        graphs.TokensGraph(encoder, dtype),
+        graphs.TokensGraph(encoder, DTYPES[precision]),
         encoder.fingerprint,
         [(look,) for look in looks],
         expected,
-        spec.TOLERANCES[precision],
+        precision,
+        lambda: ((gridded(image, encoder.patch, AREA)[0][None],) for image in photographs()),
     )
 
 
-def _of_encoder(
-    encoder: ViTEncoder, components: Components, precision: Precision, dtype: torch.dtype
-) -> Part:
+def _of_encoder(encoder: ViTEncoder, components: Components, precision: Precision) -> Part:
     """components: of the settings, whose projection of patches, where they have one, is part of the graph."""
     side = encoder.input_size // encoder.patch
     projection = components.patch_projection if components.has_patches else None
@@ -113,12 +113,19 @@ def _of_encoder(
             row_dim=projection.dim if projection else 0,
             projection=components.projection if projection else 0,
         ),
-        graphs.EncoderGraph(encoder, dtype, projection),
+        graphs.EncoderGraph(encoder, DTYPES[precision], projection),
         encoder.fingerprint,
         [(crops[batch.rows], batch.patches, batch.weights) for batch in (whole, parts)],
         expected,
-        spec.TOLERANCES[precision],
+        precision,
+        lambda: (_whole(crop, side) for crop in labelled_crops(encoder.input_size)),
     )
+
+
+def _whole(crop: RGB, side: int) -> tuple[NDArray[Any], ...]:
+    """The inputs of one crop, all of whose patches are looked at alike."""
+    patches = np.arange(side * side)[None]
+    return crop[None], patches, np.full(patches.shape, 1 / patches.size, np.float32)
 
 
 def _of_text(components: Components) -> Iterator[Part]:
@@ -145,11 +152,10 @@ def _of_text(components: Components) -> Iterator[Part]:
         components.encoder.fingerprint,
         [tuple(every[name][:count] for name in names) for count in (1, len(TEXTS))],
         expected,
-        spec.TOLERANCES["fp32"],
     )
 
 
-def _of_owlv2(settings: Owlv2Settings, precision: Precision, dtype: torch.dtype) -> Part:
+def _of_owlv2(settings: Owlv2Settings, precision: Precision) -> Part:
     detector = Owlv2Detector(settings.weights, device="cpu", dtype="float32")
     pixels = graphs.Pixels(OPENAI, torch.float32)
     images = np.stack([padded(image, detector.size) for image in backgrounds()[:2]])
@@ -161,15 +167,16 @@ def _of_owlv2(settings: Owlv2Settings, precision: Precision, dtype: torch.dtype)
 
     return Part(
         spec.owlv2(size=detector.size, patch=int(detector.model.config.vision_config.patch_size)),
-        graphs.Owlv2Graph(detector.model, dtype),
+        graphs.Owlv2Graph(detector.model, DTYPES[precision]),
         fingerprint_of(resolve(settings.weights)),
         [(images[:1],), (images,)],
         expected,
-        spec.TOLERANCES[precision],
+        precision,
+        lambda: ((padded(image, detector.size)[None],) for image in photographs()),
     )
 
 
-def _of_sam(settings: SamSettings, precision: Precision, dtype: torch.dtype) -> Iterator[Part]:
+def _of_sam(settings: SamSettings, precision: Precision) -> Iterator[Part]:
     segmenter = SamSegmenter(settings.weights, device="cpu")
     model, size = segmenter.model, segmenter.size
     facts = {
@@ -179,7 +186,11 @@ def _of_sam(settings: SamSettings, precision: Precision, dtype: torch.dtype) -> 
     }
     fingerprint = fingerprint_of(resolve(settings.weights))
     pixels = graphs.Pixels(IMAGENET, torch.float32)
-    images = np.stack([shrunk(im, fitted(im.shape[0], im.shape[1], size), size) for im in backgrounds()[:2]])
+
+    def whole(image: RGB) -> RGB:
+        return shrunk(image, fitted(image.shape[0], image.shape[1], size), size)
+
+    images = np.stack([whole(image) for image in backgrounds()[:2]])
 
     def embeddings(images: NDArray[np.uint8]) -> tuple[NDArray[Any], ...]:
         with torch.inference_mode():
@@ -187,11 +198,12 @@ def _of_sam(settings: SamSettings, precision: Precision, dtype: torch.dtype) -> 
 
     yield Part(
         spec.sam_encoder(**facts),
-        graphs.SamEncoderGraph(model, dtype),
+        graphs.SamEncoderGraph(model, DTYPES[precision]),
         fingerprint,
         [(images[:1],), (images,)],
         embeddings,
-        spec.TOLERANCES[precision],
+        precision,
+        lambda: ((whole(image)[None],) for image in photographs()),
     )
     yield _of_sam_decoder(model, facts, fingerprint, embeddings(images[:1])[0])
 
@@ -216,7 +228,6 @@ def _of_sam_decoder(
         fingerprint,
         [(embedded, boxes[:, :1]), (embedded, boxes)],
         masks,
-        spec.TOLERANCES["fp32"],
     )
 
 

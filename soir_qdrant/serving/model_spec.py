@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 DType = Literal["UINT8", "INT64", "FP16", "FP32"]
-Precision = Literal["fp32", "fp16"]
+Precision = Literal["fp32", "fp16", "int8"]
 Which = Literal["min", "usual", "max"]
 
 
@@ -45,11 +45,12 @@ class Tolerance:
     cosine: float
 
 
-# Of an exported model against torch in float32. Half precision is judged by directions, which is what
-# retrieval sees, rather than by single numbers.
+# Of an exported model against torch in float32. Half precision and integers are judged by directions, which is
+# what retrieval sees, rather than by single numbers.
 TOLERANCES: Mapping[Precision, Tolerance] = {
     "fp32": Tolerance(error=1e-3, cosine=0.99999),
     "fp16": Tolerance(error=0.1, cosine=0.999),
+    "int8": Tolerance(error=0.3, cosine=0.95),
 }
 
 

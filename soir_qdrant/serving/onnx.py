@@ -104,6 +104,10 @@ class OnnxRuntime(Runtime):
         self._options = options
         self._sessions: dict[str, OnnxSession] = {}
 
+    @property
+    def place(self) -> str:
+        return str(self.folder.resolve())
+
     def session(self, name: str) -> OnnxSession:
         if name not in self._sessions:
             self._sessions[name] = OnnxSession(self._file(name), **self._options)

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from soir_qdrant.errors import ConfigError
-from soir_qdrant.serving import spec
+from soir_qdrant.serving import int8, spec
 from soir_qdrant.serving.export_part import Part
 
 OPSET = 20  # written without the fallback converter, and read by every onnxruntime since 1.17
@@ -45,6 +45,9 @@ def write_onnx(part: Part, file: Path) -> None:
         )
         assert program is not None
         program.save(str(file))
+    if part.precision == "int8":
+        names = [tensor.name for tensor in part.spec.inputs]
+        int8.quantize(file, (dict(zip(names, arrays, strict=True)) for arrays in part.samples()))
     model = onnx.load(str(file))
     for key, value in spec.describe(part.spec, part.fingerprint).items():
         model.metadata_props.add(key=key, value=value)

@@ -45,6 +45,11 @@ class Runtime:
         self._last_block_file = Path(last_block) if last_block else None
         self._tokenizer_folder = Path(tokenizer) if tokenizer else None
 
+    @property
+    def place(self) -> str:
+        """Where that is: a folder or an address."""
+        raise NotImplementedError
+
     def session(self, name: str) -> Session:
         """A served model, by its name. Raises ConfigError where it is missing or not what it should be."""
         raise NotImplementedError
@@ -62,20 +67,23 @@ class Runtime:
         from soir_qdrant.pipeline import Pipeline
 
         chosen = settings or self.settings
-        pipeline = Pipeline(
-            chosen,
-            detector=self.make_detector(chosen),
-            segmenter=self.make_segmenter(chosen),
-            encoder=self.make_encoder(chosen),
-            text_encoder=self.make_text_encoder(chosen),
-            as_named=True,
-        )
+        pipeline = Pipeline(chosen, **self.parts(chosen))
         if chosen.scene is None and pipeline.encoder.projection != pipeline.projection > 0:
             log.warning(
                 "%s was exported without the patches of these settings: objects are stored without them, and "
                 "hits ordered by codes alone; export it again, and both are as they are here", spec.ENCODER
             )  # fmt: skip
         return pipeline
+
+    def parts(self, settings: Settings) -> dict[str, Any]:
+        """Of a pipeline of these settings: arguments of `Components`. Raises as `pipeline` does."""
+        return {
+            "detector": self.make_detector(settings),
+            "segmenter": self.make_segmenter(settings),
+            "encoder": self.make_encoder(settings),
+            "text_encoder": self.make_text_encoder(settings),
+            "as_named": True,
+        }
 
     @cached_property
     def encoder(self) -> ServedEncoder:

@@ -203,6 +203,10 @@ class TritonRuntime(Runtime):
         self._sessions: dict[str, TritonSession] = {}
         self._lock = threading.Lock()
 
+    @property
+    def place(self) -> str:
+        return self.connection.host
+
     def session(self, name: str) -> TritonSession:
         with self._lock:
             if name not in self._sessions:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,9 @@ from soir_qdrant.lab.evaluate.searched import SearchResults, asking
 from soir_qdrant.pipeline import Pipeline
 from soir_qdrant.search.searcher import SoirSearcher
 from soir_qdrant.types import RGB, Box, Encoding, LoadedImage, Mask, QueryLook, Scene, SceneObject, Vector
+
+if TYPE_CHECKING:
+    from soir_qdrant.serving.runtime import Runtime
 
 COLLECTION = "evaluate"
 BATCH = 4  # images ingested at once: what a kill loses at most
@@ -52,8 +56,8 @@ class Collected:
 class RecordingPipeline(Pipeline):
     """The pipeline of `settings`, which also records into `collected`.
 
-    rows: of `soir evaluate`. cache: a folder that keeps each image's part; what is there already is not
-    computed again. advance: called once per image.
+    rows: of `soir evaluate`. runtime: where the models run, None is here. cache: a folder that keeps each image's
+    part; what is there already is not computed again. advance: called once per image.
     """
 
     def __init__(
@@ -61,10 +65,12 @@ class RecordingPipeline(Pipeline):
         settings: Settings,
         rows: Sequence[str],
         *,
+        runtime: Runtime | None = None,
         cache: Path | None = None,
         advance: Callable[[], None] = lambda: None,
     ) -> None:
-        super().__init__(settings)
+        super().__init__(settings, **(runtime.parts(settings) if runtime else {}))
+        self._place = {"runtime": runtime.place} if runtime else {}
         self.collected = Collected()
         self.plain_rows = [name for name in PLAIN if name in rows]
         self.advance = advance
@@ -91,7 +97,7 @@ class RecordingPipeline(Pipeline):
 
     @cached_property
     def cache(self) -> SceneCache:
-        return SceneCache(self._cache, recipe_of(self) if self._cache else None)
+        return SceneCache(self._cache, recipe_of(self) | self._place if self._cache else None)
 
     def scenes(
         self,
@@ -155,6 +161,7 @@ def collect(
     advance: Callable[[], None] = lambda: None,
     *,
     cache: Path | None = None,
+    runtime: Runtime | None = None,
 ) -> Collected:
     """Ingest the gallery into embedded Qdrant in memory, search every query, and return what was collected.
 
@@ -165,11 +172,12 @@ def collect(
         labelled_objects: use the labelled boxes and masks instead of the detector.
         advance: called once per image.
         cache: folder that keeps what was ingested of each image.
+        runtime: where the models run; None is here.
 
     Raises:
         DatasetError: an image of the gallery could not be ingested.
     """
-    pipeline = RecordingPipeline(settings, rows, cache=cache, advance=advance)
+    pipeline = RecordingPipeline(settings, rows, runtime=runtime, cache=cache, advance=advance)
     client = QdrantClient(":memory:")
     _ingest(bench, client, pipeline, rows, labelled_objects)
     searcher = SoirSearcher(client, COLLECTION, pipeline=pipeline)

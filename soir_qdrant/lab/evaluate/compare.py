@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,9 @@ from soir_qdrant.lab.evaluate.searched import SearchResults
 from soir_qdrant.pipeline import Pipeline
 from soir_qdrant.pooling.pool import normalize
 from soir_qdrant.pooling.whitening import adapt, fit_whitening
+
+if TYPE_CHECKING:
+    from soir_qdrant.serving.runtime import Runtime
 
 ROWS = {  # what a table calls them; in its order
     "global-untuned": "whole image, untuned encoder",
@@ -73,6 +76,7 @@ def evaluate(
     settings: Settings | None = None,
     advance: Callable[[], None] = lambda: None,
     cache: Path | None = None,
+    runtime: Runtime | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Compare ways to search on a labelled folder. docs/how-to/evaluation.md has every definition.
 
@@ -84,6 +88,7 @@ def evaluate(
         advance: called once per image and query.
         cache: folder that keeps what was ingested of each image, so that the same call goes on where it was
             killed; None keeps nothing.
+        runtime: where the models run, to see what an export costs; None is here.
 
     Returns:
         row -> {"mAP", "R@1", "R@10", "by_size"}, in percent; "encoder" of rows with one of their own; of
@@ -95,7 +100,10 @@ def evaluate(
         ConfigError: there is no such row.
         DatasetError: the folder has no queries, or an image cannot be ingested.
     """
-    return run(bench, objects=objects, rows=rows, settings=settings, advance=advance, cache=cache).results
+    done = run(
+        bench, objects=objects, rows=rows, settings=settings, advance=advance, cache=cache, runtime=runtime
+    )
+    return done.results
 
 
 def run(
@@ -106,6 +114,7 @@ def run(
     settings: Settings | None = None,
     advance: Callable[[], None] = lambda: None,
     cache: Path | None = None,
+    runtime: Runtime | None = None,
 ) -> Evaluation:
     """`evaluate`, with what the results were made of."""
     if set(rows) - set(ROWS) or objects not in ("given", "detected"):
@@ -113,7 +122,7 @@ def run(
     if not bench.queries:
         raise DatasetError(f"{bench.root}: no queries, so that there is nothing to evaluate")
     settings = settings or Settings.for_profile()
-    collected = collect(bench, settings, rows, objects == "given", advance, cache=cache)
+    collected = collect(bench, settings, rows, objects == "given", advance, cache=cache, runtime=runtime)
     ranks, areas = _rankings(collected, settings, rows), _areas(bench)
     scored = {name: _scored(bench, order, areas) for name, order in ranks.items()}
     for name, result in collected.searches.items():
