@@ -101,6 +101,21 @@ def test_a_killed_evaluation_goes_on_and_gives_the_same_table(bench, detector, t
 
 
 @pytest.mark.slow
+def test_exported_models_find_what_those_here_find(bench, detector, tiny_settings, tiny_models, tmp_path):
+    from soir_qdrant.serving.onnx import OnnxRuntime
+
+    options = {"objects": "detected", "rows": ("default", "search"), "settings": tiny_settings}
+    here = evaluate(load(bench), cache=tmp_path / "cache", **options)
+    assert detector.seen == 12
+    runtime = OnnxRuntime(tiny_models, tiny_settings)
+    there = evaluate(load(bench), cache=tmp_path / "cache", runtime=runtime, **options)
+    assert detector.seen == 12
+    assert len(list((tmp_path / "cache").iterdir())) == 2  # neither reads what the other kept
+    for row in ("default", "search"):
+        assert there[row]["mAP"] == pytest.approx(here[row]["mAP"], abs=1)
+
+
+@pytest.mark.slow
 def test_another_setting_file_label_or_picture_does_not_read_what_was_kept(
     bench, detector, tiny_settings, tmp_path
 ):
