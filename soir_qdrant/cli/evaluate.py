@@ -36,6 +36,9 @@ WordsOption = Annotated[
 NovelOption = Annotated[
     Path | None, typer.Option(help="with --words, names that were not trained on, one a line")
 ]
+OnnxOption = Annotated[
+    Path | None, typer.Option(help="folder written by soir export: what its models find, not those here")
+]
 RowsOption = Annotated[
     str | None,
     typer.Option(
@@ -63,9 +66,7 @@ def evaluate(
     dataset: DatasetOption = "needle",
     words: WordsOption = False,
     novel: NovelOption = None,
-    onnx: Annotated[
-        Path | None, typer.Option(help="folder written by soir export: what its models find, not those here")
-    ] = None,
+    onnx: OnnxOption = None,
 ) -> None:
     """Compare ways to search on a labelled folder: mAP, R@1, R@10 in percent. A killed run goes on.
 
@@ -76,25 +77,41 @@ def evaluate(
     Examples: soir evaluate bench/dev-2d --rows global,mean,paper-mean,paper,default,chance --json dev.json;
     soir evaluate VoxDet --dataset voxdet --objects detected; soir evaluate bench/dev-2d --onnx models
     """
-    from soir_qdrant.lab.evaluate import report
-    from soir_qdrant.lab.evaluate.compare import DEFAULT_ROWS, run
-    from soir_qdrant.lab.evaluate.datasets import load
-
     if words:
         from soir_qdrant.cli.evaluate_words import evaluate_words
 
         evaluate_words(folder, profile, novel, file)
         return
+    from soir_qdrant.lab.evaluate.datasets import load
+
     bench, settings = load(folder, dataset), settings_of(profile, whitening)
-    chosen = tuple(rows.split(",")) if rows else DEFAULT_ROWS
+    done = _run(bench, objects, rows, settings, file, resume, onnx)
+    _print(done, bench, f"{folder.name}: {len(bench.queries)} queries", objects, dataset)
+    if failures:
+        _write_failures(failures, bench, done, settings)
+
+
+def _run(
+    bench: Bench,
+    objects: str,
+    rows: str | None,
+    settings: Settings,
+    file: Path | None,
+    resume: Path | None,
+    onnx: Path | None,
+) -> Evaluation:
+    """Evaluate with a bar, and write the figures to the file."""
+    from soir_qdrant.lab.evaluate import report
+    from soir_qdrant.lab.evaluate.compare import DEFAULT_ROWS, run
+
     with (
         report.cache_folder(resume, file) as cache,
-        bar(f"evaluate {folder.name}", len(bench.gallery) + len(bench.queries)) as advance,
+        bar(f"evaluate {bench.root.name}", len(bench.gallery) + len(bench.queries)) as advance,
     ):
         done = run(
             bench,
             objects=objects,
-            rows=chosen,
+            rows=tuple(rows.split(",")) if rows else DEFAULT_ROWS,
             settings=settings,
             advance=advance,
             cache=cache,
@@ -102,9 +119,7 @@ def evaluate(
         )
         if file:
             report.write_json(file, done.results)
-    _print(done, bench, f"{folder.name}: {len(bench.queries)} queries", objects, dataset)
-    if failures:
-        _write_failures(failures, bench, done, settings)
+    return done
 
 
 def _runtime(folder: Path | None) -> Runtime | None:
