@@ -14,6 +14,7 @@ from soir_qdrant.report.hit_report import save
 from soir_qdrant.search.searcher import SoirSearcher
 
 
+@pytest.mark.slow
 def test_hits_are_drawn_with_heat_maps(
     searcher: SoirSearcher,  # noqa: F811
     files: list[Path],  # noqa: F811

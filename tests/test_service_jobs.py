@@ -67,16 +67,23 @@ def test_progress_comes_as_events_until_the_end(web):
     assert (last["done"], last["state"]) == (4, "done")
 
 
-def test_files_that_are_sent_are_kept_under_names_of_their_content_and_found(web, folders):
+def test_files_that_are_sent_are_kept_under_names_of_their_own_and_their_content_and_found(web, folders):
     files = [
         ("images", ("../../evil.png", png(shelf(RED, BLUE)))),
-        ("images", ("b.png", png(shelf(GREEN, BLUE)))),
+        ("images", ("Küche 2.png", png(shelf(GREEN, BLUE)))),
+        ("images", ("...", png(shelf(GREEN, RED)))),
+        ("images", (f"{'ß' * 300}.exe", png(shelf(RED, RED)))),
     ]
     job = finished(web, web.post(NEW, files=files))
-    assert job["added"] == 2
-    kept = sorted(file.name for file in (folders / "uploads").iterdir())
-    assert len(kept) == 2
-    assert all(len(name) == 64 + len(".png") for name in kept)
+    assert job["added"] == 4
+    stored = sorted(file.name for file in (folders / "uploads").iterdir())
+    assert [name[: -len("0123456789abcdef.png")] for name in stored] == [
+        "Küche-2-",
+        "evil-",
+        "image-",
+        "ß" * 40 + "-",
+    ]
+    assert all(name.endswith(".png") for name in stored)
     answer = search(web, png(shelf(RED, BLUE)), collection="new")
     address = f"{NEW}/{answer.json()['hits'][0]['id']}/thumbnail"
     assert web.get(address).status_code == 200

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import os
+import re
 import stat
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -96,7 +97,7 @@ def _may_write(backend: Backend) -> None:
 
 
 async def _uploaded(request: Request, backend: Backend) -> tuple[list[tuple[str, Path]], dict[str, Any]]:
-    """Files of a form, written into the folder for uploads under names made of their content."""
+    """Files of a form, written into the folder for uploads."""
     folder = backend.settings.uploads
     if folder is None:
         raise NotAllowed("this service keeps no new files: start it with --uploads FOLDER, or give paths")
@@ -114,9 +115,11 @@ async def _uploaded(request: Request, backend: Backend) -> tuple[list[tuple[str,
 
 
 def _store(data: bytes, name: str, folder: Path, max_pixels: int) -> Path:
+    """Where a file was written: in the folder, under a name made of its own and of its content."""
     kind = opened(data, max_pixels, name).format or "PNG"
     suffix = _EXTENSIONS.get(kind, f".{kind.lower()}")
-    path = folder.resolve() / f"{hashlib.sha256(data).hexdigest()}{suffix}"
+    stem = re.sub(r"[^\w-]+", "-", name.rpartition(".")[0] or name)[-40:].strip("-")
+    path = folder.resolve() / f"{stem or 'image'}-{hashlib.sha256(data).hexdigest()[:16]}{suffix}"
     if not path.exists():
         part = path.with_suffix(".part")
         part.write_bytes(data)

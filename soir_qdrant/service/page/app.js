@@ -107,7 +107,7 @@ async function search(push = true) {
     shown = await run(state, source, signal, (seconds) => say(`The service is busy: trying again in ${seconds} s …`));
     draw();
     say(summary(state, shown, service));
-    if (matchMedia("(max-width: 760px)").matches && shown.images.length) byId("results").scrollIntoView();
+    if (matchMedia("(max-width: 760px)").matches) byId("results").scrollIntoView();
   } catch (problem) {
     if (problem.name === "AbortError") return undefined;
     shown = NOTHING;

@@ -11,7 +11,7 @@ export function summary(state, shown, service) {
   if (count && state.query.kind === "browse") return `${pictures(count)}. Click an object to search for it.`;
   if (count) {
     const seconds = (shown.seconds.wait + shown.seconds.search).toFixed(1);
-    const groups = shown.groups ? ` in ${shown.groups.length} groups` : "";
+    const groups = shown.groups ? ` in ${inGroups(shown.groups)}` : "";
     return `${pictures(count)}${groups}, the most alike first (${seconds} s).`;
   }
   if (countOf(state, service) === 0) return empty(state);
@@ -19,6 +19,10 @@ export function summary(state, shown, service) {
   if (state.group) return `No picture has the key “${state.group}”. Group by another, or by nothing.`;
   if (state.offset) return "There are no more pictures.";
   return "Nothing was found. Draw the box closer round one thing, or choose another picture.";
+}
+
+function inGroups(groups) {
+  return groups.length === 1 ? "one group" : `${groups.length} groups`;
 }
 
 function ofMap({ points, images, total }) {
@@ -30,7 +34,7 @@ function ofMap({ points, images, total }) {
 function ofDuplicates({ images, groups, duplicates: { images: compared, total } }) {
   const part = compared < total ? `, a sample of ${total}` : "";
   if (!groups.length) return `None of ${pictures(compared)}${part} are so alike. Lower the similarity to see more.`;
-  return `${pictures(images.length)} of ${compared}${part} are nearly the same as another, in ${groups.length} groups.`;
+  return `${pictures(images.length)} of ${compared}${part} are nearly the same as another, in ${inGroups(groups)}.`;
 }
 
 function ofIngest(last) {
