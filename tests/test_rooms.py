@@ -53,19 +53,25 @@ def parsed(file: Path) -> ast.Module:
     return ast.parse(file.read_text())
 
 
+@cache
+def nodes(file: Path) -> tuple[ast.AST, ...]:
+    return tuple(ast.walk(parsed(file)))
+
+
 def room(file: Path) -> str:
     return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def running(tree: ast.AST) -> Iterator[ast.AST]:
-    """The nodes of a tree, but for what is imported for annotations alone."""
+def statements(tree: ast.AST) -> Iterator[ast.AST]:
+    """Those of a module, however deep, but for what is imported for annotations alone."""
     waiting = [tree]
     while waiting:
         node = waiting.pop()
         if not (
             isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
         ):
-            waiting += ast.iter_child_nodes(node)
+            for block in ("body", "orelse", "finalbody", "handlers", "cases"):
+                waiting += getattr(node, block, ())
             yield node
 
 
@@ -73,7 +79,7 @@ def running(tree: ast.AST) -> Iterator[ast.AST]:
 def imports(file: Path) -> set[str]:
     """The modules of the package that a file imports to run, anywhere in it."""
     found = set()
-    for node in running(parsed(file)):
+    for node in statements(parsed(file)):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("soir_qdrant"):
             for name in node.names:
                 deeper = f"{node.module}.{name.name}"
@@ -112,7 +118,7 @@ def test_no_module_imports_itself_by_way_of_others():
 @pytest.mark.parametrize("file", OUTSIDE, ids=lambda file: f"{file.parent.name}/{file.name}")
 def test_what_benchmarks_and_examples_import_is_there(file):
     """They run in no test of their own, and would keep the names of yesterday."""
-    for node in ast.walk(parsed(file)):
+    for node in nodes(file):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("soir_qdrant"):
             try:
                 module = import_module(node.module)
@@ -133,7 +139,7 @@ def test_what_a_part_can_do_is_in_its_contract():
     parts = {"encoder", "detector", "segmenter", "reranker", "pipeline", "scene_encoder"}
     looks = set()
     for file in FILES:
-        for node in ast.walk(parsed(file)):
+        for node in nodes(file):
             match node:
                 case ast.Call(func=ast.Name("getattr" | "hasattr" | "isinstance"), args=[of, *_]):
                     match of:
@@ -150,7 +156,7 @@ def test_pipelines_are_put_together_in_one_place():
     """By `assembly`, on a runtime by that; the laboratory changes settings and makes its own."""
     makers = set()
     for file in FILES:
-        for node in ast.walk(parsed(file)):
+        for node in nodes(file):
             match node:
                 case ast.Call(func=ast.Name("Pipeline")) if room(file) != "lab":
                     makers.add(file.relative_to(PACKAGE).as_posix())
@@ -166,7 +172,7 @@ def test_functions_stay_small():
     lengths = {
         f"{file}: {node.name}": (node.end_lineno or 0) - node.lineno + 1
         for file in FILES
-        for node in ast.walk(parsed(file))
+        for node in nodes(file)
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     }
     assert {name: length for name, length in lengths.items() if length > MAX_FUNCTION} == {}
@@ -174,7 +180,7 @@ def test_functions_stay_small():
 
 def _modules(file: Path) -> set[str]:
     found = set()
-    for node in ast.walk(parsed(file)):
+    for node in nodes(file):
         if isinstance(node, ast.Import):
             found |= {name.name for name in node.names}
         elif isinstance(node, ast.ImportFrom):

@@ -57,6 +57,7 @@ def test_images_without_the_key_come_last_either_way(web):
     assert web.get(IMAGES, params={"sort": "rank", "after": known["red-blue.png"]}).status_code == 422
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["pca", "tsne"])
 def test_objects_that_look_alike_lie_together_on_the_map(tmp_path, method):
     """Twelve images, each with two of three colours: the objects of one colour are neighbours."""
