@@ -301,6 +301,17 @@ def tiny_models(tiny_settings: Settings, tmp_path_factory: pytest.TempPathFactor
     return folder
 
 
+@pytest.fixture(scope="module")
+def exported(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The models of the `settings` of a file of tests, whole scenes too, as soir export writes them."""
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: the extra onnx has it")
+    from soir_qdrant.serving.export import export
+
+    folder = tmp_path_factory.mktemp("models")
+    export(settings, folder, scene=True)
+    return folder
+
+
 # Put into the encoder's model.py, so that a test can make it slow while the server runs.
 SLOWLY = """
 import time

@@ -47,15 +47,6 @@ def settings(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def exported(settings, tmp_path_factory):
-    from soir_qdrant.serving.export import export
-
-    folder = tmp_path_factory.mktemp("models")
-    export(settings, folder, scene=True)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def scenes(settings):
     from soir_qdrant.pipeline import Pipeline
 

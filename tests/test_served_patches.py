@@ -26,7 +26,6 @@ from soir_qdrant.serving.scene import ScenePipeline, packed, unpacked
 from soir_qdrant.types import SceneObject
 
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: the extra onnx has it")
-from soir_qdrant.serving.export import export
 from soir_qdrant.serving.onnx import OnnxRuntime
 
 pytestmark = pytest.mark.slow
@@ -65,13 +64,6 @@ def whitened(settings, file, seed=0):
 @pytest.fixture(scope="module")
 def settings(bare, tmp_path_factory):
     return whitened(bare, tmp_path_factory.mktemp("whitening") / "whitening.safetensors")
-
-
-@pytest.fixture(scope="module")
-def exported(settings, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models")
-    export(settings, folder, scene=True)
-    return folder
 
 
 @pytest.fixture(scope="module")
