@@ -14,7 +14,6 @@ import threading
 from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
-from weakref import WeakKeyDictionary
 
 from qdrant_client import AsyncQdrantClient
 from qdrant_client.local.async_qdrant_local import AsyncQdrantLocal
@@ -31,12 +30,13 @@ class _Bridge:
     """Looks like a QdrantClient from another thread than that of the loop on which the client is awaited.
 
     A client's connections belong to the loop that opened them: the first loop has the client that was handed in,
-    each other one gets a client of its own, with the same arguments. Local mode has no connections.
+    each other one gets a client of its own, with the same arguments, until it is closed. Local mode has no connections.
     """
 
     def __init__(self, client: AsyncQdrantClient) -> None:
         self._first = client
-        self._clients: WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncQdrantClient] = WeakKeyDictionary()
+        self._clients: dict[asyncio.AbstractEventLoop, AsyncQdrantClient] = {}
+        self._first_is_taken = False
         self._lock = threading.Lock()
         self.loop: ContextVar[asyncio.AbstractEventLoop] = ContextVar("loop")
 
@@ -47,9 +47,11 @@ class _Bridge:
         if loop is None or isinstance(self._first._client, AsyncQdrantLocal):
             return self._first
         with self._lock:
+            self._clients = {one: client for one, client in self._clients.items() if not one.is_closed()}
             if loop not in self._clients:
                 own = {**self._first.init_options, "check_compatibility": False}
-                self._clients[loop] = AsyncQdrantClient(**own) if self._clients else self._first
+                self._clients[loop] = AsyncQdrantClient(**own) if self._first_is_taken else self._first
+                self._first_is_taken = True
             return self._clients[loop]
 
     def __getattr__(self, name: str) -> Any:

@@ -78,7 +78,8 @@ def recipe(
     """Everything of a pipeline that decides what is stored of an image.
 
     A setting that names a file or folder counts by the content of that, wherever it lies. Not part of it:
-    the encoder's `batch`, `device` and `dtype`, which change the last digits of numbers alone.
+    the encoder's `batch`, `device` and `dtype`, and the precision of an export, which change digits of numbers, and
+    not what they stand for.
 
     Args:
         settings: of the pipeline. A new group of settings, or field of one, is part of the recipe by itself.

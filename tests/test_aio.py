@@ -65,3 +65,12 @@ def test_a_folder_is_kept_in_step_and_images_are_removed(folder):
         return (await client.count("images")).count
 
     assert asyncio.run(asked()) == 5
+
+
+def test_a_loop_that_was_closed_leaves_no_client_behind(stand_in):
+    client = AsyncQdrantClient(url=stand_in.url, check_compatibility=False, verify=False)
+    searcher = AsyncSoirSearcher(client, "none", pipeline=ColourPipeline())
+    for _ in range(4):  # as where every request of a web framework has a loop of its own
+        with pytest.raises(CollectionError):
+            asyncio.run(searcher.search(picture(0)))
+    assert len(searcher._bridge._clients) == 1

@@ -21,6 +21,7 @@ from soir_qdrant.rerank import (
     Window,
     candidate_blocks,
     first_candidates,
+    hit_image,
     reordered,
 )
 from soir_qdrant.rerank.kinds import RERANKERS
@@ -278,3 +279,14 @@ def test_costly_rerankers_take_no_groups(client):
         first_candidates(50, Page(3, group_size=2), "mine")
     with pytest.raises(ConfigError, match="groups can be reranked"):
         searcher(client).search_groups(Text("unread"), "n", rerank="q-perturbation")
+
+
+def test_what_was_computed_under_other_masks_is_computed_anew():
+    client, pipeline = QdrantClient(":memory:"), ColourPipeline()
+    SoirIngestor(client, pipeline=pipeline).add([picture(0)])
+    (hit,) = SoirSearcher(client, pipeline=pipeline).search(picture(0), rerank=None)
+    keys = set()
+    for head in ("one", "another", "one"):
+        pipeline.recipe = {"segmenter": {"kind": "token-unet", "head": head}, "replaced": {}}
+        keys.add(hit_image.key(pipeline, hit, []))
+    assert len(keys) == 2

@@ -117,7 +117,7 @@ def website():
         def do_GET(self):
             if self.path == "/elsewhere":
                 self.send_response(302)
-                self.send_header("Location", "/a.png")
+                self.send_header("location", "/a.png")  # as some servers write it
                 self.end_headers()
                 return
             data = png(1) if self.path == "/a.png" else b"x" * 10_000

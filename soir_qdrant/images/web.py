@@ -76,7 +76,10 @@ def download(url: str, *, private: bool, max_bytes: int) -> bytes:
         for _ in range(REDIRECTS + 1):
             with pool.stream("GET", url, extensions={"timeout": limits}) as answer:
                 if answer.status in (301, 302, 303, 307, 308):
-                    url = urljoin(url, dict(answer.headers).get(b"Location", b"").decode("latin-1"))
+                    named = [value for name, value in answer.headers if name.lower() == b"location"]
+                    if not named:
+                        raise ImageError(f"the server answered {answer.status}, and names no other place")
+                    url = urljoin(url, named[0].decode("latin-1"))
                     if url.partition(":")[0].lower() not in ("http", "https"):
                         raise ImageError("it is redirected to what is not http")
                     continue

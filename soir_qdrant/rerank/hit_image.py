@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -66,6 +68,23 @@ def object_crops(
     boxes = boxes or [(0.0, 0.0, float(width), float(height))]
     objects = pipeline.segment(image.rgb, [SceneObject(image.here(box)) for box in boxes])
     return boxes, *pipeline.crops([image.rgb], [objects])
+
+
+def key(pipeline: Pipeline, hit: Hit, boxes: list[Box], *contents: Any) -> str:
+    """Of what is computed of a hit's objects, for `TokenCache`.
+
+    Args:
+        pipeline: that computes it.
+        hit: whose image.
+        boxes: of its objects.
+        contents: what it is, JSON-able.
+
+    Raises:
+        ImageError: where nothing is stored of the hit.
+    """
+    masks = {part: pipeline.recipe[part] for part in ("segmenter", "replaced")}
+    identity = [sha256(hit), boxes, pipeline.fingerprint, masks, *contents]
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
 def sha256(hit: Hit) -> str:

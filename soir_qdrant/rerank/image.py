@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import ClassVar
@@ -77,7 +75,7 @@ class ImageReranker(FirstCandidates):
             ImageError: where the image is needed, but missing or another than was ingested.
         """
         boxes = hit_image.boxes(hit)
-        key = self._key(hit_image.sha256(hit), boxes)
+        key = hit_image.key(self.pipeline, hit, boxes, self.contents)
         tensors = self.cache.get(key)
         if tensors is None:
             image = hit_image.open_image(hit, self.max_pixels)
@@ -101,11 +99,6 @@ class ImageReranker(FirstCandidates):
             "boxes": torch.tensor(boxes, dtype=torch.float32),
             "vectors": torch.from_numpy(self.pipeline.describe(encoding, masks)),
         }
-
-    def _key(self, sha256: str, boxes: list[Box]) -> str:
-        pipeline = self.pipeline
-        identity = [sha256, boxes, pipeline.fingerprint, pipeline.segmenter.name, self.contents]
-        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
 def by_best_object(hit: Hit, objects: dict[str, Tensor], query: Vector) -> Hit:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -104,7 +101,7 @@ class PatchReranker(FirstCandidates):
 
     def _computed(self, hit: Hit) -> list[str]:
         boxes = hit_image.boxes(hit)
-        key = self._key(hit_image.sha256(hit), boxes)
+        key = hit_image.key(self.pipeline, hit, boxes, "signs", self.pipeline.patch_projection.dim)
         cached = self.cache.get(key)
         if cached is not None:
             return bytes(cached["patches"].numpy()).decode().split()
@@ -114,8 +111,3 @@ class PatchReranker(FirstCandidates):
         text = np.frombuffer(" ".join(packed).encode(), np.uint8)
         self.cache.put(key, {"patches": torch.from_numpy(text.copy())})
         return packed
-
-    def _key(self, sha256: str, boxes: list[Any]) -> str:
-        pipeline, dim = self.pipeline, self.pipeline.patch_projection.dim
-        contents = [sha256, boxes, pipeline.fingerprint, pipeline.segmenter.name, "signs", dim]
-        return hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()
