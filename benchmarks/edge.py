@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from memory import megabytes
 from qdrant_client import QdrantClient, models
 
 from soir_qdrant.qdrant.edge.client import EdgeClient
@@ -83,7 +84,7 @@ def measured(store: str, count: int, dim: int, queries: int) -> dict[str, Any]:
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     row: dict[str, Any] = {"store": store, "points": count, "dim": dim}
     with tempfile.TemporaryDirectory() as folder:
-        before = memory()
+        before = megabytes()[0]
         client: Any = EdgeClient(folder) if store == "edge" else QdrantClient(":memory:")
         client.create_collection(NAME, models.VectorParams(size=dim, distance=models.Distance.COSINE))
         if store == "edge":
@@ -101,12 +102,12 @@ def measured(store: str, count: int, dim: int, queries: int) -> dict[str, Any]:
             row["disk MB"] = round(
                 sum(f.stat().st_size for f in Path(folder).rglob("*") if f.is_file()) / 1e6
             )
-            start, before = time.perf_counter(), memory()
+            start, before = time.perf_counter(), megabytes()[0]
             client = EdgeClient(folder)
             client.count(NAME)
             row["open s"] = seconds(start)
         row |= searched(client, vectors, rng, queries)
-        row["RSS MB"] = round(memory() - before)
+        row["RSS MB"] = round(megabytes()[0] - before)
         client.close()
     return row
 
@@ -137,12 +138,6 @@ def point(i: int, vector: np.ndarray) -> models.PointStruct:
     objects = [{"box": [10.0 * k, 5.0, 10.0 * k + 9, 30.0], "score": 0.5, "area": 0.01} for k in range(8)]
     soir = {"uri": f"/photos/{i}.jpg", "width": 640, "height": 480, "objects": objects, "count": 8}
     return models.PointStruct(id=i, vector=vector.tolist(), payload={"soir": soir, "shop": f"s{i % 10}"})
-
-
-def memory() -> float:
-    """Megabytes of this process that lie in memory, without those of files."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("RssAnon:")[1].split()[0]) / 1024
 
 
 def seconds(start: float) -> float:

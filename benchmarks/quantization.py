@@ -1,11 +1,13 @@
-"""What quantization costs in mAP and saves in bytes, on Qdrant's own engine (pip install qdrant-edge-py).
+"""What Qdrant's presets of quantization cost in mAP and save in bytes, on labelled photographs, on Qdrant's own engine.
 
-    python benchmarks/quantization.py bench/test-2d --fill 20000
+    python benchmarks/quantization.py bench/dev-things bench/dev-chess --fill 5000 --cache build/cache
 
-The gallery of a labelled folder (its boxes and masks) is put beside `--fill` further pictures, each pooled
-from eight of the gallery's objects that no query looks for, into shards that differ in their quantization
-alone: HNSW, as a server has it. mAP in percent; bytes: of the vectors that are kept in memory, per picture;
-ms: of one search for ten hits, median.
+The gallery of each labelled folder is ingested by `SoirIngestor(quantization=...)` into Qdrant Edge, its queries are
+searched for as users do: by the one vector (`rerank=None`) and by `search()`, both with rescoring (the default:
+twice as many candidates by the vectors on disk) and without. mAP in percent. --fill further images stand beside the
+gallery, each of fourteen objects of the gallery that no query looks for, with codes and patches. From 2,500 images
+on the engine searches its HNSW graph; fewer it goes through one by one, in their quantized form all the same.
+bytes: of the quantized vectors, on disk as in memory, per image; ms: of one search for ten hits, median.
 """
 
 from __future__ import annotations
@@ -14,135 +16,168 @@ import argparse
 import json
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import qdrant_edge as edge
+from qdrant_client import models
 
+from soir_qdrant import SoirIngestor, SoirSearcher
 from soir_qdrant.config import Settings
-from soir_qdrant.lab.evaluate.collect import collect
+from soir_qdrant.geometry.boxes import intersection_over_union
+from soir_qdrant.lab.evaluate.bench import Bench
+from soir_qdrant.lab.evaluate.collect import RecordingPipeline, labelled
 from soir_qdrant.lab.evaluate.datasets import load
 from soir_qdrant.lab.evaluate.metrics import average_precision
-from soir_qdrant.pipeline import Pipeline
-from soir_qdrant.pooling.pool import generalized_max_pool
+from soir_qdrant.qdrant.edge import collection as engine
+from soir_qdrant.qdrant.edge.client import EdgeClient
+from soir_qdrant.qdrant.payload import Origin, build_payload
+from soir_qdrant.types import RGB, Box, LoadedImage, QueryLook, Scene, SceneObject
 
-OBJECTS, LISTED = 8, 1000  # objects of a further picture; hits that count for AP
+NAME, OBJECTS, LISTED, CODES, WRITTEN, FIRST = "images", 14, 1000, 256, 50, 10**6
+PRESETS = ("none", "scalar", "turbo", "binary")
+WAYS = {
+    "rescored": None,
+    "not rescored": models.SearchParams(quantization=models.QuantizationSearchParams(rescore=False)),
+}
+
+
+class Remembering(RecordingPipeline):
+    """Encodes each query once. described: the scenes of the images that were ingested last, in order."""
+
+    def __init__(self, settings: Settings, cache: Path) -> None:
+        super().__init__(settings, (), cache=cache)
+        self.described: list[Scene] = []
+        self._looks: dict[tuple[Any, ...], QueryLook] = {}
+
+    def scenes(self, images: list[LoadedImage], *arguments: Any, **options: Any) -> list[Scene]:
+        scenes = super().scenes(images, *arguments, **options)
+        self.described += scenes
+        return scenes
+
+    def query_look(
+        self, image: RGB, *, box: Box | None = None, mask: Any = None, patches: bool = False
+    ) -> QueryLook:
+        key = (image.tobytes(), box, patches)
+        if key not in self._looks:
+            self._looks[key] = super().query_look(image, box=box, mask=mask, patches=patches)
+        return self._looks[key]
+
+
+def gallery(bench: Bench, pipeline: Remembering, client: EdgeClient, preset: Any, detected: bool) -> None:
+    """Ingest it, point i for image i."""
+    pipeline.described = []
+    report = SoirIngestor(client, NAME, pipeline=pipeline, quantization=preset).add(
+        [str(entry.file) for entry in bench.gallery],
+        ids=range(len(bench.gallery)),
+        objects=None if detected else (labelled(entry) for entry in bench.gallery),
+        progress=False,
+    )
+    if report.failed or report.skipped:
+        raise SystemExit(f"the gallery could not be ingested whole: {report.failed[:1]}")
+
+
+def others(bench: Bench, scenes: list[Scene]) -> list[tuple[Any, SceneObject, Any]]:
+    """Vector, object and patches of all objects that touch nothing that a query looks for."""
+    wanted = {query.instance for query in bench.queries}
+    rows = []
+    for entry, scene in zip(bench.gallery, scenes, strict=True):
+        boxes = np.array([o.box for o in entry.objects if o.instance in wanted]).reshape(-1, 4)
+        own = np.array([item.box for item in scene.objects]).reshape(-1, 4)
+        free = intersection_over_union(own, boxes).max(1, initial=0) < 0.1
+        patches = scene.patches or [None] * len(own)
+        rows += [(scene.object_vectors[k], scene.objects[k], patches[k]) for k in np.flatnonzero(free)]
+    return rows
+
+
+def further(count: int, known: list[Any], pipeline: Remembering) -> Iterator[models.PointStruct]:
+    """Points of images of some of these objects."""
+    rng, origin = np.random.default_rng(0), Origin("0" * 16, "0" * 16, codes=CODES)
+    for i in range(count):
+        some = [known[k] for k in rng.choice(len(known), OBJECTS, replace=False)]
+        rows, objects = np.stack([row for row, _, _ in some]), tuple(item for _, item, _ in some)
+        scores = np.array([item.score for item in objects], np.float32)
+        vector = pipeline.pool(rows, np.zeros(OBJECTS, np.int64), scores)[0]
+        scene = Scene(4000, 4000, objects, vector, rows, tuple(patches for _, _, patches in some))
+        image = LoadedImage(np.zeros((1, 1, 3), np.uint8), f"{i}", f"/further/{i}.jpg", f"{i:064}")
+        payload = build_payload(image, scene, origin, {}, [])
+        yield models.PointStruct(id=FIRST + i, vector=vector.tolist(), payload=payload)
+
+
+def searched(searcher: SoirSearcher, bench: Bench, params: Any, total: int) -> dict[str, float]:
+    """mAP and first hits of both searches, and milliseconds of the plain one."""
+    precision: dict[str, list[float]] = {"one": [], "search": []}
+    spent, first = [], []
+    for query in bench.queries:
+        asked = str(query.file)
+        options: dict[str, Any] = {"box": query.box, "search_params": params}
+        vector = searcher.vector(asked, box=query.box)
+        request = searcher.store.request(vector, limit=total, params=params)
+        request.with_payload = False
+        plain = [point.id for point in searcher.store.query([request])[0]]
+        ordered = [hit.id for hit in searcher.search(asked, limit=min(100, total), **options)]
+        right = bench.relevant(query)
+        for name, ids in (("one", plain), ("search", ordered + [i for i in plain if i not in {*ordered}])):
+            precision[name].append(average_precision(np.isin(ids, right), len(right)))
+        first.append(ordered[0] in right)
+        start = time.perf_counter()
+        searcher.search(vector, limit=10, rerank=None, search_params=params)
+        spent.append(1000 * (time.perf_counter() - start))
+    means = {name: round(float(np.mean(values)), 1) for name, values in precision.items()}
+    return means | {"first": round(100 * float(np.mean(first))), "ms": round(float(np.median(spent)), 2)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--fill", type=int, default=20000, help="further pictures")
-    parser.add_argument("--out", type=Path, default=None, help="also write JSON")
+    parser.add_argument("folders", type=Path, nargs="+", help="labelled folders")
+    parser.add_argument("--objects", choices=["given", "detected"], default="detected")
+    parser.add_argument("--presets", choices=PRESETS, nargs="+", default=PRESETS)
+    parser.add_argument("--fill", type=int, default=0, help="further images")
+    parser.add_argument(
+        "--cache", type=Path, default=Path("build/cache"), help="of what is ingested of an image"
+    )
+    parser.add_argument("--out", type=Path, default=Path("build/quantization.json"))
     chosen = parser.parse_args()
-    images, queries, relevant = vectors(chosen.folder, chosen.fill)
-    kinds: dict[str, Any] = {
-        "none": (None, 4.0),
-        "scalar (int8)": (
-            edge.ScalarQuantizationConfig(edge.ScalarType.Int8, quantile=0.99, always_ram=True),
-            1.0,
-        ),
-        "turbo, 4 bits": (
-            edge.TurboQuantQuantizationConfig(always_ram=True, bits=edge.TurboQuantBitSize.Bits4),
-            0.5,
-        ),
-        "binary, 2 bits": (
-            edge.BinaryQuantizationConfig(always_ram=True, encoding=edge.BinaryQuantizationEncoding.TwoBits),
-            0.25,
-        ),
-        "binary": (edge.BinaryQuantizationConfig(always_ram=True), 0.125),
-    }
-    ways = {
-        "no rescoring": edge.QuantizationSearchParams(rescore=False),
-        "rescored": edge.QuantizationSearchParams(rescore=True, oversampling=1.0),
-        "rescored, twice as many": edge.QuantizationSearchParams(rescore=True, oversampling=2.0),
-    }
+    engine.INDEXING_THRESHOLD = 1  # kilobytes: vectors are quantized, however few there are
     rows = []
-    print(f"{len(images)} pictures, {len(queries)} queries, {images.shape[1]} numbers")
-    print(f"{'quantization':16} {'search':24} {'mAP':>6} {'R@1':>6} {'bytes':>6} {'ms':>7}")
-    for kind, (config, size) in kinds.items():
-        with tempfile.TemporaryDirectory() as folder:
-            shard = filled(Path(folder), images, config)
-            for way, params in ({"HNSW": None} if config is None else ways).items():
-                precision, first, ms = searched(shard, queries, relevant, params)
-                row = (kind, way, precision, first, int(size * images.shape[1]), ms)
-                print("{:16} {:24} {:6.1f} {:6.1f} {:6d} {:7.2f}".format(*row), flush=True)
-                rows.append(
-                    dict(zip(("quantization", "search", "mAP", "R@1", "bytes", "ms"), row, strict=True))
-                )
-            shard.close()
-    if chosen.out:
-        chosen.out.write_text(json.dumps(rows, indent=2))
+    for folder in chosen.folders:
+        bench = load(folder)
+        pipeline = Remembering(Settings.for_profile(), chosen.cache)
+        for preset in chosen.presets:
+            rows += compared(bench, pipeline, preset, chosen.fill, chosen.objects == "detected")
+    chosen.out.parent.mkdir(parents=True, exist_ok=True)
+    chosen.out.write_text(json.dumps(rows, indent=2))
 
 
-def vectors(folder: Path, fill: int) -> tuple[np.ndarray, np.ndarray, list[set[int]]]:
-    """Image vectors [n + fill, D], query vectors [Q, D], and each query's right images."""
-    bench, settings = load(folder, "needle"), Settings.for_profile()
-    seen = collect(bench, settings, ("objects",), True, lambda: None)
-    white = Pipeline(settings).whitening
-    assert white is not None
-    objects = [white(rows) for rows in seen.rows]
-    wanted = {query.instance for query in bench.queries}
-    others = np.concatenate(
-        [
-            rows[[name not in wanted for name in entry.instances]]
-            for rows, entry in zip(objects, bench.gallery, strict=True)
-        ]
-    )
-    rng = np.random.default_rng(0)
-    ridge = settings.vector.ridge
-    images = [generalized_max_pool(rows, ridge) for rows in objects]
-    images += [
-        generalized_max_pool(others[rng.choice(len(others), OBJECTS, replace=False)], ridge)
-        for _ in range(fill)
-    ]
-    relevant = [set(bench.relevant(query)) for query in bench.queries]
-    return np.stack(images), np.stack(seen.query_vectors), relevant
-
-
-def filled(folder: Path, images: np.ndarray, config: Any) -> edge.EdgeShard:
-    """A shard with all images, indexed."""
-    shard = edge.EdgeShard.create(
-        str(folder),
-        edge.EdgeConfig(
-            vectors=edge.EdgeVectorParams(size=images.shape[1], distance=edge.Distance.Cosine),
-            hnsw_config=edge.HnswIndexConfig(m=16, ef_construct=100, full_scan_threshold=10),
-            quantization_config=config,
-            optimizers=edge.EdgeOptimizersConfig(indexing_threshold=1, default_segment_number=1),
-        ),
-    )
-    for start in range(0, len(images), 500):
-        points = [edge.Point(i, images[i].tolist()) for i in range(start, min(start + 500, len(images)))]
-        shard.update(edge.UpdateOperation.upsert_points(points))
-    shard.flush()
-    shard.optimize()
-    if shard.info().indexed_vectors_count < len(images):
-        raise RuntimeError(f"only {shard.info().indexed_vectors_count} of {len(images)} vectors were indexed")
-    return shard
-
-
-def searched(
-    shard: edge.EdgeShard, queries: np.ndarray, relevant: list[set[int]], quantization: Any
-) -> tuple[float, float, float]:
-    """mAP, R@1, and milliseconds of a search."""
-    precision, first, spent = [], [], []
-    few = edge.SearchParams(hnsw_ef=128, quantization=quantization)
-    many = edge.SearchParams(
-        hnsw_ef=4 * LISTED, quantization=quantization
-    )  # AP sees the order, not the graph
-    for query, right in zip(queries, relevant, strict=True):
-        nearest = edge.Query.Nearest(query.tolist())
-        begun = time.perf_counter()
-        shard.search(edge.SearchRequest(query=nearest, limit=10, params=few))
-        spent.append(1000 * (time.perf_counter() - begun))
-        hits = shard.search(edge.SearchRequest(query=nearest, limit=LISTED, params=many))
-        found = np.array([hit.id in right for hit in hits])
-        precision.append(average_precision(found, len(right)))
-        first.append(100.0 * bool(found[0]))
-    return float(np.mean(precision)), float(np.mean(first)), float(np.median(spent))
+def compared(
+    bench: Bench, pipeline: Remembering, preset: str, fill: int, detected: bool
+) -> list[dict[str, Any]]:
+    """A row per way to search a collection of this preset."""
+    total, rows = min(len(bench.gallery) + fill, LISTED), []
+    with tempfile.TemporaryDirectory() as place:
+        client = EdgeClient(place)
+        gallery(bench, pipeline, client, None if preset == "none" else preset, detected)
+        points = list(further(fill, others(bench, pipeline.described), pipeline)) if fill else []
+        for start in range(0, fill, WRITTEN):
+            client.upsert(NAME, points[start : start + WRITTEN])
+        client.optimize(NAME)
+        size = sum(f.stat().st_size for f in Path(place).rglob("*quantized*") if f.is_file())
+        count = client.count(NAME).count
+        searcher = SoirSearcher(client, NAME, pipeline=pipeline)
+        for way, params in WAYS.items():
+            if preset == "none" and params is not None:
+                continue
+            row = {"folder": bench.root.name, "quantization": preset, "way": way, "images": count}
+            row |= searched(searcher, bench, params, total) | {
+                "bytes": round(size / count) or 4 * pipeline.dim
+            }
+            print(row, flush=True)
+            rows.append(row)
+        client.close()
+    return rows
 
 
 if __name__ == "__main__":

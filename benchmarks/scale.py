@@ -2,11 +2,12 @@
 
 python benchmarks/scale.py --check --out build/scale.json
 
-Parts, measured here: core-seconds of an image (`scenes` of the demo's photographs), bytes of a point as it is
-written and as its payload comes back, points a second that Qdrant's engine takes, milliseconds of a search at
+Parts, measured here: core-seconds of an image (a photograph of the demo, opened and described), bytes of a point
+as it is written and as its payload comes back, points a second that Qdrant's engine takes, milliseconds of a search at
 two sizes. A worker is one core. Images an hour grow with the workers until Qdrant takes no more; a search grows
 with the logarithm of the points of a shard. --check makes the runs: two processes at once against the one that
-was measured, and searches among five times as many points. What cannot be run here (1e6 to 1e9 images, real
+was measured, --actors 1 2 so many Ray actors, and writing and searching --checked-points. Images a second are an idle
+machine's; seconds of processors are comparable on a busy one too. What cannot be run here (1e6 to 1e9 images, real
 networks and disks) is a model's word.
 """
 
@@ -15,15 +16,22 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from edge import measured as engine
+from folder_variants import fill
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # the stand-in for a server
 
 from soir_qdrant import images as image_io
 from soir_qdrant.components import DATA
@@ -92,36 +100,59 @@ def point_bytes() -> tuple[int, int]:
     return payload + len(json.dumps(vector.tolist())), payload
 
 
-def describe(count: int, profile: str) -> float:
-    """Wall-clock seconds for some of the demo's photographs, models loaded."""
+def describe(files: list[Path], profile: str) -> tuple[float, float]:
+    """Seconds, and those of processors, for these images, models loaded."""
     import torch
 
     torch.set_num_threads(1)
     from soir_qdrant.pipeline import Pipeline
 
     pipeline = Pipeline(Settings.for_profile(profile))
-    images = [image_io.load(file) for file in sorted((DATA / "demo" / "gallery").glob("*"))]
-    pipeline.scenes(images[-1:], patches=True)
-    start = time.perf_counter()
-    for i in range(count):
-        pipeline.scenes([images[i % (len(images) - 1)]], patches=True)
-    return time.perf_counter() - start
+    pipeline.scenes([image_io.load(files[-1])], patches=pipeline.has_patches)
+    start, work = time.perf_counter(), time.process_time()
+    for file in files:
+        pipeline.scenes([image_io.load(file)], patches=pipeline.has_patches)
+    return time.perf_counter() - start, time.process_time() - work
 
 
-def at_once(processes: int, count: int, profile: str) -> float:
-    """Images a second of so many processes together."""
+def by_processes(processes: int, files: list[Path], profile: str) -> tuple[float, float]:
+    """Images a second of so many processes together, each with all files; processors' seconds an image."""
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        spent = [*pool.map(describe, [count] * processes, [profile] * processes)]
-    return sum(count / seconds for seconds in spent)
+        spent = [*pool.map(describe, [files] * processes, [profile] * processes)]
+    work = sum(seconds for _, seconds in spent) / len(files) / processes
+    return sum(len(files) / seconds for seconds, _ in spent), work
 
 
-def measure(points: int, count: int, profile: str) -> Parts:
+def by_actors(actors: int, folder: Path, profile: str) -> tuple[float, float]:
+    """The same of Ray actors, which share the images of a folder and write points to a stand-in for a server."""
+    import ray
+    from actors import NotingEmbed, noted, pace
+    from stand_in import StandIn
+
+    from soir_qdrant.scale import Target, ingest
+
+    ray.init(num_cpus=2, include_dashboard=False, object_store_memory=200 * 2**20, log_to_driver=False)
+    server, settings = StandIn(), Settings.for_profile(profile).model_dump(mode="json")
+    with tempfile.TemporaryDirectory() as notes:
+        embed = NotingEmbed.into(Path(notes))
+        report = ingest(
+            folder, Target(server.url, settings=settings), actors=actors, batch_size=2, embed=embed
+        )
+        batches = noted(Path(notes))
+    ray.shutdown()
+    server.close()
+    if report.failed:
+        raise SystemExit(f"{report.failed[0].name}: {report.failed[0].reason}")
+    return pace(batches)
+
+
+def measure(points: int, files: list[Path], profile: str) -> Parts:
     """The parts. points: of the larger of the two collections whose searches are measured."""
     wire, payload = point_bytes()
     small, large = (engine("edge", n, DIM) for n in (points // 5, points))
     rate = points / (large["write s"] + large["graph s"])
     searches = (points // 5, small["plain ms"], points, large["plain ms"])
-    return Parts(1 / at_once(1, count, profile), wire, payload, rate, *searches)
+    return Parts(by_processes(1, files, profile)[1], wire, payload, rate, *searches)
 
 
 def main() -> None:
@@ -131,33 +162,49 @@ def main() -> None:
     parser.add_argument(
         "--points", type=int, default=10_000, help="of the larger collection that is measured"
     )
-    parser.add_argument("--images", type=int, default=6, help="photographs a process describes")
+    parser.add_argument("--images", type=int, default=8, help="photographs that are described")
     parser.add_argument("--profile", default="fast")
     parser.add_argument("--check", action="store_true", help="make the runs that can be made here")
+    parser.add_argument("--checked-points", type=int, nargs="+", default=[50_000], help="of those runs")
+    parser.add_argument("--actors", type=int, nargs="*", default=[], help="also with so many Ray actors")
+    parser.add_argument("--actor-images", type=int, default=40, help="images that they share")
     parser.add_argument("--out", type=Path, default=Path("build/scale.json"), help="JSON to write")
-    arguments = parser.parse_args()
-    parts = measure(arguments.points, arguments.images, arguments.profile)
-    result: dict[str, Any] = {"parts": asdict(parts)}
-    print(", ".join(f"{name} {value:.4g}" for name, value in result["parts"].items()))
-    result["foretold"] = [parts.row(images, workers) for images in SIZES for workers in WORKERS]
-    for row in result["foretold"]:
-        print(", ".join(f"{name} {value:.3g}" for name, value in row.items()))
-    if arguments.check:
-        result["checked"] = check(parts, 5 * arguments.points, arguments.images, arguments.profile)
-        for name, (foretold, run) in result["checked"].items():
-            print(f"{name}: foretold {foretold:.3g}, measured {run:.3g} ({run / foretold:.2f})")
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(result, indent=2) + "\n")
+    chosen = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = fill(DATA / "demo" / "gallery", chosen.actor_images, Path(scratch) / "images")
+        files = sorted(folder.iterdir())[: chosen.images]
+        parts = measure(chosen.points, files, chosen.profile)
+        result: dict[str, Any] = {"parts": asdict(parts)}
+        print(", ".join(f"{name} {value:.4g}" for name, value in result["parts"].items()), flush=True)
+        result["foretold"] = [parts.row(images, workers) for images in SIZES for workers in WORKERS]
+        for row in result["foretold"]:
+            print(", ".join(f"{name} {value:.3g}" for name, value in row.items()))
+        if chosen.check:
+            result["checked"] = {}
+            for name, foretold, run in checks(parts, chosen, files, folder):
+                result["checked"][name] = (foretold, run)
+                print(
+                    f"{name}: foretold {foretold:.3g}, measured {run:.3g} ({run / foretold:.2f})", flush=True
+                )
+    chosen.out.parent.mkdir(parents=True, exist_ok=True)
+    chosen.out.write_text(json.dumps(result, indent=2) + "\n")
 
 
-def check(parts: Parts, points: int, count: int, profile: str) -> dict[str, tuple[float, float]]:
-    """By what was run: what was foretold, and what it was."""
-    row = engine("edge", points, DIM)
-    return {
-        "images a second, 2 processes": (parts.images_per_second(2, 1), at_once(2, count, profile)),
-        f"search among {points} points, ms": (parts.search_ms(points), row["plain ms"]),
-        f"writing {points} points, s": (points / parts.points_per_second, row["write s"] + row["graph s"]),
-    }
+def checks(
+    parts: Parts, chosen: argparse.Namespace, files: list[Path], folder: Path
+) -> Iterator[tuple[str, float, float]]:
+    """Name, what was foretold, and what it was. Images a second are of an idle machine; processors' seconds of any."""
+    runs = {"2 processes": (2, partial(by_processes, 2, files, chosen.profile))}
+    for count in chosen.actors:
+        runs[f"{count} Ray actors"] = (count, partial(by_actors, count, folder, chosen.profile))
+    for name, (workers, run) in runs.items():
+        speed, work = run()
+        yield f"images a second, {name}", parts.images_per_second(workers, 1), speed
+        yield f"processors' seconds an image, {name}", parts.core_seconds, work
+    for points in chosen.checked_points:
+        row = engine("edge", points, DIM)
+        yield f"search among {points} points, ms", parts.search_ms(points), row["plain ms"]
+        yield f"writing {points} points, s", points / parts.points_per_second, row["write s"] + row["graph s"]
 
 
 if __name__ == "__main__":
