@@ -254,6 +254,7 @@ def info(
     from soir_qdrant.qdrant.transport import Retry
     from soir_qdrant.rerank.kinds import RERANKERS
 
+    client = server.client() if server.path or server.edge or server.url else None
     settings = settings_of(profile, whitening)
     about: dict[str, Any] = {
         "version": soir_qdrant.__version__,
@@ -264,8 +265,8 @@ def info(
     if isinstance(settings.encoder, VitSettings):
         weights = resolve(settings.encoder.weights)
         about["weights"] = {**asdict(weights.origin), "sha256": weights.sha256}
-    if server.path or server.edge or server.url:
-        client, retry = server.client(), server.requests.get("retry", Retry(total=30))
+    if client is not None:
+        retry = server.requests.get("retry", Retry(total=30))
         names = [collection] if collection else collection_names(client, retry)
         about["collections"] = {name: collection_info(client, name, retry) for name in names}
     if as_json:
