@@ -3,6 +3,7 @@
 import os
 import shutil
 
+import numpy as np
 import pytest
 from conftest import ColourPipeline, ingestor, picture, stored
 from PIL import Image, PngImagePlugin
@@ -26,6 +27,13 @@ def files(folder):
 
 def changes(report):
     return sorted((change.what, change.name) for change in report.changes)
+
+
+def with_title(file):
+    """Other bytes, the same pixels."""
+    about = PngImagePlugin.PngInfo()
+    about.add_text("Title", "a mug")
+    Image.fromarray(np.asarray(Image.open(file))).save(file, pnginfo=about)
 
 
 def test_a_first_pass_stores_everything_and_a_second_nothing(client, folder, pipeline):
@@ -91,10 +99,7 @@ def test_new_metadata_run_no_model(client, folder, pipeline):
     adder = ingestor(client, pipeline)
     adder.sync(folder)
     calls = len(pipeline.calls)
-    about = PngImagePlugin.PngInfo()
-    about.add_text("Title", "a mug")
-    Image.open(folder / "0.png").save(folder / "new.png", pnginfo=about)
-    (folder / "new.png").replace(folder / "0.png")
+    with_title(folder / "0.png")
     assert changes(adder.sync(folder)) == [("touched", "0.png")]
     assert len(pipeline.calls) == calls
     held = stored(client)
@@ -161,6 +166,68 @@ def test_two_files_that_swap_their_names(client, folder, pipeline):
     for id_, payload in before.items():
         uri = payload["soir"]["uri"]
         assert after[id_]["soir"]["uris"] == [swapped.get(uri, uri)]
+
+
+@pytest.mark.parametrize("own", [{}, {"0.png": 7}])
+@pytest.mark.parametrize("aside", ["old.png", "sub/0.png"])
+@pytest.mark.parametrize("edited", [True, False])
+def test_a_file_is_set_aside_and_its_name_used_again(folder, own, aside, edited):
+    """As an editor's backup does. Both images stay; that of before keeps its point."""
+    client = QdrantClient(":memory:")
+    adder = ingestor(client)
+    adder.add(folder, ids=own)
+    before = {payload["soir"]["uri"]: id_ for id_, payload in stored(client).items()}
+    shutil.copy(folder / "0.png", folder / aside)
+    if edited:
+        Image.fromarray(picture(77)).save(folder / "0.png")
+    else:
+        with_title(folder / "0.png")
+    assert changes(adder.sync(folder)) == [("changed", "0.png"), ("copied", aside)]
+    assert uris(client) == files(folder)
+    after = {payload["soir"]["uri"]: id_ for id_, payload in stored(client).items()}
+    assert after[str(folder / aside)] == before[str(folder / "0.png")]
+    assert adder.sync(folder).counts == {}
+
+
+@pytest.mark.parametrize("batch_size", [1, 8])
+@pytest.mark.parametrize("on_exists", ["update", "replace"])
+def test_an_update_loses_neither_of_them(folder, on_exists, batch_size):
+    client = QdrantClient(":memory:")
+    adder = ingestor(client)
+    adder.add(folder)
+    (folder / "0.png").rename(folder / "old.png")
+    Image.fromarray(picture(77)).save(folder / "0.png")
+    adder.add(folder, on_exists=on_exists, batch_size=batch_size)
+    assert uris(client) == files(folder)
+
+
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_an_id_of_ones_own_stays_with_a_file_and_its_copies(folder, batch_size):
+    client = QdrantClient(":memory:")
+    adder = ingestor(client)
+    adder.add(folder, ids={"0.png": 7})
+    Image.fromarray(picture(77)).save(folder / "0.png")
+    shutil.copy(folder / "0.png", folder / "copy.png")
+    report = adder.add(folder, on_exists="update", batch_size=batch_size)
+    assert (report.added, report.updated, report.skipped, report.failed) == (0, 1, 6, [])
+    assert sorted(stored(client)[7]["soir"]["uris"]) == [str(folder / "0.png"), str(folder / "copy.png")]
+    assert uris(client) == files(folder)
+
+
+def test_two_images_become_equal(folder, pipeline):
+    """As where two that differ by their titles alone lose them."""
+    client = QdrantClient(":memory:")
+    adder = ingestor(client, pipeline)
+    shutil.copy(folder / "0.png", folder / "twin.png")
+    with_title(folder / "twin.png")
+    adder.sync(folder)
+    calls = len(pipeline.calls)
+    Image.fromarray(picture(0)).save(folder / "0.png", compress_level=1)
+    shutil.copy(folder / "0.png", folder / "twin.png")
+    adder.sync(folder)
+    assert uris(client) == files(folder)
+    assert client.count("images").count == 6
+    assert len(pipeline.calls) == calls
 
 
 def test_another_recipe_is_stale_and_given_objects_stay(folder):

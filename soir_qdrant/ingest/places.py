@@ -3,7 +3,7 @@ files whose content has changed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 
 from soir_qdrant.ingest.sources import Item
@@ -24,11 +24,12 @@ class Places:
     """What is to be written about places when everything else is: only then is it known which image lies
     where, as after two files have swapped their names.
 
-    removed: how many points went, since no file of their image is left.
+    looks: whether other images may have lain where these lie. removed: points that went, since no file of their
+    image is left.
     """
 
     points: Points
-    known: Mapping[str, StoredPoint] | None = None  # by uri, where all are known already
+    looks: bool = True
     met: dict[PointId, list[Place]] = field(default_factory=dict)  # of points that are left as they are
     left: dict[PointId, set[str]] = field(default_factory=dict)  # uris where an image lies no longer
     removed: list[PointId] = field(default_factory=list)
@@ -71,23 +72,18 @@ class Places:
     def predecessors(self, items: Iterable[Item]) -> dict[str, StoredPoint]:
         """By uri, the points of the files that lay where these items lie now: other images."""
         uris = {item.raw.uri: item.raw.sha256 for item in items if item.raw and item.raw.uri}
-        if not uris:
-            return {}
-        if self.known is None:
-            there = [(place.uri, point) for point in self.points.at(uris) for place in point.places]
-        else:
-            there = [(uri, self.known[uri]) for uri in uris if uri in self.known]
+        points = self.points.at(uris) if uris and self.looks else []
+        there = [(place.uri, point) for point in points for place in point.places]
         return {uri: point for uri, point in there if uris.get(uri, point.sha256) != point.sha256}
 
-    def succeed(self, old: StoredPoint, new: PointId, place: Place) -> bool:
+    def succeed(self, old: StoredPoint, new: PointId, place: Place, met: Container[PointId]) -> bool:
         """Before an image is stored in place of another one that lay where it lies: hand the old point over,
-        with the vectors and keys that others set, unless files of the old image lie elsewhere. Whether the
-        point is there now under the new id."""
-        if any(other.uri != place.uri for other in old.places):
+        with the vectors and keys that others set, unless files of the old image lie elsewhere, as those of the
+        points in `met` do. Whether the point is there now under the new id."""
+        if old.id in met or len(old.places) > 1:
             self.leave(old.id, place.uri)
             return False
-        if old.id != new:
-            self.points.rename(old.id, new, {})
+        self.points.rename(old.id, new, {})
         return True
 
 

@@ -10,7 +10,6 @@ from typing import Literal, TypeAlias
 
 from soir_qdrant.errors import ImageError
 from soir_qdrant.images import File, RawImage, ReadOptions, decode, exists, is_address, read, stamp_of, uri_of
-from soir_qdrant.ingest.places import keeps_own_id
 from soir_qdrant.qdrant.identity import Place, PointId
 from soir_qdrant.qdrant.points import StoredPoint
 from soir_qdrant.types import Failure
@@ -85,6 +84,7 @@ class Planner:
                 self.by_uri.setdefault(place.uri, (point, place))
         self.plan = Plan()
         self.gone: dict[PointId, list[str]] = {}  # places that are empty now and not accounted for yet
+        self.alike: list[tuple[str, File, StoredPoint, str, Place]] = []  # other bytes, the same pixels
 
     def run(self, files: Iterable[tuple[str, File]], unreadable: Callable[[str], bool]) -> Plan:
         """The plan.
@@ -106,6 +106,7 @@ class Planner:
                 self.plan.failed.append(Failure(name, str(error)))
             except OSError as error:
                 self.plan.failed.append(Failure(name, f"{name} cannot be read: {error}"))
+        self._touched()
         for point, uri in self.rivals:
             if contents.get(uri, point.sha256) != point.sha256:
                 self.plan.left.append((point.id, uri))
@@ -133,17 +134,27 @@ class Planner:
                 self._elsewhere(equal, name, source, here)
             if point:
                 self.plan.left.append((point.id, uri))
-        elif point is None:
-            self.plan.to_store.append((name, source, None))
-            self.plan.changes.append(Change("new", name))
-        elif len(point.places) == 1 and point.pixels == self._pixels(raw, point):
-            self.plan.touched.append((point, raw.sha256, here))
-            self.plan.changes.append(Change("touched", name))
+        elif point and len(point.places) == 1 and point.pixels == self._pixels(raw, point):
+            self.alike.append((name, source, point, raw.sha256, here))
         else:
-            own = keeps_own_id(point) and len(point.places) == 1
-            self.plan.to_store.append((name, source, point.id if own else None))
-            self.plan.changes.append(Change("changed", name))
+            self._store("changed" if point else "new", name, source)
         return raw.sha256
+
+    def _store(self, what: What, name: str, source: File, id_: PointId | None = None) -> None:
+        self.plan.to_store.append((name, source, id_))
+        self.plan.changes.append(Change(what, name))
+
+    def _touched(self) -> None:
+        """Files with the pixels of before take their points along, but where another file has that image now, or
+        is as they are."""
+        taken, equal = {id_ for id_, _ in self.plan.met}, set()
+        for name, source, point, sha256, here in self.alike:
+            if point.id in taken or sha256 in equal:
+                self._store("changed", name, source)
+                continue
+            equal.add(sha256)
+            self.plan.touched.append((point, sha256, here))
+            self.plan.changes.append(Change("touched", name))
 
     def _pixels(self, raw: RawImage, point: StoredPoint) -> str:
         """Hash of the pixels of a file, decoded as those of the point were."""
@@ -155,8 +166,7 @@ class Planner:
         if recipe is None or recipe == point.recipe:
             self.plan.unchanged += 1
         else:
-            self.plan.to_store.append((name, source, point.id))
-            self.plan.changes.append(Change("stale", name))
+            self._store("stale", name, source, point.id)
 
     def _elsewhere(self, point: StoredPoint, name: str, source: File, here: Place) -> None:
         """A file whose image is stored, from another place."""

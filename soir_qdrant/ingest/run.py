@@ -21,6 +21,7 @@ from soir_qdrant.ingest.reading import decode_all, decoded, read_all, within_bud
 from soir_qdrant.ingest.scenes import keeps_patches, scenes_of
 from soir_qdrant.ingest.sources import Item
 from soir_qdrant.ingest.writing import Writer
+from soir_qdrant.qdrant.collection import Store
 from soir_qdrant.qdrant.identity import Place, PointId, check_id, point_id, with_places
 from soir_qdrant.qdrant.payload import Origin, build_payload, clean_payload
 from soir_qdrant.qdrant.points import Points, StoredPoint, point_id_of
@@ -30,7 +31,6 @@ from soir_qdrant.types import Failure, IngestReport, OnExists, Scene, SceneObjec
 if TYPE_CHECKING:
     from soir_qdrant.pipeline import Pipeline
     from soir_qdrant.qdrant.schema import Quantization
-from soir_qdrant.qdrant.collection import Store
 
 
 @dataclass(slots=True, eq=False)
@@ -52,6 +52,7 @@ class Run:
     lost: dict[PointId, str] = field(default_factory=dict)  # id -> why it is not stored
     existing: dict[PointId, StoredPoint] = field(default_factory=dict)  # of those that are made anew
     replaced: dict[PointId, StoredPoint] = field(default_factory=dict)  # of other images at the same place
+    own: dict[PointId, PointId] = field(default_factory=dict)  # ids of contents -> those their files have
     broken: Exception | None = None  # what an iterable of the user's raised
     opened: bool = False
     encoder: str = ""  # short hash of the fingerprint
@@ -70,8 +71,7 @@ class Run:
 
     def all(self, items: Iterator[Item], size: int) -> None:
         """Batch k is written while k+1 is with the models, k+2 is decoded and k+3 has been read."""
-        batch = self.take(items, size)
-        if not batch:
+        if not (batch := self.take(items, size)):
             return
         self.open()
         pool = ThreadPoolExecutor(1, thread_name_prefix="soir-images")
@@ -118,8 +118,7 @@ class Run:
         keep = self.keep_objects or recipe.SCENE in fingerprint  # regions of a whole image are searched
         self.store.create(dim, fingerprint, keep_objects=keep, quantization=self.quantization)
         self.opened = True
-        if self.store.info is not None and not self.store.info.points_count:
-            self.places.known = {}  # nothing lies anywhere
+        self.places.looks = self.store.info is None or self.store.info.points_count != 0
 
     def open_existing(self) -> None:
         """Check the collection."""
@@ -148,8 +147,7 @@ class Run:
 
     def fresh(self, items: list[Item]) -> list[Item]:
         """Those that are to be stored: with a good id and payload, and not there already."""
-        start = time.perf_counter()
-        new = [item for item in items if self.identified(item)]
+        start, new = time.perf_counter(), [item for item in items if self.identified(item)]
         before = self.places.predecessors(new) if self.on_exists != "skip" else {}
         for item in new:
             self.keep_id(item, before)
@@ -168,7 +166,8 @@ class Run:
         """Whether the item is the first of its id in this call, which it then has."""
         sha256 = item.raw.sha256 if item.raw else ""
         try:
-            item.id = point_id(sha256, self.store.namespace) if item.id is None else check_id(item.id)
+            id_ = point_id(sha256, self.store.namespace) if item.id is None else check_id(item.id)
+            item.id = self.own.get(id_, id_)
             item.payload = clean_payload(item.payload)
             if item.objects is not None:
                 item.objects = list(item.objects)
@@ -191,17 +190,17 @@ class Run:
         return False
 
     def keep_id(self, item: Item, before: Mapping[str, StoredPoint]) -> None:
-        """An id that the user once gave to the file where this one lies stays, unless it has another."""
+        """An id that the user once gave to this file alone stays, unless it has another one now."""
         point = before.get(item.place.uri) if item.place else None
-        sha256 = self.images[item.id][0]
-        own = item.id == point_id(sha256, self.store.namespace)
-        if point and own and keeps_own_id(point) and point.id not in self.images:
-            self.images[point.id] = self.images.pop(item.id)
+        own = item.id == point_id(self.images[item.id][0], self.store.namespace)
+        alone = point and len(point.places) == 1 and point.id not in self.images
+        if point and own and alone and keeps_own_id(point):
+            self.images[point.id], self.own[item.id] = self.images.pop(item.id), point.id
             item.id = point.id
 
     def take_over(self, item: Item, before: StoredPoint, stored: Mapping[PointId, StoredPoint]) -> None:
         """What becomes of the point of another image that lay where this one lies."""
-        if item.id not in stored and (before.id == item.id or before.id not in self.images):
+        if item.id not in stored and before.id not in self.images:
             self.replaced[item.id] = before
         elif item.id != before.id and item.place:
             self.places.leave(before.id, item.place.uri)
@@ -271,13 +270,14 @@ class Run:
             self.fail(item, str(error))
             return None
         replaced = self.replaced.get(item.id)
-        if replaced and item.place and self.places.succeed(replaced, item.id, item.place):
+        if replaced and item.place and self.places.succeed(replaced, item.id, item.place, self.images):
             self.existing[item.id] = replaced
         return point
 
     def settle(self) -> None:
         """What became of copies: the same as of what they are copies of."""
         for item in self.copies:
+            item.id = self.own.get(item.id, item.id)
             if item.id in self.lost:
                 self.fail(item, f"the same image as one before it: {self.lost[item.id]}")
                 continue

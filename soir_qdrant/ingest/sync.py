@@ -76,7 +76,6 @@ class Sync:
         plan = planner.run(files, lambda uri: uri.startswith(tuple(blocked)))
         plan.failed += unreadable(left_out)
         plan.left_out, plan.excluded = left_out.others, left_out.excluded
-        self.run.places.known = {uri: point for uri, (point, _) in planner.by_uri.items()}
         if self.keep:
             plan.vanished.clear()
             plan.changes = [replace(c, what="kept") if c.what == "vanished" else c for c in plan.changes]

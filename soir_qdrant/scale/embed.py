@@ -65,7 +65,7 @@ class Embed:
         points = CollectedPoints(run.points.store)
         run.write_to(points)
         run.open()
-        run.places.known = {}  # what lay there before is not looked for
+        run.places.looks = False
         reading = self._ingestor.reading
         items = [_item(row, reading) for row in batch.to_pylist()]
         for part in within_budget(run.fresh(_readable(items, run)), reading):
