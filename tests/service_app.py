@@ -73,6 +73,8 @@ def service(
     folder: Path,
     *,
     pipeline: Any = None,
+    make_pipeline: Any = None,
+    ready: bool = True,
     filled: bool = True,
     client: QdrantClient | None = None,
     tracer_provider: Any = None,
@@ -88,12 +90,13 @@ def service(
         fill(client, folder)
     app = create_app(
         client,
-        lambda: pipeline or ColourPipeline(),
+        make_pipeline or (lambda: pipeline or ColourPipeline()),
         ServiceSettings(**settings),
         tracer_provider=tracer_provider,
     )
     with testclient.TestClient(app, base_url="http://127.0.0.1") as made:
-        app.state.backend.ready.wait(20)
+        if ready:
+            app.state.backend.ready.wait(20)
         made.service = app.state.backend
         yield made
 

@@ -16,9 +16,11 @@ from browser import running
 from conftest import ColourPipeline, painted
 from PIL import Image
 from qdrant_client import QdrantClient
+from qdrant_client.models import PointStruct
 from service_app import BLUE, BOTTOM, GREEN, RED, TOP, fill, ids, names, png, search, service, shelf
 
 from soir_qdrant import Pipeline, SoirIngestor
+from soir_qdrant.errors import ServerError
 
 
 @pytest.fixture
@@ -93,7 +95,8 @@ def test_pages_follow_one_another(web):
         ({"query": {"id": 7, "object": 0}}, 404, "has no image 7"),
         ({"query": {"id": "a mug", "object": 0}}, 422, "UUIDs"),
         ({"query": {"text": "a red mug"}}, 422, "reads no text"),
-        ({"query": {"upload": "x"}, "rerank": "magic"}, 410, "send it again"),
+        ({"query": {"id": "9" * 5000, "object": 0}}, 422, "ids are whole numbers"),
+        ({"query": {"upload": "x"}}, 410, "send it again"),
         ({"query": {"upload": "x"}, "limit": 0}, 422, "limit"),
         ({"query": {"upload": "x"}, "filter": {"must": 3}}, 422, "no filter of Qdrant"),
         ({"query": {"upload": "x"}, "colour": "red"}, 422, "colour"),
@@ -395,3 +398,57 @@ def test_soir_serve_starts_and_ends_in_order(tmp_path):
         process.send_signal(signal.SIGTERM)
         assert process.wait(40) in (0, -signal.SIGTERM)
         assert "Traceback" not in process.stderr.read()
+
+
+def test_ids_beyond_what_javascript_counts_to_are_texts(web):
+    client, images = web.service.client, "/v1/collections/shelves/images"
+    (point, *_), _ = client.scroll("shelves", with_vectors=True)
+    large = [2**53, 2**53 + 1]
+    client.upsert("shelves", [PointStruct(id=i, vector=point.vector, payload=point.payload) for i in large])
+    first = web.get(images, params={"limit": 1}).json()
+    rest = web.get(images, params={"limit": 1, "after": first["next"]}).json()
+    assert [first["images"][0]["id"], rest["images"][0]["id"]] == [str(id_) for id_ in large]
+    assert web.get(f"{images}/{large[1]}").json()["id"] == str(large[1])
+    hits = search(web, query={"id": str(large[1]), "object": 0}).json()["hits"]
+    assert {str(id_) for id_ in large} < {hit["id"] for hit in hits}
+
+
+@pytest.mark.parametrize("error", [ServerError("Triton is away"), RuntimeError("CUDA is out of memory")])
+def test_models_that_cannot_be_loaded_are_named_and_tried_again(tmp_path, monkeypatch, caplog, error):
+    monkeypatch.setattr("soir_qdrant.service.backend.RELOAD_SECONDS", 0.01)
+    works = threading.Event()
+
+    def pipeline():
+        if not works.is_set():
+            raise error
+        return ColourPipeline()
+
+    def readiness():
+        answer = web.get("/readyz")
+        return answer.status_code, answer.json()["status"]
+
+    with service(tmp_path / "photos", make_pipeline=pipeline, ready=False) as web:
+        _until(lambda: "being loaded" not in readiness()[1])
+        assert readiness() == (503, f"the models cannot be loaded: {error}")
+        assert str(error) in caplog.text
+        works.set()
+        _until(lambda: readiness() == (200, "ok"))
+
+
+def _until(is_so):
+    for _ in range(1000):
+        if is_so():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it never was")
+
+
+def test_a_mask_that_is_cut_off_is_named(web):
+    files = {"image": png(shelf(RED, BLUE)), "mask": png(shelf(RED, BLUE))[:120]}
+    answer = web.post("/v1/collections/shelves/search", files=files, data={"request": "{}"})
+    assert (answer.status_code, "the mask" in answer.json()["detail"]) == (422, True)
+
+
+def test_an_id_of_too_many_digits_is_no_id(web):
+    answer = web.get(f"/v1/collections/shelves/images/{'9' * 5000}")
+    assert (answer.status_code, "ids are whole numbers" in answer.json()["detail"]) == (422, True)

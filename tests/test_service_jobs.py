@@ -6,7 +6,10 @@ import time
 import pytest
 from conftest import ColourPipeline, picture
 from PIL import Image
+from qdrant_client import QdrantClient
 from service_app import BLUE, GREEN, RED, ids, names, png, search, service, shelf
+
+from soir_qdrant import SoirIngestor
 
 NEW = "/v1/collections/new/images"
 
@@ -113,6 +116,25 @@ def test_deleted_images_are_found_no_longer(web):
     )
     assert answer.json() == {"deleted": 1}
     assert "red-green.png" not in names(search(web, png(shelf(RED, GREEN))))
+
+
+def test_images_of_every_namespace_that_is_shown_can_be_deleted(folders):
+    client = QdrantClient(":memory:")
+    for namespace in (None, "us"):
+        ingestor = SoirIngestor(client, "shelves", pipeline=ColourPipeline(), namespace=namespace)
+        ingestor.add(folders / "root" / "day" / "0.png", progress=False)
+    address = "/v1/collections/shelves/images"
+    with service(folders, client=client, filled=False, writable=True, namespace="us") as web:
+        shown = [image["id"] for image in web.get(address).json()["images"]]
+    with service(folders, client=client, filled=False, writable=True) as web:
+        every = [image["id"] for image in web.get(address).json()["images"]]
+        assert len(every) == 2
+        assert web.request("DELETE", address, json={"ids": shown}).json() == {"deleted": 1}
+        assert [image["id"] for image in web.get(address).json()["images"]] == [
+            id_ for id_ in every if id_ not in shown
+        ]
+        assert web.request("DELETE", address, json={"ids": every}).json() == {"deleted": 1}
+    assert client.count("shelves").count == 0
 
 
 def test_a_service_that_only_searches_refuses_all_changes(folders):

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from soir_qdrant import SoirIngestor
 from soir_qdrant.qdrant.collection import Store
+from soir_qdrant.qdrant.payload import decode, encode
 from soir_qdrant.types import Failure, SceneObject
 
 IMAGES = "/v1/collections/shelves/images"
@@ -55,6 +56,29 @@ def test_images_without_the_key_come_last_either_way(web):
     for descending in (False, True):
         assert listed(web, sort="rank", descending=descending)[0] == "red-green.png"
     assert web.get(IMAGES, params={"sort": "rank", "after": known["red-blue.png"]}).status_code == 422
+
+
+def test_codes_of_different_lengths_lie_on_one_map(web):
+    client = web.service.client
+    (point, *_), _ = client.scroll("shelves")
+    objects = point.payload["soir"]["objects"]
+    code = encode(decode(objects[0]["code"]), 2)
+    client.set_payload("shelves", {"objects": [{**objects[0], "code": code}]}, points=[point.id], key="soir")
+    answer = web.get("/v1/collections/shelves/map")
+    assert answer.status_code == 200, answer.text
+    assert len(answer.json()["points"]) == 5
+
+
+def test_near_duplicates_on_edge_are_refused_with_a_sentence(tmp_path):
+    edge = pytest.importorskip(
+        "soir_qdrant.qdrant.edge.client", reason="qdrant-edge-py: the extra edge has it"
+    )
+    with service(tmp_path / "photos", client=edge.EdgeClient(tmp_path / "edge")) as web:
+        answer = web.get("/v1/collections/shelves/duplicates")
+        assert answer.status_code == 422, answer.text
+        assert "Qdrant Edge" in answer.json()["detail"]
+        for view in ("map", "facets", "images", "images?sort=name", "ingest"):
+            assert web.get(f"/v1/collections/shelves/{view}").status_code in (200, 404), view
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from qdrant_client import QdrantClient
 from service_app import RED, fill, ids, png, search, service, shelf
 
 from soir_qdrant import SoirIngestor
+from soir_qdrant.rerank.q_perturbation.matcher import Matcher
 
 TOKEN = "a long enough token"
 ROUTES = ("thumbnail", "crop?object=0", "mask?object=0", "heat?search=x")
@@ -323,3 +324,29 @@ def test_a_connection_that_never_finishes_its_request_is_closed(tmp_path, monkey
     finally:
         server.should_exit = True
         thread.join(20)
+
+
+def test_a_search_opens_no_image_and_loads_no_model_to_order_its_hits(planted, monkeypatch):
+    client, web, folder = planted
+    secret = folder / "secret.png"
+    secret.write_bytes((folder / "photos" / "red-green.png").read_bytes())
+    _tamper(client, "red-green.png", str(secret))
+    used = []
+    monkeypatch.setattr("soir_qdrant.rerank.hit_image.load", lambda *_, **__: used.append("an image"))
+    monkeypatch.setattr(Matcher, "load", lambda *_, **__: used.append("a model"))
+    upload = png(shelf(RED, RED))
+    for rerank in ("image", "picture", "patches", "q-perturbation", "text-q-perturbation", "blip2"):
+        answer = search(web, upload, rerank=rerank)
+        assert (answer.status_code, used) == (422, []), rerank
+        assert "choose stored, codes, objects" in answer.json()["detail"]
+    for rerank in ("stored", "codes", "none", None):
+        assert search(web, upload, rerank=rerank).status_code == 200
+
+
+def test_methods_that_nobody_knows_are_one_series_of_the_metrics(planted):
+    _, web, _ = planted
+    for number in range(20):
+        assert web.request(f"X{number}", "/v1").status_code in (403, 405)
+    text = web.get("/metrics").text
+    methods = {line.split('method="')[1].split('"')[0] for line in text.splitlines() if "method=" in line}
+    assert methods == {"other"}

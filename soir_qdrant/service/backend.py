@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from qdrant_client.client_base import QdrantBase
 
-from soir_qdrant.errors import ConfigError, SoirError
+from soir_qdrant.errors import ConfigError
 from soir_qdrant.ingest.ingestor import SoirIngestor
 from soir_qdrant.qdrant.transport import Retry
 from soir_qdrant.search.searcher import SoirSearcher
@@ -28,10 +29,12 @@ if TYPE_CHECKING:
     from soir_qdrant.pipeline import Pipeline
     from soir_qdrant.service.schemas_search import ImageQuery
 
+log = logging.getLogger(__name__)
 UPLOAD_BYTES, UPLOAD_SECONDS = 256_000_000, 1800.0
 SEARCHES, THUMBNAIL_BYTES = 1000, 64_000_000
 WORDS = "a thing"  # to see whether the encoder reads any
 RETRY = Retry(attempts=2)  # a person waits
+RELOAD_SECONDS, MAX_RELOAD_SECONDS = 5.0, 300.0  # until models that could not be loaded are tried again
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +86,7 @@ class Backend:
         self.stopping = threading.Event()
         self.ready = threading.Event()
         self.reads_text = False  # known once the models are loaded
-        self.failure: str | None = None  # why the models could not be loaded
+        self.failure: str | None = None  # why the models could not be loaded the last time
         self._make_pipeline = pipeline
         self._pipeline: Pipeline | None = None
         self._searchers: dict[str, SoirSearcher] = {}
@@ -96,19 +99,28 @@ class Backend:
         return self._pipeline
 
     def start(self) -> None:
-        """Load the models, in the worker's thread; `ready` is set afterwards."""
+        """Load the models, in the worker's thread; `ready` is set afterwards. What fails is tried again."""
+        self.worker.start()
+        self.worker.submit(Priority.INGEST, lambda: self._load(RELOAD_SECONDS))
 
-        def load() -> None:
-            try:
-                self.pipeline.query(np.full((32, 32, 3), 124, np.uint8), box=(4.0, 4.0, 28.0, 28.0))
-            except (SoirError, OSError) as error:
-                self.failure = str(error)
-                raise
+    def _load(self, pause: float) -> None:
+        """pause: seconds until the next try, where this one fails."""
+        try:
+            self.pipeline.query(np.full((32, 32, 3), 124, np.uint8), box=(4.0, 4.0, 28.0, 28.0))
             self.reads_text = _reads_text(self.pipeline)
+        except Exception as error:
+            log.exception("the models cannot be loaded; the next try is in %.0f s", pause)
+            self.failure = str(error) or type(error).__name__
+            again = threading.Timer(pause, self._load_again, [min(2 * pause, MAX_RELOAD_SECONDS)])
+            again.daemon = True
+            again.start()
+        else:
+            self.failure = None
             self.ready.set()
 
-        self.worker.start()
-        self.worker.submit(Priority.INGEST, load)
+    def _load_again(self, pause: float) -> None:
+        if not self.stopping.is_set():
+            self.worker.submit(Priority.INGEST, lambda: self._load(pause))
 
     def stop(self) -> None:
         """Finish what runs, refuse what waits."""
@@ -129,14 +141,15 @@ class Backend:
             )
         return self._searchers[collection]
 
-    def ingestor(self, collection: str) -> SoirIngestor:
-        """One for a collection; for the worker's thread."""
+    def ingestor(self, collection: str, namespace: str | None = None) -> SoirIngestor:
+        """One for a collection; for the worker's thread. namespace: where the service shows all, that of the
+        images."""
         return SoirIngestor(
             self.client,
             collection,
             pipeline=self.pipeline,
             max_pixels=self.settings.max_pixels,
-            namespace=self.settings.namespace,
+            namespace=self.settings.namespace or namespace,
         )
 
     def forget(self, collection: str) -> None:

@@ -20,13 +20,14 @@ from soir_qdrant.service.schemas import Facet, Facets, ImagePage, StoredImage, S
 
 SAMPLE = 400  # images that the filters are learnt from
 MAX_VALUES, MAX_KEYS, MAX_TEXT = 30, 20, 80
+MAX_DIGITS = len(str(2**64))  # of an id
 _RETRY = Retry(attempts=2)
 _READABLE = models.PayloadSelectorExclude(exclude=[f"{KEY}.{PATCHES}"])
 
 
 def point_id(text: int | str) -> PointId:
     """An id as Qdrant takes it, from a part of an address. Raises ConfigError for what is none."""
-    if isinstance(text, int) or text.isdecimal():
+    if isinstance(text, int) or (text.isdecimal() and len(text) <= MAX_DIGITS):
         if 0 <= int(text) < 2**64:
             return int(text)
     else:

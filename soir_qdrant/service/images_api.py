@@ -16,6 +16,7 @@ from starlette.concurrency import run_in_threadpool
 from soir_qdrant.images import load
 from soir_qdrant.search import localization
 from soir_qdrant.service.backend import Backend
+from soir_qdrant.service.collections import point_id
 from soir_qdrant.service.deps import CollectionName, ImageId, Service, answered
 from soir_qdrant.service.errors import Forgotten
 from soir_qdrant.service.filters import FilterText, filter_of_text
@@ -110,7 +111,7 @@ Collection = Annotated[str, Depends(_collection)]
 async def image(collection: Collection, id: ImageId, backend: Service) -> StoredImage:
     """What is known of one image."""
     payload = await run_in_threadpool(backend.collections.payload, collection, id)
-    return backend.collections.image(int(id) if id.isdecimal() else id, payload)
+    return backend.collections.image(point_id(id), payload)
 
 
 @one_image.get("/thumbnail", response_class=Response, responses=JPEG)

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import stat
+from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from starlette.datastructures import UploadFile
 
 from soir_qdrant.errors import ImageError
 from soir_qdrant.images import SUFFIXES
+from soir_qdrant.qdrant.identity import PointId
+from soir_qdrant.qdrant.payload import KEY
 from soir_qdrant.service.backend import Backend
 from soir_qdrant.service.collections import point_id
 from soir_qdrant.service.deps import CollectionName, JobId, Service, answered
@@ -184,10 +187,13 @@ async def delete(collection: CollectionName, body: DeleteRequest, backend: Servi
     ids = [point_id(id_) for id_ in body.ids]
 
     def remove() -> int:
-        existing = list(backend.collections.stored(collection, ids))
-        if existing:
-            backend.ingestor(collection).remove(ids=existing)
-        return len(existing)
+        stored = backend.collections.stored(collection, ids)
+        by_namespace: defaultdict[str | None, list[PointId]] = defaultdict(list)
+        for id_, payload in stored.items():
+            by_namespace[(payload.get(KEY) or {}).get("namespace")].append(id_)
+        for namespace, own in by_namespace.items():
+            backend.ingestor(collection, namespace).remove(ids=own)
+        return len(stored)
 
     return Deleted(deleted=await answered(backend.worker.submit(Priority.SEARCH, remove), backend))
 

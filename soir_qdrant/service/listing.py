@@ -56,7 +56,7 @@ def sorted_page(
         ConfigError: for more images than can be sorted, or an `after` of another order.
     """
     collections.check(name)
-    if after is not None and not after.isdecimal():
+    if after is not None and not (after.isdecimal() and len(after) <= len(str(MAX_SORTED))):
         raise ConfigError(f"after {after[:60]!r} is of another order: start at the first page")
     start, condition = int(after or 0), visible(collections.namespace, filter)
     if _RETRY(lambda: collections.client.count(name, condition), "count the images").count > MAX_SORTED:

@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 STAGES = ("decode", "encode", "qdrant", "rerank")  # of a search, in their order; see timing.py
+METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))  # others are "other"
 KINDS = ("search", "overlay", "ingest")  # of what runs the models; see worker.py
 
 
@@ -53,6 +54,7 @@ class Metrics:
 
     def observe_request(self, route: str, method: str, status: int, seconds: float) -> None:
         """One answered request. route: the path's template, so that ids make no new series."""
+        method = method if method in METHODS else "other"
         self.requests.labels(route, method, str(status)).inc()
         self.seconds.labels(route).observe(seconds)
 

@@ -58,12 +58,18 @@ def object_map(
         raise ConfigError(f"collection {name!r} keeps no codes of objects, or no object was found: no map")
     chosen = np.random.default_rng(0).permutation(len(rows))[:limit]
     with _ONE:
-        xy = laid_out(np.stack([rows[i] for i in chosen]), method) if rows else np.zeros((0, 2), np.float32)
+        xy = laid_out(_even([rows[i] for i in chosen]), method) if rows else np.zeros((0, 2), np.float32)
     points = [
         ObjectPoint(id=places[i][0], object=places[i][1], x=round(float(x), 4), y=round(float(y), 4))
         for i, (x, y) in zip(chosen.tolist(), xy, strict=True)
     ]
     return ObjectMap(method=method, methods=list(get_args(Method)), points=points, images=images, total=total)
+
+
+def _even(codes: list[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """Codes as rows of one length, that of the shortest: each has the first numbers of its vector."""
+    length = min(len(code) for code in codes)
+    return np.stack([code[:length] for code in codes])
 
 
 def _is_own(item: dict[str, Any]) -> bool:
@@ -124,18 +130,14 @@ def duplicates(collections: Collections, name: str, threshold: float = SIMILAR) 
 
     Raises:
         NoCollection: where there is none.
+        ConfigError: where the client is one of Qdrant Edge.
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
     collections.check(name)
     total = collections.count(name)
-    matrix = _RETRY(
-        lambda: collections.client.search_matrix_pairs(
-            name, visible(collections.namespace), limit=NEIGHBOURS, sample=MAX_IMAGES
-        ),
-        "compare the images",
-    )
+    matrix = _pairs(collections, name)
     pairs: list[tuple[PointId, PointId, float]] = [
         (plain_id(pair.a), plain_id(pair.b), pair.score) for pair in matrix.pairs if pair.score >= threshold
     ]
@@ -154,3 +156,18 @@ def duplicates(collections: Collections, name: str, threshold: float = SIMILAR) 
             groups.append(DuplicateGroup(similarity=round(min(scores), 4), images=images))
     groups.sort(key=lambda group: -group.similarity)
     return Duplicates(threshold=threshold, groups=groups, images=min(total, MAX_IMAGES), total=total)
+
+
+def _pairs(collections: Collections, name: str) -> models.SearchMatrixPairsResponse:
+    try:
+        return _RETRY(
+            lambda: collections.client.search_matrix_pairs(
+                name, visible(collections.namespace), limit=NEIGHBOURS, sample=MAX_IMAGES
+            ),
+            "compare the images",
+        )
+    except NotImplementedError:
+        raise ConfigError(
+            "Qdrant Edge does not compare images with one another: near-duplicates need a Qdrant server, or an "
+            "embedded Qdrant"
+        ) from None

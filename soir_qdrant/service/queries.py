@@ -27,7 +27,8 @@ def read_upload(data: bytes, mask: bytes | None, max_pixels: int) -> Upload:
     size = upright_size(image)
     if mask is None:
         return Upload(data, size)
-    light = np.asarray(opened(mask, max_pixels, "the mask").convert("L")) >= 128
+    decoded = load(mask, name="the mask", max_pixels=max_pixels).rgb
+    light = np.asarray(Image.fromarray(decoded).convert("L")) >= 128
     rgb = load(data, name="the uploaded image", max_pixels=max_pixels).rgb
     if light.shape != rgb.shape[:2]:
         raise ObjectsError(

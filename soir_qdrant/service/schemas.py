@@ -4,12 +4,24 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
 
 from soir_qdrant.types import OnExists
 
+MAX_SAFE_INTEGER = 2**53 - 1  # JavaScript and other readers of JSON round larger ones
+
+
+def _exact(id_: int | str) -> int | str:
+    return str(id_) if isinstance(id_, int) and id_ > MAX_SAFE_INTEGER else id_
+
+
 Id = Annotated[
-    int | str, Field(description="a point's id: a whole number or a UUID", union_mode="left_to_right")
+    int | str,
+    Field(
+        description="a point's id: a whole number, as text where it has more than 53 bits, or a UUID",
+        union_mode="left_to_right",
+    ),
+    PlainSerializer(_exact, when_used="json"),
 ]
 EXAMPLE_ID = "5f0f3d4e-7c6b-5a2e-9d0a-3b1c2d3e4f50"
 EXAMPLE_UPLOAD = "kq1ZtU9m3vXbQd0Y"

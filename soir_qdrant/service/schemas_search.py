@@ -96,8 +96,8 @@ class SearchFields(Strict):
     rerank: str | None = Field(
         "stored",
         max_length=60,
-        description="the order: stored (codes and patches), codes, objects, patches, image, q-perturbation, or null "
-        "for Qdrant's own",
+        description="the order: stored (codes and patches), codes, objects, or null for Qdrant's own; others where "
+        "the service was started with them",
     )
     limit: int = Field(20, ge=1, le=200)
     offset: int = Field(0, ge=0, le=10_000)

@@ -111,7 +111,7 @@ async def run_search(
     backend: Backend,
 ) -> SearchAnswer:
     """Open the images in a thread, queue the search, and shape its answer."""
-    options = _options(fields)
+    options = _options(fields, backend.settings.rerankers)
     images = [query] if isinstance(query, ChangedQuery) else []
     opened = await run_in_threadpool(
         lambda: [
@@ -180,9 +180,14 @@ def _hit(hit: Hit, rank: int, backend: Backend) -> HitModel:
     return HitModel(id=hit.id, rank=rank, score=hit.score, box=box, object=hit.object, **fields)
 
 
-def _options(fields: SearchFields) -> dict[str, Any]:
+def _options(fields: SearchFields, rerankers: Sequence[str]) -> dict[str, Any]:
     if fields.group_by and fields.offset:
         raise ConfigError("group_by has no pages: leave offset out, or ask for more groups with limit")
+    rerank = fields.rerank or "none"
+    if rerank not in rerankers:
+        raise ConfigError(
+            f"rerank {rerank!r}: this service does not order by it; choose {', '.join(rerankers)}"
+        )
     return {
         "limit": fields.limit,
         "filter": (
@@ -190,7 +195,7 @@ def _options(fields: SearchFields) -> dict[str, Any]:
             if fields.text_in_image
             else filter_of(fields.filter)
         ),
-        "rerank": None if fields.rerank in (None, "none") else fields.rerank,
+        "rerank": rerank,
         "score_threshold": fields.score_threshold,
         **({} if fields.group_by else {"offset": fields.offset}),
     }

@@ -10,6 +10,7 @@ from soir_qdrant.errors import ConfigError
 from soir_qdrant.images.remote import is_store
 
 MIN_TOKEN = 16  # characters
+READ_STORED = ("stored", "codes", "objects", "none")  # rerankers that open no image and load no model
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,8 @@ class ServiceSettings:
         rate: requests a second, for each client, to what runs a model; 0 sets no limit.
         burst: requests that a client may make at once before `rate` holds.
         timeout: seconds for a request to arrive, and for its answer.
+        rerankers: names that a search may ask for. Others than these open the images of hits wherever they lie, and
+            run, or load, models for each search.
     """
 
     host: str = "127.0.0.1"
@@ -55,6 +58,7 @@ class ServiceSettings:
     rate: float = 5.0
     burst: int = 40
     timeout: float = 60.0
+    rerankers: tuple[str, ...] = READ_STORED
 
     def __post_init__(self) -> None:
         if self.token is not None and len(self.token) < MIN_TOKEN:
