@@ -7,7 +7,7 @@ searched for as users do: by the one vector (`rerank=None`) and by `search()`, b
 twice as many candidates by the vectors on disk) and without. mAP in percent. --fill further images stand beside the
 gallery, each of fourteen objects of the gallery that no query looks for, with codes and patches. From 2,500 images
 on the engine searches its HNSW graph; fewer it goes through one by one, in their quantized form all the same.
-bytes: of the quantized vectors, on disk as in memory, per image; ms: of one search for ten hits, median.
+bytes: of the quantized vectors, as in memory, per image; ms: of one search for ten hits, median.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ def compared(
         for start in range(0, fill, WRITTEN):
             client.upsert(NAME, points[start : start + WRITTEN])
         client.optimize(NAME)
-        size = sum(f.stat().st_size for f in Path(place).rglob("*quantized*") if f.is_file())
+        size = sum(f.stat().st_size for f in Path(place).rglob("quantized.data"))
         count = client.count(NAME).count
         searcher = SoirSearcher(client, NAME, pipeline=pipeline)
         for way, params in WAYS.items():
