@@ -6,12 +6,13 @@ FiftyOne is not part of `make install` (1.1 GB with its database, and OpenCV bel
 import pytest
 from conftest import ColourPipeline
 from qdrant_client import QdrantClient
-from service_app import BOTTOM, TOP, fill
+from service_app import BLUE, BOTTOM, RED, TOP, fill, png, shelf
 
 pytest.importorskip("fiftyone", reason="fiftyone is not installed: it takes 1.1 GB and another OpenCV")
 import fiftyone as fo
 import fiftyone.brain as fob
 
+from soir_qdrant import SoirIngestor
 from soir_qdrant.errors import ConfigError
 from soir_qdrant.integrations.fiftyone import SoirSimilarityConfig
 
@@ -87,6 +88,17 @@ def index(dataset, client):
 
 def names(view):
     return [path.rpartition("/")[2] for path in view.values("filepath")]
+
+
+def test_vectors_come_out_of_a_collection_that_keeps_objects_too(photos):
+    client = QdrantClient(":memory:")
+    photos.mkdir()
+    (photos / "a.png").write_bytes(png(shelf(RED, BLUE)))
+    SoirIngestor(client, "shelves", pipeline=ColourPipeline(), keep_objects=True).add(photos, progress=False)
+    samples = Samples({f"{0:024x}": str(photos / "a.png")})
+    index = SoirSimilarityConfig(collection="shelves").build().initialize(samples, "soir")
+    vectors, ids, _ = index.use(client, ColourPipeline()).get_embeddings([f"{0:024x}"])
+    assert (vectors.shape, list(ids)) == ((1, 12), [f"{0:024x}"])
 
 
 def test_a_box_finds_the_samples_that_hold_the_thing_and_where(index, photos):

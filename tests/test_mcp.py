@@ -107,7 +107,12 @@ def test_words_find_images_where_the_profile_reads_them(photos):
 
 def test_files_outside_the_folders_are_not_opened(server, tmp_path):
     Image.fromarray(shelf(RED, RED)).save(tmp_path / "secret.png")
-    for path in (tmp_path / "secret.png", tmp_path / "photos" / ".." / "secret.png"):
+    scan, link = tmp_path / "secret.tif", tmp_path / "photos" / "link.tif"
+    pages = [Image.fromarray(shelf(RED, RED)), Image.fromarray(shelf(RED, BLUE))]
+    pages[0].save(scan, save_all=True, append_images=pages[1:])
+    link.symlink_to(scan)
+    outside = (tmp_path / "secret.png", tmp_path / "photos" / ".." / "secret.png", link, f"{link}#page=2")
+    for path in outside:
         answer, images = ask(server, "search_by_image", image=str(path))
         assert "outside the folders" in answer
         assert not images

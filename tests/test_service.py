@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -21,6 +22,7 @@ from service_app import BLUE, BOTTOM, GREEN, RED, TOP, fill, ids, names, png, se
 
 from soir_qdrant import Pipeline, SoirIngestor
 from soir_qdrant.errors import ServerError
+from soir_qdrant.service import pictures
 
 
 @pytest.fixture
@@ -452,3 +454,39 @@ def test_a_mask_that_is_cut_off_is_named(web):
 def test_an_id_of_too_many_digits_is_no_id(web):
     answer = web.get(f"/v1/collections/shelves/images/{'9' * 5000}")
     assert (answer.status_code, "ids are whole numbers" in answer.json()["detail"]) == (422, True)
+
+
+def test_words_that_were_read_on_an_object_are_shown_with_it(web):
+    client = web.service.client
+    (point, *_), _ = client.scroll("shelves")
+    objects = [{**item, "text": "KETCHUP"} for item in point.payload["soir"]["objects"]]
+    client.set_payload("shelves", {"objects": objects}, points=[point.id], key="soir")
+    shown = web.get(f"/v1/collections/shelves/images/{point.id}").json()
+    assert [item["text"] for item in shown["objects"]] == ["KETCHUP", "KETCHUP"]
+
+
+def test_the_vector_may_have_a_name(tmp_path):
+    client = QdrantClient(":memory:")
+    ingestor = SoirIngestor(client, "shelves", pipeline=ColourPipeline(), vector_name="thing")
+    ingestor.add([shelf(RED, GREEN), shelf(RED, BLUE)], progress=False)
+    with service(tmp_path, client=client, filled=False, vector_name="thing") as web:
+        assert len(names(search(web, png(shelf(RED, BLUE))))) == 2
+        assert web.get("/v1/collections/shelves/duplicates").status_code == 200
+    with service(tmp_path, client=client, filled=False) as web:
+        assert "--vector-name" in search(web, png(shelf(RED, BLUE))).json()["detail"]
+
+
+def test_a_few_images_are_decoded_for_the_page_at_once(monkeypatch):
+    load, here, at_once = pictures.load, [], []
+
+    def slow(*arguments, **options):
+        here.append(1)
+        at_once.append(len(here))
+        time.sleep(0.02)
+        here.pop()
+        return load(*arguments, **options)
+
+    monkeypatch.setattr(pictures, "load", slow)
+    with ThreadPoolExecutor(12) as pool:
+        list(pool.map(lambda _: pictures.small_jpeg(png(shelf(RED, BLUE)), 32, 10_000), range(12)))
+    assert max(at_once) == 4

@@ -1,7 +1,10 @@
 """Adding and deleting images over HTTP: jobs, their progress, and who may."""
 
 import json
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from conftest import ColourPipeline, picture
@@ -93,6 +96,37 @@ def test_files_that_are_sent_are_kept_under_names_of_their_own_and_their_content
     refused = web.post(NEW, files=[("images", ("x.png", b"no picture"))])
     assert refused.status_code == 422
     assert "x.png" in refused.json()["detail"]
+
+
+def test_of_a_request_that_is_refused_no_file_stays(web, folders, monkeypatch):
+    good, bad = ("images", ("a.png", png(shelf(RED, BLUE)))), ("images", ("b.png", b"no picture"))
+    assert web.post(NEW, files=[good, bad]).status_code == 422
+    monkeypatch.setattr("soir_qdrant.service.jobs.MAX_WAITING", 0)
+    assert web.post(NEW, files=[good]).status_code == 503
+    assert list((folders / "uploads").iterdir()) == []
+
+
+def test_one_file_may_be_sent_twice_at_once(web, folders, monkeypatch):
+    written, write = threading.Barrier(2, timeout=20), Path.write_bytes
+
+    def write_with_the_other(path, data):
+        write(path, data)
+        written.wait()
+
+    monkeypatch.setattr(Path, "write_bytes", write_with_the_other)
+    files = [("images", ("a.png", png(shelf(RED, BLUE))))]
+    with ThreadPoolExecutor(2) as pool:
+        answers = list(pool.map(lambda _: web.post(NEW, files=files).status_code, range(2)))
+    assert answers == [202, 202]
+    assert [file.suffix for file in (folders / "uploads").iterdir()] == [".png"]
+
+
+def test_all_that_failed_are_counted_though_the_first_alone_are_named(web, folders, monkeypatch):
+    monkeypatch.setattr("soir_qdrant.service.jobs.MAX_FAILURES", 1)
+    (folders / "root" / "day" / "broken too.jpg").write_bytes(b"no picture")
+    assert len(finished(web, web.post(NEW, json={"paths": ["day"]}))["failed"]) == 1
+    last = web.get("/v1/collections/new/ingest").json()
+    assert (last["failures"], len(last["failed"])) == (2, 1)
 
 
 def test_nothing_outside_the_folders_can_be_added(web, folders):

@@ -7,6 +7,7 @@ from browser import choose, chromium, drag, hit_names, rows, running, shoot, sta
 from conftest import ColourPipeline
 from PIL import Image
 from qdrant_client import QdrantClient
+from qdrant_client.models import PointStruct
 from service_app import BLUE, BOTTOM, GREEN, RED, TOP, Reading, fill, png, shelf
 
 from soir_qdrant import Pipeline, SoirIngestor
@@ -132,6 +133,31 @@ def test_an_address_shows_others_the_same_and_back_goes_back(page, browser):
     page.go_back()
     page.wait_for_url(lambda url: "south" not in url)
     status(page, "3 pictures")
+
+
+def test_previous_after_back_is_the_page_before(browser, tmp_path):
+    client = QdrantClient(":memory:")
+    fill(client, tmp_path)
+    (point, *_), _ = client.scroll("shelves", with_vectors=True)
+    more = [PointStruct(id=i, vector=point.vector, payload=point.payload) for i in range(60)]
+    client.upsert("shelves", more)
+    with running(client, rate=0) as origin:
+        page = browser.new_page()
+        page.goto(origin)
+        status(page, "63 pictures")
+        shown = []
+        for button in ("#browse", "#next", "#next"):
+            page.click(button)
+            page.wait_for_url(lambda url: "browse" in url and url not in shown)
+            page.wait_for_selector("#results:not([aria-busy])")
+            shown.append(page.url)
+        page.go_back()
+        page.wait_for_url(shown[1])
+        page.wait_for_selector("#results:not([aria-busy])")
+        page.click("#previous")
+        page.wait_for_selector("#previous[disabled]")
+        assert page.url == shown[0]
+        page.close()
 
 
 def test_more_like_this_and_not_this(page):

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from soir_qdrant.cli.groups import Models, Server, grouped
-from soir_qdrant.cli.serve import CollectionsOption, MaxOption, StoreOption
+from soir_qdrant.cli.serve import CollectionsOption, MaxOption, StoreOption, VectorNameOption
 
 RootOption = Annotated[
     list[Path] | None,
@@ -22,6 +22,7 @@ def mcp(
     models: Models,
     collection: CollectionsOption = None,
     namespace: Annotated[str | None, typer.Option(help="show the images of this one alone")] = None,
+    vector_name: VectorNameOption = None,
     root: RootOption = None,
     store: StoreOption = None,
     max_mb: MaxOption = 20,
@@ -34,6 +35,7 @@ def mcp(
     settings = ServiceSettings(
         collections=tuple(collection) if collection else None,
         namespace=namespace,
+        vector_name=vector_name,
         roots=tuple(root) if root else None,
         stores=tuple(store or ()),
         max_bytes=max_mb * 1_000_000,

@@ -19,6 +19,9 @@ HostOption = Annotated[str, typer.Option(help="address; any but this machine's o
 TokenOption = Annotated[
     str | None, typer.Option(envvar="SOIR_TOKEN", help="what clients must present; better as the variable")
 ]
+VectorNameOption = Annotated[
+    str | None, typer.Option("--vector-name", help="of our vector, in collections that have others")
+]
 RootOption = Annotated[
     list[Path] | None, typer.Option("--root", help="open images below this folder only; repeatable")
 ]
@@ -44,6 +47,7 @@ def serve(
     models: Models,
     collection: CollectionsOption = None,
     namespace: Annotated[str | None, typer.Option(help="show the images of this one alone")] = None,
+    vector_name: VectorNameOption = None,
     host: HostOption = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
     token: TokenOption = None,
@@ -65,6 +69,7 @@ def serve(
         token=token or None,
         collections=tuple(collection) if collection else None,
         namespace=namespace,
+        vector_name=vector_name,
         roots=tuple(root) if root else None,
         stores=tuple(store or ()),
         writable=writable,

@@ -194,8 +194,9 @@ class SoirSimilarityIndex(SimilarityIndex):  # type: ignore[misc]
             raise ConfigError("the index is of whole images: it has no vectors of labels")
         wanted = self._files(sample_ids)
         by_file = {
-            uri: record.vector
+            uri: vector
             for record in self._records(list(wanted.values()))
+            if (vector := self.searcher.store.dense(record.vector)) is not None
             for uri in (record.payload or {})["soir"]["uris"]
         }
         stored = {id: by_file[file] for id, file in wanted.items() if file in by_file}

@@ -17,6 +17,7 @@ from qdrant_client.client_base import QdrantBase
 
 from soir_qdrant.errors import ConfigError, ImageError, ObjectsError, SoirError
 from soir_qdrant.images import load
+from soir_qdrant.images.addresses import split
 from soir_qdrant.integrations.hit_fields import hit_fields
 from soir_qdrant.query import Query
 from soir_qdrant.report.html import Shown, drawn
@@ -56,8 +57,8 @@ def create_server(
     Args:
         client: of Qdrant.
         pipeline: makes the pipeline; called by the first search.
-        settings: of the service, those that hold here too: `collections`, `namespace`, `roots` (images are opened
-            below these folders only, the query's too), `max_bytes`, `max_pixels`.
+        settings: of the service, those that hold here too: `collections`, `namespace`, `vector_name`, `roots` (images
+            are opened below these folders only, the query's too), `max_bytes`, `max_pixels`.
 
     Raises:
         ConfigError: where the package mcp is missing.
@@ -162,6 +163,7 @@ class _Tools:
                     self.client,
                     collection,
                     pipeline=self._pipeline,
+                    vector_name=self.settings.vector_name,
                     namespace=self.settings.namespace,
                     max_pixels=self.settings.max_pixels,
                 )
@@ -171,7 +173,8 @@ class _Tools:
         """A path below the folders, or the bytes of a data URI, once they are known to be an image."""
         if not image.startswith("data:"):
             path, folders = Path(image).expanduser(), self.settings.folders
-            if folders is not None and not any(path.resolve().is_relative_to(folder) for folder in folders):
+            file = Path(split(str(path))[0]).resolve()  # of a page or a frame, the file that is opened
+            if folders is not None and not any(file.is_relative_to(folder) for folder in folders):
                 raise ImageError(f"{image} lies outside the folders of this server (--root)")
             return str(path)
         try:

@@ -29,6 +29,7 @@ def remember(
     counts: Mapping[str, int],
     failed: Sequence[Failure],
     left_out: Sequence[str] = (),
+    failures: int | None = None,
 ) -> None:
     """Put it in the place of the one before. A run that is over does not fail for this: it is logged.
 
@@ -37,13 +38,14 @@ def remember(
         counts: such as {"added": 3, "skipped": 9}.
         failed: with reasons; the first MAX_NAMED are kept.
         left_out: of a folder; the first MAX_NAMED are kept.
+        failures: how many failed, where `failed` has the first of them alone.
     """
     if "metadata" not in inspect.signature(store.client.update_collection).parameters:
         return
     record = {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "counts": dict(counts),
-        "failures": len(failed),
+        "failures": len(failed) if failures is None else failures,
         "failed": [{"name": one.name, "reason": one.reason[:MAX_REASON]} for one in failed[:MAX_NAMED]],
         "left_out": list(left_out[:MAX_NAMED]),
     }

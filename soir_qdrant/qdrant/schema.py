@@ -130,7 +130,9 @@ def check_vectors(
     if params is None:
         names = ", ".join(repr(name) if name else "an unnamed one" for name in named) or "none at all"
         wanted = f"no vector {vector_name!r}" if vector_name else "no unnamed vector"
-        raise CollectionError(f"{where} has {wanted}, but {names}: give vector_name, or another collection")
+        raise CollectionError(
+            f"{where} has {wanted}, but {names}: give vector_name (--vector-name), or another collection"
+        )
     if params.multivector_config is not None or params.distance != models.Distance.COSINE:
         kind = "multivectors" if params.multivector_config else f"the distance {params.distance}"
         raise CollectionError(

@@ -136,6 +136,7 @@ class Backend:
                 collection,
                 pipeline=self.pipeline,
                 max_pixels=self.settings.max_pixels,
+                vector_name=self.settings.vector_name,
                 namespace=self.settings.namespace,
                 retry=RETRY,
             )
@@ -149,6 +150,7 @@ class Backend:
             collection,
             pipeline=self.pipeline,
             max_pixels=self.settings.max_pixels,
+            vector_name=self.settings.vector_name,
             namespace=self.settings.namespace or namespace,
         )
 

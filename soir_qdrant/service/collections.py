@@ -157,7 +157,7 @@ class Collections:
             "width": soir.get("width"),
             "height": soir.get("height"),
             "objects": [
-                StoredObject(**{key: item.get(key) for key in ("box", "score", "area", "label")})
+                StoredObject(**{key: item.get(key) for key in ("box", "score", "area", "label", "text")})
                 for item in soir.get("objects") or []
             ],
             "labels": list(soir.get("labels") or []),

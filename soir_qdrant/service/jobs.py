@@ -43,7 +43,8 @@ class Job:
     updated: int = 0
     skipped: int = 0
     stale: int = 0
-    failed: list[FailedImage] = field(default_factory=list)
+    failures: int = 0
+    failed: list[FailedImage] = field(default_factory=list)  # the first of them
     error: str | None = None
     cancelled: threading.Event = field(default_factory=threading.Event)
 
@@ -87,14 +88,18 @@ class Jobs:
     ) -> Job:
         """Start a job. Raises Busy where too many wait."""
         with self._lock:
-            if sum(not job.over for job in self._jobs.values()) >= MAX_WAITING:
-                raise Busy(f"{MAX_WAITING} jobs wait already: try again later", 30)
+            self.check_room()
             job = Job(secrets.token_urlsafe(9), collection, files, payload, on_exists)
             self._jobs[job.id] = job
             for old in [key for key, item in self._jobs.items() if item.over][:-MAX_REMEMBERED]:
                 del self._jobs[old]
         self._pool.submit(self._run, job)
         return job
+
+    def check_room(self) -> None:
+        """Raises Busy where so many jobs wait that the next one is refused."""
+        if sum(not job.over for job in list(self._jobs.values())) >= MAX_WAITING:
+            raise Busy(f"{MAX_WAITING} jobs wait already: try again later", 30)
 
     def get(self, id_: str) -> Job | None:
         """A job, or None where it is unknown or long over."""
@@ -137,7 +142,7 @@ class Jobs:
         counts = {"added": job.added, "updated": job.updated, "skipped": job.skipped}
         failed = [Failure(one.name, one.reason) for one in job.failed]
         store = Store(self.backend.client, job.collection, namespace=self.backend.settings.namespace)
-        remember(store, counts, failed)
+        remember(store, counts, failed, failures=job.failures)
 
     def _one(self, job: Job, path: Path) -> IngestReport:
         try:
@@ -154,6 +159,7 @@ class Jobs:
         job.updated += report.updated
         job.skipped += report.skipped
         job.stale += report.stale
+        job.failures += len(report.failed)
         if len(job.failed) < MAX_FAILURES:
             reasons = [failure.reason.replace(str(path), name) for failure in report.failed]
             job.failed += [FailedImage(name=name, reason=reason) for reason in reasons]

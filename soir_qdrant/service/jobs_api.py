@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import stat
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator
@@ -104,27 +105,29 @@ async def _uploaded(request: Request, backend: Backend) -> tuple[list[tuple[str,
     folder = backend.settings.uploads
     if folder is None:
         raise NotAllowed("this service keeps no new files: start it with --uploads FOLDER, or give paths")
-    files = []
+    backend.jobs.check_room()
     async with form_of(request, MAX_FILES) as form:
         payload = parsed(dict[str, Any], str(form.get("payload") or "{}").encode())
-        for item in form.getlist("images"):
-            if isinstance(item, UploadFile):
-                data, name = await item.read(), str(item.filename or "image")[:200]
-                path = await run_in_threadpool(_store, data, name, folder, backend.settings.max_pixels)
-                files.append((name, path))
-    if not files:
+        images = [item for item in form.getlist("images") if isinstance(item, UploadFile)]
+        sent = [(str(item.filename or "image")[:200], await item.read()) for item in images]
+    if not sent:
         raise Refusal(422, "images: send at least one file of this name")
-    return files, payload
+    return await run_in_threadpool(_stored, sent, folder, backend.settings.max_pixels), payload
 
 
-def _store(data: bytes, name: str, folder: Path, max_pixels: int) -> Path:
+def _stored(sent: list[tuple[str, bytes]], folder: Path, max_pixels: int) -> list[tuple[str, Path]]:
+    """Where files were written. Raises ImageError where one is no image: then none is."""
+    kinds = [opened(data, max_pixels, name).format or "PNG" for name, data in sent]
+    return [(name, _store(data, name, folder, kind)) for (name, data), kind in zip(sent, kinds, strict=True)]
+
+
+def _store(data: bytes, name: str, folder: Path, kind: str) -> Path:
     """Where a file was written: in the folder, under a name made of its own and of its content."""
-    kind = opened(data, max_pixels, name).format or "PNG"
     suffix = _EXTENSIONS.get(kind, f".{kind.lower()}")
     stem = re.sub(r"[^\w-]+", "-", name.rpartition(".")[0] or name)[-40:].strip("-")
     path = folder.resolve() / f"{stem or 'image'}-{hashlib.sha256(data).hexdigest()[:16]}{suffix}"
     if not path.exists():
-        part = path.with_suffix(".part")
+        part = path.with_name(f"{secrets.token_hex(8)}.part")  # another request may write the same file
         part.write_bytes(data)
         part.replace(path)
     return path

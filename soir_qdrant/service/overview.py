@@ -119,7 +119,9 @@ def _layout(method: Method, count: int) -> Any:
     return TSNE(2, perplexity=perplexity, init="pca", metric="cosine", random_state=0)
 
 
-def duplicates(collections: Collections, name: str, threshold: float = SIMILAR) -> Duplicates:
+def duplicates(
+    collections: Collections, name: str, threshold: float = SIMILAR, vector_name: str | None = None
+) -> Duplicates:
     """Groups of images whose vectors are alike, by Qdrant's own distance matrix of a random sample.
 
     Args:
@@ -127,6 +129,7 @@ def duplicates(collections: Collections, name: str, threshold: float = SIMILAR) 
         name: of the collection.
         threshold: cosine of two images' vectors from which they are nearly the same. A group holds together by
             pairs: its ends may be less alike.
+        vector_name: of our vector; None: the unnamed one.
 
     Raises:
         NoCollection: where there is none.
@@ -137,7 +140,7 @@ def duplicates(collections: Collections, name: str, threshold: float = SIMILAR) 
 
     collections.check(name)
     total = collections.count(name)
-    matrix = _pairs(collections, name)
+    matrix = _pairs(collections, name, vector_name)
     pairs: list[tuple[PointId, PointId, float]] = [
         (plain_id(pair.a), plain_id(pair.b), pair.score) for pair in matrix.pairs if pair.score >= threshold
     ]
@@ -158,11 +161,11 @@ def duplicates(collections: Collections, name: str, threshold: float = SIMILAR) 
     return Duplicates(threshold=threshold, groups=groups, images=min(total, MAX_IMAGES), total=total)
 
 
-def _pairs(collections: Collections, name: str) -> models.SearchMatrixPairsResponse:
+def _pairs(collections: Collections, name: str, vector_name: str | None) -> models.SearchMatrixPairsResponse:
     try:
         return _RETRY(
             lambda: collections.client.search_matrix_pairs(
-                name, visible(collections.namespace), limit=NEIGHBOURS, sample=MAX_IMAGES
+                name, visible(collections.namespace), NEIGHBOURS, MAX_IMAGES, using=vector_name
             ),
             "compare the images",
         )

@@ -42,7 +42,8 @@ async def duplicates(
     ] = overview.SIMILAR,
 ) -> Duplicates:
     """Groups of images that are nearly the same. Of a large collection, among a random sample."""
-    return await run_in_threadpool(overview.duplicates, backend.collections, collection, threshold)
+    vector = backend.settings.vector_name
+    return await run_in_threadpool(overview.duplicates, backend.collections, collection, threshold, vector)
 
 
 @router.get("/ingest", responses=_ERRORS)

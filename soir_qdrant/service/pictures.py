@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import threading
 
 import cv2
 import numpy as np
@@ -19,6 +20,7 @@ from soir_qdrant.types import Box
 _ORIENTATION = 0x0112  # EXIF's
 HEAT_FLOOR = 0.2  # of the largest value: below it, the image is left as it is
 QUALITY = 82  # of JPEG
+_FEW = threading.Semaphore(4)  # images decoded at once for the page: a large one takes hundreds of megabytes
 
 
 def opened(data: bytes, max_pixels: int, name: str = "the image") -> Image.Image:
@@ -73,13 +75,14 @@ def small_jpeg(data: bytes, side: int, max_pixels: int, box: Box | None = None) 
             damaged.
     """
     image = _head(data, "the image")
-    if image.format == "JPEG" and box is None:
-        upright = _upright_jpeg(image, side, max_pixels)
-    else:
-        loaded = load(data, name="the image", max_pixels=max_pixels, reduce=True)
-        upright = Image.fromarray(loaded.rgb)
-        upright = upright if box is None else _cut(upright, loaded.here(box))
-    upright.thumbnail((side, side), Image.Resampling.LANCZOS)
+    with _FEW:
+        if image.format == "JPEG" and box is None:
+            upright = _upright_jpeg(image, side, max_pixels)
+        else:
+            loaded = load(data, name="the image", max_pixels=max_pixels, reduce=True)
+            upright = Image.fromarray(loaded.rgb)
+            upright = upright if box is None else _cut(upright, loaded.here(box))
+        upright.thumbnail((side, side), Image.Resampling.LANCZOS)
     stream = io.BytesIO()
     upright.save(stream, "JPEG", quality=QUALITY)
     return stream.getvalue()

@@ -23,6 +23,7 @@ class ServiceSettings:
         token: what a client must present, as a bearer token or once on the page; None lets everyone in.
         collections: names that may be used; None allows all.
         namespace: only its images exist for this service; None: the whole collection.
+        vector_name: of our vector, in collections that have others; None: the unnamed one.
         roots: folders; only images below them are opened. None: any file that the collection names and
             whose content is still what was ingested.
         stores: addresses such as s3://bucket/photos; images of the collection that lie below one are opened. None are
@@ -46,6 +47,7 @@ class ServiceSettings:
     token: str | None = None
     collections: tuple[str, ...] | None = None
     namespace: str | None = None
+    vector_name: str | None = None
     roots: tuple[Path, ...] | None = None
     stores: tuple[str, ...] = ()
     writable: bool = False

@@ -99,7 +99,7 @@ async function search(push = true) {
   running?.abort();
   running = new AbortController();
   const { signal } = running;
-  if (push) history.pushState(null, "", toAddress(state) || location.pathname);
+  if (push) history.pushState({ earlier: [...earlier] }, "", toAddress(state) || location.pathname);
   if (!state.query) return greet();
   byId("results").setAttribute("aria-busy", "true");
   say(isView(state.query) ? "Looking through the collection …" : "Searching …");
@@ -238,6 +238,7 @@ async function fillFilters() {
 /** Show what an address says. */
 async function restore() {
   state = fromAddress(location.search);
+  earlier.splice(0, earlier.length, ...(history.state?.earlier ?? (state.query?.after ? [null] : [])));
   const first = service.collections.find(({ count }) => count) ?? service.collections[0];
   state.collection ||= first?.name ?? "";
   byId("collection").value = state.collection;
