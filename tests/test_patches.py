@@ -15,7 +15,17 @@ from soir_qdrant.contracts import Encoder
 from soir_qdrant.errors import ConfigError
 from soir_qdrant.ingest.ingestor import SoirIngestor
 from soir_qdrant.pipeline import Pipeline
-from soir_qdrant.pooling.patches import PatchProjection, described, late_interaction, under_mask
+from soir_qdrant.pooling.patches import (
+    READ,
+    PatchProjection,
+    Projected,
+    described,
+    late_interaction,
+    projection_digest,
+    row_dim,
+    under_mask,
+)
+from soir_qdrant.pooling.whitening import Whitening
 from soir_qdrant.qdrant.payload import pack_patches, unpack_patches
 from soir_qdrant.search.searcher import SoirSearcher
 from soir_qdrant.types import Vector
@@ -105,6 +115,56 @@ def test_only_what_lies_under_the_mask_counts() -> None:
         np.testing.assert_allclose(one, other, atol=1e-6)
     assert [len(one) for one in found] == [4, 8]
     assert all(np.allclose(np.linalg.norm(one, axis=1), 1, atol=1e-5) for one in found)
+
+
+def test_a_patch_counts_by_its_share_under_the_mask_and_not_by_its_middle() -> None:
+    mask = np.zeros((1, 32, 32), np.float32)
+    mask[0, :8, :8] = 1
+    mask[0, 18:22, 18:22] = 1  # the middle of a patch, a quarter of it
+    patches = np.random.default_rng(0).normal(size=(1, 4, 4, 8))
+    (patch,) = described(patches, mask, Projected(8))
+    np.testing.assert_allclose(patch, Projected(8)(patches[0, :1, 0]), atol=1e-6)
+
+
+def test_a_projection_is_a_layer_norm_and_then_the_whitening_of_the_unit_row() -> None:
+    rng = np.random.default_rng(0)
+    mean, weight, bias = rng.normal(size=(3, 5)).astype(np.float32)
+    matrix, tokens = rng.normal(size=(5, 8)).astype(np.float32), rng.normal(size=(2, 3, 5))
+    projection = PatchProjection(mean, matrix, weight, bias, eps=0.2, scale=0.5)
+    normal = torch.nn.functional.layer_norm(
+        torch.tensor(tokens), (5,), torch.tensor(weight).double(), torch.tensor(bias).double(), 0.2
+    )
+    expected = (torch.nn.functional.normalize(normal, dim=-1).numpy() / 2 - mean) @ matrix
+    expected /= np.linalg.norm(expected, axis=-1, keepdims=True)
+    assert projection.dim == 8
+    np.testing.assert_allclose(projection(tokens), expected, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(Projected(5)(tokens), axis=-1), 1, atol=1e-6)
+
+
+def whitening(dim: int, seed: int = 0, features: int = 2) -> Whitening:
+    rng = np.random.default_rng(seed)
+    mean, variance = rng.normal(size=24 * features), np.ones(dim)
+    return Whitening(
+        *(x.astype(np.float32) for x in (mean, rng.normal(size=(24 * features, dim)), variance)), ""
+    )
+
+
+@pytest.mark.parametrize(("dim", "numbers"), [(20, 16), (64, 64), (100, 64)])
+def test_patchof_patches_are_whole_bytes_of_signs(dim: int, numbers: int) -> None:
+    assert row_dim(whitening(dim)) == numbers
+
+
+def test_a_projection_is_named_by_what_is_in_it() -> None:
+    class Wide:
+        dim, width = 24, 24
+
+    def digest(features: tuple[str, ...], **options: int) -> int:
+        return projection_digest(whitening(20, features=len(features), **options), features, Wide())
+
+    two = digest(("cls", READ))
+    assert 0 < two < 2**48
+    assert two == digest(("cls", READ))
+    assert len({two, digest(("cls", READ), seed=1), digest((READ, "cls")), digest((READ,))}) == 4
 
 
 def test_one_token_is_whitened_as_the_mean_of_equal_ones_is(shipped_encoder: Encoder) -> None:
