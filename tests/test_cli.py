@@ -54,6 +54,17 @@ def test_the_package_and_its_help_load_no_torch():
         (["ingest", "."], 2, "--path FOLDER or --url URL"),
         (["search", "x.png", "--box", "1,2,3", "--path", "db"], 2, "x0,y0,x1,y1"),
         (["search", "x.png", "--filter", '{"must": 3}', "--path", "db"], 2, "Qdrant filter"),
+        (
+            ["search", "--text-in-image", "milk", "--save-html", "a.html", "--path", "made"],
+            2,
+            "--save-html belongs to a query",
+        ),
+        (["search", "--text-in-image", "milk", "--box", "1,2,3,4", "--path", "made"], 2, "--box belongs to"),
+        (
+            ["search", "--text-in-image", "milk", "--limit", "3", "--path", "made"],
+            3,
+            "no collection 'images'",
+        ),
         (["info", "--path", "made", "--collection", "none"], 3, "no collection 'none'"),
         (["info", "--path", "typo"], 3, "typo: no embedded Qdrant there"),
         (["search", "x.png", "--path", "db", "--url", "http://localhost"], 2, "choose one"),

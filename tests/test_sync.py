@@ -230,6 +230,32 @@ def test_two_images_become_equal(folder, pipeline):
     assert len(pipeline.calls) == calls
 
 
+class WithPatches(ColourPipeline):
+    """Patches cost it nothing."""
+
+    has_patches = True
+
+    def scenes(self, images, objects=None, seconds=None, *, patches=False):
+        self.patches = patches
+        return super().scenes(images, objects, seconds)
+
+
+@pytest.mark.parametrize(
+    "options", [{"code_vectors": "scalar"}, {"object_patches": False}, {"object_codes": 8}]
+)
+def test_a_collection_goes_on_as_it_was_made(client, folder, options):
+    ingestor(client, WithPatches(), **options).add(folder)
+    before, pipeline = stored(client), WithPatches()
+    adder = ingestor(client, pipeline)
+    assert adder.sync(folder).counts == {}
+    assert adder.add(folder, on_exists="update").skipped == 6
+    assert adder.add(folder, on_exists="replace").updated == 6
+    assert pipeline.patches == ("object_codes" in options)
+    assert stored(client) == before
+    if "object_codes" in options:  # unless it is told otherwise
+        assert ingestor(client, WithPatches(), object_codes=4).sync(folder).counts == {"stale": 6}
+
+
 def test_another_recipe_is_stale_and_given_objects_stay(folder):
     client = QdrantClient(":memory:")
     adder = ingestor(client)

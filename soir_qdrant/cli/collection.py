@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -21,6 +21,7 @@ from soir_qdrant.cli.options import (
     JsonOption,
     MaxPixelsOption,
     box_of,
+    check_chosen,
     collection_info,
     collection_names,
     filter_of,
@@ -138,8 +139,12 @@ HtmlOption = Annotated[Path | None, typer.Option(help="write a page: the hits, b
 PngOption = Annotated[Path | None, typer.Option(help="write the hits as one image")]
 
 
+TEXT_ALONE = {"text_in_image", "filter_", "limit", "as_json"}  # what a search without a query reads
+
+
 @grouped
 def search(
+    context: typer.Context,
     server: Server,
     target: Target,
     models: Models,
@@ -167,6 +172,8 @@ def search(
 
     place, conditions = box_of(box), filter_of(filter_)
     if text_in_image and query is None and text is None:
+        of_groups = {field.name for group in (Server, Target) for field in fields(group)}
+        check_chosen(context, TEXT_ALONE | of_groups, "belongs to a query: give QUERY or --text too")
         reading = SoirSearcher(server.client(), **target.place, **server.requests)
         _print_hits(find_text(reading, text_in_image, limit=limit, filter=conditions), as_json)
         return

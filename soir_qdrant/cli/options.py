@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -24,6 +25,14 @@ def box_of(text: str | None) -> tuple[float, float, float, float] | None:
     except ValueError:
         raise typer.BadParameter(f"--box {text!r}: give four numbers, x0,y0,x1,y1") from None
     return x0, y0, x1, y1
+
+
+def check_chosen(context: typer.Context, allowed: Collection[str], why: str) -> None:
+    """Raises BadParameter where the command line has another option than these. allowed: names of parameters."""
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if source and source.name == "COMMANDLINE" and parameter.name not in allowed:
+            raise typer.BadParameter(f"{parameter.opts[0]} {why}")
 
 
 def filter_of(text: str | None) -> Any:

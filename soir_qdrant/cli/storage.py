@@ -1,4 +1,4 @@
-"""Options of `soir ingest`: what is kept of each image, and the Ray cluster that makes it."""
+"""Options of what fills a collection: what is kept of each image, and the Ray cluster that makes it."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Storage:
     object_patches: Annotated[
         bool | None,
         typer.Option(
-            help="store every object's patches, 0.8 kB each, which order the hits better; if not given, where the "
-            "encoder has them at hand"
+            help="store every object's patches, 0.8 kB each, which order the hits better; if not given, as the "
+            "collection was made, by default where the encoder has them at hand"
         ),
     ] = None
     quantization: Annotated[Preset | None, typer.Option(help="of a new collection, on a server")] = None

@@ -11,6 +11,7 @@ import typer
 from soir_qdrant.cli.console import out, print_json
 from soir_qdrant.cli.groups import Models, Reading, Server, Target, grouped, open_ingestor
 from soir_qdrant.cli.options import BatchOption, JsonOption
+from soir_qdrant.cli.storage import Storage
 
 if TYPE_CHECKING:
     from soir_qdrant.ingest.sync import SyncReport
@@ -27,6 +28,7 @@ def sync(
     target: Target,
     models: Models,
     reading: Reading,
+    storage: Storage,
     keep: KeepOption = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print what would be done, do nothing")] = False,
     batch_size: BatchOption = 8,
@@ -35,7 +37,7 @@ def sync(
     """Bring a collection in step with a folder: new, changed, moved, renamed and vanished images."""
     from soir_qdrant.qdrant.last_ingest import remember
 
-    ingestor = open_ingestor(server, target, models, reading)
+    ingestor = open_ingestor(server, target, models, reading, **storage.options)
     report = ingestor.sync(folder, keep=keep, dry_run=dry_run, batch_size=batch_size)
     if report.done:
         remember(ingestor.store, report.counts, report.failed, report.left_out)
@@ -50,6 +52,7 @@ def watch(
     target: Target,
     models: Models,
     reading: Reading,
+    storage: Storage,
     keep: KeepOption = False,
     settle: Annotated[
         float, typer.Option(min=0.1, help="seconds without a change before images are read")
@@ -57,7 +60,7 @@ def watch(
     as_json: JsonOption = False,
 ) -> None:
     """Sync now and after every change in the folder, until interrupted."""
-    ingestor = open_ingestor(server, target, models, reading)
+    ingestor = open_ingestor(server, target, models, reading, **storage.options)
     ingestor.watch(folder, keep=keep, settle=settle, on_report=lambda report: show(report, as_json=as_json))
 
 

@@ -16,6 +16,7 @@ from soir_qdrant.assembly import make_pipeline, profile_of, served_pipeline
 from soir_qdrant.errors import ConfigError
 from soir_qdrant.images import Images, LeftOut, ReadOptions
 from soir_qdrant.ingest.corrections import remove, update_payload
+from soir_qdrant.ingest.details import Details
 from soir_qdrant.ingest.outcome import IngestStopped as IngestStopped
 from soir_qdrant.ingest.outcome import ShowProgress, bar, broken_off, unreadable, with_report
 from soir_qdrant.ingest.outcome import summary as summary
@@ -35,8 +36,6 @@ if TYPE_CHECKING:
     from soir_qdrant.serving.runtime import Runtime
 
 T = TypeVar("T")
-CODES = 256  # numbers of each object's vector in the payload; see docs/concepts/search.md
-SHORT_CODES = 64  # the same where code vectors order the hits, and those of the payload only tell the box
 PerImage: TypeAlias = Iterable[T] | Mapping[str, T]
 
 
@@ -57,11 +56,12 @@ class SoirIngestor:
             `search(rerank="objects")`; an existing collection that has it gets them in any case.
         object_codes: how many numbers of each object's vector to keep in the payload, one byte each, so that
             a hit can name the object that matched, and `search(rerank="codes")` finds more; 0 for none; None
-            is 256, or 64 with `code_vectors`.
+            is as the collection was made, by default 256, or 64 where it has code vectors.
         code_vectors: of a new collection: keep the codes as a multivector too, in this form, so that Qdrant itself
             orders hits by them and sends their payloads alone (docs/concepts/search.md).
         object_patches: also keep each object's patches there, 0.8 kB an object, so that `search` orders hits by them
-            too; None: where the pipeline has them at hand, and Qdrant is not to order by codes.
+            too; None: as the collection was made, by default where the pipeline has them at hand, and Qdrant is not
+            to order by codes.
         quantization: of a new collection: "scalar" (a quarter of the memory), "turbo" (1/8), "binary" (1/32), or a
             configuration of Qdrant; searches then rescore twice as many candidates by the vectors on disk
             (docs/concepts/search.md).
@@ -93,8 +93,6 @@ class SoirIngestor:
         retry: Retry | None = None,
         code_vectors: Quantization | None = None,
     ) -> None:
-        if object_codes is not None and object_codes < 0:
-            raise ConfigError(f"object_codes {object_codes}: give 0 for none, or how many numbers to keep")
         quantization_of(quantization)  # refused here rather than after the first images
         self.store = Store(
             client,
@@ -109,9 +107,7 @@ class SoirIngestor:
         self.profile = profile
         self.keep_objects = keep_objects
         self.quantization = quantization
-        default = SHORT_CODES if code_vectors else CODES
-        self.object_codes = default if object_codes is None else object_codes
-        self.object_patches = object_patches
+        self.details = Details(object_codes, object_patches)
         reading = reading or ReadOptions()
         self.reading = reading if max_pixels is None else replace(reading, max_pixels=max_pixels)
         self._pipeline = served_pipeline(pipeline, profile, runtime)
@@ -288,7 +284,6 @@ class SoirIngestor:
             on_exists=on_exists,
             keep_objects=self.keep_objects,
             quantization=self.quantization,
-            object_codes=self.object_codes,
-            object_patches=self.object_patches,
+            details=self.details,
             reading=self.reading,
         )

@@ -16,9 +16,10 @@ from soir_qdrant import recipe
 from soir_qdrant.errors import SoirError, without_password
 from soir_qdrant.geometry.user_objects import fit_objects
 from soir_qdrant.images import ReadOptions
+from soir_qdrant.ingest.details import Details
 from soir_qdrant.ingest.places import Places, keeps_own_id, place_of
 from soir_qdrant.ingest.reading import decode_all, decoded, read_all, within_budget
-from soir_qdrant.ingest.scenes import keeps_patches, scenes_of
+from soir_qdrant.ingest.scenes import scenes_of
 from soir_qdrant.ingest.sources import Item
 from soir_qdrant.ingest.writing import Writer
 from soir_qdrant.qdrant.collection import Store
@@ -44,8 +45,7 @@ class Run:
     on_exists: OnExists
     keep_objects: bool
     quantization: Quantization | None
-    object_codes: int
-    object_patches: bool | None
+    details: Details
     reading: ReadOptions
     images: dict[PointId, tuple[str, Place | None]] = field(default_factory=dict)  # content and place, by id
     copies: list[Item] = field(default_factory=list)  # of images that were met before
@@ -116,7 +116,8 @@ class Run:
             return
         dim, fingerprint = self.prepare()
         keep = self.keep_objects or recipe.SCENE in fingerprint  # regions of a whole image are searched
-        self.store.create(dim, fingerprint, keep_objects=keep, quantization=self.quantization)
+        details, quantization = self.details.chosen, self.quantization
+        self.store.create(dim, fingerprint, keep_objects=keep, quantization=quantization, details=details)
         self.opened = True
         self.places.looks = self.store.info is None or self.store.info.points_count != 0
 
@@ -133,8 +134,8 @@ class Run:
 
     def recipe_of(self, objects: Iterable[SceneObject] | None) -> str:
         """Short hash of all that makes a point. objects: the user's; None: they are detected."""
-        patches = keeps_patches(self.object_patches, self.pipeline(), self.store)
-        return recipe.of_point(self.recipe, codes=self.object_codes, patches=patches, objects=objects)
+        codes, patches = self.details.of(self.store, self.pipeline())
+        return recipe.of_point(self.recipe, codes=codes, patches=patches, objects=objects)
 
     def loaded(self, future: Future[tuple[list[Item], float]]) -> list[Item]:
         """Those that the other thread got through; the rest have failed."""
@@ -234,7 +235,7 @@ class Run:
                 ready.append(item)
             except (SoirError, TypeError) as error:
                 self.fail(item, str(error))
-        patches = keeps_patches(self.object_patches, self.pipeline(), self.store)
+        _, patches = self.details.of(self.store, self.pipeline())
         scenes = scenes_of(ready, self.pipeline, self.report.seconds, patches, self.fail)
         points = [point for item, scene in scenes if (point := self.point(item, scene))]
         self.book()
@@ -260,9 +261,8 @@ class Run:
         before = self.existing.get(item.id)
         equal = before is not None and before.sha256 == self.images[item.id][0]
         places = with_places([item.place] if item.place else [], before.places if before and equal else [])
-        origin = Origin(
-            self.encoder, item.recipe, self.store.namespace, self.object_codes, item.objects is not None
-        )
+        codes, _ = self.details.of(self.store, self.pipeline())
+        origin = Origin(self.encoder, item.recipe, self.store.namespace, codes, item.objects is not None)
         try:
             payload = build_payload(decoded(item), scene, origin, item.payload, places)
             point = self.points.point(item.id, scene, payload)

@@ -13,7 +13,6 @@ from soir_qdrant.types import Scene
 
 if TYPE_CHECKING:
     from soir_qdrant.pipeline import Pipeline
-    from soir_qdrant.qdrant.collection import Store
 
 log = logging.getLogger(__name__)
 _FATAL = (WeightsError, ConfigError, CollectionError, ServerError)  # would come back for every image
@@ -51,11 +50,3 @@ def scenes_of(
         kind = "" if isinstance(error, SoirError) else f"{type(error).__name__}: "
         fail(items[0], f"{kind}{error}")
         return []
-
-
-def keeps_patches(wanted: bool | None, pipeline: Pipeline, store: Store) -> bool:
-    """Whether each object's patches are stored. wanted: the user's word; None: where they cost no pass of their own,
-    and Qdrant is not to order by codes."""
-    if wanted is None:
-        return pipeline.has_patches and not store.code_vectors
-    return wanted

@@ -32,6 +32,7 @@ from soir_qdrant.qdrant.schema import (
     is_quantized,
     metadata_of,
     quantization_of,
+    stored_details,
     stored_fingerprint,
     vectors_config,
 )
@@ -79,6 +80,7 @@ class Store(Caller):
         quantization_of(code_vectors)  # refused here rather than after the first images
         self.code_vectors = code_vectors
         self.code_numbers = 0
+        self.details: Mapping[str, Any] = {}  # what was chosen when the collection was made
         self.info: models.CollectionInfo | None = None  # what `open` saw
 
     # -- the collection ------------------------------------------------------------------------------------
@@ -90,15 +92,16 @@ class Store(Caller):
         *,
         keep_objects: bool = False,
         quantization: Quantization | None = None,
+        details: Mapping[str, Any] | None = None,
     ) -> None:
         """Make the collection if there is none, then `open` it. keep_objects: with the multivector.
-        quantization: see `schema.vectors_config`; an existing collection has its own.
+        quantization: see `schema.vectors_config`; an existing collection has its own. details: chosen for it.
 
         An existing collection decides for itself whether it keeps object vectors. Raises CollectionError
         as `open` does, and where keep_objects is asked of a collection made without.
         """
         if not self.exists():
-            self._create(fingerprint, self._vectors(dim, keep_objects, quantization))
+            self._create(self._vectors(dim, keep_objects, quantization), metadata_of(fingerprint, details))
         info = self.open(dim, fingerprint)
         self._check_sharding(info)
         if keep_objects and not self.has_objects:
@@ -123,10 +126,10 @@ class Store(Caller):
     def exists(self) -> bool:
         return self.call("look for", self.client.collection_exists)
 
-    def _create(self, fingerprint: Mapping[str, Any], vectors: Any) -> None:
+    def _create(self, vectors: Any, metadata: Mapping[str, Any]) -> None:
         extra = {}
         if "metadata" in inspect.signature(self.client.create_collection).parameters:
-            extra["metadata"] = metadata_of(fingerprint)
+            extra["metadata"] = metadata
         try:
             self.call("create", self.client.create_collection, vectors_config=vectors, **extra)
         except Refused:
@@ -182,6 +185,7 @@ class Store(Caller):
         self.dim, self.has_objects = check_vectors(info, self.collection, self.vector_name, dim)
         self.quantized = is_quantized(info, self.vector_name)
         self.code_numbers = code_numbers(info)
+        self.details = stored_details(info)
         if fingerprint is not None:
             self._check_origin(info, fingerprint)
         self.info = info

@@ -112,9 +112,9 @@ def code_numbers(info: models.CollectionInfo) -> int:
     return codes.size if codes and codes.multivector_config else 0
 
 
-def metadata_of(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
-    """The metadata of a collection that was made for this fingerprint."""
-    return {KEY: {"fingerprint": as_json(fingerprint)}}
+def metadata_of(fingerprint: Mapping[str, Any], details: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The metadata of a collection that was made for this fingerprint. details: what was chosen for it."""
+    return {KEY: {"fingerprint": as_json(fingerprint), **({"details": dict(details)} if details else {})}}
 
 
 def check_vectors(
@@ -150,9 +150,18 @@ def check_vectors(
 def stored_fingerprint(info: models.CollectionInfo) -> dict[str, Any] | None:
     """The fingerprint in the collection's metadata, where the server (1.16 and later) and the client keep
     some."""
-    metadata = getattr(info.config, "metadata", None) or {}
-    fingerprint: dict[str, Any] | None = (metadata.get(KEY) or {}).get("fingerprint")
+    fingerprint: dict[str, Any] | None = _own_metadata(info).get("fingerprint")
     return fingerprint
+
+
+def stored_details(info: models.CollectionInfo) -> dict[str, Any]:
+    """What was chosen when the collection was made, where its metadata say so."""
+    return dict(_own_metadata(info).get("details") or {})
+
+
+def _own_metadata(info: models.CollectionInfo) -> Mapping[str, Any]:
+    metadata = getattr(info.config, "metadata", None) or {}
+    return metadata.get(KEY) or {}
 
 
 def check_fingerprint(theirs: Mapping[str, Any], ours: Mapping[str, Any], collection: str) -> None:

@@ -17,7 +17,7 @@ from qdrant_client import models
 
 from soir_qdrant.errors import ConfigError
 
-_OTHER_NAMES = {"Range": "RangeFloat"}
+_OTHER_NAMES = {"Range": "RangeFloat", "Datatype": "VectorStorageDatatype"}
 _GRAPH = {"m": 16, "ef_construct": 100, "full_scan_threshold": 10_000}  # the server's, where nothing is said
 
 
