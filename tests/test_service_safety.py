@@ -350,3 +350,52 @@ def test_methods_that_nobody_knows_are_one_series_of_the_metrics(planted):
     text = web.get("/metrics").text
     methods = {line.split('method="')[1].split('"')[0] for line in text.splitlines() if "method=" in line}
     assert methods == {"other"}
+
+
+class Pausing(ColourPipeline):
+    """Stops at a query until it may go on."""
+
+    def __init__(self):
+        super().__init__()
+        self.runs, self.go_on = threading.Event(), threading.Event()
+        self.go_on.set()
+
+    def query(self, *arguments, **options):
+        self.runs.set()
+        self.go_on.wait(60)
+        return super().query(*arguments, **options)
+
+
+def test_a_search_whose_client_goes_leaves_the_queue(tmp_path):
+    client, pipeline = QdrantClient(":memory:"), Pausing()
+    fill(client, tmp_path)
+    (point, *_), _ = client.scroll("shelves")
+    body = f'{{"query": {{"id": "{point.id}", "object": 0}}}}'.encode()
+    head = b"POST /v1/collections/shelves/search HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+    sent = head + b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+    with running(client, pipeline=pipeline) as origin:
+        place = ("127.0.0.1", int(origin.rpartition(":")[2]))
+        wait_until(lambda: httpx.get(f"{origin}/readyz").status_code == 200)
+        pipeline.runs.clear()
+        pipeline.go_on.clear()
+
+        def waiting():
+            return "soir_queue_waiting 1.0" in httpx.get(f"{origin}/metrics").text
+
+        with socket.create_connection(place, timeout=60) as first:
+            first.sendall(sent)
+            assert pipeline.runs.wait(20)
+            with socket.create_connection(place) as second:
+                second.sendall(sent)
+                wait_until(waiting)
+            wait_until(lambda: not waiting())
+            pipeline.go_on.set()
+            assert b"200 OK" in first.recv(100)
+
+
+def wait_until(is_so):
+    for _ in range(200):
+        if is_so():
+            return
+        time.sleep(0.02)
+    raise AssertionError("it never was")

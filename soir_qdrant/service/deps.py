@@ -29,13 +29,28 @@ JobId = Annotated[
 ]
 
 
-async def answered(future: Future[T], backend: Backend) -> T:
-    """The result of a task. A request that gives up, or takes too long, takes its task out of the queue."""
+async def answered(future: Future[T], backend: Backend, request: Request) -> T:
+    """The result of a task. A request whose client goes, or that takes too long, takes its task out of the queue."""
+    result, gone = asyncio.wrap_future(future), asyncio.create_task(_gone(request))
     try:
-        return await asyncio.wait_for(asyncio.wrap_future(future), backend.settings.timeout)
-    except TimeoutError:
+        await asyncio.wait(
+            (result, gone), timeout=backend.settings.timeout, return_when=asyncio.FIRST_COMPLETED
+        )
+        if result.done():
+            return result.result()
+        if gone.done():
+            raise HTTPException(408, "the client went before the answer")
         raise HTTPException(
             503,
             f"no answer within {backend.settings.timeout:.0f} s: the service is busy, try again",
             {"Retry-After": "10"},
-        ) from None
+        )
+    finally:
+        result.cancel()
+        gone.cancel()
+
+
+async def _gone(request: Request) -> None:
+    """Returns when the client has closed its connection. The request was read to its end before."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

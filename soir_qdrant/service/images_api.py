@@ -178,6 +178,7 @@ def _box(payload: dict[str, object], number: int | None, text: str | None) -> Bo
 async def heat(
     collection: Collection,
     id: ImageId,
+    request: Request,
     backend: Service,
     search: Search,
     object: ObjectNumber = None,
@@ -205,7 +206,7 @@ async def heat(
         def make() -> bytes:
             return heat_png(backend.searcher(collection).heat(query, hit), side)
 
-        data = await answered(backend.worker.submit(Priority.OVERLAY, make), backend)
+        data = await answered(backend.worker.submit(Priority.OVERLAY, make), backend, request)
         backend.thumbnails.put(key, data)
     return Response(data, media_type="image/png")
 
@@ -214,6 +215,7 @@ async def heat(
 async def mask(
     collection: Collection,
     id: ImageId,
+    request: Request,
     backend: Service,
     object: ObjectNumber = None,
     box: BoxText = None,
@@ -227,7 +229,7 @@ async def mask(
         image = load(data, name=f"image {id}", max_pixels=backend.settings.max_pixels, reduce=True)
         return mask_png(localization.mask(backend.pipeline, image, place), side)
 
-    overlay = await answered(backend.worker.submit(Priority.OVERLAY, make), backend)
+    overlay = await answered(backend.worker.submit(Priority.OVERLAY, make), backend, request)
     return Response(overlay, media_type="image/png", headers={"Cache-Control": "private, max-age=600"})
 
 

@@ -183,7 +183,9 @@ def _regular(path: Path) -> bool:
 
 
 @router.delete("/v1/collections/{collection}/images", responses=responses(404, 409, 422, 503))
-async def delete(collection: CollectionName, body: DeleteRequest, backend: Service) -> Deleted:
+async def delete(
+    collection: CollectionName, body: DeleteRequest, request: Request, backend: Service
+) -> Deleted:
     """Take images out of the collection. Their files stay where they are."""
     _may_write(backend)
     await run_in_threadpool(backend.collections.check, collection)
@@ -198,7 +200,8 @@ async def delete(collection: CollectionName, body: DeleteRequest, backend: Servi
             backend.ingestor(collection, namespace).remove(ids=own)
         return len(stored)
 
-    return Deleted(deleted=await answered(backend.worker.submit(Priority.SEARCH, remove), backend))
+    future = backend.worker.submit(Priority.SEARCH, remove)
+    return Deleted(deleted=await answered(future, backend, request))
 
 
 @router.get("/v1/jobs", responses=responses())

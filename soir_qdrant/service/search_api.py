@@ -89,7 +89,7 @@ async def search(collection: CollectionName, request: Request, backend: Service)
     else:
         body = parsed(SearchRequest, await request.body())
         fields, query, upload = body, body.query, None
-    return await run_search(collection, fields, query, upload, backend)
+    return await run_search(collection, fields, query, upload, request, backend)
 
 
 async def _form(request: Request, backend: Backend) -> tuple[SearchFields, ChangedQuery, str]:
@@ -108,6 +108,7 @@ async def run_search(
     fields: SearchFields,
     query: ChangedQuery | TextQuery,
     upload: str | None,
+    request: Request,
     backend: Backend,
 ) -> SearchAnswer:
     """Open the images in a thread, queue the search, and shape its answer."""
@@ -131,7 +132,7 @@ async def run_search(
             json.dumps(fields.model_dump(include=set(SearchFields.model_fields)), sort_keys=True),
         )
         future = backend.worker.submit_batched(key, first, run.many)
-    hits_or_groups, seconds = await answered(future, backend)
+    hits_or_groups, seconds = await answered(future, backend, request)
     total = time.perf_counter() - began
     past = PastSearch(collection, query if isinstance(query, ChangedQuery) else None)
     answer = SearchAnswer(

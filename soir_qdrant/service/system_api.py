@@ -121,7 +121,7 @@ async def objects(request: Request, backend: Service) -> DetectedObjects:
         (detected,) = backend.pipeline.find([decoded], [None])
         return [StoredObject(box=list(item.box), score=item.score, label=item.label) for item in detected]
 
-    detected = await answered(backend.worker.submit(Priority.OVERLAY, detect), backend)
+    detected = await answered(backend.worker.submit(Priority.OVERLAY, detect), backend, request)
     return DetectedObjects(upload=upload, width=known.size[0], height=known.size[1], objects=detected)
 
 

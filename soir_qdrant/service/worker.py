@@ -77,8 +77,8 @@ class ModelWorker:
 
     @property
     def waiting(self) -> int:
-        """Tasks that have not begun."""
-        return len(self._tasks)
+        """Tasks that have not begun, and that somebody waits for."""
+        return sum(not task.future.cancelled() for task in list(self._tasks))
 
     @property
     def alive(self) -> bool:
