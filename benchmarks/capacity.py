@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from soir_qdrant.config import Settings
-from soir_qdrant.ingest.ingestor import CODES
+from soir_qdrant.ingest.details import CODES
 from soir_qdrant.lab.evaluate.collect import collect
 from soir_qdrant.lab.evaluate.datasets import load
 from soir_qdrant.lab.evaluate.metrics import average_precision, ranking

@@ -18,7 +18,7 @@ from clock import clock
 from qdrant_client import QdrantClient, models
 
 from soir_qdrant import SoirSearcher
-from soir_qdrant.ingest.ingestor import CODES
+from soir_qdrant.ingest.details import CODES
 from soir_qdrant.qdrant.collection import Store
 from soir_qdrant.qdrant.identity import Place
 from soir_qdrant.qdrant.payload import Origin, build_payload
