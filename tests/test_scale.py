@@ -85,8 +85,13 @@ def test_two_actors_store_what_one_process_stores(stand_in, target, settings, im
 
     local = QdrantClient(":memory:")
     SoirIngestor(local, pipeline=Pipeline(settings)).add(images)
-    report = ingest(images, target, actors=2, batch_size=4)
+    steps = []
+    report = ingest(
+        images, target, actors=2, batch_size=4, progress=lambda done, total: steps.append((done, total))
+    )
     assert [Path(f.name).name for f in report.failed] == ["damaged.png"], report.failed[:2]
+    assert steps == sorted(steps)
+    assert steps[-1] == (COUNT + 2, COUNT + 2)
     one, other = vectors(stand_in.held), vectors(local)
     assert one.keys() == other.keys()
     for id_, vector in one.items():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +14,13 @@ from PIL.Image import Image
 
 from soir_qdrant.errors import ConfigError, ServerError
 from soir_qdrant.images import Images, LeftOut, iter_sources, uri_of
-from soir_qdrant.ingest.outcome import unreadable
+from soir_qdrant.ingest.outcome import ShowProgress, bar, unreadable
 from soir_qdrant.scale.target import Target
 from soir_qdrant.types import IngestReport
 
 PARQUET = ".parquet"
 LOCAL = "local"  # an address of Ray: started here, for this call
+_EVERY = 1.0  # seconds between two looks at how many images are done
 
 
 def ingest(
@@ -29,6 +33,7 @@ def ingest(
     gpus: float = 0,
     batch_size: int = 8,
     embed: Any = None,
+    progress: ShowProgress = True,
 ) -> IngestReport:
     """Store images like `SoirIngestor.add`, by several actors at once.
 
@@ -45,6 +50,7 @@ def ingest(
         gpus: of each; 0.5 lets two share one.
         batch_size: images at once; bounds the memory.
         embed: a subclass of `Embed`; None is that.
+        progress: as in `SoirIngestor.add`: a bar where there is a terminal, else lines in the log; False for neither.
 
     Returns:
         What became of the images. Of those that were stored by a call that was killed, this one says skipped.
@@ -60,13 +66,12 @@ def ingest(
     from soir_qdrant.scale.embed import Embed
     from soir_qdrant.scale.sink import QdrantSink
 
-    sink = QdrantSink(target)
     pool = {"compute": ray.data.ActorPoolStrategy(size=actors), "num_cpus": threads, "num_gpus": gpus or None}
     batches = {"batch_size": batch_size, "batch_format": "pyarrow", "fn_constructor_args": (target, threads)}
-    described = _dataset(images, target, left_out, batch_size, actors).map_batches(
-        embed or Embed, **batches, **pool
-    )
-    _write(described, sink)
+    dataset = _dataset(images, target, left_out, batch_size, actors)
+    with bar(progress, count := dataset.count()) as advance, _counted(ray, count, advance) as counter:
+        sink = QdrantSink(target, counter)
+        _write(dataset.map_batches(embed or Embed, **batches, **pool), sink)
     failed = sink.report.failed + unreadable(left_out)
     return replace(sink.report, failed=failed, left_out=left_out.others)
 
@@ -84,6 +89,48 @@ def _write(described: Any, sink: Any) -> None:
         ) from error
 
 
+class Counter:
+    """An actor that adds up how many images are done."""
+
+    def __init__(self) -> None:
+        self._done = 0
+
+    def add(self, images: int) -> None:
+        """So many more."""
+        self._done += images
+
+    def done(self) -> int:
+        """All of them."""
+        return self._done
+
+
+@contextmanager
+def _counted(ray: Any, count: int, advance: Callable[[int], None]) -> Iterator[Any]:
+    """A `Counter`, which is looked at again and again, and tells `advance`. count: images; blocks that are written
+    twice, after a loss, do not count beyond it."""
+    counter, over = ray.remote(num_cpus=0)(Counter).remote(), threading.Event()
+
+    def look() -> None:
+        before, last = 0, False
+        while not last:
+            last = over.wait(_EVERY)
+            done = min(ray.get(counter.done.remote()), count)
+            advance(done - before)
+            before = done
+
+    def watch() -> None:
+        with suppress(ray.exceptions.RayError):  # the run itself says so
+            look()
+
+    watching = threading.Thread(target=watch, daemon=True)
+    watching.start()
+    try:
+        yield counter
+    finally:
+        over.set()
+        watching.join()
+
+
 def _started(address: str) -> Any:
     """Ray, connected. Raises ConfigError where it is not installed."""
     try:
@@ -91,6 +138,7 @@ def _started(address: str) -> Any:
     except ImportError as error:
         raise ConfigError("ingesting with Ray needs it: pip install 'soir-qdrant[ray]'") from error
     ray.init(address=address, ignore_reinit_error=True, log_to_driver=False, configure_logging=False)
+    ray.data.DataContext.get_current().enable_progress_bars = False  # there is ours
     return ray
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import ray
 from qdrant_client import models
 from ray.data import Datasink
 from ray.data.block import BlockAccessor
@@ -24,12 +25,16 @@ class QdrantSink(Datasink[IngestReport]):  # type: ignore[misc]
     Points go in by `insert_only`, where client and server know it: a block that is written again, after a
     lost actor, changes nothing. Requests are bounded and tried again like those of `SoirIngestor`.
 
+    Args:
+        target: the collection.
+        counter: an actor whose `add` is called with the number of images of each block that was written.
+
     Attributes:
         report: what became of all images, once the dataset is written.
     """
 
-    def __init__(self, target: Target) -> None:
-        self.target = target
+    def __init__(self, target: Target, counter: Any = None) -> None:
+        self.target, self.counter = target, counter
         self.report = IngestReport()
 
     def write(self, blocks: Iterable[Any], *_: Any, **__: Any) -> IngestReport:
@@ -46,6 +51,8 @@ class QdrantSink(Datasink[IngestReport]):  # type: ignore[misc]
                 report.added += refusal is None
                 if refusal is not None:
                     report.failed.append(Failure(str(point.id), refusal))
+            if self.counter is not None:
+                ray.get(self.counter.add.remote(len(rows)))
         return report
 
     def on_write_complete(self, write_result: Any) -> None:
