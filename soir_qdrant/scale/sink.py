@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -52,7 +53,8 @@ class QdrantSink(Datasink[IngestReport]):  # type: ignore[misc]
                 if refusal is not None:
                     report.failed.append(Failure(str(point.id), refusal))
             if self.counter is not None:
-                ray.get(self.counter.add.remote(len(rows)))
+                with suppress(ray.exceptions.RayError):  # a lost counter must not end the run
+                    ray.get(self.counter.add.remote(len(rows)))
         return report
 
     def on_write_complete(self, write_result: Any) -> None:
