@@ -50,7 +50,7 @@ def ingest(
         gpus: of each; 0.5 lets two share one.
         batch_size: images at once; bounds the memory.
         embed: a subclass of `Embed`; None is that.
-        progress: as in `SoirIngestor.add`: a bar where there is a terminal, else lines in the log; False for neither.
+        progress: as in `SoirIngestor.add`.
 
     Returns:
         What became of the images. Of those that were stored by a call that was killed, this one says skipped.
@@ -72,8 +72,7 @@ def ingest(
     with bar(progress, count := dataset.count()) as advance, _counted(ray, count, advance) as counter:
         sink = QdrantSink(target, counter)
         _write(dataset.map_batches(embed or Embed, **batches, **pool), sink)
-    failed = sink.report.failed + unreadable(left_out)
-    return replace(sink.report, failed=failed, left_out=left_out.others)
+    return replace(sink.report, failed=sink.report.failed + unreadable(left_out), left_out=left_out.others)
 
 
 def _write(described: Any, sink: Any) -> None:
