@@ -17,7 +17,9 @@ from qdrant_client import QdrantClient
 from service_app import RED, fill, ids, png, search, service, shelf
 
 from soir_qdrant import SoirIngestor
+from soir_qdrant.rerank.kinds import register_reranker
 from soir_qdrant.rerank.q_perturbation.matcher import Matcher
+from soir_qdrant.rerank.unranked import Unranked
 
 TOKEN = "a long enough token"
 ROUTES = ("thumbnail", "crop?object=0", "mask?object=0", "heat?search=x")
@@ -341,6 +343,13 @@ def test_a_search_opens_no_image_and_loads_no_model_to_order_its_hits(planted, m
         assert "choose stored, codes, objects" in answer.json()["detail"]
     for rerank in ("stored", "codes", "none", None):
         assert search(web, upload, rerank=rerank).status_code == 200
+
+
+def test_an_app_may_allow_rerankers_of_its_own(tmp_path):
+    register_reranker("of the app", lambda _: Unranked())
+    with service(tmp_path / "photos", rerankers=("stored", "of the app")) as web:
+        assert search(web, png(shelf(RED, RED)), rerank="of the app").status_code == 200
+        assert search(web, png(shelf(RED, RED)), rerank="codes").status_code == 422
 
 
 def test_methods_that_nobody_knows_are_one_series_of_the_metrics(planted):
