@@ -250,6 +250,15 @@ class TestPages:
         with pytest.raises(ImageError, match="has no page 4"):
             load(f"{scan}#page=4")
 
+    def test_of_files_in_a_list_too(self, scan):
+        both = [scan, scan.with_name("none.tif"), str(scan.with_name("moving.gif"))]
+        report = ingestor(QdrantClient(":memory:"), reading=ReadOptions(pages=True)).add(both)
+        assert (counts(report), report.left_out) == ((6, 0, 1), [])
+        assert names([scan], pages=True) == [str(scan), f"{scan}#page=2", f"{scan}#page=3"]
+        store = fsspec.filesystem("memory")
+        store.pipe("/scans/scan.tif", scan.read_bytes())
+        assert len(names(["memory://scans/scan.tif", "memory://scans/none.tif"], pages=True)) == 4
+
     def test_the_first_keeps_its_point(self, scan):
         client = QdrantClient(":memory:")
         ingestor(client).add(scan)

@@ -136,6 +136,12 @@ class Models:
     def settings(self) -> Settings:
         return settings_of(self.profile, self.whitening)
 
+    @property
+    def headers(self) -> dict[str, str]:
+        """Of requests to Triton: $SOIR_TRITON_TOKEN, where it is set, as a bearer token."""
+        token = os.environ.get("SOIR_TRITON_TOKEN")
+        return {"authorization": f"Bearer {token}"} if token else {}
+
     def pipeline(self, **changes: Any) -> Pipeline:
         """On the models of a Triton, of a folder of exports, or of this machine. changes: of the settings."""
         from soir_qdrant.assembly import make_pipeline
@@ -143,16 +149,13 @@ class Models:
         return make_pipeline(self.settings.but(**changes), self._runtime())
 
     def _runtime(self) -> Runtime | None:
-        """Where the models run; None is here. $SOIR_TRITON_TOKEN, where it is set, is sent to Triton as a
-        bearer token."""
+        """Where the models run; None is here."""
         if self.triton and self.onnx:
             raise typer.BadParameter("--triton and --onnx: choose one")
         if self.triton:
             from soir_qdrant.serving.triton import TritonRuntime
 
-            token = os.environ.get("SOIR_TRITON_TOKEN")
-            headers = {"authorization": f"Bearer {token}"} if token else {}
-            return TritonRuntime(self.triton, headers=headers)
+            return TritonRuntime(self.triton, headers=self.headers)
         if self.onnx:
             from soir_qdrant.serving.onnx import OnnxRuntime
 
@@ -234,6 +237,11 @@ class Reading:
             memory=self.memory_mb << 20,
         )
 
+    @property
+    def changes(self) -> dict[str, Any]:
+        """Of the pipeline's settings."""
+        return {"ocr": {}} if self.ocr else {}
+
 
 def models_of(models: Models, client: QdrantBase, server: Server, target: Target) -> Models:
     """The models that were chosen; by default those that go on with the collection (`assembly.profile_of`)."""
@@ -256,7 +264,7 @@ def open_ingestor(
     models = models_of(models, client, server, target)
     return SoirIngestor(
         client,
-        pipeline=models.pipeline(**({"ocr": {}} if reading.ocr else {})),
+        pipeline=models.pipeline(**reading.changes),
         reading=reading.options,
         **target.place,
         **server.requests,

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from soir_qdrant.cli.groups import Models, Reading, Server, Target
+from soir_qdrant.cli.groups import Models, Reading, Server, Target, models_of
 from soir_qdrant.types import IngestReport
 
 Preset = Literal["scalar", "turbo", "binary"]
@@ -67,19 +67,18 @@ class Cluster:
             raise typer.BadParameter("--ray writes to a server (--url)")
         from soir_qdrant import scale
 
+        models = models_of(models, server.client(), server, target)
         place = scale.Target(
             server.url,
-            target.collection,
-            server.api_key,
-            models.settings.model_dump(mode="json"),
+            api_key=server.api_key,
+            settings=models.settings.but(**reading.changes).model_dump(mode="json"),
             triton=models.triton,
+            triton_headers=models.headers,
             onnx=str(models.onnx) if models.onnx else None,
-            namespace=target.namespace,
-            keep_objects=storage.keep_objects,
-            object_patches=storage.object_patches,
-            quantization=storage.quantization,
-            code_vectors=storage.code_vectors,
             reading=reading.options,
+            **target.place,
+            **storage.options,
+            **server.requests,
         )
         return scale.ingest(
             images,

@@ -65,16 +65,16 @@ def iter_sources(
     return itertools.chain.from_iterable(_each(name, item, left_out, options) for name, item in numbered)
 
 
-def count_sources(images: Images) -> int | None:
+def count_sources(images: Images, options: ReadOptions = DEFAULT) -> int | None:
     """How many images `iter_sources` will give, where that can be known without looking for them."""
     if isinstance(images, (str, os.PathLike)):
-        return None if _is_several(os.fspath(images)) else 1
+        return None if _is_several(os.fspath(images), options) else 1
     if _is_one(images):
         return 1
     if not isinstance(images, Sized) or not isinstance(images, Iterable):
         return None
     names = (os.fspath(item) for item in images if isinstance(item, (str, os.PathLike)))
-    return None if any(_is_several(name) for name in names) else len(images)
+    return None if any(_is_several(name, options) for name in names) else len(images)
 
 
 def _is_one(images: object) -> bool:
@@ -89,8 +89,11 @@ def _name(item: object, number: int) -> str:
     return str(getattr(item, "filename", "") or f"image {number}")
 
 
-def _is_several(name: str) -> bool:
-    """Whether a name stands for what is to be looked for: a folder, a pattern, a video, an address of one."""
+def _is_several(name: str, options: ReadOptions) -> bool:
+    """Whether a name stands for what is to be looked for: a folder, a pattern, a video, an address of one; a file
+    whose pages are read."""
+    if options.pages and name.lower().endswith(SEVERAL):
+        return True
     if is_address(name):
         return not name.lower().endswith(SUFFIXES) and split(name)[1] is None
     return _is_folder(name) or is_video(name) or (glob.has_magic(name) and not os.path.lexists(name))
@@ -120,7 +123,7 @@ def _of_name(name: str, left_out: LeftOut, options: ReadOptions) -> Iterator[Nam
 def _each(name: str, item: Any, left_out: LeftOut, options: ReadOptions) -> Iterator[tuple[str, Source]]:
     """The images of one member of an iterable, which fails by itself when it is read."""
     itself: Iterator[tuple[str, Source]] = iter([(name, item)])
-    if not isinstance(item, (str, os.PathLike)) or not _is_several(name):
+    if not isinstance(item, (str, os.PathLike)) or not _is_several(name, options):
         return itself
     try:
         sources = _of_name(name, left_out, options)

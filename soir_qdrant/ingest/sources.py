@@ -44,7 +44,7 @@ def items_of(
     missing folder and for lists of unequal length; what is given by a name that no image has is logged at the
     end."""
     sources = iter_sources(images, left_out, options)
-    count = count_sources(images)
+    count = count_sources(images, options)
     if isinstance(images, (str, os.PathLike)):  # a folder is walked once
         listed = list(sources)
         sources, count = iter(listed), len(listed)

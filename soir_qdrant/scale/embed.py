@@ -16,8 +16,8 @@ from soir_qdrant.ingest.ingestor import SoirIngestor
 from soir_qdrant.ingest.reading import decode_all, within_budget
 from soir_qdrant.ingest.run import Run
 from soir_qdrant.ingest.sources import Item
-from soir_qdrant.qdrant.identity import PointId
-from soir_qdrant.qdrant.points import Points
+from soir_qdrant.qdrant.identity import KEY, PointId, as_payload, places_of, with_places
+from soir_qdrant.qdrant.points import Points, point_id_of
 from soir_qdrant.qdrant.schema import OBJECTS
 from soir_qdrant.scale.target import Target
 from soir_qdrant.types import IngestReport, SceneObject
@@ -77,6 +77,10 @@ class Embed:
         run.book()
         run.settle()
         run.writer.close()
+        for point in points.collected:  # that are not there yet
+            soir = (point.payload or {})[KEY]
+            soir |= as_payload(with_places(run.places.met.pop(point_id_of(point), ()), places_of(soir)))
+        run.places.write(run.lost)
         return _table(points.collected, report)
 
 

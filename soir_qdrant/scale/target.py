@@ -27,9 +27,11 @@ class Target:
         api_key: of the server.
         settings: of the pipeline; None is the default profile.
         triton: host:port of a Triton that serves the models; None: each actor has its own.
+        triton_headers: sent to it with every request, such as {"authorization": "Bearer ..."}.
         onnx: folder of `soir export`, at the same place on every machine; None: torch.
-        namespace, keep_objects, object_patches, quantization, code_vectors: see `SoirIngestor`.
+        vector_name, namespace, keep_objects, object_patches, quantization, code_vectors: see `SoirIngestor`.
         reading: which files are read, and the limits of size and memory.
+        timeout: seconds for one request.
         retry: for lost connections, timeouts, 429 and 5xx.
     """
 
@@ -46,14 +48,17 @@ class Target:
     code_vectors: Preset | None = None
     reading: ReadOptions = field(default_factory=ReadOptions)
     retry: Retry = field(default_factory=Retry)
+    timeout: int = 60
+    vector_name: str | None = None
+    triton_headers: Mapping[str, str] | None = None
 
     def client(self) -> QdrantClient:
         """A client of the server."""
-        return connect(url=self.url, api_key=self.api_key, check_compatibility=False)
+        return connect(url=self.url, api_key=self.api_key, timeout=self.timeout, check_compatibility=False)
 
     def store(self) -> Store:
         """The collection, without a pipeline."""
-        return Store(self.client(), self.collection, namespace=self.namespace, retry=self.retry)
+        return Store(self.client(), self.collection, **self._place)
 
     def ingestor(self) -> SoirIngestor:
         """An ingestor of the collection. Its pipeline is made on first use, but on Triton, which is asked now."""
@@ -61,26 +66,33 @@ class Target:
         return SoirIngestor(
             self.client(),
             self.collection,
-            pipeline=_pipeline(settings, self.triton, self.onnx),
-            namespace=self.namespace,
+            pipeline=self._pipeline(settings),
             keep_objects=self.keep_objects,
             object_patches=self.object_patches,
             quantization=self.quantization,
             code_vectors=self.code_vectors,
             reading=self.reading,
-            retry=self.retry,
+            **self._place,
         )
 
+    @property
+    def _place(self) -> dict[str, Any]:
+        return {
+            "vector_name": self.vector_name,
+            "namespace": self.namespace,
+            "timeout": self.timeout,
+            "retry": self.retry,
+        }
 
-def _pipeline(settings: Settings, triton: str | None, onnx: str | None) -> Any:
-    from soir_qdrant.assembly import make_pipeline
+    def _pipeline(self, settings: Settings) -> Any:
+        from soir_qdrant.assembly import make_pipeline
 
-    if triton:
-        from soir_qdrant.serving.triton import TritonRuntime
+        if self.triton:
+            from soir_qdrant.serving.triton import TritonRuntime
 
-        return make_pipeline(settings, TritonRuntime(triton))
-    if onnx:
-        from soir_qdrant.serving.onnx import OnnxRuntime
+            return make_pipeline(settings, TritonRuntime(self.triton, headers=self.triton_headers))
+        if self.onnx:
+            from soir_qdrant.serving.onnx import OnnxRuntime
 
-        return make_pipeline(settings, OnnxRuntime(Path(onnx)))
-    return make_pipeline(settings)
+            return make_pipeline(settings, OnnxRuntime(Path(self.onnx)))
+        return make_pipeline(settings)

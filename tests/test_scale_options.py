@@ -1,0 +1,68 @@
+"""What many actors are told, and what one of them makes of a batch: without Ray."""
+
+from __future__ import annotations
+
+import pytest
+from conftest import ColourPipeline, ingestor, stored
+from typer.testing import CliRunner
+
+from soir_qdrant import scale
+from soir_qdrant.cli.main import app
+from soir_qdrant.images import ReadOptions
+from soir_qdrant.types import IngestReport
+
+
+def test_every_option_of_ingest_reaches_the_actors(stand_in, folder, monkeypatch):
+    asked = {}
+
+    def ingest(images, target, **options):
+        asked.update(images=images, target=target, **options)
+        return IngestReport()
+
+    monkeypatch.setattr(scale, "ingest", ingest)
+    monkeypatch.setenv("SOIR_TRITON_TOKEN", "secret")
+    command = f"ingest {folder} --url {stand_in.url} --ray local --profile fast --ocr --triton triton:8001"
+    options = "--vector-name picture --timeout 7 --retry-for 9 --exclude 0.png"
+    done = CliRunner().invoke(app, [*command.split(), *options.split()])
+    assert done.exit_code == 0, done.output
+    target = asked["target"]
+    assert target.settings["profile"] == "fast"
+    assert target.settings["ocr"] is not None
+    assert (target.vector_name, target.timeout, target.retry.total) == ("picture", 7, 9)
+    assert (target.triton, target.triton_headers) == ("triton:8001", {"authorization": "Bearer secret"})
+    assert target.reading == ReadOptions(exclude=["0.png"])
+    store = target.store()
+    assert (store.vector_name, store.timeout, store.retry.total) == ("picture", 7, 9)
+
+
+class OneActor(scale.Embed):
+    """With colours for vectors."""
+
+    def ingestor(self, target):
+        return ingestor(target.client(), ColourPipeline())
+
+
+@pytest.fixture
+def described(stand_in):
+    """What an actor makes of a batch of files, written as the sink does."""
+    pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed: the extra ray has it")
+    sink = pytest.importorskip("soir_qdrant.scale.sink", reason="ray is not installed: the extra ray has it")
+    target = scale.Target(stand_in.url, onnx="none is needed")
+
+    def run(*files):
+        rows = OneActor(target)(pyarrow.table({"uri": [str(file) for file in files]}))
+        return sink.QdrantSink(target).write([rows])
+
+    return run
+
+
+def test_places_of_equal_and_of_moved_files_are_noted(stand_in, described, folder):
+    twin, later = folder / "twin.png", folder / "later.png"
+    for copy in (twin, later):
+        copy.write_bytes((folder / "0.png").read_bytes())
+    report = described(folder / "0.png", twin)
+    assert (report.added, report.skipped) == (1, 1)
+    assert described(later).skipped == 1
+    (payload,) = stored(stand_in.held).values()
+    assert payload["soir"]["uri"] == str(later)
+    assert set(payload["soir"]["uris"]) == {str(later), str(twin), str(folder / "0.png")}
