@@ -481,6 +481,25 @@ def test_errors_of_the_server(monkeypatch):
     assert len(calls) == 3
 
 
+def test_the_timeout_is_of_all_requests_of_a_search(monkeypatch):
+    client = QdrantClient(":memory:")
+    fill(client)
+    found, clock, seconds, search = searcher(client), [0.0], [], client.query_batch_points
+    found.search(swatch(RED))
+
+    def slow(collection_name, requests, timeout=None, **_):
+        seconds.append(timeout)
+        clock[0] += 4.0
+        return search(collection_name, requests)
+
+    monkeypatch.setattr(client, "query_batch_points", slow)
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    assert len(found.search_many([swatch(RED)] * 70, timeout=10)) == 70
+    assert seconds == [10, 6, 2]
+    with pytest.raises(ServerError, match="not done within 7 s"):
+        found.search_many([swatch(RED)] * 70, timeout=7)
+
+
 def test_options_are_keywords_and_keywords_options():
     assert get_type_hints(SearchKeywords) == get_type_hints(SearchOptions)
     client = QdrantClient(":memory:")

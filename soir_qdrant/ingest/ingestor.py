@@ -46,7 +46,8 @@ class SoirIngestor:
         client: a QdrantClient (`:memory:`, a path or a server) or an EdgeClient.
         collection: its name; it is made if need be.
         pipeline: turns images into vectors; None makes that of `profile` when the first image comes.
-        profile: a name or a file of settings; None is that of the runtime's settings, else "embedded".
+        profile: a name or a file of settings; None is that of the runtime's settings, else "embedded", or
+            "embedded-0.1" where version 0.1 filled the collection.
         runtime: where the models of `profile` run, such as `TritonRuntime("host:8001")`, which is asked at
             once whether it has them; None is here.
         vector_name: None is Qdrant's unnamed vector.

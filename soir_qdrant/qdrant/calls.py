@@ -10,12 +10,28 @@ from typing import Any, TypeVar
 
 from qdrant_client.client_base import QdrantBase
 
+from soir_qdrant.errors import ServerError
 from soir_qdrant.qdrant.clients import Reopening
 from soir_qdrant.qdrant.faults import Gone, Refused, is_missing
 from soir_qdrant.qdrant.timeouts import request_timeout
 from soir_qdrant.qdrant.transport import Retry, confirmed
 
 T = TypeVar("T")
+
+
+def shared_timeout(seconds: float | None) -> Callable[[], dict[str, int]]:
+    """The argument `timeout` of each of several requests, which have so many seconds together; None leaves it out.
+    The one after that raises ServerError."""
+    end = None if seconds is None else time.monotonic() + seconds
+
+    def left() -> dict[str, int]:
+        if end is None:
+            return {}
+        if (rest := end - time.monotonic()) <= 0:
+            raise ServerError(f"not done within {seconds:g} s: give a larger timeout, or fewer at once")
+        return {"timeout": math.ceil(rest)}
+
+    return left
 
 
 class Caller:

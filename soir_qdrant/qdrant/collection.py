@@ -15,7 +15,7 @@ from qdrant_client.local.qdrant_local import QdrantLocal
 
 from soir_qdrant.errors import CollectionError, ConfigError
 from soir_qdrant.qdrant.arguments import arguments_of, without_none
-from soir_qdrant.qdrant.calls import Caller
+from soir_qdrant.qdrant.calls import Caller, shared_timeout
 from soir_qdrant.qdrant.faults import Gone, Refused, is_missing
 from soir_qdrant.qdrant.identity import check_namespace, visible
 from soir_qdrant.qdrant.ordering import ByCodes, ordered_by_codes
@@ -253,15 +253,16 @@ class Store(Caller):
     def query(
         self, requests: Sequence[models.QueryRequest], **options: Any
     ) -> list[list[models.ScoredPoint]]:
-        """The points found, per request. options: consistency, timeout; None is the client's own."""
+        """The points found, per request. options: consistency; timeout, of all of them. None is the client's own."""
         options = without_none(options)
         if len(requests) == 1:
             arguments = arguments_of(requests[0])
             return [self.call("search", self.client.query_points, **arguments, **options).points]
         answers: list[list[models.ScoredPoint]] = []
+        left = shared_timeout(options.pop("timeout", None))
         for i in range(0, len(requests), _TOGETHER):
             some = list(requests[i : i + _TOGETHER])
-            batch = self.call("search", self.client.query_batch_points, requests=some, **options)
+            batch = self.call("search", self.client.query_batch_points, requests=some, **options, **left())
             answers += [answer.points for answer in batch]
         return answers
 

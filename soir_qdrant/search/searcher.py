@@ -45,7 +45,8 @@ class SoirSearcher:
         client: a QdrantClient or an EdgeClient (AsyncSoirSearcher is for an AsyncQdrantClient).
         collection: its name.
         pipeline: encodes the queries; None makes that of `profile` for the first image.
-        profile: a name or a file of settings; None is the default one.
+        profile: a name or a file of settings; None goes on with the collection: "embedded-0.1" where version 0.1 filled
+            it, else the default one.
         runtime, vector_name: as the ingestor's.
         namespace: its images alone are seen; None: the whole collection.
         exact_boxes: where the collection keeps the vectors of objects, fetch those of the hits to tell which
