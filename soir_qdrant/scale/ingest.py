@@ -72,8 +72,8 @@ def ingest(
     with bar(progress, count := dataset.count()) as advance, _counted(ray, count, advance) as counter:
         sink = QdrantSink(target, counter)
         _write(dataset.map_batches(embed or Embed, **batches, **pool), sink)
-    failed = sink.report.failed + unreadable(left_out)
-    return replace(sink.report, failed=failed, left_out=left_out.others, excluded=left_out.excluded)
+    sink.report.failed += unreadable(left_out)
+    return replace(sink.report, left_out=left_out.others, excluded=left_out.excluded)
 
 
 def _write(described: Any, sink: Any) -> None:
