@@ -15,6 +15,7 @@ from PIL.Image import Image
 from soir_qdrant.errors import ConfigError, ServerError
 from soir_qdrant.images import Images, LeftOut, iter_sources, uri_of
 from soir_qdrant.ingest.outcome import ShowProgress, bar, unreadable
+from soir_qdrant.scale.embed import Embed
 from soir_qdrant.scale.target import Target
 from soir_qdrant.types import IngestReport
 
@@ -63,7 +64,6 @@ def ingest(
     if actors < 1:
         raise ConfigError(f"actors {actors}: at least 1")
     ray, left_out = _started(address), LeftOut()
-    from soir_qdrant.scale.embed import Embed
     from soir_qdrant.scale.sink import QdrantSink
 
     pool = {"compute": ray.data.ActorPoolStrategy(size=actors), "num_cpus": threads, "num_gpus": gpus or None}
