@@ -71,7 +71,8 @@ class VectorSettings(Frozen):
     features: what describes an object, side by side: "cls", the encoder's descriptor; "patches", the mean
     of the patch tokens under the mask; "patches-1" to "patches-3", the same one to three blocks earlier.
     whitening: "shipped", "0.1" (what shipped with that version), a file made by `soir calibrate`, or None.
-    pooling: "mean", "gmp" (generalized max pooling, with `ridge`), or "mao" (the refined joint token).
+    pooling: "mean", "gmp" (generalized max pooling, with `ridge`: the larger, the nearer to the mean), or "mao" (the
+    refined joint token).
     by_score: power of an object's score that it weighs with in "mean" and "gmp"; 0: all weigh the same.
     refine_query: with "mao", whether a query's own token is refined too, under its own mask, as the paper's authors
     do: what all refined tokens share is then on both sides.
@@ -243,10 +244,13 @@ def _reading(name: str, scene: SceneSettings | None = None) -> Settings:
 
 
 PROFILES: dict[str, Settings] = {
-    "embedded": Settings(crop=CropSettings(background="drop")),
+    "embedded": Settings(crop=CropSettings(background="drop"), vector=VectorSettings(ridge=2)),
     "embedded-0.1": Settings(profile="embedded-0.1", vector=VectorSettings(whitening="0.1")),
     "fast": Settings(
-        profile="fast", crop=CropSettings(background="drop"), detector=TokenHeadSettings(threshold=0.3)
+        profile="fast",
+        crop=CropSettings(background="drop"),
+        detector=TokenHeadSettings(threshold=0.3),
+        vector=VectorSettings(ridge=2),
     ),
     "paper": Settings(
         profile="paper",

@@ -351,7 +351,7 @@ def test_contrast_and_labels_are_those_of_wcag_aa(browser, origin, scheme):
 
 def test_near_duplicates_and_what_failed_to_get_in(page, client):
     page.click("[data-view=duplicates]")
-    assert page.get_by_label("Similarity of at least").input_value() == "0.75"
+    assert page.get_by_label("Similarity of at least").input_value() == "0.8"
     page.get_by_label("Similarity of at least").fill("0.99")
     page.get_by_label("Similarity of at least").press("Tab")
     status(page, "Lower the similarity")

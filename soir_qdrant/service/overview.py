@@ -18,7 +18,7 @@ from soir_qdrant.service.schemas_overview import DuplicateGroup, Duplicates, Met
 
 MAX_IMAGES = 1000  # whose objects are mapped, or that are compared with one another
 NEIGHBOURS = 10  # of each image that may be its near-duplicates
-SIMILAR = 0.75  # cosine of near-duplicates; measured: docs/how-to/service.md
+SIMILAR = 0.8  # cosine of near-duplicates; measured: docs/how-to/service.md
 PERPLEXITY = 30  # of t-SNE: about how many neighbours an object has
 _RETRY = Retry(attempts=2)
 _ONE = threading.Lock()  # a map takes seconds of a core: one at a time

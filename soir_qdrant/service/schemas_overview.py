@@ -72,7 +72,7 @@ class Duplicates(BaseModel):
 
     model_config = example(
         {
-            "threshold": 0.75,
+            "threshold": 0.8,
             "groups": [
                 {"similarity": 0.93, "images": [EXAMPLE_IMAGE, {**EXAMPLE_IMAGE, "name": "copy.jpg"}]}
             ],

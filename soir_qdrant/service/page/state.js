@@ -1,6 +1,6 @@
 // What is being searched, and how it is written into the page's address. Nothing here touches the page.
 
-export const SIMILAR = 0.75; // of near-duplicates, where nothing else was chosen
+export const SIMILAR = 0.8; // of near-duplicates, where nothing else was chosen
 
 /** query: null, or {kind: "stored", id, object|box}, {kind: "upload", box}, both also with {but, instead}
  *  (words that change the thing), {kind: "text", text, prompts}, or what shows
