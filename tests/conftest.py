@@ -232,7 +232,16 @@ def memory_folder() -> Iterator[str]:
         yield folder
 
 
-@pytest.fixture(params=["memory", "path", "http", "edge", pytest.param("server", marks=pytest.mark.server)])
+CLIENTS = [
+    "memory",
+    pytest.param("path", marks=pytest.mark.slow),
+    "http",
+    pytest.param("edge", marks=pytest.mark.slow),
+    pytest.param("server", marks=pytest.mark.server),
+]
+
+
+@pytest.fixture(params=CLIENTS)
 def client(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[QdrantClient]:
     """The same tests in memory, on disk, over HTTP (see stand_in.py), on Qdrant's own engine, and on a real
     server, where there is one; its collections are removed beforehand."""

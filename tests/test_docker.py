@@ -20,6 +20,7 @@ DOCKERFILE = (ROOT / "docker" / "Dockerfile").read_text()
 BASE, GPU = (yaml.safe_load(file.read_text()) for file in FILES)
 
 
+@pytest.mark.slow
 def test_they_are_what_the_compose_specification_says():
     pytest.importorskip("check_jsonschema", reason="check-jsonschema is not installed: the extra dev has it")
     command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]

@@ -13,8 +13,9 @@ from soir_qdrant.errors import ImageError
 from soir_qdrant.report.hit_report import save
 from soir_qdrant.search.searcher import SoirSearcher
 
+pytestmark = pytest.mark.slow
 
-@pytest.mark.slow
+
 def test_hits_are_drawn_with_heat_maps(
     searcher: SoirSearcher,  # noqa: F811
     files: list[Path],  # noqa: F811

@@ -52,6 +52,7 @@ def test_coverage_adds_up_to_the_part_of_the_box_in_the_picture(corners: list[fl
 
 @few
 @given(problems())
+@pytest.mark.slow
 def test_projection_is_idempotent_and_symmetric(problem: tuple[Tensor, Tensor, Tensor]) -> None:
     _, phi, _ = problem
     projection = phi @ phi.transpose(-1, -2)

@@ -63,6 +63,7 @@ def overlap(one: Mask | None, other: Mask) -> float:
     st.sampled_from([WHITE, GREY, BLACK]),
     st.sampled_from([None, 75, 92]),
 )
+@pytest.mark.slow
 def test_a_coloured_thing_is_cut_out(width, height, kind, colour, background, quality):
     mask = shape(width, height, kind)
     image = product(mask, colour, background)

@@ -72,6 +72,7 @@ def test_a_worker_that_was_forked_after_the_models_computes():
     assert (done.returncode, done.stdout) == (0, "child 600\n"), done.stderr
 
 
+@pytest.mark.slow
 def test_a_fork_after_opencv_computed_in_threads_goes_on():
     """Its threads are let go of before the fork, and taken up in the parent."""
     script = """
@@ -153,6 +154,7 @@ def test_searchers_travel_to_process_pools(stand_in):
         pickle.dumps(SoirSearcher(QdrantClient(":memory:"), pipeline=ColourPipeline()))
 
 
+@pytest.mark.slow
 def test_one_async_searcher_serves_several_loops(stand_in):
     """In version 0.1: "Event loop is closed"."""
     ingestor(connected(stand_in)).add([picture(i) for i in range(4)], ids=range(4))
@@ -176,6 +178,7 @@ def test_one_async_searcher_serves_several_loops(stand_in):
     assert results == {i: [i, i] for i in range(4)}
 
 
+@pytest.mark.slow
 def test_local_mode_is_searched_while_another_thread_writes():
     """In version 0.1: "operands could not be broadcast"."""
     client = QdrantClient(":memory:")

@@ -56,6 +56,7 @@ def described(stand_in):
     return run
 
 
+@pytest.mark.slow
 def test_places_of_equal_and_of_moved_files_are_noted(stand_in, described, folder):
     twin, later = folder / "twin.png", folder / "later.png"
     for copy in (twin, later):

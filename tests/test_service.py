@@ -368,6 +368,7 @@ def test_a_heat_map_is_made_from_any_of_an_images_places(tmp_path, tiny_settings
     assert heat.status_code == 200, heat.text
 
 
+@pytest.mark.slow
 def test_the_example_client_works(tmp_path):
     client = QdrantClient(":memory:")
     fill(client, tmp_path / "photos")

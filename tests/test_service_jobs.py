@@ -189,6 +189,7 @@ class Careful(ColourPipeline):
         return super().scenes(*arguments, **options)
 
 
+@pytest.mark.slow
 def test_searches_go_between_the_images_of_a_job_which_can_be_cancelled(folders):
     options = {"roots": (folders / "root",), "writable": True, "pipeline": Careful()}
     with service(folders / "photos", **options) as web:

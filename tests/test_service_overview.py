@@ -58,6 +58,7 @@ def test_images_without_the_key_come_last_either_way(web):
     assert web.get(IMAGES, params={"sort": "rank", "after": known["red-blue.png"]}).status_code == 422
 
 
+@pytest.mark.slow
 def test_codes_of_different_lengths_lie_on_one_map(web):
     client = web.service.client
     (point, *_), _ = client.scroll("shelves")

@@ -94,6 +94,7 @@ def test_no_address_reads_a_file_by_its_path(planted):
         assert web.get(path).status_code == 404
 
 
+@pytest.mark.slow
 def test_no_request_makes_the_service_call_another_host(planted):
     client, web, folder = planted
     known = ids(web)["red-green.png"]
@@ -292,6 +293,7 @@ def test_strange_numbers_and_deep_json_are_wrong_requests_not_failures(tmp_path,
         assert web.get(f"{address}/{ids(web)['red-green.png']}/crop", params=box).status_code == 422
 
 
+@pytest.mark.slow
 def test_a_request_whose_body_never_comes_is_answered_and_holds_nothing_up(tmp_path):
     client = QdrantClient(":memory:")
     fill(client, tmp_path / "photos")
@@ -304,6 +306,7 @@ def test_a_request_whose_body_never_comes_is_answered_and_holds_nothing_up(tmp_p
             assert slow.recv(100).startswith(b"HTTP/1.1 408")
 
 
+@pytest.mark.slow
 def test_a_connection_that_never_finishes_its_request_is_closed(tmp_path, monkeypatch):
     uvicorn = pytest.importorskip("uvicorn", reason="the extra serve is not installed")
     from soir_qdrant.service import run

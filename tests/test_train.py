@@ -142,6 +142,7 @@ def contrast(bench, pipeline, project):
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc gives freed blocks back by itself")
+@pytest.mark.slow
 def test_a_training_keeps_the_memory_that_a_step_frees_for_the_next():
     steps = (
         "import resource, numpy as np; {}\n"

@@ -33,6 +33,8 @@ from soir_qdrant.models.segmenters.windows import (
 )
 from soir_qdrant.models.token_grid import AREA, MAX_GRIDS, tiled_grid
 
+pytestmark = pytest.mark.slow
+
 
 def folder_of(place, scenes):
     """Bright discs on dark noise, annotated with their masks."""
@@ -190,7 +192,6 @@ class TestTokens:
         np.testing.assert_allclose(tokens[-1, 0, :3], seen, atol=0.01)
 
 
-@pytest.mark.slow
 def test_it_learns_to_cut_out_discs_and_goes_on_after_an_interruption(tmp_path):
     bench, plan = folder_of(tmp_path, 20), Plan(epochs=6, batch=8, holdout=10)
     scenes = examples([bench], ColourTokens(), tmp_path / "cache")

@@ -156,6 +156,7 @@ def test_a_refused_point_does_not_stop_the_others(monkeypatch):
         list(Points(held).write(points))
 
 
+@pytest.mark.slow
 def test_writes_survive_a_shaky_server(stand_in):
     """Over HTTP: refused for a while, dropped before or after being carried out; each point is in once."""
     client = stand_in.client()

@@ -45,6 +45,7 @@ def test_what_happens_while_it_watches_and_while_nobody_does(folder):
     assert client.count("images").count == 7  # nobody has watched since
 
 
+@pytest.mark.slow
 def test_a_lost_server_is_waited_for(folder, caplog):
     stop, calls = threading.Event(), []
 

@@ -144,6 +144,7 @@ class TestTable:
         fetched = CliRunner().invoke(app, ["weights", "fetch"])
         assert str(embedded.folder_of_cache()) in fetched.output
 
+    @pytest.mark.slow
     def test_a_hub_that_is_not_reached_says_what_to_do(self, monkeypatch, tmp_path):
         code = (
             "from soir_qdrant.models.weights import fetch\n"
