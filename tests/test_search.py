@@ -20,6 +20,7 @@ from soir_qdrant.qdrant.filters import (
 )
 from soir_qdrant.qdrant.transport import Retry
 from soir_qdrant.rerank import CodeReranker
+from soir_qdrant.search import localization
 from soir_qdrant.search.options import SearchKeywords, SearchOptions
 from soir_qdrant.search.searcher import SoirSearcher
 from soir_qdrant.types import Crop, SceneObject, Text
@@ -533,3 +534,29 @@ def test_parameters_reach_qdrant(monkeypatch):
     assert seen["timeout"] == 11
     searcher(client).search(swatch(RED), timeout=3, consistency="majority", shard_key="shop")
     assert (seen["timeout"], seen["consistency"], seen["shard_key_selector"]) == (3, "majority", "shop")
+
+
+def test_a_search_for_groups_has_its_timeout(monkeypatch):
+    client, seen = QdrantClient(":memory:"), []
+    fill(client)
+    query_groups = client.query_points_groups
+
+    def watched(*args, timeout=None, **kwargs):
+        seen.append(timeout)
+        return query_groups(*args, **kwargs)
+
+    monkeypatch.setattr(client, "query_points_groups", watched)
+    searcher(client).search_groups(swatch(RED), "soir.sha256", timeout=7)
+    assert seen == [7]
+
+
+def test_a_crops_heat_lies_where_the_crop_was_cut_and_the_larger_value_stays():
+    canvas = np.zeros((4, 5), np.float32)
+    canvas[0, 0] = 0.9
+    localization._lay(canvas, np.full((2, 2), 0.5, np.float32), (-1, -1, 3))  # beyond two edges of the image
+    localization._lay(canvas, np.full((2, 2), 0.2, np.float32), (1, 1, 2))
+    expected = np.zeros((4, 5), np.float32)
+    expected[:2, :2] = 0.5
+    expected[1:3, 1:3] = np.maximum(expected[1:3, 1:3], 0.2)
+    expected[0, 0] = 0.9
+    np.testing.assert_allclose(canvas, expected)
