@@ -110,13 +110,13 @@ def searched(searcher: SoirSearcher, bench: Bench, params: Any, total: int) -> d
     precision: dict[str, list[float]] = {"one": [], "search": []}
     spent, first = [], []
     for query in bench.queries:
-        asked = str(query.file)
+        file = str(query.file)
         options: dict[str, Any] = {"box": query.box, "search_params": params}
-        vector = searcher.vector(asked, box=query.box)
+        vector = searcher.vector(file, box=query.box)
         request = searcher.store.request(vector, limit=total, params=params)
         request.with_payload = False
         plain = [point.id for point in searcher.store.query([request])[0]]
-        ordered = [hit.id for hit in searcher.search(asked, limit=min(100, total), **options)]
+        ordered = [hit.id for hit in searcher.search(file, limit=min(100, total), **options)]
         right = bench.relevant(query)
         for name, ids in (("one", plain), ("search", ordered + [i for i in plain if i not in {*ordered}])):
             precision[name].append(average_precision(np.isin(ids, right), len(right)))

@@ -232,6 +232,21 @@ def memory_folder() -> Iterator[str]:
         yield folder
 
 
+# Of images with one or two coloured things: their colours and places.
+RED, GREEN, BLUE = (250, 0, 0), (0, 250, 0), (0, 0, 250)
+A, B = (4.0, 4.0, 28.0, 28.0), (44.0, 30.0, 76.0, 56.0)
+SCENES = [[(A, RED)], [(A, GREEN), (B, RED)], [(B, BLUE)], [(A, BLUE), (B, GREEN)]]
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[Path]:
+    """The images of SCENES."""
+    paths = [tmp_path / f"{i}.png" for i in range(len(SCENES))]
+    for file, scene in zip(paths, SCENES, strict=True):
+        Image.fromarray(painted(*scene)).save(file)
+    return paths
+
+
 CLIENTS = [
     "memory",
     pytest.param("path", marks=pytest.mark.slow),

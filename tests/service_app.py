@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -119,3 +120,13 @@ def ids(web: Any, collection: str = "shelves") -> Mapping[str, str]:
     """Name -> id of all images."""
     page = web.get(f"/v1/collections/{collection}/images").json()
     return {image["name"]: image["id"] for image in page["images"]}
+
+
+def wait_until(is_so: Callable[[], bool], seconds: float = 4) -> None:
+    """Look again and again; fails where it is not so in time."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if is_so():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it never was")

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import B
 from PIL import Image
-from test_image_perturbation import B, files, pipeline, searcher  # noqa: F401
+from test_image_perturbation import pipeline, searcher  # noqa: F401
 
 from soir_qdrant.errors import ImageError
 from soir_qdrant.report.hit_report import save
@@ -18,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 def test_hits_are_drawn_with_heat_maps(
     searcher: SoirSearcher,  # noqa: F811
-    files: list[Path],  # noqa: F811
+    files: list[Path],
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -46,7 +47,7 @@ def test_a_vector_has_no_heat_map(searcher: SoirSearcher, files: list[Path], tmp
 
 def test_a_format_that_cannot_be_written_is_named(
     searcher: SoirSearcher,  # noqa: F811
-    files: list[Path],  # noqa: F811
+    files: list[Path],
     tmp_path: Path,
 ) -> None:
     with pytest.raises(ImageError, match=r"sheet\.xyz: cannot be written"):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import painted
+from conftest import BLUE, RED, SCENES, A, B, painted
 from PIL import Image
 from qdrant_client import QdrantClient
 
@@ -37,9 +37,6 @@ SHAPE = {
     "image_size": 32,
     "patch_size": 8,
 }
-RED, GREEN, BLUE = (250, 0, 0), (0, 250, 0), (0, 0, 250)
-A, B = (4.0, 4.0, 28.0, 28.0), (44.0, 30.0, 76.0, 56.0)
-SCENES = [[(A, RED)], [(A, GREEN), (B, RED)], [(B, BLUE)], [(A, BLUE), (B, GREEN)]]
 
 
 @pytest.fixture(scope="module")
@@ -59,14 +56,6 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
             vector={"whitening": None},
         )
     )
-
-
-@pytest.fixture
-def files(tmp_path: Path) -> list[Path]:
-    found = [tmp_path / f"{i}.png" for i in range(len(SCENES))]
-    for file, scene in zip(found, SCENES, strict=True):
-        Image.fromarray(painted(*scene)).save(file)
-    return found
 
 
 @pytest.fixture

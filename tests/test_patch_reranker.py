@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import painted
+from conftest import BLUE, GREEN, RED, SCENES, A, B, painted
 from models import SHAPE
 from PIL import Image
 from qdrant_client import AsyncQdrantClient, QdrantClient
@@ -28,9 +28,6 @@ from soir_qdrant.rerank.patches import PatchReranker
 from soir_qdrant.search.searcher import SoirSearcher
 from soir_qdrant.types import Failure, Hit, LoadedImage, SceneObject
 
-RED, GREEN, BLUE = (250, 0, 0), (0, 250, 0), (0, 0, 250)
-A, B = (4.0, 4.0, 28.0, 28.0), (44.0, 30.0, 76.0, 56.0)
-SCENES = [[(A, RED)], [(A, GREEN), (B, RED)], [(B, BLUE)], [(A, BLUE), (B, GREEN)]]
 DIM = 16
 
 pytestmark = pytest.mark.slow
@@ -67,14 +64,6 @@ def centred(pipeline: Pipeline) -> PatchProjection:
     return PatchProjection(
         unit.mean(0).numpy(), matrix, np.ones(width, np.float32), np.zeros(width, np.float32)
     )
-
-
-@pytest.fixture
-def files(tmp_path: Path) -> list[Path]:
-    paths = [tmp_path / f"{i}.png" for i in range(len(SCENES))]
-    for file, scene in zip(paths, SCENES, strict=True):
-        Image.fromarray(painted(*scene)).save(file)
-    return paths
 
 
 def filled(pipeline: Pipeline, files: list[Path], *, stored: bool | None = None) -> QdrantClient:

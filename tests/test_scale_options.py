@@ -13,10 +13,10 @@ from soir_qdrant.types import IngestReport
 
 
 def test_every_option_of_ingest_reaches_the_actors(stand_in, folder, monkeypatch):
-    asked = {}
+    request = {}
 
     def ingest(images, target, **options):
-        asked.update(images=images, target=target, **options)
+        request.update(images=images, target=target, **options)
         return IngestReport()
 
     monkeypatch.setattr(scale, "ingest", ingest)
@@ -25,7 +25,7 @@ def test_every_option_of_ingest_reaches_the_actors(stand_in, folder, monkeypatch
     options = "--vector-name picture --timeout 7 --retry-for 9 --exclude 0.png"
     done = CliRunner().invoke(app, [*command.split(), *options.split()])
     assert done.exit_code == 0, done.output
-    target = asked["target"]
+    target = request["target"]
     assert target.settings["profile"] == "fast"
     assert target.settings["ocr"] is not None
     assert (target.vector_name, target.timeout, target.retry.total) == ("picture", 7, 9)

@@ -537,17 +537,17 @@ def test_parameters_reach_qdrant(monkeypatch):
 
 
 def test_a_search_for_groups_has_its_timeout(monkeypatch):
-    client, seen = QdrantClient(":memory:"), []
+    client, timeouts = QdrantClient(":memory:"), []
     fill(client)
     query_groups = client.query_points_groups
 
     def watched(*args, timeout=None, **kwargs):
-        seen.append(timeout)
+        timeouts.append(timeout)
         return query_groups(*args, **kwargs)
 
     monkeypatch.setattr(client, "query_points_groups", watched)
     searcher(client).search_groups(swatch(RED), "soir.sha256", timeout=7)
-    assert seen == [7]
+    assert timeouts == [7]
 
 
 def test_a_crops_heat_lies_where_the_crop_was_cut_and_the_larger_value_stays():

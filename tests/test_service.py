@@ -18,7 +18,21 @@ from conftest import ColourPipeline, painted
 from PIL import Image
 from qdrant_client import QdrantClient
 from qdrant_client.models import PointStruct
-from service_app import BLUE, BOTTOM, GREEN, RED, TOP, fill, ids, names, png, search, service, shelf
+from service_app import (
+    BLUE,
+    BOTTOM,
+    GREEN,
+    RED,
+    TOP,
+    fill,
+    ids,
+    names,
+    png,
+    search,
+    service,
+    shelf,
+    wait_until,
+)
 
 from soir_qdrant import Pipeline, SoirIngestor
 from soir_qdrant.errors import ServerError
@@ -431,19 +445,11 @@ def test_models_that_cannot_be_loaded_are_named_and_tried_again(tmp_path, monkey
         return answer.status_code, answer.json()["status"]
 
     with service(tmp_path / "photos", make_pipeline=pipeline, ready=False) as web:
-        _until(lambda: "being loaded" not in readiness()[1])
+        wait_until(lambda: "being loaded" not in readiness()[1], 10)
         assert readiness() == (503, f"the models cannot be loaded: {error}")
         assert str(error) in caplog.text
         works.set()
-        _until(lambda: readiness() == (200, "ok"))
-
-
-def _until(is_so):
-    for _ in range(1000):
-        if is_so():
-            return
-        time.sleep(0.01)
-    raise AssertionError("it never was")
+        wait_until(lambda: readiness() == (200, "ok"), 10)
 
 
 def test_a_mask_that_is_cut_off_is_named(web):

@@ -14,7 +14,7 @@ from browser import running
 from conftest import ColourPipeline
 from PIL import Image
 from qdrant_client import QdrantClient
-from service_app import RED, fill, ids, png, search, service, shelf
+from service_app import RED, fill, ids, png, search, service, shelf, wait_until
 
 from soir_qdrant import SoirIngestor
 from soir_qdrant.rerank.kinds import register_reranker
@@ -403,11 +403,3 @@ def test_a_search_whose_client_goes_leaves_the_queue(tmp_path):
             wait_until(lambda: not waiting())
             pipeline.go_on.set()
             assert b"200 OK" in first.recv(100)
-
-
-def wait_until(is_so):
-    for _ in range(200):
-        if is_so():
-            return
-        time.sleep(0.02)
-    raise AssertionError("it never was")

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from soir_qdrant.models.compatibility import DATA
 from soir_qdrant.types import RGB
 
-DATA = Path(str(resources.files("soir_qdrant") / "data"))
 IMAGES = DATA / "pictures"
 DEMO = DATA / "demo"
 

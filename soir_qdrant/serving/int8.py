@@ -8,9 +8,7 @@ projections stay in float32.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +23,10 @@ def quantize(file: Path, inputs: Iterable[dict[str, NDArray[Any]]]) -> None:
     """Rewrite a float32 file that torch exported. inputs: of photographs, by name, to calibrate on.
 
     Raises:
-        ConfigError: onnxruntime lacks what quantizes, or the graph has no linear layer.
+        ConfigError: the graph has no linear layer.
     """
-    try:
-        import onnx
-        from onnxruntime import quantization
-    except ImportError as error:
-        raise ConfigError(f"int8 needs more packages ({error}): pip install 'soir-qdrant[export]'") from error
+    import onnx
+    from onnxruntime import quantization
 
     class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -41,38 +36,26 @@ def quantize(file: Path, inputs: Iterable[dict[str, NDArray[Any]]]) -> None:
             return next(self.rest, None)
 
     model = onnx.load(str(file))
-    layers = [node.name for node in model.graph.node if _is_linear(node, model)]
+    weights = {weight.name for weight in model.graph.initializer}
+    layers = [node.name for node in model.graph.node if _is_linear(node, weights)]
     if not layers:
         raise ConfigError(f"{file}: no linear layer of a transformer to write in int8; export it with fp32")
-    with _quiet():
-        quantization.quantize_static(
-            str(file),
-            str(file),
-            Reader(),
-            op_types_to_quantize=["MatMul"],
-            nodes_to_quantize=layers,
-            per_channel=True,
-            reduce_range=True,
-            activation_type=quantization.QuantType.QUInt8,
-            weight_type=quantization.QuantType.QInt8,
-            extra_options={"OpTypesToExcludeOutputQuantization": ["MatMul"]},
-        )
+    quantization.quantize_static(
+        str(file),
+        str(file),
+        Reader(),
+        op_types_to_quantize=["MatMul"],
+        nodes_to_quantize=layers,
+        per_channel=True,
+        reduce_range=True,
+        activation_type=quantization.QuantType.QUInt8,
+        weight_type=quantization.QuantType.QInt8,
+        extra_options={"OpTypesToExcludeOutputQuantization": ["MatMul"]},
+    )
 
 
-def _is_linear(node: Any, model: Any) -> bool:
+def _is_linear(node: Any, weights: Container[str]) -> bool:
     """Whether a node is a linear layer of one of `BODIES`, which torch's exporter notes as its scope."""
-    weights = {weight.name for weight in model.graph.initializer}
     scopes = next((p.value for p in node.metadata_props if p.key == "pkg.torch.onnx.name_scopes"), "")
     inside = any(f"'{body}" in scopes for body in BODIES)
     return node.op_type == "MatMul" and inside and any(name in weights for name in node.input)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without onnxruntime's advice to shape a graph first that torch has shaped."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)

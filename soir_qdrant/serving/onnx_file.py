@@ -23,7 +23,8 @@ OPSET = 20  # written without the fallback converter, and read by every onnxrunt
 def write_onnx(part: Part, file: Path) -> None:
     """Write a part, its spec and fingerprint in the metadata. Raises ConfigError where packages lack."""
     try:
-        import onnx  # and what torch's exporter is written in:
+        import onnx  # and what torch's exporter is written in, and what the file is compared by:
+        import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ConfigError(
@@ -45,9 +46,9 @@ def write_onnx(part: Part, file: Path) -> None:
         )
         assert program is not None
         program.save(str(file))
-    if part.precision == "int8":
-        names = [tensor.name for tensor in part.spec.inputs]
-        int8.quantize(file, (dict(zip(names, arrays, strict=True)) for arrays in part.samples()))
+        if part.precision == "int8":
+            names = [tensor.name for tensor in part.spec.inputs]
+            int8.quantize(file, (dict(zip(names, arrays, strict=True)) for arrays in part.samples()))
     model = onnx.load(str(file))
     for key, value in spec.describe(part.spec, part.fingerprint).items():
         model.metadata_props.add(key=key, value=value)
@@ -96,8 +97,9 @@ def _cosines(one: NDArray[Any], other: NDArray[Any]) -> NDArray[np.float64]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what the exporter says about operators of packages that are not in use."""
-    names = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
+    """Without what the exporter says about operators of packages that are not in use, and onnxruntime, in the root's
+    name, about shaping a graph that torch has shaped."""
+    names = ("root", "torch.onnx", "torch.export", "onnxscript", "onnx_ir")
     levels = {name: logging.getLogger(name).level for name in names}
     with warnings.catch_warnings(), contextlib.redirect_stdout(None):
         warnings.simplefilter("ignore")
