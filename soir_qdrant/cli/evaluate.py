@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from soir_qdrant.cli.console import ProfileOption, WhiteningOption, bar, out, settings_of
+from soir_qdrant.cli.groups import Models
 
 if TYPE_CHECKING:
     from soir_qdrant.config import Settings
     from soir_qdrant.lab.evaluate.bench import Bench
     from soir_qdrant.lab.evaluate.compare import Evaluation
-    from soir_qdrant.serving.runtime import Runtime
 
 FileOption = Annotated[Path | None, typer.Option("--json", help="also write the figures to a file")]
 ResumeOption = Annotated[
@@ -84,21 +84,20 @@ def evaluate(
         return
     from soir_qdrant.lab.evaluate.datasets import load
 
-    bench, settings = load(folder, dataset), settings_of(profile, whitening)
-    done = _run(bench, objects, rows, settings, file, resume, onnx)
+    bench, models = load(folder, dataset), Models(profile, whitening, onnx=onnx)
+    done = _run(bench, objects, rows, models, file, resume)
     _print(done, bench, f"{folder.name}: {len(bench.queries)} queries", objects, dataset)
     if failures:
-        _write_failures(failures, bench, done, settings)
+        _write_failures(failures, bench, done, models.settings)
 
 
 def _run(
     bench: Bench,
     objects: str,
     rows: str | None,
-    settings: Settings,
+    models: Models,
     file: Path | None,
     resume: Path | None,
-    onnx: Path | None,
 ) -> Evaluation:
     """Evaluate with a bar, and write the figures to the file."""
     from soir_qdrant.lab.evaluate import report
@@ -112,22 +111,14 @@ def _run(
             bench,
             objects=objects,
             rows=tuple(rows.split(",")) if rows else DEFAULT_ROWS,
-            settings=settings,
+            settings=models.settings,
             advance=advance,
             cache=cache,
-            runtime=_runtime(onnx),
+            runtime=models.runtime(),
         )
         if file:
             report.write_json(file, done.results)
     return done
-
-
-def _runtime(folder: Path | None) -> Runtime | None:
-    if folder is None:
-        return None
-    from soir_qdrant.serving.onnx import OnnxRuntime
-
-    return OnnxRuntime(folder)
 
 
 def _write_failures(folder: Path, bench: Bench, done: Evaluation, settings: Settings) -> None:

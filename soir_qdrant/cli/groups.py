@@ -146,9 +146,9 @@ class Models:
         """On the models of a Triton, of a folder of exports, or of this machine. changes: of the settings."""
         from soir_qdrant.assembly import make_pipeline
 
-        return make_pipeline(self.settings.but(**changes), self._runtime())
+        return make_pipeline(self.settings.but(**changes), self.runtime())
 
-    def _runtime(self) -> Runtime | None:
+    def runtime(self) -> Runtime | None:
         """Where the models run; None is here."""
         if self.triton and self.onnx:
             raise typer.BadParameter("--triton and --onnx: choose one")
