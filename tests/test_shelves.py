@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from soir_qdrant.errors import DatasetError
 from soir_qdrant.lab.evaluate.bench import Bench, BenchObject, GalleryImage, load
 from soir_qdrant.lab.needlebench import retaken, shelves
 from soir_qdrant.lab.needlebench.invent import Inventor
@@ -67,6 +68,47 @@ def test_each_large_thing_is_asked_for_by_other_views_of_it(tmp_path, masked):
         assert (view[:, 2] - view[:, 0] > 60).mean() > 0.2  # it still is a blue thing
     views = [made.queries[i].file.read_bytes() for i in range(2)]
     assert views[0] != views[1]
+
+
+def test_photographs_of_one_name_in_two_folders_stay_two(tmp_path):
+    entries = []
+    for part in ("a", "b"):
+        (tmp_path / part).mkdir()
+        entries.append(photograph(tmp_path / part, masked=True))
+    again = load(retaken.generate(tmp_path / "out", Bench(tmp_path, entries, []), progress=False))
+    assert len({entry.file for entry in again.gallery}) == len({entry.mask for entry in again.gallery}) == 2
+    assert len(again.queries) == 2 * retaken.VIEWS
+    assert [len(again.relevant(query)) for query in again.queries] == [1] * len(again.queries)
+
+
+def test_nothing_is_written_where_something_else_lies(tmp_path):
+    """Least of all over the photographs themselves."""
+    source = tmp_path / "coco"
+    source.mkdir()
+    bench = Bench(source, [photograph(source, masked=False)], [])
+    with pytest.raises(DatasetError, match="not empty"):
+        shelves.generate(source, progress=False)
+    with pytest.raises(DatasetError, match="the photographs themselves"):
+        retaken.generate(source, bench, progress=False)
+    other = tmp_path / "mine"
+    other.mkdir()
+    (other / "diary.txt").write_text("mine")
+    with pytest.raises(DatasetError, match="not empty"):
+        retaken.generate(other, bench, progress=False)
+    assert (source / "room.png").is_file()
+    assert (other / "diary.txt").read_text() == "mine"
+
+
+def test_a_folder_of_other_arguments_is_not_taken_for_the_same(tmp_path):
+    bench = Bench(tmp_path, [photograph(tmp_path, masked=False)], [])
+    out = retaken.generate(tmp_path / "out", bench, seed=0, progress=False)
+    before = (out / "annotations.json").stat().st_mtime_ns
+    assert retaken.generate(out, bench, seed=0, progress=False) == out
+    assert (out / "annotations.json").stat().st_mtime_ns == before
+    with pytest.raises(DatasetError, match="other arguments"):
+        retaken.generate(out, bench, seed=1, progress=False)
+    with pytest.raises(DatasetError, match="other arguments"):
+        shelves.generate(out, progress=False)
 
 
 def test_another_camera_changes_the_pixels_and_not_what_they_show():

@@ -6,9 +6,6 @@ viewpoints up to 45 degrees apart. The format is read by `soir_qdrant.lab.evalua
 
 from __future__ import annotations
 
-import json
-import logging
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +14,7 @@ import numpy as np
 from rich.progress import track as progress_bar
 
 from soir_qdrant.errors import DatasetError
-from soir_qdrant.lab.evaluate.bench import ANNOTATIONS, MAX_OBJECTS
+from soir_qdrant.lab.evaluate.bench import MAX_OBJECTS
 from soir_qdrant.lab.needlebench.cast import (
     APPEARANCES,
     OBJECTS,
@@ -39,14 +36,12 @@ from soir_qdrant.lab.needlebench.compose import (
     relight,
     resize_area,
 )
+from soir_qdrant.lab.needlebench.folder import complete, prepare
 from soir_qdrant.lab.needlebench.sources import Ground, Sources, SplitName
 from soir_qdrant.types import RGB
 
-log = logging.getLogger(__name__)
-
 WIDTH, HEIGHT = 1024, 768
 VERSION = 1  # part of the recipe: raise it when the same arguments give other pixels
-RECIPE = "recipe.json"
 AREA = (0.0058, 0.0275)  # drawn on a logarithmic scale; occlusion takes some of it, down to 0.005
 OVERLAP = 0.35  # share of objects that try to cover another one
 TRIES = 40
@@ -78,7 +73,7 @@ def generate(
     recipe = _recipe(split, track, scenes, targets, seed, sources, cutout_queries)
     recipe |= {"crowded": True} if crowded else {}
     root = Path(out).expanduser()
-    if not _prepare(root, recipe):
+    if not prepare(root, recipe):
         return root
     base = [seed, ("dev", "test").index(split), ("2d", "3d").index(track)]
     grounds = sources.split(split).grounds
@@ -93,8 +88,7 @@ def generate(
             _write_query(root, i, cast.things[name], read, [*base, 4, i], _is_cutout(i, cutout_queries))
             for i, name in enumerate(cast.targets)
         ]
-    _write_atomically(root / ANNOTATIONS, {"gallery": gallery, "queries": queries})
-    return root
+    return complete(root, gallery, queries)
 
 
 def _check(split: str, track: str, scenes: int, targets: int, cutout_queries: float, crowded: bool) -> None:
@@ -127,40 +121,6 @@ def _recipe(
         "catalog": sources.fingerprint,
         "cutout_queries": cutout_queries,
     }
-
-
-def _prepare(root: Path, recipe: dict[str, Any]) -> bool:
-    """Makes the folder ready to be written; False where it is complete already."""
-    known = root / RECIPE
-    if root.exists() and not root.is_dir():
-        raise DatasetError(f"{root} is a file; give a folder")
-    if root.is_dir() and any(root.iterdir()):
-        if not known.is_file():
-            raise DatasetError(f"{root} is not empty and not a NeedleBench folder; choose another one")
-        if (root / ANNOTATIONS).is_file():
-            if _read_recipe(known) == recipe:
-                return False
-            raise DatasetError(f"{root} holds a NeedleBench made with other arguments; choose another folder")
-        log.info("%s: an interrupted run, starting over", root)
-    root.mkdir(parents=True, exist_ok=True)
-    _write_atomically(known, recipe)
-    for part in ("gallery", "queries", "masks"):
-        shutil.rmtree(root / part, ignore_errors=True)
-        (root / part).mkdir()
-    return True
-
-
-def _read_recipe(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DatasetError(f"{path}: not readable as JSON ({error}); choose another folder") from error
-
-
-def _write_atomically(path: Path, data: dict[str, Any]) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
 
 
 class _Photos:

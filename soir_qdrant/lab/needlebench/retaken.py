@@ -7,6 +7,7 @@ photograph, or with its own surroundings in a box that is off. To tune the encod
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -19,10 +20,13 @@ from numpy.typing import NDArray
 from rich.progress import track as progress_bar
 
 from soir_qdrant import images as image_io
-from soir_qdrant.lab.evaluate.bench import ANNOTATIONS, Bench, GalleryImage
+from soir_qdrant.errors import DatasetError
+from soir_qdrant.lab.evaluate.bench import Bench, GalleryImage
 from soir_qdrant.lab.needlebench.compose import RGBA, crop_ground, encode_jpeg, encode_png
+from soir_qdrant.lab.needlebench.folder import complete, prepare
 from soir_qdrant.types import RGB, Box, Mask
 
+VERSION = 1  # of the recipe: raise it when the same arguments give other pixels
 MAX_THINGS = 5  # of a photograph
 VIEWS = 2  # pictures of each
 MIN_SIDE = 36  # pixels of a thing
@@ -34,19 +38,22 @@ BOX_OFF = 0.1  # standard deviation of a drawn box's sides, as a share of them
 def generate(
     out: Path, bench: Bench, *, seed: int = 0, unknown: tuple[str, ...] = ("person",), progress: bool = True
 ) -> Path:
-    """Write the folder in NeedleBench's format; one that is complete stays as it is.
+    """Write the folder in NeedleBench's format; one that is complete with the same arguments stays as it is.
 
     Args:
         out: the folder.
         bench: photographs with boxes, and masks where there are any.
         seed: of every choice.
         unknown: kinds that are left out.
+
+    Raises:
+        DatasetError: something else is in the folder, or it is that of the photographs.
     """
-    if (out / ANNOTATIONS).is_file():
+    out = out.expanduser()
+    if any(entry.file.is_relative_to(out.resolve()) for entry in bench.gallery):
+        raise DatasetError(f"{out} holds the photographs themselves; choose another folder to write")
+    if not prepare(out, _recipe(bench, seed, unknown)):
         return out
-    shutil.rmtree(out, ignore_errors=True)
-    for part in ("gallery", "masks", "queries"):
-        (out / part).mkdir(parents=True)
     gallery: list[dict[str, Any]] = []
     queries: list[dict[str, Any]] = []
     for i, entry in enumerate(progress_bar(bench.gallery, "retaken", disable=not progress)):
@@ -56,16 +63,21 @@ def generate(
         if not chosen:
             continue
         other = image_io.load(bench.gallery[int(rng.integers(len(bench.gallery)))].file).rgb
-        objects = [{"instance": f"{entry.file.stem}#{j}", "box": list(entry.objects[j].box)} for j in chosen]
-        gallery.append(_written(out, entry, image, objects, masks))
+        objects = [{"instance": f"{i:05d}#{j}", "box": list(entry.objects[j].box)} for j in chosen]
+        gallery.append(_written(out, i, entry, image, objects, masks))
         for j, item, mask in zip(chosen, objects, masks, strict=True):
             for _ in range(VIEWS):
                 file = f"queries/{len(queries):05d}.png"
                 view = retaken(image, entry.objects[j].box, mask, other, rng)
                 (out / file).write_bytes(encode_png(view))
                 queries.append({"file": file, "instance": item["instance"]})
-    (out / ANNOTATIONS).write_text(json.dumps({"gallery": gallery, "queries": queries}))
-    return out
+    return complete(out, gallery, queries)
+
+
+def _recipe(bench: Bench, seed: int, unknown: tuple[str, ...]) -> dict[str, Any]:
+    entries = [(e.file.name, [(o.name, *o.box) for o in e.objects]) for e in bench.gallery]
+    labels = hashlib.sha256(json.dumps(entries).encode()).hexdigest()[:16]
+    return {"retaken": VERSION, "labels": labels, "seed": seed, "unknown": list(unknown)}
 
 
 def retaken(
@@ -148,19 +160,24 @@ def _chosen(
 
 
 def _written(
-    out: Path, entry: GalleryImage, image: RGB, objects: list[dict[str, Any]], masks: list[Mask | None]
+    out: Path,
+    number: int,
+    entry: GalleryImage,
+    image: RGB,
+    objects: list[dict[str, Any]],
+    masks: list[Mask | None],
 ) -> dict[str, Any]:
-    name = entry.file.name
-    shutil.copyfile(entry.file, out / "gallery" / name)
+    file = f"gallery/{number:05d}{entry.file.suffix}"
+    shutil.copyfile(entry.file, out / file)
     mask = None
     if all(one is not None and one.shape == image.shape[:2] for one in masks):
         ids = np.zeros(image.shape[:2], np.uint8)
         for i, one in enumerate(masks):
             ids[one] = i + 1
         if len(np.unique(ids[ids > 0])) == len(masks):
-            mask = f"masks/{entry.file.stem}.png"
+            mask = f"masks/{number:05d}.png"
             (out / mask).write_bytes(encode_png(ids))
-    return {"file": f"gallery/{name}", "mask": mask, "objects": objects}
+    return {"file": file, "mask": mask, "objects": objects}
 
 
 def _warped(

@@ -6,8 +6,6 @@ touch and look alike, things of every size, flat prints. All is invented (`packe
 
 from __future__ import annotations
 
-import json
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,13 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.progress import track as progress_bar
 
-from soir_qdrant.lab.evaluate.bench import ANNOTATIONS, MAX_OBJECTS
+from soir_qdrant.lab.evaluate.bench import MAX_OBJECTS
 from soir_qdrant.lab.needlebench.compose import RGBA, develop, encode_jpeg, encode_png, relight
+from soir_qdrant.lab.needlebench.folder import complete, prepare
 from soir_qdrant.lab.needlebench.invent import Inventor, unused
 from soir_qdrant.lab.needlebench.packets import Printer
 from soir_qdrant.lab.needlebench.sources import Sources
 from soir_qdrant.types import RGB
 
+VERSION = 1  # of the recipe: raise it when the same arguments give other pixels
 WIDTH, HEIGHT = 1024, 768
 BRANDS, VARIANTS = 60, 3  # of a folder; products of a brand look alike
 EMBLEMS = 60
@@ -68,13 +68,12 @@ def generate(
     progress: bool = True,
 ) -> Path:
     """Write a labelled folder of shelves and signs in NeedleBench's format, with a query for each product
-    that is in more than one scene; one that is complete stays as it is. inventor: of what it is made; None
-    takes the full sources' drawings and photographs."""
-    if (out / ANNOTATIONS).is_file():
+    that is in more than one scene; one that is complete with the same arguments stays as it is. inventor: of what
+    it is made; None takes the full sources' drawings and photographs. Raises DatasetError for a folder of
+    something else."""
+    out = out.expanduser()
+    if not prepare(out, {"shelves": VERSION, "scenes": scenes, "seed": seed}):
         return out
-    shutil.rmtree(out, ignore_errors=True)
-    for part in ("gallery", "masks", "queries"):
-        (out / part).mkdir(parents=True)
     inventor = inventor or _inventor(seed)
     printer = Printer(inventor, np.random.default_rng((seed, 2)))
     brands = [printer.design() for _ in range(BRANDS)]
@@ -101,8 +100,7 @@ def generate(
     ]
     again = [name for name in (products | emblems) if visible.count(name) > 1]
     queries = [_query(out, i, name, (products | emblems)[name], seed) for i, name in enumerate(again)]
-    (out / ANNOTATIONS).write_text(json.dumps({"gallery": gallery, "queries": queries}))
-    return out
+    return complete(out, gallery, queries)
 
 
 def _inventor(seed: int) -> Inventor:
