@@ -55,6 +55,19 @@ class TestRepository:
         (model,) = (m for m in repository.PROFILES["embedded"] if m.name == "soir_encoder")
         assert repository.profile(model, "max") == "crops:32x224x224x3,patches:32x256,weights:32x256"
 
+    def test_engines_are_of_the_weights_that_they_were_built_from(self, tmp_path):
+        """onnxruntime takes an engine for that of any model with the same graph."""
+        model = repository.PROFILES["embedded"][0]
+        file = tmp_path / model.name / "1" / "model.onnx"
+        file.parent.mkdir(parents=True)
+        configurations = set()
+        for weights in (b"one", b"other"):
+            file.write_bytes(weights)
+            repository.write([model], tmp_path, {model.name: "weights@1"})
+            configurations.add((tmp_path / model.name / "config.pbtxt").read_text())
+        assert len(configurations) == 2
+        assert all(f'"/engines/{model.name}-' in text for text in configurations)
+
     def test_a_model_of_another_version_is_refused(self):
         model = repository.PROFILES["paper"][0]
         told = spec.describe(model, "weights@1")
@@ -95,9 +108,14 @@ class TestExport:
 
         part = next(iter(parts(tiny_settings.but(detector={"kind": "none"}), "fp32")))
         other = replace(part, expected=lambda *given: tuple(1.01 * x for x in part.expected(*given)))
+        plan = tmp_path / part.spec.name / "1" / "model.plan"
+        plan.parent.mkdir(parents=True)
+        plan.write_bytes(b"of the weights before")
         with pytest.raises(ConfigError, match="differs from torch"):
             _export(other, tmp_path)
-        assert not list(tmp_path.rglob("model.onnx"))
+        assert [file.name for file in tmp_path.rglob("*.*")] == ["model.plan"]
+        _export(part, tmp_path)
+        assert not plan.exists()
 
     @pytest.mark.parametrize("kind", ["clip", "siglip"])
     def test_half_precision_keeps_its_inputs_and_outputs(self, kind, tmp_path, tiny_settings):

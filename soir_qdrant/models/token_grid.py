@@ -47,7 +47,9 @@ class GridMemory:
 _memories: WeakKeyDictionary[FeatureSource, GridMemory] = WeakKeyDictionary()
 
 
-def tiled_grid(source: FeatureSource, image: RGB, area: int, *, keep: bool = True) -> Floats:
+def tiled_grid(
+    source: FeatureSource, image: RGB, area: int, *, max_cells: int | None = None, keep: bool = True
+) -> Floats:
     """An image's tokens after the block `LAYER`, from tiles. Where these overlap, a token is
     the mean of theirs, weighted by how far it lies inside them. What was computed of the last few images is
     remembered: the segmenter reads the grid that the detector has read.
@@ -56,12 +58,13 @@ def tiled_grid(source: FeatureSource, image: RGB, area: int, *, keep: bool = Tru
         source: whose tokens.
         image: uint8 [H, W, 3].
         area: at about how many pixels it is looked at.
+        max_cells: tokens along a side; see `tokens.gridded`.
         keep: whether what is computed is remembered.
 
     Returns:
         float32 [h, w, D], not to be written to.
     """
-    fitted, (width, height) = gridded(image, source.patch, area)
+    fitted, (width, height) = gridded(image, source.patch, area, max_cells)
     grid = _memory(source).get(_key(fitted))
     if grid is None:
         grid = from_tiles(source, fitted, places(height), places(width))

@@ -14,10 +14,11 @@ AFTER = -1 - LAYER  # blocks that follow
 MAX_ENLARGED = 4.0
 
 
-def gridded(image: RGB, cell: int, area: int) -> tuple[RGB, tuple[int, int]]:
-    """The image at about this area in whole cells, and how many of them: width, height."""
+def gridded(image: RGB, cell: int, area: int, max_cells: int | None = None) -> tuple[RGB, tuple[int, int]]:
+    """The image at about this area in whole cells, and how many of them: width, height. max_cells: along a side; a
+    panorama beyond them is looked at smaller."""
     fit = sized(image.shape[0], image.shape[1], area)
-    width, height = (max(1, round(side / cell)) for side in fit)
+    width, height = (min(max(1, round(side / cell)), max_cells or area) for side in fit)
     fitted = cv2.resize(image, (width * cell, height * cell), interpolation=cv2.INTER_AREA)
     return np.asarray(fitted, np.uint8), (width, height)
 

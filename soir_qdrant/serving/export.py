@@ -18,7 +18,7 @@ from soir_qdrant.serving.export_parts import parts
 from soir_qdrant.serving.model_spec import ModelSpec, Precision
 from soir_qdrant.serving.onnx import OnnxEncoder
 from soir_qdrant.serving.onnx_file import compare, write_onnx
-from soir_qdrant.serving.repository import VERSION, profile, write
+from soir_qdrant.serving.repository import ONNX, PLAN, VERSION, profile, write
 
 Backend = Literal["onnxruntime", "tensorrt", "python"]
 CONFIG_NAMES: dict[Backend, str | None] = {"onnxruntime": None, "tensorrt": "trt", "python": "cpu"}
@@ -91,7 +91,7 @@ def _scene(settings: Settings, models: Mapping[str, Mapping[str, str]], folder: 
     for pooling "mao", which reads tokens."""
     if settings.vector.pooling == "mao":
         raise ConfigError(f'{spec.SCENE} does not refine: export without it, or set vector.pooling to "gmp"')
-    encoder = OnnxEncoder(folder / spec.ENCODER / str(VERSION) / "model.onnx")
+    encoder = OnnxEncoder(folder / spec.ENCODER / str(VERSION) / ONNX)
     parts = Components(settings, encoder=encoder)
     recipe = short_hash(parts.recipe)
     row_dim = parts.patch_projection.dim if parts.has_patches else 0
@@ -108,10 +108,10 @@ def command(folder: Path, backend: Backend, precision: Precision = "fp32") -> st
 
 def _export(part: Part, folder: Path) -> Exported:
     """Write one ONNX file, check it, and move it to its place."""
-    target = folder / part.spec.name / str(VERSION) / "model.onnx"
+    target = folder / part.spec.name / str(VERSION) / ONNX
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-        file = Path(scratch) / "model.onnx"
+        file = Path(scratch) / ONNX
         write_onnx(part, file)
         error, cosine = compare(part, file)
         if not (error <= part.tolerance.error and cosine >= part.tolerance.cosine):
@@ -121,6 +121,7 @@ def _export(part: Part, folder: Path) -> Exported:
                 "was not written. In half precision that means these weights do not bear it: export with fp32"
             )
         size = file.stat().st_size
+        target.with_name(PLAN).unlink(missing_ok=True)  # of the weights before
         file.replace(target)
     if isinstance(part.graph, graphs.EncoderGraph):
         last_block.save(part.graph.block, part.fingerprint, target.parents[1] / last_block.FILE)

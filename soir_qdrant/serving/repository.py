@@ -13,6 +13,7 @@ would silently take its config.pbtxt, so every model gets every one.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -29,6 +30,7 @@ FILES: dict[Variant, str] = {
     "trt": "configs/trt.pbtxt",
 }
 VERSION = 1
+ONNX, PLAN = "model.onnx", "model.plan"
 ENGINE_CACHE = "/engines"  # a volume: engines take minutes to build, and belong to one kind of GPU
 QUEUE = 128  # requests that wait; the next is turned away at once, and its client comes back later
 QUEUE_US = 30_000_000  # how long one waits before it is turned away too
@@ -52,19 +54,34 @@ PROFILES: Mapping[str, tuple[ModelSpec, ...]] = {
 }
 
 
-def files(spec: ModelSpec, fingerprint: str | None = None) -> dict[str, str]:
-    """Path within the repository -> content, of one model without its weights."""
-    texts = {f"{spec.name}/{path}": config(spec, variant, fingerprint) for variant, path in FILES.items()}
+def files(spec: ModelSpec, fingerprint: str | None = None, engines: str | None = None) -> dict[str, str]:
+    """Path within the repository -> content, of one model without its weights. See `config`."""
+    texts = {
+        f"{spec.name}/{path}": config(spec, variant, fingerprint, engines) for variant, path in FILES.items()
+    }
     texts[f"{spec.name}/{VERSION}/model.py"] = python_model(spec)
     return texts
 
 
 def write(models: Sequence[ModelSpec], folder: Path, fingerprints: dict[str, str] | None = None) -> None:
-    """Write the repository of some models. fingerprints: by the model's name, where the weights are known."""
+    """Write the repository of some models. fingerprints: by the model's name, where the weights are known and
+    written."""
     for spec in models:
-        for path, text in files(spec, (fingerprints or {}).get(spec.name)).items():
+        fingerprint = (fingerprints or {}).get(spec.name)
+        engines = _engines(spec, folder) if fingerprint else None
+        for path, text in files(spec, fingerprint, engines).items():
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             (folder / path).write_text(text)
+
+
+def _engines(spec: ModelSpec, folder: Path) -> str | None:
+    """The name of the engines of the weights that lie there: onnxruntime knows an engine by its graph alone, and
+    would run that of other weights."""
+    file = folder / spec.name / str(VERSION) / ONNX
+    if not file.is_file():
+        return None
+    with file.open("rb") as stream:
+        return f"{spec.name}-{hashlib.file_digest(stream, 'sha256').hexdigest()[:12]}"
 
 
 def python_model(spec: ModelSpec) -> str:
@@ -73,8 +90,11 @@ def python_model(spec: ModelSpec) -> str:
     return (resources.files("soir_qdrant.serving") / name).read_text()
 
 
-def config(spec: ModelSpec, variant: Variant, fingerprint: str | None = None) -> str:
-    """A config.pbtxt. Only backend, instances and acceleration differ between the variants."""
+def config(
+    spec: ModelSpec, variant: Variant, fingerprint: str | None = None, engines: str | None = None
+) -> str:
+    """A config.pbtxt. Only backend, instances and acceleration differ between the variants. engines: the folder of
+    its TensorRT engines within `ENGINE_CACHE`; the model's name, where its weights are not known."""
     parts = [
         "# Written by soir_qdrant.serving.repository from soir_qdrant.serving.spec: change it there.",
         f'name: "{spec.name}"',
@@ -90,7 +110,7 @@ def config(spec: ModelSpec, variant: Variant, fingerprint: str | None = None) ->
         *_parameters(spec, fingerprint),
     ]
     if variant == "ort_trt" and spec.kind != "scene":
-        parts.append(_acceleration(spec))
+        parts.append(_acceleration(spec, engines or spec.name))
     return "\n".join(part for part in parts if part) + "\n"
 
 
@@ -182,10 +202,10 @@ def _parameters(spec: ModelSpec, fingerprint: str | None) -> list[str]:
     return ["# What clients compare with what they expect. The fingerprint comes with the weights.", *lines]
 
 
-def _acceleration(spec: ModelSpec) -> str:
+def _acceleration(spec: ModelSpec, engines: str) -> str:
     parameters = {
         "trt_engine_cache_enable": "true",
-        "trt_engine_cache_path": f"{ENGINE_CACHE}/{spec.name}",
+        "trt_engine_cache_path": f"{ENGINE_CACHE}/{engines}",
         "trt_profile_min_shapes": profile(spec, "min"),
         "trt_profile_opt_shapes": profile(spec, "usual"),
         "trt_profile_max_shapes": profile(spec, "max"),

@@ -90,11 +90,7 @@ def looks(image: RGB, model: ModelSpec, area: int = AREA) -> tuple[dict[str, NDA
 
     A panorama beyond what the model was exported for is looked at smaller: a TensorRT engine would refuse it.
     """
-    patch, max_cells = model.fact("patch"), model.fact("max_cells")
-    fitted, (width, height) = gridded(image, patch, area)
-    if max(width, height) > max_cells:
-        width, height = min(width, max_cells), min(height, max_cells)
-        fitted = cv2.resize(image, (width * patch, height * patch), interpolation=cv2.INTER_AREA)
+    fitted, (width, height) = gridded(image, model.fact("patch"), area, model.fact("max_cells"))
     small = cv2.resize(image, (width * spec.SMALL, height * spec.SMALL), interpolation=cv2.INTER_AREA)
     inputs = {"image": fitted, "small": small, "rows": places(height), "columns": places(width)}
     return inputs, (width, height)

@@ -12,7 +12,7 @@ from soir_qdrant.models.segmenters.window_masks import WindowSegmenter
 from soir_qdrant.models.segmenters.windows import FEW_CELLS, Array, Window, window_image, window_tokens
 from soir_qdrant.models.token_grid import AREA, tiled_grid
 from soir_qdrant.serving.session import Session, of_kind
-from soir_qdrant.serving.spec import MAX_WINDOWS
+from soir_qdrant.serving.spec import MAX_CELLS, MAX_WINDOWS
 from soir_qdrant.types import RGB, Box
 
 CELL = 8  # pixels of a window along a token
@@ -31,32 +31,29 @@ class ServedMasks(WindowSegmenter):
         self.fingerprint = session.fingerprint
 
     def window_chances(self, image: RGB, boxes: list[Box], windows: list[Window], *, alone: bool) -> Array:
-        """See `WindowSegmenter`."""
-        parts = [slice(i, i + MAX_WINDOWS) for i in range(0, len(boxes), MAX_WINDOWS)]
-        answers = self._session.each(
-            lambda part: self._part(image, boxes[part], windows[part], alone=alone), parts
-        )
-        return np.concatenate(answers)
-
-    def _part(self, image: RGB, boxes: list[Box], windows: list[Window], *, alone: bool) -> Array:
-        pixels = np.stack([window_image(image, at, self.side) for at in windows])
+        """See `WindowSegmenter`. A request is one grid of tokens, with its windows."""
         at = np.array(windows, np.float64)
-        corner, scale = at[:, :2], self.side / at[:, 2:]
-        inside = (np.array(boxes, np.float64).reshape(-1, 2, 2) - corner[:, None]) * scale[:, None]
+        scale = self.side / at[:, 2:]
+        inside = (np.array(boxes, np.float64).reshape(-1, 2, 2) - at[:, None, :2]) * scale[:, None]
         if alone:
             tokens, places = self._own(image, windows), np.tile(np.array(WHOLE), (len(boxes), 1))
         else:
-            tokens = tiled_grid(self._source, image, AREA)[None]
+            tokens = tiled_grid(self._source, image, AREA, max_cells=MAX_CELLS)[None]
             places = at[:, [0, 1, 2, 2]] / np.array([image.shape[1], image.shape[0]] * 2)
-        grids = len(tokens)  # with windows each
-        inputs: dict[str, NDArray[Any]] = {
-            "tokens": tokens,
-            "windows": pixels.reshape(grids, -1, *pixels.shape[1:]),
-            "places": places.astype(np.float32).reshape(grids, -1, 4),
-            "boxes": inside.astype(np.float32).reshape(grids, -1, 4),
+        rows: dict[str, NDArray[Any]] = {
+            "windows": np.stack([window_image(image, each, self.side) for each in windows]),
+            "places": places.astype(np.float32),
+            "boxes": inside.reshape(-1, 4).astype(np.float32),
         }
-        chances = self._session.run(inputs, ["chances"])["chances"]
-        return np.asarray(chances.reshape(-1, self.side, self.side), np.float32)
+
+        def run(part: slice) -> NDArray[Any]:
+            inputs = {"tokens": tokens[part] if alone else tokens}
+            inputs |= {name: values[None, part] for name, values in rows.items()}
+            return self._session.run(inputs, ["chances"])["chances"][0]
+
+        step = 1 if alone else MAX_WINDOWS
+        parts = [slice(i, i + step) for i in range(0, len(boxes), step)]
+        return np.concatenate(self._session.each(run, parts)).astype(np.float32, copy=False)
 
     def _own(self, image: RGB, windows: list[Window]) -> Array:
         """The tokens of windows that are looked at alone, float32 [k, n, n, D]."""

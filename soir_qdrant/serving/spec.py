@@ -30,6 +30,7 @@ LAYERS = 4  # rows of `Encoding.layers`
 BEST_CELLS = 1000  # of a detector's grid, that may name a box
 SMALL = 8  # pixels along a token, in the small image that the detector's head sees
 MAX_WINDOWS = 100  # boxes of an image
+MAX_CELLS = 148  # tokens along a side of an image
 
 
 def _facts(**facts: int) -> tuple[tuple[str, int], ...]:
@@ -111,14 +112,14 @@ def tokens(
     )
 
 
-def token_head(*, patch: int, dim: int, max_cells: int = 148) -> ModelSpec:
+def token_head(*, patch: int, dim: int, max_cells: int = MAX_CELLS) -> ModelSpec:
     """The trained detector, trunk, tiles and head: one image a request, without a batch dimension.
 
     image: sides multiples of `patch`. small: the same image, SMALL pixels along a token. rows, columns:
     of the grid of tokens, those of each tile. boxes: x0 y0 x1 y1 in tokens of the grid, of the best cells in
     their order on it; scores 0..1. tokens: of the grid, for the segmenter. max_cells: along a side.
     """
-    some = ((2, 2), (37, 51), (max_cells, max_cells))
+    some = ((1, 1), (37, 51), (max_cells, max_cells))
 
     def at(scale: int, *rest: int) -> tuple[tuple[int, ...], ...]:
         return tuple((h * scale, w * scale, *rest) for h, w in some)
@@ -130,8 +131,8 @@ def token_head(*, patch: int, dim: int, max_cells: int = 148) -> ModelSpec:
         (
             Tensor("image", "UINT8", (-1, -1, 3), *at(patch, 3)),
             Tensor("small", "UINT8", (-1, -1, 3), *at(SMALL, 3)),
-            Tensor("rows", "INT64", (-1, -1), (1, 2), (1, 37), (5, 37)),
-            Tensor("columns", "INT64", (-1, -1), (1, 2), (2, 29), (5, 37)),
+            Tensor("rows", "INT64", (-1, -1), (1, 1), (1, 37), (5, 37)),
+            Tensor("columns", "INT64", (-1, -1), (1, 1), (2, 29), (5, 37)),
         ),
         (
             Tensor("boxes", "FP32", (BEST_CELLS, 4)),
@@ -145,14 +146,14 @@ def token_unet(*, dim: int, side: int, alone: int) -> ModelSpec:
     """The trained segmenter: windows of an image, and the tokens around them, to the chance of each of their pixels to
     be the object's.
 
-    tokens: of g grids. windows: m of each. places: x, y, width, height of a window, as shares of the grid. boxes: in
+    tokens: of g grids; clients send one. windows: m of each. places: x, y, width, height of a window, as shares of the grid. boxes: in
     pixels of the window. side: of a window, in pixels. alone: 1 where the head was trained on tokens of windows alone.
     """
 
     def at(*rest: int) -> tuple[tuple[int, ...], ...]:
         return tuple((1, count, *rest) for count in (1, 16, MAX_WINDOWS))
 
-    grids = ((1, 2, 2, dim), (1, 37, 51, dim), (1, 148, 148, dim))
+    grids = ((1, 1, 1, dim), (1, 37, 51, dim), (1, MAX_CELLS, MAX_CELLS, dim))
     return ModelSpec(
         SEGMENTER,
         "token_unet",
