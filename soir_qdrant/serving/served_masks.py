@@ -49,11 +49,11 @@ class ServedMasks(WindowSegmenter):
         def run(part: slice) -> NDArray[Any]:
             inputs = {"tokens": tokens[part] if alone else tokens}
             inputs |= {name: values[None, part] for name, values in rows.items()}
-            return self._session.run(inputs, ["chances"])["chances"][0]
+            return self._session.run(inputs, ["chances"])["chances"]
 
         step = 1 if alone else MAX_WINDOWS
         parts = [slice(i, i + step) for i in range(0, len(boxes), step)]
-        return np.concatenate(self._session.each(run, parts)).astype(np.float32, copy=False)
+        return np.asarray(np.concatenate(self._session.each(run, parts), axis=1)[0], np.float32)
 
     def _own(self, image: RGB, windows: list[Window]) -> Array:
         """The tokens of windows that are looked at alone, float32 [k, n, n, D]."""
