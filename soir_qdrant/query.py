@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -26,6 +26,13 @@ def one_query(query: Query | None, text: str | None) -> Query:
     if query is None:
         raise ConfigError("nothing to search for: give an image, a vector, or words as text=")
     return query
+
+
+def listed(name: str, queries: Iterable[Query]) -> list[Query]:
+    """Several of them. Raises ConfigError for one. name: of the argument."""
+    if isinstance(queries, (str, bytes)):
+        raise ConfigError(f"{name}: give a list of images, such as [{queries!r}]")
+    return list(queries)
 
 
 def as_vector(query: Query) -> Vector | None:

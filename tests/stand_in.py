@@ -190,7 +190,10 @@ class _Handler(BaseHTTPRequestHandler):
         except LookupError as error:
             self.reply(404, {"status": {"error": f"no such thing: {error}"}})
         except ValueError as error:
-            self.reply(409 if "already exists" in str(error) else 400, {"status": {"error": str(error)}})
+            text = str(error)
+            missing = re.fullmatch("Collection .+ not found", text)
+            status = 404 if missing else 409 if "already exists" in text else 400
+            self.reply(status, {"status": {"error": text}})
         else:
             if fault == "acknowledged":
                 result = {**result, "status": "acknowledged"}

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from conftest import ColourPipeline, painted, picture
+from PIL import Image
 from qdrant_client import QdrantClient
 
 from soir_qdrant import SoirIngestor, SoirSearcher, Text, register_reranker
@@ -25,7 +28,7 @@ from soir_qdrant.rerank import (
     reordered,
 )
 from soir_qdrant.rerank.kinds import RERANKERS
-from soir_qdrant.types import SceneObject
+from soir_qdrant.types import QueryLook, SceneObject
 
 A, B = (5, 5, 25, 25), (40, 30, 60, 50)
 RED, BLUE = (250, 0, 0), (0, 0, 250)
@@ -133,7 +136,7 @@ def test_groups_of_a_reranker_of_your_own(client):
 
 
 def test_the_query_as_it_was_searched_with(client):
-    reranker, image = ByNumber(), painted((B, BLUE))
+    reranker, image = ByNumber({"query image"}), painted((B, BLUE))
     found = searcher(client)
     found.search(image, box=(40, 30, 99, 50), examples=[painted((A, RED))], rerank=reranker)
     (query,) = reranker.queries[:1]
@@ -161,13 +164,62 @@ def test_object_vectors_come_where_they_are_needed(client):
         assert reranker.hits[0].box is None
 
 
-def test_patches_come_where_they_are_needed(client):
+class Patchy(ColourPipeline):
+    """With patches at hand: one of each query."""
+
+    has_patches = True
+
+    def query_look(self, image, *, box=None, mask=None, patches=False):
+        row = self.query(image, box=box, mask=mask)
+        return QueryLook(row, row, np.ones((1, 4), np.float32) / 2 if patches else None)
+
+    def whiten(self, row):
+        return row
+
+
+@pytest.mark.parametrize(
+    ("needs", "pipeline", "of_query", "of_hits"),
+    [
+        ({"patches"}, Patchy(), True, True),
+        ({"patches"}, ColourPipeline(), False, False),  # nothing to compare them with
+        ({"patches", "query image"}, ColourPipeline(), False, True),
+        ({"payload"}, Patchy(), False, False),
+    ],
+)
+def test_patches_come_where_they_are_needed(client, needs, pipeline, of_query, of_hits):
     client.set_payload("images", {"patches": ["stored"]}, points=list(range(6)), key="soir")
-    for needs, fetched in (({"patches"}, True), ({"payload"}, False)):
-        reranker = ByNumber(needs)
-        hits = searcher(client).search(painted((B, BLUE)), rerank=reranker)
-        assert ("patches" in reranker.hits[0].payload["soir"]) is fetched
-        assert all("patches" not in hit.payload["soir"] for hit in hits)
+    reranker, found = ByNumber(needs), SoirSearcher(client, pipeline=pipeline)
+    query = painted((B, BLUE))
+    found.search(query, rerank=reranker)
+    found.search_many([query], rerank=reranker)
+    found.search_groups(query, "n", rerank=reranker)
+    assert [query.patches is not None for query in reranker.queries] == [of_query] * len(reranker.queries)
+    assert {"patches" in hit.payload["soir"] for hit in reranker.hits} == {of_hits}
+    assert all("patches" not in hit.payload["soir"] for hit in found.search(query, rerank=reranker))
+
+
+def test_a_query_image_is_not_held_for_those_that_do_not_read_it(client):
+    """Nor are those of more than one request (32) for the others, but the one that was ranked last."""
+    reranker, pixels = ByNumber(), []
+
+    class Watching(ColourPipeline):
+        def query(self, image, **of):
+            pixels.append(weakref.ref(image))
+            alive.append(sum(one() is not None for one in pixels))
+            return super().query(image, **of)
+
+    alive: list[int] = []
+    found = SoirSearcher(client, pipeline=Watching())
+    data = io.BytesIO()
+    Image.fromarray(picture(0)).save(data, "png")
+    found.search_many([data.getvalue()] * 40, rerank=reranker)
+    assert {query.image for query in reranker.queries} == {None}
+    assert max(alive) <= 2
+    alive.clear()
+    reranker.needs = frozenset({"query image"})
+    reranker.rerank = lambda query, hits, failed=None: list(hits)
+    found.search_many([data.getvalue()] * 80, rerank=reranker)
+    assert 32 <= max(alive) <= 34
 
 
 def test_hits_come_in_blocks(client):

@@ -4,7 +4,7 @@ from typing import get_type_hints
 
 import numpy as np
 import pytest
-from conftest import ColourPipeline, painted, picture
+from conftest import ColourPipeline, painted, picture, unit
 from PIL import Image
 from qdrant_client import QdrantClient, models
 from qdrant_client.http.exceptions import UnexpectedResponse
@@ -18,6 +18,7 @@ from soir_qdrant.qdrant.filters import (
     object_larger_than,
     object_smaller_than,
 )
+from soir_qdrant.qdrant.payload import encode
 from soir_qdrant.qdrant.transport import Retry
 from soir_qdrant.rerank import CodeReranker
 from soir_qdrant.search import localization
@@ -203,6 +204,46 @@ def test_groups(client):
         )
     with pytest.raises(ConfigError, match="group_size 0"):
         found.search_groups(swatch(RED), "n", group_size=0)
+
+
+@pytest.mark.parametrize("rerank", ["stored", None])
+def test_groups_are_ordered_as_their_images_are(rerank):
+    """By scores of one scale, whichever group an image is in, and however the best of its group looks."""
+    client, rng = QdrantClient(":memory:"), np.random.default_rng(0)
+    query = unit(64)
+
+    def like(cosine: float) -> np.ndarray:
+        away = rng.normal(size=64)
+        away -= away @ query * query
+        return cosine * query + np.sqrt(1 - cosine**2) * away / np.linalg.norm(away)
+
+    client.create_collection("images", models.VectorParams(size=64, distance=models.Distance.COSINE))
+    cosines = [
+        (0.60, 0.49),
+        (0.30, 0.51),
+        (0.2, 0.3),
+    ]  # of the image and of its object: the second one's is sure
+    client.upsert(
+        "images",
+        [
+            models.PointStruct(
+                id=i,
+                vector=like(image).tolist(),
+                payload={
+                    "shops": [f"s{i}", "all"],
+                    "soir": {"objects": [{"box": [0, 0, 9, 9], "code": encode(like(thing), 64)}]},
+                },
+            )
+            for i, (image, thing) in enumerate(cosines)
+        ],
+    )
+    found = SoirSearcher(client)
+    hits = [(hit.id, hit.score) for hit in found.search(query, rerank=rerank)]
+    groups = {group.key: group.hits for group in found.search_groups(query, "shops", rerank=rerank)}
+    assert [(hit.id, hit.score) for hit in groups.pop("all")] == hits
+    assert [(key, hit.id, hit.score) for key, (hit,) in groups.items()] == [
+        (f"s{id_}", id_, score) for id_, score in hits
+    ]
 
 
 def test_several_examples_are_averaged(client):

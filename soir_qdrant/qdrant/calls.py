@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from qdrant_client.client_base import QdrantBase
@@ -19,19 +20,23 @@ from soir_qdrant.qdrant.transport import Retry, confirmed
 T = TypeVar("T")
 
 
-def shared_timeout(seconds: float | None) -> Callable[[], dict[str, int]]:
-    """The argument `timeout` of each of several requests, which have so many seconds together; None leaves it out.
-    The one after that raises ServerError."""
-    end = None if seconds is None else time.monotonic() + seconds
+class SharedTimeout:
+    """Seconds that several requests have together, and what is done between them has not; None is no limit."""
 
-    def left() -> dict[str, int]:
-        if end is None:
-            return {}
-        if (rest := end - time.monotonic()) <= 0:
-            raise ServerError(f"not done within {seconds:g} s: give a larger timeout, or fewer at once")
-        return {"timeout": math.ceil(rest)}
+    def __init__(self, seconds: float | None) -> None:
+        self._seconds, self._spent = seconds, 0.0
 
-    return left
+    @contextmanager
+    def request(self) -> Iterator[int | None]:
+        """Within the block, one of them is made; gives its timeout. Raises ServerError where no time is left."""
+        if self._seconds is None:
+            yield None
+            return
+        if self._spent >= self._seconds:
+            raise ServerError(f"not done within {self._seconds:g} s: give a larger timeout, or fewer at once")
+        start = time.monotonic()
+        yield math.ceil(self._seconds - self._spent)
+        self._spent += time.monotonic() - start
 
 
 class Caller:

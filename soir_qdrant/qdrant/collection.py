@@ -15,7 +15,7 @@ from qdrant_client.local.qdrant_local import QdrantLocal
 
 from soir_qdrant.errors import CollectionError, ConfigError
 from soir_qdrant.qdrant.arguments import arguments_of, without_none
-from soir_qdrant.qdrant.calls import Caller, shared_timeout
+from soir_qdrant.qdrant.calls import Caller
 from soir_qdrant.qdrant.faults import Gone, Refused, is_missing
 from soir_qdrant.qdrant.identity import check_namespace, visible
 from soir_qdrant.qdrant.ordering import ByCodes, ordered_by_codes
@@ -44,7 +44,7 @@ T = TypeVar("T")
 RESCORED = models.SearchParams(quantization=models.QuantizationSearchParams(rescore=True, oversampling=2.0))
 WITHOUT_PATCHES = models.PayloadSelectorExclude(exclude=[f"{KEY}.{PATCHES}"])
 DIGITS = 6  # of a query's numbers after the point: half the bytes of float32 written out in full
-_TOGETHER = 32  # searches in one request: a vector is 22 kB of JSON, a hundred payloads some 300 kB
+TOGETHER = 32  # searches in one request, at most: a vector is 22 kB of JSON, a hundred payloads some 300 kB
 
 
 class Store(Caller):
@@ -82,6 +82,11 @@ class Store(Caller):
         self.code_numbers = 0
         self.details: Mapping[str, Any] = {}  # what was chosen when the collection was made
         self.info: models.CollectionInfo | None = None  # what `open` saw
+
+    @property
+    def form(self) -> tuple[int, bool, bool, int]:
+        """What requests and their answers depend on: dim, has_objects, quantized, code_numbers."""
+        return self.dim, self.has_objects, self.quantized, self.code_numbers
 
     # -- the collection ------------------------------------------------------------------------------------
 
@@ -253,18 +258,13 @@ class Store(Caller):
     def query(
         self, requests: Sequence[models.QueryRequest], **options: Any
     ) -> list[list[models.ScoredPoint]]:
-        """The points found, per request. options: consistency; timeout, of all of them. None is the client's own."""
+        """The points of up to TOGETHER requests. options: consistency, timeout; None is the client's own."""
         options = without_none(options)
         if len(requests) == 1:
             arguments = arguments_of(requests[0])
             return [self.call("search", self.client.query_points, **arguments, **options).points]
-        answers: list[list[models.ScoredPoint]] = []
-        left = shared_timeout(options.pop("timeout", None))
-        for i in range(0, len(requests), _TOGETHER):
-            some = list(requests[i : i + _TOGETHER])
-            batch = self.call("search", self.client.query_batch_points, requests=some, **options, **left())
-            answers += [answer.points for answer in batch]
-        return answers
+        batch = self.call("search", self.client.query_batch_points, requests=list(requests), **options)
+        return [answer.points for answer in batch]
 
     def matching(self, condition: models.Filter, limit: int) -> list[models.Record]:
         """Points that a filter holds for, without vectors and codes of patches, in no order of worth."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 import ssl
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ _RETRY_AFTER = (
 )
 
 
+_NO_COLLECTION = re.compile("collection .+ not found$", re.IGNORECASE)  # as local mode and Edge say it
 _FOREIGN = "the answer is not one of Qdrant: see that the URL is that of a Qdrant server"
 
 
@@ -144,8 +146,7 @@ def lasting(error: Exception, what: str) -> CollectionError | ServerError:
 
 def is_missing(error: Refused) -> bool:
     """Whether a request was refused since there is no such collection."""
-    text = str(error).lower()
-    return error.status == 404 or ("collection" in text and "not found" in text)
+    return error.status == 404 or bool(_NO_COLLECTION.match(str(error.__cause__ or error)))
 
 
 def _is_no_json(error: ValidationError) -> bool:

@@ -40,7 +40,7 @@ class SearchQuery:
     Attributes:
         vector: float32 [D], unit length: what the collection is searched for, examples and negatives
             included.
-        image: the image that was searched with; None for text and vectors.
+        image: the image that was searched with; None for text and vectors, and where the reranker does not need it.
         box: where the thing is in that image, x0, y0, x1, y1 in pixels; None for all of it.
         text: the words that were searched with; None for images and vectors.
         patches: float32 [n, d], unit rows, of the thing in the image, for late interaction; None where the
@@ -103,11 +103,11 @@ class Reranker(Protocol):
         name: what `search(rerank=...)` calls it, and what messages do.
         candidates: how many hits it orders anew where `prefetch` does not say.
         needs: what it reads beside ids and scores. "payload": what is stored of each hit, codes included;
-            "patches": the stored patches too; "object vectors": `Hit.object_vectors`, where the collection
-            keeps them; "box": the searcher is to tell the box, by object vectors where it may; "image": the
-            hits' images, opened again; "query image", "query text": those of the query, and a query without
-            them is refused. With one of the last three, `rerank` runs in one thread at a time, as encoding
-            does.
+            "patches": the stored patches too, where the query has its own, or its image is needed; "object
+            vectors": `Hit.object_vectors`, where the collection keeps them; "box": the searcher is to tell the
+            box, by object vectors where it may; "image": the hits' images, opened again; "query image", "query
+            text": those of the query, and a query without them is refused. With one of the last three, `rerank`
+            runs in one thread at a time, as encoding does.
     """
 
     @property

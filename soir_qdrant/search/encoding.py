@@ -3,28 +3,33 @@ collection, one query after the other."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from threading import RLock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from qdrant_client import models
 
 from soir_qdrant.assembly import make_pipeline, profile_of
-from soir_qdrant.errors import ConfigError
+from soir_qdrant.errors import CollectionError, ConfigError
 from soir_qdrant.pooling.pool import normalize
 from soir_qdrant.qdrant.collection import Store
 from soir_qdrant.qdrant.payload import KEY, short_hash
 from soir_qdrant.qdrant.schema import as_json
 from soir_qdrant.query import Query, as_vector, checked, open_query
-from soir_qdrant.rerank.base import SearchQuery
+from soir_qdrant.rerank.base import SearchQuery, check_query
+from soir_qdrant.search.options import SearchOptions
+from soir_qdrant.search.requests import Plan, opened
 from soir_qdrant.timing import stage
 from soir_qdrant.types import Box, Composed, Text, Vector
 
 if TYPE_CHECKING:
     from soir_qdrant.pipeline import Pipeline
+
+T = TypeVar("T")
+Asked: TypeAlias = tuple[Query, Box | None]  # what a user searches with, and where the thing is in it
 
 NEGATIVE_WEIGHT = 0.1  # of the negatives' mean that is taken off the query; see docs/concepts/search.md
 BANK_WEIGHT = 0.2  # the same of the query bank's mean
@@ -72,20 +77,43 @@ class QueryEncoder:
                 self._pipeline = make_pipeline(self.profile or profile_of(self.store.info))
             return self._pipeline
 
+    def on_current(self, options: SearchOptions, search: Callable[[SearchOptions], T]) -> T:
+        """What a search in the opened collection returns. Where it fails, and the name has since become that of a
+        collection of another form (an alias was switched, or it was made anew), it is done once more in that.
+
+        Args:
+            options: of the search.
+            search: what is done, with the options that are left when the collection was looked into.
+        """
+        options, form = opened(self.store, options), self.store.form
+        try:
+            return search(options)
+        except (CollectionError, ConfigError):
+            options = opened(self.store, options, again=True)
+            if self.store.form == form:
+                self.store.info = None  # which may be another one when the next query comes
+                raise
+            self._fingerprint = ""
+            return search(options)
+
+    def asked(self, asked: Asked, plan: Plan, *others: Sequence[Query]) -> SearchQuery:
+        """A query as the reranker reads it: without its image, where that is not needed. others: examples and
+        negatives. Raises ConfigError where the reranker cannot read it."""
+        query = self.query(*asked, *others, patches=plan.patches)
+        check_query(plan.reranker, query)
+        return query if plan.query_image else replace(query, image=None)
+
     def query(
         self,
         query: Query,
         box: Box | None,
-        examples: Iterable[Query] = (),
-        negatives: Iterable[Query] = (),
+        examples: Sequence[Query] = (),
+        negatives: Sequence[Query] = (),
         *,
         patches: bool = False,
     ) -> SearchQuery:
         """One query; see `SoirSearcher.search`. The image, box and text are those of `query` itself, and so are its
         patches, which are read where `patches` says so and the pipeline has them at hand."""
-        for name, listed in (("examples", examples), ("negatives", negatives)):
-            if isinstance(listed, (str, bytes)):
-                raise ConfigError(f"{name}: give a list of images, such as [{listed!r}]")
         main = self._single(query, box, patches)
         positive = [self._single(example, None).vector for example in examples]
         negative = [self._single(example, None).vector for example in negatives]

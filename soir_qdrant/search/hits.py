@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -38,6 +38,25 @@ def candidate(store: Store, point: models.ScoredPoint, *, with_vectors: bool) ->
         vector=store.dense(point.vector) if with_vectors else None,
         object_vectors=None if rows is None else np.asarray(rows, np.float32),
     )
+
+
+def points_of(groups: Sequence[models.PointGroup]) -> list[models.ScoredPoint]:
+    """The points of all groups, each once, best first."""
+    points = {point.id: point for group in groups for point in group.hits}
+    return sorted(points.values(), key=lambda point: -point.score)
+
+
+def grouped(hits: Sequence[Hit], groups: Sequence[models.PointGroup]) -> list[tuple[str | int, list[Hit]]]:
+    """Keys of groups, and the hits whose points are in them, in the order of the hits."""
+    keys: dict[str, list[str | int]] = {}
+    for group in groups:
+        for point in group.hits:
+            keys.setdefault(str(point.id), []).append(group.id)
+    found: dict[str | int, list[Hit]] = {}
+    for hit in hits:
+        for key in keys[str(hit.id)]:
+            found.setdefault(key, []).append(hit)
+    return list(found.items())
 
 
 def finished(hit: Hit, query: Vector) -> Hit:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -14,17 +14,18 @@ from qdrant_client.client_base import QdrantBase
 from soir_qdrant.assembly import served_pipeline
 from soir_qdrant.errors import ConfigError
 from soir_qdrant.images import MAX_PIXELS
-from soir_qdrant.qdrant.collection import Store
+from soir_qdrant.qdrant.calls import SharedTimeout
+from soir_qdrant.qdrant.collection import TOGETHER, Store
 from soir_qdrant.qdrant.transport import Retry
-from soir_qdrant.query import Query, as_vector, one_query, open_query
+from soir_qdrant.query import Query, as_vector, listed, one_query, open_query
 from soir_qdrant.rerank import hit_image
-from soir_qdrant.rerank.base import MODELS, Reranker, SearchQuery, check_query
+from soir_qdrant.rerank.base import MODELS, Reranker, SearchQuery
 from soir_qdrant.rerank.kinds import make_reranker
 from soir_qdrant.search import localization
-from soir_qdrant.search.encoding import QueryEncoder
-from soir_qdrant.search.hits import candidate, finished, masked
+from soir_qdrant.search.encoding import Asked, QueryEncoder
+from soir_qdrant.search.hits import candidate, finished, grouped, masked, points_of
 from soir_qdrant.search.options import SearchKeywords, SearchOptions, check_minimum, merged
-from soir_qdrant.search.requests import Plan, make_plan, opened, query_request
+from soir_qdrant.search.requests import Plan, make_plan, query_request
 from soir_qdrant.timing import stage
 from soir_qdrant.types import Box, Hit, HitGroup, Text, Vector
 
@@ -77,8 +78,7 @@ class SoirSearcher:
     ) -> None:
         retry, place = retry or Retry(total=float(timeout)), (client, collection)
         self.store = Store(*place, vector_name=vector_name, namespace=namespace, timeout=timeout, retry=retry)
-        self.exact_boxes = exact_boxes
-        self.max_pixels = max_pixels
+        self.exact_boxes, self.max_pixels = exact_boxes, max_pixels
         served = served_pipeline(pipeline, profile, runtime)
         self._encoder = QueryEncoder(self.store, served, profile, max_pixels, bank)
         self._rerankers: dict[str, Reranker] = {}
@@ -143,11 +143,9 @@ class SoirSearcher:
             CollectionError: where the collection is missing or of another kind.
             ServerError: when Qdrant does not answer.
         """
-        plan = self._plan(merged(options, **keywords))
-        main = one_query(query, text)
-        return self._search(
-            [self._encoder.query(main, box, examples, negatives, patches=plan.patches)], plan
-        )[0]
+        pair = one_query(query, text), box
+        others = listed("examples", examples), listed("negatives", negatives)
+        return self._search([pair], merged(options, **keywords), *others)[0]
 
     def search_many(
         self,
@@ -157,7 +155,7 @@ class SoirSearcher:
         options: SearchOptions | None = None,
         **keywords: Unpack[SearchKeywords],
     ) -> list[list[Hit]]:
-        """Several searches, 32 in a request to Qdrant.
+        """Several searches, 32 in a request to Qdrant: these are done with before the next are encoded.
 
         Args:
             queries: each as in `search`.
@@ -170,16 +168,11 @@ class SoirSearcher:
         Raises:
             ConfigError: for boxes of another number than queries, and as `search` does.
         """
-        if isinstance(queries, (str, bytes)):
-            raise ConfigError(f"queries: give a list of them, such as [{queries!r}], or use search")
-        queries = list(queries)
+        queries = listed("queries", queries)
         places = [None] * len(queries) if boxes is None else list(boxes)
         if len(places) != len(queries):
             raise ConfigError(f"{len(places)} boxes for {len(queries)} queries: give one, or None, per query")
-        plan = self._plan(merged(options, **keywords))
-        pairs = zip(queries, places, strict=True)
-        encoded = [self._encoder.query(query, box, patches=plan.patches) for query, box in pairs]
-        return self._search(encoded, plan)
+        return self._search(list(zip(queries, places, strict=True)), merged(options, **keywords))
 
     def search_groups(
         self,
@@ -214,26 +207,28 @@ class SoirSearcher:
         check_minimum("group_size", group_size, 1)
         if chosen.offset:
             raise ConfigError(f"offset {chosen.offset}: groups have no pages; give a larger limit")
-        plan = self._plan(chosen, group_size)
-        encoded = self._encoder.query(query, box, examples, negatives, patches=plan.patches)
-        answers = self.store.groups(
-            self._request(encoded, plan),
-            group_by,
-            plan.window.group_size,
-            consistency=chosen.consistency,
-            timeout=plan.options.timeout,
-        )
-        ranked = [(group.id, self._ranked(encoded, group.hits, plan)) for group in answers]
-        ranked.sort(key=lambda group: -group[1][0].score)
-        return [
-            HitGroup(key, self._finished(encoded, hits[:group_size], plan))
-            for key, hits in ranked[: chosen.limit]
-        ]
+        others = listed("examples", examples), listed("negatives", negatives)
+
+        def search(left: SearchOptions) -> list[HitGroup]:
+            plan = self._plan(left, group_size)
+            encoded = self._encoder.asked((query, box), plan, *others)
+            request = query_request(self.store, encoded, plan)
+            answers = self.store.groups(
+                request, group_by, plan.window.group_size, consistency=left.consistency, timeout=left.timeout
+            )
+            ranked = self._ranked(encoded, points_of(answers), plan)
+            return [
+                HitGroup(key, self._finished(encoded, hits[:group_size], plan))
+                for key, hits in grouped(ranked, answers)[: left.limit]
+            ]
+
+        return self._encoder.on_current(chosen, search)
 
     def vector(self, query: Query, *, box: Box | None = None, examples: Iterable[Query] = ()) -> Vector:
         """What `search` looks for, float32 [D], unit length: for requests of your own to the client."""
-        opened(self.store, SearchOptions())
-        return self._encoder.query(query, box, examples).vector
+        others = listed("examples", examples)
+        encoder = self._encoder
+        return encoder.on_current(SearchOptions(), lambda _: encoder.query(query, box, others)).vector
 
     def heat(self, query: Query, hit: Hit, *, box: Box | None = None) -> NDArray[np.float32]:
         """Where in the hit's image the thing seems to be; see `localization.heat`.
@@ -259,24 +254,30 @@ class SoirSearcher:
             return localization.heat(self.pipeline, look, opened_image, hit_image.boxes(hit))
 
     def _plan(self, options: SearchOptions, group_size: int | None = None) -> Plan:
-        options = opened(self.store, options)
-        return make_plan(self.store, options, self.reranker(options.rerank), group_size)
+        reranker = self.reranker(options.rerank)
+        return make_plan(self.store, options, reranker, group_size, exact_boxes=self.exact_boxes)
 
-    def _request(self, query: SearchQuery, plan: Plan) -> models.QueryRequest:
-        check_query(plan.reranker, query)
-        return query_request(self.store, query, plan, exact_boxes=self.exact_boxes)
+    def _search(
+        self, pairs: Sequence[Asked], options: SearchOptions, *others: Sequence[Query]
+    ) -> list[list[Hit]]:
+        def search(left: SearchOptions) -> list[list[Hit]]:
+            plan, timeout = self._plan(left), SharedTimeout(left.timeout)
+            parts = (pairs[i : i + TOGETHER] for i in range(0, len(pairs), TOGETHER))
+            return [hits for some in parts for hits in self._together(some, plan, others, timeout)]
 
-    def _search(self, queries: Sequence[SearchQuery], plan: Plan) -> list[list[Hit]]:
-        options = plan.options
-        requests = [self._request(query, plan) for query in queries]
-        if not requests:
-            return []
-        answers = self.store.query(requests, consistency=options.consistency, timeout=options.timeout)
-        ranked = (self._ranked(query, points, plan) for query, points in zip(queries, answers, strict=True))
-        return [
-            self._finished(query, hits[options.offset - plan.window.offset :][: options.limit], plan)
-            for query, hits in zip(queries, ranked, strict=True)
-        ]
+        return self._encoder.on_current(options, search)
+
+    def _together(
+        self, pairs: Sequence[Asked], plan: Plan, others: Sequence[Sequence[Query]], timeout: SharedTimeout
+    ) -> Iterator[list[Hit]]:
+        options, first = plan.options, plan.options.offset - plan.window.offset
+        queries = [self._encoder.asked(pair, plan, *others) for pair in pairs]
+        requests = [query_request(self.store, query, plan) for query in queries]
+        with timeout.request() as left:
+            answers = self.store.query(requests, consistency=options.consistency, timeout=left)
+        for query, points in zip(queries, answers, strict=True):
+            hits = self._ranked(query, points, plan)
+            yield self._finished(query, hits[first:][: options.limit], plan)
 
     @stage("rerank")
     def _ranked(self, query: SearchQuery, points: Sequence[models.ScoredPoint], plan: Plan) -> list[Hit]:
