@@ -52,11 +52,11 @@ def grouped(hits: Sequence[Hit], groups: Sequence[models.PointGroup]) -> list[tu
     for group in groups:
         for point in group.hits:
             keys.setdefault(str(point.id), []).append(group.id)
-    found: dict[str | int, list[Hit]] = {}
+    by_key: dict[str | int, list[Hit]] = {}
     for hit in hits:
         for key in keys[str(hit.id)]:
-            found.setdefault(key, []).append(hit)
-    return list(found.items())
+            by_key.setdefault(key, []).append(hit)
+    return list(by_key.items())
 
 
 def finished(hit: Hit, query: Vector) -> Hit:
