@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from soir_qdrant.pipeline import Pipeline
 
 T = TypeVar("T")
-BoxedQuery: TypeAlias = tuple[Query, Box | None]  # what a user searches with, and where the thing is in it
+Boxed: TypeAlias = tuple[Query, Box | None]  # what a user searches with, and where the thing is in it
 
 NEGATIVE_WEIGHT = 0.1  # of the negatives' mean that is taken off the query; see docs/concepts/search.md
 BANK_WEIGHT = 0.2  # the same of the query bank's mean
@@ -96,7 +96,7 @@ class QueryEncoder:
             self._fingerprint = ""
             return search(options)
 
-    def encode(self, pair: BoxedQuery, plan: Plan, *others: Sequence[Query]) -> SearchQuery:
+    def encode(self, pair: Boxed, plan: Plan, *others: Sequence[Query]) -> SearchQuery:
         """A query as the reranker reads it: without its image, where that is not needed. others: examples and
         negatives. Raises ConfigError where the reranker cannot read it."""
         query = self.query(*pair, *others, patches=plan.patches)

@@ -22,7 +22,7 @@ from soir_qdrant.rerank import hit_image
 from soir_qdrant.rerank.base import MODELS, Reranker, SearchQuery
 from soir_qdrant.rerank.kinds import make_reranker
 from soir_qdrant.search import localization
-from soir_qdrant.search.encoding import BoxedQuery, QueryEncoder
+from soir_qdrant.search.encoding import Boxed, QueryEncoder
 from soir_qdrant.search.hits import candidate, finished, grouped, masked, points_of
 from soir_qdrant.search.options import SearchKeywords, SearchOptions, check_minimum, merged
 from soir_qdrant.search.requests import Plan, make_plan, query_request
@@ -258,7 +258,7 @@ class SoirSearcher:
         return make_plan(self.store, options, reranker, group_size, exact_boxes=self.exact_boxes)
 
     def _search(
-        self, pairs: Sequence[BoxedQuery], options: SearchOptions, *others: Sequence[Query]
+        self, pairs: Sequence[Boxed], options: SearchOptions, *others: Sequence[Query]
     ) -> list[list[Hit]]:
         def search(left: SearchOptions) -> list[list[Hit]]:
             plan, timeout = self._plan(left), SharedTimeout(left.timeout)
@@ -268,11 +268,7 @@ class SoirSearcher:
         return self._encoder.on_current(options, search)
 
     def _together(
-        self,
-        pairs: Sequence[BoxedQuery],
-        plan: Plan,
-        others: Sequence[Sequence[Query]],
-        timeout: SharedTimeout,
+        self, pairs: Sequence[Boxed], plan: Plan, others: Sequence[Sequence[Query]], timeout: SharedTimeout
     ) -> Iterator[list[Hit]]:
         options, first = plan.options, plan.options.offset - plan.window.offset
         queries = [self._encoder.encode(pair, plan, *others) for pair in pairs]
