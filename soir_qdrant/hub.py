@@ -16,12 +16,14 @@ from typing import Any
 from soir_qdrant.errors import ConfigError, WeightsError
 
 PROFILE = "profile.json"
-SCHEME, SHIPPED = "hub:", "shipped"
+SCHEME = "hub:"
+SHIPPED = frozenset({"shipped", "0.1"})  # names of parts that ship with the package
 HEADS = {
     "encoder": "adapter",
     "detector": "head",
     "segmenter": "head",
     "vector": "whitening",
+    "scene": "head",
 }  # settings of files
 CARD = """---
 library_name: soir_qdrant
@@ -64,12 +66,16 @@ def read(name: str) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{name}: no profile there ({error}); `soir weights push` makes one") from error
     for group, setting, file in _files(changes):
-        if file == SHIPPED:
+        if file in SHIPPED:
             continue
         path = folder / Path(file).name
         if file not in pinned or not path.is_file() or _sha256(path) != pinned[file]:
             raise WeightsError(f"{name}: {file} is missing or not the file that was pushed: fetch it again")
         changes[group] = {**changes[group], setting: str(path)}
+    for place in _local_paths(content["settings"]):
+        raise WeightsError(
+            f"{name}: {place} is a path of another machine: nothing outside of the folder is read"
+        )
     return changes
 
 
@@ -86,13 +92,20 @@ def write(folder: Path, changes: Mapping[str, Any], *, name: str, licence: str =
         The files written.
 
     Raises:
-        ConfigError: where a file is missing or no safetensors file, or none is named.
+        ConfigError: where a file is missing or no safetensors file, none is named, another setting is a path
+            of this machine, or the folder holds other things.
     """
+    for place in _local_paths(changes):
+        raise ConfigError(
+            f"{place} is a path of this machine: push that to a hub by itself, and give its name"
+        )
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / PROFILE).is_file():
+        raise ConfigError(f"{folder} holds other things: give a new folder, or one of an earlier push")
     settings = {group: dict(v) if isinstance(v, Mapping) else v for group, v in changes.items()}
     folder.mkdir(parents=True, exist_ok=True)
     pinned, lines = {}, []
     for group, setting, value in _files(settings):
-        if value == SHIPPED:
+        if value in SHIPPED:
             continue
         source = Path(value).expanduser()
         if source.suffix != ".safetensors" or not source.is_file():
@@ -100,7 +113,8 @@ def write(folder: Path, changes: Mapping[str, Any], *, name: str, licence: str =
                 f"{group}.{setting} {value!r}: no safetensors file there; give what `soir train` wrote"
             )
         target = folder / f"{group}.safetensors"
-        shutil.copyfile(source, target)
+        if not (target.exists() and target.samefile(source)):
+            shutil.copyfile(source, target)
         settings[group][setting] = target.name
         pinned[target.name] = _sha256(target)
         lines.append(f"- `{target.name}` ({target.stat().st_size / 1e6:.1f} MB): `{group}.{setting}`")
@@ -159,6 +173,14 @@ def _files(settings: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
         value = values.get(setting) if isinstance(values, Mapping) else None
         if isinstance(value, str):
             yield group, setting, value
+
+
+def _local_paths(settings: Mapping[str, Any]) -> Iterator[str]:
+    """Settings, with their values, that are paths but none of a trained file."""
+    for group, values in settings.items():
+        for setting, value in values.items() if isinstance(values, Mapping) else ():
+            if isinstance(value, str) and value.startswith(("/", ".", "~")) and HEADS.get(group) != setting:
+                yield f"{group}.{setting} {value!r}"
 
 
 def _sha256(file: Path) -> str:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from PIL import Image
 from qdrant_client import QdrantClient, models
 from typer.testing import CliRunner
 
@@ -91,10 +92,28 @@ def test_the_package_and_its_help_load_no_torch():
         (["serve", "--path", "typo"], 3, "typo: no embedded Qdrant there"),
         (["serve", "--path", "made", "--host", "0.0.0.0"], 3, "set a token"),
         (["explain", "[old]/room.jpg"], 3, "[old]/room.jpg"),
+        (["explain", "grey.png", "--box", "nan,0,10,10"], 3, "NaN or infinite"),
+        (["explain", "grey.png", "--box", "0.1,0.1,0.5,0.5"], 3, "give pixels, not shares"),
+        (["info", "--collection", "mine"], 2, "--collection: say where it is"),
+        (["ingest", "empty", "--path", "db", "--actors", "3"], 2, "--actors goes with --ray"),
+        (["evaluate", "empty", "--words", "--rows", "mean"], 2, "--rows is not for --words"),
+        (["evaluate", "empty", "--novel", "names.txt"], 2, "--novel goes with --words"),
+        (["needle", "new", "--shelves", "--split", "test"], 2, "--split is not for --shelves"),
+        (["needle", "new", "--retaken", "empty", "--scenes", "3"], 2, "--scenes is not for --retaken"),
+        (["needle", "new", "--things", "empty", "--grounds", "empty", "--shipped"], 2, "choose one"),
+        (["train", "detector", "empty", "--out", "a", "--share", "0.5"], 2, "--share goes with --start"),
+        (["train", "detector", "empty", "--out", "a", "--start", "a", "--share", "0"], 2, "--out is --start"),
+        (["train", "projection", "empty", "--out", "a", "--weight", "2"], 2, "--weight goes with --start"),
+        (
+            ["train", "projection", "empty", "--out", "a", "--start", "shipped", "--dim", "64"],
+            2,
+            "--dim is START's",
+        ),
     ],
 )
 def test_what_cannot_be_done_is_one_clear_line(arguments, code, said, tmp_path, monkeypatch, capsys):
     (tmp_path / "empty").mkdir()
+    Image.new("L", (40, 30), 128).save(tmp_path / "grey.png")
     QdrantClient(path=str(tmp_path / "made")).close()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["soir", *arguments])
@@ -139,7 +158,10 @@ def test_names_of_images_may_come_from_stdin():
     ]
 
 
-def test_info_names_the_weights_and_their_licence():
-    told = json.loads(CliRunner().invoke(app, ["info", "--json"]).output)
-    assert "MIT" in told["weights"]["licence"]
-    assert told["settings"]["profile"] == "embedded"
+def test_info_names_the_weights_and_their_licence_and_fetches_none(tmp_path, monkeypatch):
+    monkeypatch.setenv("SOIR_CACHE", str(tmp_path))
+    about = json.loads(CliRunner().invoke(app, ["info", "--json"]).output)
+    assert "MIT" in about["weights"]["licence"]
+    assert len(about["weights"]["sha256"]) == 64
+    assert about["settings"]["profile"] == "embedded"
+    assert not list(tmp_path.iterdir())

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from qdrant_client import QdrantClient, models
 from typer.testing import CliRunner
 
@@ -16,6 +16,7 @@ from soir_qdrant.errors import DatasetError, ImageError
 from soir_qdrant.lab.calibrate import Moments
 from soir_qdrant.lab.evaluate.compare import DEFAULT_ROWS, evaluate
 from soir_qdrant.lab.evaluate.datasets import load
+from soir_qdrant.lab.evaluate.metrics import image_size
 from soir_qdrant.lab.evaluate.plain_rows import OF_PAPER
 from soir_qdrant.lab.evaluate.published import SETS
 from soir_qdrant.lab.needlebench.needle import generate
@@ -312,3 +313,11 @@ def test_a_published_set_is_evaluated(tmp_path):
     assert not set(OF_PAPER) & set(DEFAULT_ROWS)
     assert results["default"]["mAP"] == 100  # of one picture
     assert results["paper"]["encoder"] == "DINOv2 ViT-S/14, 12 blocks"
+
+
+@pytest.mark.parametrize(("orientation", "size"), [(1, (40, 30)), (3, (40, 30)), (6, (30, 40)), (8, (30, 40))])
+def test_the_size_of_an_image_is_that_of_the_upright_one(orientation, size, tmp_path):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    Image.new("RGB", (40, 30)).save(tmp_path / "turned.jpg", exif=exif)
+    assert image_size(tmp_path / "turned.jpg") == size

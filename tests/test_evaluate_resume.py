@@ -14,10 +14,9 @@ from typer.testing import CliRunner
 
 from soir_qdrant.cli import main as cli
 from soir_qdrant.cli.console import LineProgress
-from soir_qdrant.cli.evaluate import evaluate as command
 from soir_qdrant.errors import ConfigError
 from soir_qdrant.lab.evaluate.cache import ArrayCache, code_digest
-from soir_qdrant.lab.evaluate.compare import DEFAULT_ROWS, ROWS, evaluate
+from soir_qdrant.lab.evaluate.compare import DEFAULT_ROWS, ROWS, evaluate, rows_of
 from soir_qdrant.lab.evaluate.datasets import load
 from soir_qdrant.lab.evaluate.report import cache_folder
 from soir_qdrant.models.detectors.owlv2 import Owlv2Detector
@@ -194,8 +193,21 @@ def test_the_command_takes_rows_and_leaves_the_slow_one_out(bench, tiny_settings
     assert "search()" in done.output
     assert "core-seconds" in done.output
     assert list(file.parent.glob("result*")) == [file]
-    with pytest.raises(ConfigError, match="choose rows"):
-        command(bench, rows="nothing")
+    with pytest.raises(ConfigError, match="no row nothing: choose rows"):
+        evaluate(load(bench), rows=["nothing"])
+
+
+def test_rows_that_the_settings_do_not_have_are_refused_before_anything_is_computed(bench, tiny_settings):
+    refined = tiny_settings.but(vector={"pooling": "mao"})
+    loaded = load(bench)
+
+    def computed():
+        raise AssertionError("an image was computed")
+
+    with pytest.raises(ConfigError, match="row 'calibrated' needs pooling"):
+        evaluate(loaded, rows=["default", "calibrated"], settings=refined, advance=computed)
+    assert "calibrated" in rows_of(None, tiny_settings)
+    assert list(rows_of(None, refined)) == [row for row in DEFAULT_ROWS if row != "calibrated"]
 
 
 def test_a_log_gets_a_line_now_and_then():

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from soir_qdrant import Settings, hub
 from soir_qdrant.cli.main import app
-from soir_qdrant.components import SHIPPED
+from soir_qdrant.components import SHIPPED, WHITENINGS
 from soir_qdrant.errors import ConfigError, WeightsError
 
 REPO, COMMIT = "me/shelves", "0" * 40
@@ -152,6 +152,41 @@ def test_a_profile_cannot_name_files_outside_of_its_folder(profile, tmp_path):
     (folder / "profile.json").write_text(json.dumps(content))
     with pytest.raises(WeightsError, match=r"mine\.safetensors is missing or not"):
         Settings.for_profile(str(folder))
+
+
+def test_a_profile_on_the_hub_names_no_path_of_another_machine(profile, tmp_path):
+    folder = tmp_path / "folder"
+    push("--profile", profile, "--folder", folder)
+    content = json.loads((folder / "profile.json").read_text())
+    content["settings"]["encoder"] = {"weights": "/home/me/secret"}
+    (folder / "profile.json").write_text(json.dumps(content))
+    with pytest.raises(
+        WeightsError, match=r"encoder\.weights '/home/me/secret' is a path of another machine"
+    ):
+        Settings.for_profile(str(folder))
+    with pytest.raises(ConfigError, match=r"encoder\.weights '/home/me/secret' is a path of this machine"):
+        hub.write(tmp_path / "other", content["settings"], name=REPO)
+
+
+def test_every_trained_file_is_pushed_and_parts_that_ship_are_names(profile, tmp_path):
+    trained = str(tmp_path / "mine.safetensors")
+    changes = {"profile": "sum-clip", "scene": {"head": trained}, "detector": {"head": "shipped"}}
+    hub.write(tmp_path / "words", changes, name=REPO)
+    assert hub.read(str(tmp_path / "words"))["scene"] == {"head": str(tmp_path / "words/scene.safetensors")}
+    assert set(WHITENINGS) == hub.SHIPPED
+    hub.write(tmp_path / "old", {"vector": {"whitening": "0.1"}, "detector": {"head": trained}}, name=REPO)
+    assert hub.read(str(tmp_path / "old"))["vector"] == {"whitening": "0.1"}
+
+
+def test_a_push_overwrites_nothing_else(profile, tmp_path):
+    (tmp_path / "holiday").mkdir()
+    (tmp_path / "holiday/README.md").write_text("mine")
+    with pytest.raises(ConfigError, match="holds other things"):
+        hub.write(tmp_path / "holiday", Settings.changes_of(str(profile)), name=REPO)
+    folder = tmp_path / "folder"
+    hub.write(folder, Settings.changes_of(str(profile)), name=REPO)
+    again = {"vector": {"whitening": str(folder / "vector.safetensors")}}  # the file is there already
+    assert folder / "vector.safetensors" in hub.write(folder, again, name=REPO)
 
 
 def test_what_cannot_be_pushed_or_fetched_says_why(files, profile, tmp_path):

@@ -154,16 +154,22 @@ def test_it_learns_to_find_and_is_used(tmp_path):
 def test_training_goes_on_from_a_head_that_is_there(tmp_path):
     held = scenes(tmp_path, 20)
     fresh().save(tmp_path / "untrained.safetensors", "colours@1")
-    make, digest = untrained(tmp_path / "untrained.safetensors")
+    make, digest = untrained(tmp_path / "untrained.safetensors", "colours@1")
     head = train(make(9), held, Plan(epochs=8, lr=1e-2, start=digest), **files(tmp_path))
     head.save(tmp_path / "trained.safetensors", "colours@1")
-    again, other = untrained(tmp_path / "trained.safetensors")
+    again, other = untrained(tmp_path / "trained.safetensors", "colours@1")
     assert other != digest
     assert measure(again(9), held[9::10])["recall"] == pytest.approx(
         measure(head, held[9::10])["recall"], abs=0.05
     )
     with pytest.raises(ConfigError, match="of another plan"):  # the state is of a training with another start
         train(again(9), held, Plan(epochs=8, lr=1e-2, start=other), **files(tmp_path))
+
+
+def test_a_head_of_another_encoder_is_refused_before_anything_is_computed(tmp_path):
+    fresh().save(tmp_path / "head.safetensors", "colours@1")
+    with pytest.raises(ConfigError, match="was trained for 'colours@1', and the encoder is 'other@1'"):
+        untrained(tmp_path / "head.safetensors", "other@1")
 
 
 def test_the_mean_of_two_heads_lies_between_them(tmp_path):

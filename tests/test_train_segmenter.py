@@ -11,8 +11,10 @@ from test_detector import ColourTokens
 from test_segmenter import made
 
 from soir_qdrant.errors import ConfigError, DatasetError
-from soir_qdrant.lab.evaluate.bench import load
+from soir_qdrant.lab.evaluate.bench import Bench, load
+from soir_qdrant.lab.evaluate.coco_masks import Outline
 from soir_qdrant.lab.evaluate.datasets import load as load_any
+from soir_qdrant.lab.train.progress import contents, place_of
 from soir_qdrant.lab.train.segmenter import MAX_OBJECTS, Plan, Views, examples, measure, train, untrained
 from soir_qdrant.models import artifacts
 from soir_qdrant.models.compatibility import DATA, trunk
@@ -250,15 +252,32 @@ def test_what_is_no_head_is_refused(tmp_path):
 
 def test_training_goes_on_from_another_head(tmp_path):
     loud(fresh()).save(tmp_path / "head.safetensors", "colours@1")
-    new, name = untrained(None)
+    new, name = untrained(None, "")
     assert (new(9).tokens.weight.shape[1], name) == (9, "")
-    start, digest = untrained(tmp_path / "head.safetensors")
+    start, digest = untrained(tmp_path / "head.safetensors", "colours@1")
     head = start(9)
     assert len(digest) == 8
     assert all(parameter.requires_grad for parameter in head.parameters())
     expected = MaskHead.load(tmp_path / "head.safetensors").state_dict()
     for key, value in head.state_dict().items():
         torch.testing.assert_close(value, expected[key])
+
+
+def test_mended_masks_are_other_data(tmp_path):
+    folder = folder_of(tmp_path, 2).root
+    before, looks = contents([load(folder)]), place_of(tmp_path, load(folder), labels=False)
+    mask = load(folder).gallery[0].mask
+    with Image.open(mask) as image:
+        mended = np.array(image)
+    mended[60, 40] = 0
+    Image.fromarray(mended).save(mask)
+    assert contents([load(folder)]) != before
+    assert (
+        place_of(tmp_path, load(folder), labels=False) == looks
+    )  # what the detector computes needs no masks
+    outlined = replace(load(folder).gallery[0], mask=None, outlines=[Outline([[0, 0, 9, 0, 9, 9]], 120, 160)])
+    moved = replace(outlined, outlines=[Outline([[0, 0, 8, 0, 9, 9]], 120, 160)])
+    assert contents([Bench(tmp_path, [outlined], [])]) != contents([Bench(tmp_path, [moved], [])])
 
 
 def test_images_count_alike_however_many_objects_they_have(tmp_path):

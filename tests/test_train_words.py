@@ -117,6 +117,9 @@ def test_a_killed_training_goes_on_to_the_same_result(folder, tmp_path, monkeypa
 
     one, other = load_file(tmp_path / "whole.safetensors"), load_file(tmp_path / "parts.safetensors")
     assert all(np.array_equal(one[name], other[name]) for name in one)
+    code, _, error = run(*common, "--out", tmp_path / "whole.safetensors", "--prompt", "a drawing of {}")
+    assert code != 0
+    assert "of other pictures or labels" in str(error), error
 
 
 def test_what_no_label_tells_is_left_to_clusters():

@@ -22,6 +22,7 @@ from soir_qdrant.cli.options import (
     MaxPixelsOption,
     box_of,
     check_chosen,
+    check_not_chosen,
     collection_info,
     collection_names,
     filter_of,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 @grouped
 def ingest(
+    context: typer.Context,
     images: Annotated[
         list[str],
         typer.Argument(
@@ -70,6 +72,7 @@ def ingest(
             raise typer.BadParameter("--ray stores new images: leave --on-exists out")
         report = cluster.ingest(chosen, server, target, models, reading, storage, batch_size)
     else:
+        check_not_chosen(context, {"actors", "gpus"}, "goes with --ray")
         ingestor = open_ingestor(server, target, models, reading, **storage.options)
         report = _remembered(ingestor, ingestor.add(chosen, batch_size=batch_size, on_exists=on_exists))
     if as_json:
@@ -257,11 +260,13 @@ def info(
     """Show the profile, its weights and their licences, and what a collection holds."""
     from soir_qdrant.config import KINDS, VitSettings
     from soir_qdrant.models.cache import cache_dir
-    from soir_qdrant.models.weights import resolve
+    from soir_qdrant.models.weights import origin_of
     from soir_qdrant.qdrant.transport import Retry
     from soir_qdrant.rerank.kinds import RERANKERS
 
     client = server.client() if server.path or server.edge or server.url else None
+    if collection and client is None:
+        raise typer.BadParameter("--collection: say where it is, with --path, --edge or --url")
     settings = settings_of(profile, whitening)
     about: dict[str, Any] = {
         "version": soir_qdrant.__version__,
@@ -270,8 +275,8 @@ def info(
         "settings": settings.model_dump(),
     }
     if isinstance(settings.encoder, VitSettings):
-        weights = resolve(settings.encoder.weights)
-        about["weights"] = {**asdict(weights.origin), "sha256": weights.sha256}
+        origin, sha256 = origin_of(settings.encoder.weights)
+        about["weights"] = {**asdict(origin), "sha256": sha256}
     if client is not None:
         retry = server.requests.get("retry", Retry(total=30))
         names = [collection] if collection else collection_names(client, retry)

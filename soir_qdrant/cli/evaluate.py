@@ -9,6 +9,7 @@ import typer
 
 from soir_qdrant.cli.console import ProfileOption, WhiteningOption, bar, out, settings_of
 from soir_qdrant.cli.groups import Models
+from soir_qdrant.cli.options import check_chosen, check_not_chosen
 
 if TYPE_CHECKING:
     from soir_qdrant.config import Settings
@@ -30,6 +31,7 @@ DatasetOption = Annotated[
         "permir, ilias; see docs/how-to/evaluation.md",
     ),
 ]
+OF_WORDS = {"folder", "file", "profile", "words", "novel"}  # what --words reads
 WordsOption = Annotated[
     bool, typer.Option("--words", help="search by words: names of labelled objects (COCO), captions.json")
 ]
@@ -49,6 +51,7 @@ RowsOption = Annotated[
 
 
 def evaluate(
+    context: typer.Context,
     folder: Annotated[
         Path, typer.Argument(help="a folder with annotations.json (see docs/reference/needlebench.md)")
     ],
@@ -80,8 +83,10 @@ def evaluate(
     if words:
         from soir_qdrant.cli.evaluate_words import evaluate_words
 
+        check_chosen(context, OF_WORDS, "is not for --words")
         evaluate_words(folder, profile, novel, file)
         return
+    check_not_chosen(context, {"novel"}, "goes with --words")
     from soir_qdrant.lab.evaluate.datasets import load
 
     bench, models = load(folder, dataset), Models(profile, whitening, onnx=onnx)
@@ -101,7 +106,7 @@ def _run(
 ) -> Evaluation:
     """Evaluate with a bar, and write the figures to the file."""
     from soir_qdrant.lab.evaluate import report
-    from soir_qdrant.lab.evaluate.compare import DEFAULT_ROWS, run
+    from soir_qdrant.lab.evaluate.compare import run
 
     with (
         report.cache_folder(resume, file) as cache,
@@ -110,7 +115,7 @@ def _run(
         done = run(
             bench,
             objects=objects,
-            rows=tuple(rows.split(",")) if rows else DEFAULT_ROWS,
+            rows=tuple(rows.split(",")) if rows else None,
             settings=models.settings,
             advance=advance,
             cache=cache,

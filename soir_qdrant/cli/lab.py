@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from soir_qdrant.cli.console import bar, out, print_json
-from soir_qdrant.cli.options import JsonOption
+from soir_qdrant.cli.options import JsonOption, check_chosen
 
 if TYPE_CHECKING:
     from soir_qdrant.lab.needlebench.sources import Sources
@@ -28,6 +28,7 @@ def demo(
 
 
 def needle(
+    context: typer.Context,
     folder: Annotated[Path, typer.Argument(help="where to write it")],
     split: Annotated[Literal["dev", "test"], typer.Option()] = "dev",
     track: Annotated[Literal["2d", "3d"], typer.Option(help="cut-outs, or rendered meshes")] = "2d",
@@ -57,12 +58,14 @@ def needle(
 ) -> None:
     """Generate a NeedleBench: labelled scenes with small objects in photographs."""
     if shelves:
+        check_chosen(context, {"folder", "shelves", "scenes", "seed"}, "is not for --shelves")
         from soir_qdrant.lab.needlebench import shelves as rows
 
         written = rows.generate(folder, scenes=scenes, seed=seed)
         out.print(f"{written}: {scenes} scenes")
         return
     if retaken is not None:
+        check_chosen(context, {"folder", "retaken", "seed"}, "is not for --retaken")
         from soir_qdrant.lab.evaluate.datasets import load
         from soir_qdrant.lab.needlebench import retaken as photographs
 
@@ -85,6 +88,8 @@ def _sources(
     from soir_qdrant.lab.needlebench.invent import invented as invent
     from soir_qdrant.lab.needlebench.sources import Sources
 
+    if things is not None and shipped:
+        raise typer.BadParameter("--things are your own, --shipped those that ship: choose one")
     if (things is None) != (grounds is None):
         raise typer.BadParameter("--things and --grounds go together")
     if things is not None and grounds is not None:

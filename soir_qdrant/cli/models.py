@@ -36,14 +36,15 @@ def explain(
     as_json: JsonOption = False,
 ) -> None:
     """Show what a picture's vector is made of: objects, masks, attention before and after refinement."""
+    from soir_qdrant.geometry.user_objects import fit_objects
     from soir_qdrant.images import load
     from soir_qdrant.report.explain import explain as look
     from soir_qdrant.report.explain import save
     from soir_qdrant.types import SceneObject
 
     loaded, pipeline = load(image, max_pixels=max_pixels), Models(profile, whitening).pipeline()
-    boxes = [place for text in box or () if (place := box_of(text))]
-    explained = look(pipeline, loaded, [SceneObject(place) for place in boxes] or None)
+    chosen = [SceneObject(place) for text in box or () if (place := box_of(text))]
+    explained = look(pipeline, loaded, fit_objects(chosen, loaded.width, loaded.height) or None)
     save(file, image.name, loaded.rgb, explained)
     named = [
         {
@@ -96,6 +97,7 @@ def calibrate(
 def export(
     folder: Annotated[Path, typer.Option("--out", help="the model repository to write")],
     profile: ProfileOption = None,
+    whitening: WhiteningOption = None,
     backend: Annotated[
         Literal["onnxruntime", "tensorrt", "python"], typer.Option(help="what Triton is to run them with")
     ] = "onnxruntime",
@@ -115,7 +117,7 @@ def export(
 
     parts = {"encoder": encoder, "detector": detector, "segmenter": segmenter}
     changes = {part: {"weights": weights} for part, weights in parts.items() if weights}
-    settings = settings_of(profile, None).but(**changes)
+    settings = settings_of(profile, whitening).but(**changes)
     write(
         settings,
         folder,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -29,10 +29,24 @@ def box_of(text: str | None) -> tuple[float, float, float, float] | None:
 
 def check_chosen(context: typer.Context, allowed: Collection[str], why: str) -> None:
     """Raises BadParameter where the command line has another option than these. allowed: names of parameters."""
+    for name, option in _chosen(context):
+        if name not in allowed:
+            raise typer.BadParameter(f"{option} {why}")
+
+
+def check_not_chosen(context: typer.Context, refused: Collection[str], why: str) -> None:
+    """Raises BadParameter where the command line has one of these options. refused: names of parameters."""
+    for name, option in _chosen(context):
+        if name in refused:
+            raise typer.BadParameter(f"{option} {why}")
+
+
+def _chosen(context: typer.Context) -> Iterator[tuple[str, str]]:
+    """Name and spelling of the options on the command line."""
     for parameter in context.command.params:
         source = context.get_parameter_source(parameter.name or "")
-        if source and source.name == "COMMANDLINE" and parameter.name not in allowed:
-            raise typer.BadParameter(f"{parameter.opts[0]} {why}")
+        if source and source.name == "COMMANDLINE":
+            yield parameter.name or "", parameter.opts[0]
 
 
 def filter_of(text: str | None) -> Any:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from soir_qdrant.cli.console import ProfileOption, bar, err, out
+from soir_qdrant.cli.options import check_not_chosen
 
 if TYPE_CHECKING:
     from soir_qdrant.lab.evaluate.bench import Bench
@@ -55,11 +56,14 @@ def _begin() -> None:
     epilog="Example:  soir train projection bench/dev-2d bench/dev-3d --out projection.safetensors"
 )
 def projection(
+    context: typer.Context,
     folders: FoldersArgument,
     file: OutOption,
     profile: ProfileOption = None,
     format_: FormatOption = "auto",
-    dim: Annotated[int, typer.Option(help="components kept")] = 1024,
+    dim: Annotated[
+        int, typer.Option(min=8, help="components kept  [with --start: as many as that has]")
+    ] = 1024,
     blocks: BlocksOption = 2,
     cache: CacheOption = None,
     start: Annotated[
@@ -77,6 +81,10 @@ def projection(
     from soir_qdrant.lab.train.tail import Tail
     from soir_qdrant.lab.train.views import local
 
+    if start is None:
+        check_not_chosen(context, {"weight"}, "goes with --start")
+    else:
+        check_not_chosen(context, {"dim"}, "is START's: leave it out")
     pipeline = _pipeline(profile)
     views = _views(load_benches(folders, format_), pipeline, blocks, cache or file.with_suffix(".cache"))
     tail = Tail(local(pipeline), pipeline.settings.vector.features, blocks=blocks, rank=0)
@@ -94,6 +102,7 @@ def projection(
     epilog="Example:  soir train detector bench/fit-2d-* bench/fit-3d-* --out detector.safetensors"
 )
 def detector(
+    context: typer.Context,
     folders: FoldersArgument,
     file: OutOption,
     profile: ProfileOption = None,
@@ -119,12 +128,17 @@ def detector(
     the new folders are learnt (arXiv 2109.01903)."""
     from soir_qdrant.lab.train.detector import Plan, average, train, untrained
     from soir_qdrant.lab.train.looks import examples
+    from soir_qdrant.models.compatibility import trunk
 
-    kind, digest = untrained(start)
+    if start is None:
+        check_not_chosen(context, {"share"}, "goes with --start")
+    elif share < 1 and start.resolve() == file.resolve():
+        raise typer.BadParameter("--out is --start: give another file, the mean is of both")
+    benches, source = load_benches(folders, format_), _pipeline(profile).encoder
+    kind, digest = untrained(start, trunk(source.fingerprint))
     plan = Plan(epochs=epochs, seed=seed, lr=lr, start=digest)
     looks = partial(examples, unknown=unknown or ())
-    benches = load_benches(folders, format_)
-    _train_head(kind, looks, train, plan, benches, file, profile, cache, str(unknown))
+    _train_head(kind, looks, train, plan, benches, file, source, cache, str(unknown))
     if start is not None and share < 1:
         average(file, start, share)
 
@@ -145,10 +159,12 @@ def segmenter(
     """Learn which pixels of a box are the object: the head of the embedded segmenter. Goes on where it was
     interrupted, to the same result. Use it with `Settings...but(segmenter={"head": FILE})`."""
     from soir_qdrant.lab.train.segmenter import Plan, examples, train, untrained
+    from soir_qdrant.models.compatibility import trunk
 
-    kind, digest = untrained(start)
+    benches, source = load_benches(folders, format_), _pipeline(profile).encoder
+    kind, digest = untrained(start, trunk(source.fingerprint))
     plan = Plan(epochs=epochs, seed=seed, lr=lr, start=digest)
-    _train_head(kind, examples, train, plan, load_benches(folders, format_), file, profile)
+    _train_head(kind, examples, train, plan, benches, file, source)
 
 
 @training.command(
@@ -206,17 +222,16 @@ def _train_head(
     plan: Any,
     benches: list[Bench],
     file: Path,
-    profile: str | None,
+    encoder: Any,
     cache: Path | None = None,
     also: str = "",
 ) -> None:
-    """A head on the tokens of the profile's encoder: `examples` and `train` of its module, with its plan."""
+    """A head on the tokens of an encoder: `examples` and `train` of its module, with its plan."""
     import torch
 
     from soir_qdrant.lab.train.progress import contents
     from soir_qdrant.models.compatibility import trunk
 
-    encoder = _pipeline(profile).encoder
     fitted_for = trunk(encoder.fingerprint)
     with bar("tokens", sum(len(bench.gallery) for bench in benches)) as advance:
         scenes = examples(benches, encoder, cache or file.with_suffix(".cache"), advance)

@@ -61,11 +61,13 @@ def words(
     pipeline, benches = make_pipeline(profile), load_benches(folders, format_)
     classes = [name for name in names_of(benches) if name not in read_names(novel)]
     others = [name for name in read_names(names) if name not in classes]
-    embed = embedding(pipeline, tuple(prompt or ("a photo of a {}",)))
+    prompts = tuple(prompt or ("a photo of a {}",))
+    embed = embedding(pipeline, prompts)
     plan = Plan(
         epochs=epochs, batch=batch, seed=seed, lr=1e-3, queries=queries, tiles=tiles, labelled=labelled
     )
-    _train(file, pipeline, benches, {name: embed([name])[0] for name in classes + others}, classes, plan)
+    embeddings = {name: embed([name])[0] for name in classes + others}
+    _train(file, pipeline, benches, embeddings, classes, plan, prompts)
 
 
 def _train(
@@ -75,8 +77,9 @@ def _train(
     embeddings: dict[str, Vector],
     classes: list[str],
     plan: Plan,
+    prompts: tuple[str, ...],
 ) -> None:
-    """embeddings: of the classes and of the names without labels."""
+    """embeddings: of the classes and of the names without labels, in these prompts."""
     import numpy as np
     import torch
 
@@ -96,7 +99,7 @@ def _train(
     torch.manual_seed(plan.seed)
     head = QueryHead(pipeline.encoder.width, count=plan.queries, layers=plan.layers)
     with bar("epochs", plan.epochs) as advance:
-        data = contents(benches, fitted_for, *classes, "names", *others)
+        data = contents(benches, fitted_for, *classes, "names", *others, "prompts", *prompts)
         block = pipeline.encoder.last_block
         train(head, images, block, (rows[0], rows[1]), plan, **beside(file), data=data, report=curve(advance))
     head.save(file, fitted_for)

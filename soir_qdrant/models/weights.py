@@ -13,6 +13,12 @@ EMBEDDED = "embedded"
 WHOLE = "embedded-12"  # with the last block, which its fine-tuning changed
 
 
+PACKAGED = {
+    EMBEDDED: (embedded.ORIGIN, embedded.ONNX_SHA256, embedded.BLOCKS),
+    WHOLE: (embedded.WHOLE_ORIGIN, embedded.WHOLE_SHA256, embedded.ALL_BLOCKS),
+}  # where they come from, their sha256, and how many blocks they have
+
+
 @dataclass(frozen=True, slots=True)
 class Weights:
     """path: a `transformers` folder, or a hub name where `local` is false. sha256: hex digest of the
@@ -33,11 +39,9 @@ def resolve(name: str = EMBEDDED) -> Weights:
     Raises:
         WeightsError: the folder is incomplete or damaged, or a download or conversion failed.
     """
-    if name == EMBEDDED:
-        return Weights(str(embedded.checked_folder()), True, embedded.ONNX_SHA256, embedded.ORIGIN)
-    if name == WHOLE:
-        folder = embedded.checked_folder(embedded.ALL_BLOCKS)
-        return Weights(str(folder), True, embedded.WHOLE_SHA256, embedded.WHOLE_ORIGIN)
+    if name in PACKAGED:
+        origin, sha256, blocks = PACKAGED[name]
+        return Weights(str(embedded.checked_folder(blocks)), True, sha256, origin)
     path = Path(name).expanduser()
     if path.exists():
         origin = Origin(path.name, "a local folder", "as the folder says", "")
@@ -48,6 +52,21 @@ def resolve(name: str = EMBEDDED) -> Weights:
             "'facebook/dinov2-base'"
         )
     return Weights(name, False, name, Origin(name, f"model hub: {name}", "as the hub's model card says", ""))
+
+
+def origin_of(name: str = EMBEDDED) -> tuple[Origin, str]:
+    """Where weights come from, and their sha256 as in `Weights`. Fetches nothing.
+
+    Args:
+        name: as `resolve` takes it.
+
+    Raises:
+        WeightsError: as `resolve`, but for what it would have to fetch.
+    """
+    if name in PACKAGED:
+        return PACKAGED[name][:2]
+    weights = resolve(name)
+    return weights.origin, weights.sha256
 
 
 def fetch(name: str = EMBEDDED) -> Path:

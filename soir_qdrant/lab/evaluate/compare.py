@@ -72,7 +72,7 @@ def evaluate(
     bench: Bench,
     *,
     objects: str = "given",
-    rows: Sequence[str] = DEFAULT_ROWS,
+    rows: Sequence[str] | None = None,
     settings: Settings | None = None,
     advance: Callable[[], None] = lambda: None,
     cache: Path | None = None,
@@ -83,7 +83,7 @@ def evaluate(
     Args:
         bench: the labelled folder.
         objects: "given", the labelled boxes and masks, or "detected".
-        rows: some of `ROWS`.
+        rows: some of `ROWS`; None is those of `DEFAULT_ROWS` that these settings have.
         settings: of the pipeline; None is the default profile.
         advance: called once per image and query.
         cache: folder that keeps what was ingested of each image, so that the same call goes on where it was
@@ -97,7 +97,7 @@ def evaluate(
         "detected", "detector" -> {"recall@0.5", "boxes", "by_size"}, recalls 0..1, boxes per image.
 
     Raises:
-        ConfigError: there is no such row.
+        ConfigError: there is no such row, or none with these settings.
         DatasetError: the folder has no queries, or an image cannot be ingested.
     """
     done = run(
@@ -110,18 +110,19 @@ def run(
     bench: Bench,
     *,
     objects: str,
-    rows: Sequence[str],
+    rows: Sequence[str] | None,
     settings: Settings | None = None,
     advance: Callable[[], None] = lambda: None,
     cache: Path | None = None,
     runtime: Runtime | None = None,
 ) -> Evaluation:
     """`evaluate`, with what the results were made of."""
-    if set(rows) - set(ROWS) or objects not in ("given", "detected"):
-        raise ConfigError(f"choose rows out of {', '.join(ROWS)}, and objects 'given' or 'detected'")
+    settings = settings or Settings.for_profile()
+    rows = rows_of(rows, settings)
+    if objects not in ("given", "detected"):
+        raise ConfigError(f"objects {objects!r}: choose 'given' or 'detected'")
     if not bench.queries:
         raise DatasetError(f"{bench.root}: no queries, so that there is nothing to evaluate")
-    settings = settings or Settings.for_profile()
     collected = collect(bench, settings, rows, objects == "given", advance, cache=cache, runtime=runtime)
     ranks, areas = _rankings(collected, settings, rows), _areas(bench)
     scored = {name: _scored(bench, order, areas) for name, order in ranks.items()}
@@ -142,6 +143,20 @@ def run(
     if objects == "detected":
         results["detector"] = _detection(bench, collected)
     return Evaluation(results, collected, ranks)
+
+
+def rows_of(named: Sequence[str] | None, settings: Settings) -> Sequence[str]:
+    """The rows to compute. Raises ConfigError for those that are none, or none with these settings."""
+    closed = (
+        settings.vector.pooling != "mao"
+    )  # of other object vectors, no other image vector without refinement
+    if named is None:
+        return [name for name in DEFAULT_ROWS if closed or name != "calibrated"]
+    if unknown := sorted(set(named) - set(ROWS)):
+        raise ConfigError(f"no row {', '.join(unknown)}: choose rows out of {', '.join(ROWS)}")
+    if "calibrated" in named and not closed:
+        raise ConfigError("row 'calibrated' needs pooling 'gmp' or 'mean'; leave it out with --rows")
+    return named
 
 
 def _rankings(collected: Collected, settings: Settings, rows: Sequence[str]) -> dict[str, Ranks]:
@@ -177,8 +192,6 @@ def _calibrated(collected: Collected, pipeline: Pipeline) -> Ranks:
 
 def pool(pipeline: Pipeline, vectors: NDArray[np.float32], collected: Collected) -> NDArray[np.float32]:
     """Object vectors [K, D] -> image vectors [n, D], by the pooling of the settings (closed forms only)."""
-    if pipeline.settings.vector.pooling == "mao":
-        raise ConfigError("row 'calibrated' needs pooling 'gmp' or 'mean'; leave it out with --rows")
     scene_of = np.repeat(np.arange(len(collected.objects)), [len(items) for items in collected.objects])
     scores = np.array([item.score for items in collected.objects for item in items], np.float32)
     return pipeline.pool(vectors, scene_of, scores)

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image
 
 from soir_qdrant.errors import DatasetError
 from soir_qdrant.geometry.boxes import areas, intersection_over_union
 from soir_qdrant.types import Box
 
 Bools = NDArray[np.bool_]
+QUARTER_TURNS = range(5, 9)  # EXIF orientations that swap width and height
 SHARES = {  # sizes of objects, as shares of the image
     "<0.5%": (0.0, 0.005),
     "0.5-1%": (0.005, 0.01),
@@ -67,10 +68,11 @@ def placed(box: Box | None, true: Sequence[Box]) -> bool:
 
 
 def image_size(file: Path) -> tuple[int, int]:
-    """Width and height in pixels, as stored; DatasetError where it is no image. Decodes nothing."""
+    """Width and height in pixels, after EXIF rotation; DatasetError where it is no image. Decodes nothing."""
     try:
         with Image.open(file) as image:
-            return image.width, image.height
+            turned = image.getexif().get(ExifTags.Base.Orientation) in QUARTER_TURNS
+            return (image.height, image.width) if turned else (image.width, image.height)
     except OSError as error:
         raise DatasetError(f"{file}: not readable as an image ({error})") from error
 

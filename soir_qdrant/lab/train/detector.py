@@ -40,9 +40,14 @@ class Plan(HeadPlan):
     start: str = ""
 
 
-def untrained(start: Path | None) -> tuple[Callable[[int], Head], str]:
+def untrained(start: Path | None, fitted_for: str) -> tuple[Callable[[int], Head], str]:
     """The head to train, new or of a file; see `starting_head`."""
-    return starting_head(start, Head, lambda file: TrainedHead.load(file).network)
+
+    def load(file: Path) -> tuple[Head, str]:
+        trained = TrainedHead.load(file)
+        return trained.network, trained.fitted_for
+
+    return starting_head(start, fitted_for, Head, load)
 
 
 def average(file: Path, start: Path, share: float) -> None:

@@ -23,21 +23,31 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def starting_head(
-    start: Path | None, new: Callable[[int], Network], load: Callable[[Path], Network]
+    start: Path | None,
+    fitted_for: str,
+    new: Callable[[int], Network],
+    load: Callable[[Path], tuple[Network, str]],
 ) -> tuple[Callable[[int], Network], str]:
     """What makes the head to train, by the length of a token, and eight hex digits that name where it starts.
 
     Args:
         start: the file of a head to go on from, None for a new one.
+        fitted_for: whose tokens it is to read; see `compatibility.trunk`.
         new: makes a new one.
-        load: reads one.
+        load: reads one, and whose tokens that reads.
 
     Raises:
-        ConfigError: where the file is no head.
+        ConfigError: where the file is no head, or one of another encoder.
     """
     if start is None:
         return new, ""
-    head = load(start).requires_grad_(True)
+    head, reads = load(start)
+    if reads != fitted_for:
+        raise ConfigError(
+            f"{start} was trained for {reads!r}, and the encoder is {fitted_for!r}: leave --start out, or name the "
+            "profile that it was trained for"
+        )
+    head.requires_grad_(True)
     return lambda _: head, hashlib.sha256(start.read_bytes()).hexdigest()[:8]
 
 
@@ -149,22 +159,30 @@ def train_epochs(
 
 
 def contents(benches: Sequence[Bench], *also: str) -> str:
-    """Eight hex digits that name pictures, their labels, and what else was there."""
+    """Eight hex digits that name pictures, their labels and masks, and what else was there."""
     digest = hashlib.sha256(repr(also).encode())
     for bench in benches:
-        for file, described in [
-            *((entry.file, entry.objects) for entry in bench.gallery),
-            *((query.file, query) for query in bench.queries),
-        ]:
-            digest.update(f"{file.resolve()} {file.stat().st_size} {described!r}".encode())
+        for entry in bench.gallery:
+            digest.update(f"{_named(entry.file)} {entry.objects!r}".encode())
+            if entry.masked:
+                digest.update(
+                    repr(entry.outlines).encode() if entry.mask is None else entry.mask.read_bytes()
+                )
+        for query in bench.queries:
+            digest.update(f"{_named(query.file)} {query!r}".encode())
     return digest.hexdigest()[:8]
+
+
+def _named(file: Path) -> str:
+    return f"{file.resolve()} {file.stat().st_size}"
 
 
 def place_of(cache: Path, bench: Bench, *depends_on: str, labels: bool = True) -> Path:
     """Where a cache keeps what was computed of a folder: of its images and labels (`labels`) as they are now,
     by an encoder and whatever else decided."""
     if not labels:
-        bench = Bench(bench.root, [replace(entry, objects=[]) for entry in bench.gallery], [])
+        bare = [replace(entry, objects=[], mask=None, outlines=None) for entry in bench.gallery]
+        bench = Bench(bench.root, bare, [])
     return cache / f"{bench.root.name}-{contents([bench], *depends_on)}"
 
 

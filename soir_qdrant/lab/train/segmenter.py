@@ -6,7 +6,6 @@ cross-entropy and Dice.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -70,16 +69,16 @@ class Plan(HeadPlan):
     start: str = ""
 
 
-def untrained(start: Path | None) -> tuple[Callable[[int], MaskHead], str]:
+def untrained(start: Path | None, fitted_for: str) -> tuple[Callable[[int], MaskHead], str]:
     """The head to train, new or of a file; see `starting_head`."""
-    return starting_head(start, MaskHead, _grid_head)
+    return starting_head(start, fitted_for, MaskHead, _grid_head)
 
 
-def _grid_head(file: Path) -> MaskHead:
-    """One of a file, that reads the tokens which views are kept with."""
+def _grid_head(file: Path) -> tuple[MaskHead, str]:
+    """One of a file, that reads the tokens which views are kept with, and whose."""
     head = MaskHead.load(file)
     head.reads = "grid"
-    return head
+    return head, head.fitted_for
 
 
 def examples(
@@ -88,8 +87,7 @@ def examples(
     """What the head reads of each image's objects, a file an image, computed once (180 kB a view)."""
     files = []
     for bench in benches:
-        outlines = hashlib.sha256(repr([entry.outlines for entry in bench.gallery]).encode()).hexdigest()
-        place = place_of(cache, bench, f"segmenter {SIDE} of {AREA}", outlines, trunk(source.fingerprint))
+        place = place_of(cache, bench, f"segmenter {SIDE} of {AREA}", trunk(source.fingerprint))
         place.mkdir(parents=True, exist_ok=True)
         for i, entry in enumerate(bench.gallery):
             file = place / f"{i:05d}.npy"
