@@ -1,7 +1,7 @@
 """The similarity backend of FiftyOne, on a real dataset in FiftyOne's own database.
 
-FiftyOne is not part of `make install` (1.1 GB with its database, and OpenCV below 5): where it is installed, this runs. Where it can download
-no MongoDB, give the address of one in FIFTYONE_DATABASE_URI.
+FiftyOne is not part of `make install` (1.1 GB with its database, and OpenCV below 5): where it is installed, this runs.
+Where it can download no MongoDB, give the address of one in FIFTYONE_DATABASE_URI.
 """
 
 import pytest
