@@ -315,7 +315,9 @@ def test_a_published_set_is_evaluated(tmp_path):
     assert results["paper"]["encoder"] == "DINOv2 ViT-S/14, 12 blocks"
 
 
-@pytest.mark.parametrize(("orientation", "size"), [(1, (40, 30)), (3, (40, 30)), (6, (30, 40)), (8, (30, 40))])
+@pytest.mark.parametrize(
+    ("orientation", "size"), [(1, (40, 30)), (3, (40, 30)), (6, (30, 40)), (8, (30, 40))]
+)
 def test_the_size_of_an_image_is_that_of_the_upright_one(orientation, size, tmp_path):
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
