@@ -1,5 +1,6 @@
 """What users hand in by mistake, and what hostile ones do: one bad item is reported and stops no other."""
 
+import io
 import os
 import struct
 import subprocess
@@ -21,6 +22,20 @@ from soir_qdrant.ingest.ingestor import IngestStopped, summary
 from soir_qdrant.ingest.reading import decode_all, read_all
 from soir_qdrant.ingest.sources import Item
 from soir_qdrant.types import SceneObject
+
+
+def _tiff(levels, orientation):
+    """A file of colours of 16 bits, [H, W, 3], with a tag of how the camera was turned."""
+    data, (height, width) = levels.tobytes(), levels.shape[:2]
+    of_bits = 8 + 2 + 12 * 11 + 4  # where the bits of the three colours stand; the pixels follow
+    tags = [
+        (256, 3, 1, width), (257, 3, 1, height), (258, 3, 3, of_bits), (259, 3, 1, 1), (262, 3, 1, 2),
+        (273, 4, 1, of_bits + 6), (274, 3, 1, orientation), (277, 3, 1, 3), (278, 3, 1, height),
+        (279, 4, 1, len(data)), (284, 3, 1, 1),
+    ]  # fmt: skip
+    directory = b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    head = b"II*\0" + struct.pack("<IH", 8, len(tags))
+    return head + directory + struct.pack("<IHHH", 0, 16, 16, 16) + data
 
 
 def cosine(one, other):
@@ -58,6 +73,28 @@ class TestPixels:
         chunk = b"sBIT\x0c"
         declared = struct.pack(">I", 1) + chunk + struct.pack(">I", zlib.crc32(chunk))
         assert load(data[:33] + declared + data[33:]).rgb.max() == round(1000 / 4095 * 255)
+
+    @pytest.mark.parametrize("orientation", range(1, 9))
+    def test_deep_colours_are_turned_once(self, orientation):
+        eight = picture(1, 64, 48)
+        eight[0, 0], eight[0, 1] = 0, 255
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        shallow = io.BytesIO()
+        Image.fromarray(eight).save(shallow, "PNG", exif=exif)
+        expected = load(shallow.getvalue()).rgb.astype(int)
+        found = load(_tiff(eight.astype("<u2") * 257, orientation)).rgb
+        assert found.shape == expected.shape
+        assert np.abs(found - expected).max() <= 1
+
+    def test_further_pages_of_deep_colours_are_as_bright_as_the_first(self, tmp_path):
+        levels = picture(1, 64, 48).astype(np.uint16) * 16
+        levels[0, 0] = 4095
+        other = np.ascontiguousarray(levels[::-1])
+        cv2.imwritemulti(str(tmp_path / "a.tif"), [levels[:, :, ::-1], other[:, :, ::-1]])
+        first = load(tmp_path / "a.tif").rgb
+        assert first.max() == 255
+        assert (load(f"{tmp_path}/a.tif#page=2").rgb == first[::-1]).all()
 
     def test_deep_colours_keep_their_transparency_and_rotation(self, tmp_path):
         levels = np.full((20, 30, 4), 60_000, np.uint16)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from models import tiny_encoder
+from PIL import Image
 from test_serving import picture, same
 
 from soir_qdrant.config import Settings
-from soir_qdrant.errors import ConfigError
+from soir_qdrant.errors import ConfigError, ImageError
 from soir_qdrant.images import load
 from soir_qdrant.types import SceneObject
 
@@ -122,6 +126,11 @@ def test_triton_describes_whole_images(settings, exported, scenes, tmp_path, cap
         images = [load(image) for image in IMAGES]
         same_scenes(pipeline.scenes(images), scenes)
         whole = runtime.connection.sent + runtime.connection.received
+        cut_off = io.BytesIO()
+        Image.fromarray(IMAGES[0]).save(cut_off, "JPEG")
+        damaged = replace(images[0], name="room.jpg", data=cut_off.getvalue()[:500])
+        with pytest.raises(ImageError, match=r"room\.jpg: .*damaged or cut off"):
+            pipeline.scenes([damaged])
 
         other = runtime.pipeline(
             settings.but(detector={"max_objects": 4})

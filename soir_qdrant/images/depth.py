@@ -65,11 +65,12 @@ def is_deep_colour(image: Image.Image) -> bool:
     return image.mode in ("RGB", "RGBA", "RGBX") and any(";16" in str(tile[3]) for tile in image.tile)  # type: ignore[attr-defined]
 
 
-def eight_bits(image: Image.Image, data: bytes, name: str, bits: int | None) -> Image.Image | None:
-    """Its colours, scaled by the range of the largest; None where OpenCV cannot read it either."""
-    import cv2
-
-    levels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+def eight_bits(
+    image: Image.Image, data: bytes, name: str, bits: int | None, page: int = 0
+) -> Image.Image | None:
+    """Its colours, scaled by the range of the largest; None where OpenCV cannot read it either. data: of its file, of
+    whose pages it is this one, counted from 0."""
+    levels = _levels(np.frombuffer(data, np.uint8), page)
     if levels is None or levels.dtype != np.uint16 or levels.ndim != 3 or levels.shape[2] not in (3, 4):
         return None
     colours, alpha = levels[:, :, 2::-1], levels[:, :, 3:]
@@ -78,5 +79,16 @@ def eight_bits(image: Image.Image, data: bytes, name: str, bits: int | None) -> 
         scaled = np.concatenate([scaled, to_8_bits(alpha, name, 16)], axis=2)
     eight = Image.fromarray(scaled)
     eight.info = {key: value for key, value in image.info.items() if key in ("icc_profile", "exif")}
-    eight.getexif()[_ORIENTATION] = image.getexif().get(_ORIENTATION, 1)
+    turned = image.format == "TIFF"  # by OpenCV
+    eight.getexif()[_ORIENTATION] = 1 if turned else image.getexif().get(_ORIENTATION, 1)
     return eight
+
+
+def _levels(file: NDArray[np.uint8], page: int) -> NDArray[Any] | None:
+    """Of a page, as OpenCV reads it; None where it does not."""
+    import cv2
+
+    if not page:
+        return cv2.imdecode(file, cv2.IMREAD_UNCHANGED)
+    _, pages = cv2.imdecodemulti(file, cv2.IMREAD_UNCHANGED, range=(page, page + 1))
+    return pages[0] if pages else None

@@ -48,6 +48,11 @@ def known_formats() -> list[str]:
     return [name for name in FORMATS if name in Image.OPEN]
 
 
+def is_common(data: bytes) -> bool:
+    """Whether a file is a JPEG, PNG or WebP, which every Pillow reads."""
+    return data.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")) or data[8:12] == b"WEBP"
+
+
 def unknown(data: bytes, name: str) -> str:
     """What to say of a file that is of none of them."""
     if data[4:8] == b"ftyp" and data[8:12] in _HEIC:

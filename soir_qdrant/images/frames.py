@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
@@ -16,7 +17,7 @@ from soir_qdrant.images import local, remote
 from soir_qdrant.images.addresses import Key, Stamp, is_address, joined, split, uri_of
 from soir_qdrant.images.formats import VIDEOS, known_formats
 from soir_qdrant.images.options import ReadOptions
-from soir_qdrant.images.pixels import from_pil, too_many_pixels
+from soir_qdrant.images.pixels import from_page, too_many_pixels
 from soir_qdrant.images.remote import RemoteFile
 from soir_qdrant.types import RGB, Mask
 
@@ -170,7 +171,13 @@ class _Pages:
             self.image.seek(int(key) - 1)
         except EOFError as error:
             raise ImageError(f"{self.name} has no page {key}") from error
-        return from_pil(self.image, joined(self.name, key), self.options.max_pixels)
+        name, page = joined(self.name, key), int(key) - 1
+        return from_page(self.image, lambda: self._data, name, self.options.max_pixels, page)
+
+    @cached_property
+    def _data(self) -> bytes:
+        self.stream.seek(0)
+        return self.stream.read()
 
     def close(self) -> None:
         self.image.close()

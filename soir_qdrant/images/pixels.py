@@ -6,6 +6,7 @@ import hashlib
 import io
 import logging
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -54,12 +55,8 @@ def from_bytes(data: bytes, name: str, max_pixels: int, enough: int | None = Non
             full_size = image.size
             if full_size[0] * full_size[1] <= max_pixels or not image.info.get("progressive"):
                 _reduce(image, enough)  # a progressive one is held in memory whole
-            check_size(image, name, max_pixels)
             further = image.format in SEVERAL_FORMATS and bool(getattr(image, "is_animated", False))
-            bits = declared_bits(image, data)
-            if is_deep_colour(image) and (scaled := eight_bits(image, data, name, bits)):
-                return Decoded(*from_pil(scaled, name, max_pixels), further, None)
-            rgb, alpha = from_pil(image, name, max_pixels, bits)
+            rgb, alpha = from_page(image, lambda: data, name, max_pixels)
             if full_size == image.size:
                 return Decoded(rgb, alpha, further, None)
             if rgb.shape[:2] != (image.height, image.width):  # it was turned upright
@@ -99,6 +96,25 @@ def too_many_pixels(name: str, width: int, height: int, max_pixels: int) -> Imag
         f"{name} has {width}x{height} pixels, more than the {max_pixels:,} that are decoded: make it smaller or "
         "raise max_pixels (--max-pixels)"
     )
+
+
+def from_page(
+    image: Image.Image, read: Callable[[], bytes], name: str, max_pixels: int, page: int = 0
+) -> tuple[RGB, Mask | None]:
+    """Pixels of an opened file, of more than 8 bits too. read: gives the whole file, where it is needed; page: that is
+    opened, counted from 0. Raises ImageError."""
+    check_size(image, name, max_pixels)
+    deep_colour = is_deep_colour(image)
+    bits = declared_bits(image, read()) if deep_colour or image.mode in DEEP else None
+    if deep_colour:
+        scaled = eight_bits(image, read(), name, bits, page)
+        if scaled is None and page:
+            raise ImageError(
+                f"{name} has colours of more than 8 bits, which are read of no further page of such a file: save the "
+                "page as a file of its own, or with 8 bits"
+            )
+        image = scaled or image
+    return from_pil(image, name, max_pixels, bits)
 
 
 def from_pil(

@@ -14,11 +14,13 @@ from numpy.typing import NDArray
 
 from soir_qdrant.config import Settings
 from soir_qdrant.contracts import Detector, Encoder, Segmenter, TextTower
+from soir_qdrant.errors import ImageError
 from soir_qdrant.geometry.crops import full_mask, whole_box
 from soir_qdrant.images import MAX_PIXELS
+from soir_qdrant.images.formats import is_common
 from soir_qdrant.pipeline import Pipeline
 from soir_qdrant.qdrant.payload import pack_signs, unpack_signs
-from soir_qdrant.serving.session import Arrays, Session, of_kind
+from soir_qdrant.serving.session import Arrays, InputRefused, Session, of_kind
 from soir_qdrant.timing import timed
 from soir_qdrant.types import LoadedImage, Scene, SceneObject
 
@@ -65,7 +67,8 @@ class ScenePipeline(Pipeline):
         *,
         patches: bool = False,
     ) -> list[Scene]:
-        """See `Pipeline.scenes`. The time is that of the stage "scene"."""
+        """See `Pipeline.scenes`. The time is that of the stage "scene". Raises ImageError for an image that the server
+        cannot describe, as the others are described without it."""
         with_objects = any(items is not None for items in objects or ())
         too_large = any(image.width * image.height > MAX_PIXELS for image in images)
         missing = patches and not self._session.spec.fact("row_dim", 0)
@@ -74,18 +77,23 @@ class ScenePipeline(Pipeline):
         outputs = (tensor.name for tensor in self._session.spec.outputs)
         names = [name for name in outputs if patches or name not in OF_PATCHES]
         with timed({} if seconds is None else seconds, "scene"):
-            return self._session.each(
-                lambda image: unpacked(self._session.run({"image": encoded(image)}, names), image), images
-            )
+            return self._session.each(lambda image: self._scene(image, names), images)
+
+    def _scene(self, image: LoadedImage, names: list[str]) -> Scene:
+        try:
+            return unpacked(self._session.run({"image": encoded(image)}, names), image)
+        except InputRefused as error:
+            raise ImageError(f"{image.name}: {error}") from error
 
 
 def encoded(image: LoadedImage) -> NDArray[np.uint8]:
-    """The bytes of an image's file, uint8 [n]; of one without a file, or with a larger one than its pixels, those
-    of a PNG."""
-    if image.data is not None and len(image.data) <= image.rgb.nbytes:
-        return np.frombuffer(image.data, np.uint8)
-    _, data = cv2.imencode(".png", cv2.cvtColor(image.rgb, cv2.COLOR_RGB2BGR), FAST)
-    return np.asarray(data, np.uint8).ravel()
+    """The bytes of an image's file, uint8 [n], where any server decodes the same pixels from it; else, and where the
+    file is larger than its pixels, those of a PNG."""
+    data = image.data
+    if data is not None and image.full_size is None and is_common(data) and len(data) <= image.rgb.nbytes:
+        return np.frombuffer(data, np.uint8)
+    _, png = cv2.imencode(".png", cv2.cvtColor(image.rgb, cv2.COLOR_RGB2BGR), FAST)
+    return np.asarray(png, np.uint8).ravel()
 
 
 def packed(scene: Scene) -> dict[str, NDArray[Any]]:

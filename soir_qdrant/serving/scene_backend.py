@@ -14,6 +14,7 @@ sys.path += [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p 
 import numpy as np
 import triton_python_backend_utils as pb
 
+from soir_qdrant.errors import ConfigError, WeightsError
 from soir_qdrant.serving.scene_server import FILE, SceneServer
 
 
@@ -40,8 +41,10 @@ class TritonPythonModel:
             scene = self.server.scene(image.tobytes(), patches="patches" in names)
         except ModelFailed as failed:  # with its status: a full queue is worth another attempt
             return pb.InferenceResponse(error=failed.error)
-        except Exception as error:
+        except (ConfigError, WeightsError) as error:  # of the export: no image would escape it
             return pb.InferenceResponse(error=pb.TritonError(str(error)))
+        except Exception as error:  # of this image: its client goes on with the others
+            return pb.InferenceResponse(error=pb.TritonError(str(error), pb.TritonError.INVALID_ARG))
         return pb.InferenceResponse([tensor(name, scene[name]) for name in names])
 
 

@@ -8,12 +8,16 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from soir_qdrant.errors import ConfigError
+from soir_qdrant.errors import ConfigError, ServerError
 from soir_qdrant.serving.model_spec import ModelSpec
 
 T = TypeVar("T")
 U = TypeVar("U")
 Arrays = Mapping[str, NDArray[Any]]
+
+
+class InputRefused(ServerError):
+    """The model answers, and not to this input."""
 
 
 class Session(Protocol):
@@ -26,7 +30,7 @@ class Session(Protocol):
         """The named outputs. inputs: all of the spec's, by name, B rows each (of a model without a batch
         dimension, as the spec says). B is at least 1; the session cuts it into batches.
 
-        Raises ServerError where the model did not answer.
+        Raises ServerError where the model did not answer, InputRefused where the input is to blame.
         """
         ...
 

@@ -14,7 +14,7 @@ from typing import Any
 from soir_qdrant.errors import ConfigError, ServerError
 from soir_qdrant.models.forked import Owner
 from soir_qdrant.qdrant.transport import Retry
-from soir_qdrant.serving.session import T, U
+from soir_qdrant.serving.session import InputRefused, T, U
 from soir_qdrant.serving.shared_memory import Regions
 
 log = logging.getLogger(__name__)
@@ -170,6 +170,8 @@ class TritonConnection:
             return ServerError(f"{where}: this client is refused ({message}); see tls and headers")
         if status == "NOT_FOUND":
             return NotServed(f"{where}: {message}")
+        if status == "INVALID_ARGUMENT":
+            return InputRefused(f"{where}: {message}")
         return ServerError(f"{where}: {status or 'error'}: {message}")
 
 
