@@ -15,13 +15,21 @@ from conftest import counts, ingestor, picture, stored
 from PIL import Image, ImageCms
 from qdrant_client import QdrantClient
 
-from soir_qdrant.errors import ImageError
+from soir_qdrant.errors import ConfigError, ImageError
 from soir_qdrant.images import GREY, ReadOptions, load, pixels
 from soir_qdrant.images.formats import known_formats
 from soir_qdrant.ingest.ingestor import IngestStopped, summary
 from soir_qdrant.ingest.reading import decode_all, read_all
 from soir_qdrant.ingest.sources import Item
 from soir_qdrant.types import SceneObject
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99"])
+def test_a_device_that_is_not_here(device):
+    from soir_qdrant.models.devices import pick_device
+
+    with pytest.raises(ConfigError, match=rf"encoder\.device '{device}' is not available here.*auto, cpu"):
+        pick_device(device)
 
 
 def _tiff(levels, orientation):

@@ -14,7 +14,7 @@ from models import tiny_encoder
 from PIL import Image
 from qdrant_client import QdrantClient
 
-from soir_qdrant.config import TokenHeadSettings
+from soir_qdrant.config import Settings, TokenHeadSettings
 from soir_qdrant.contracts import Detector, Encoder, Segmenter
 from soir_qdrant.errors import ConfigError, WeightsError
 from soir_qdrant.ingest.ingestor import SoirIngestor
@@ -67,6 +67,26 @@ class TestRepository:
             configurations.add((tmp_path / model.name / "config.pbtxt").read_text())
         assert len(configurations) == 2
         assert all(f'"/engines/{model.name}-' in text for text in configurations)
+
+    @pytest.mark.parametrize("profile", ["paper", "sum-siglip2"])
+    def test_scenes_that_cannot_be_served_are_refused_before_anything_is_written(self, profile, tmp_path):
+        from soir_qdrant.serving.export import export
+
+        with pytest.raises(ConfigError, match=r"soir_scene .* export without it"):
+            export(Settings.for_profile(profile), tmp_path / "models", scene=True)
+        assert not (tmp_path / "models").exists()
+
+    def test_trained_files_travel_with_a_scene_and_what_ships_stays_a_name(self, tmp_path):
+        from soir_qdrant.serving import scene_server
+
+        head = tmp_path / "mine.safetensors"
+        head.write_bytes(b"trained")
+        settings = Settings.for_profile("embedded-0.1").but(detector={"head": str(head)})
+        file = tmp_path / "models" / scene_server.FILE
+        scene_server.save(settings, {}, file)
+        there, _ = scene_server.read(file)
+        assert Path(there.detector.head).read_bytes() == b"trained"
+        assert there == settings.but(detector={"head": str(file.with_name("detector.safetensors"))})
 
     def test_a_model_of_another_version_is_refused(self):
         model = repository.PROFILES["paper"][0]

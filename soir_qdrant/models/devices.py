@@ -10,10 +10,20 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def pick_device(device: str) -> torch.device:
-    """ "auto": the first CUDA device, else the CPU."""
-    if device != "auto":
-        return torch.device(device)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """ "auto": the first CUDA device, else the CPU. Raises ConfigError for one that is not here."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        available = ["auto", "cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+        available += ["mps"] if torch.backends.mps.is_available() else []
+        why = "" if torch.version.cuda else " (this torch is built without CUDA)"
+        raise ConfigError(
+            f"encoder.device {device!r} is not available here{why}: choose one of {', '.join(available)}"
+        ) from error
+    return chosen
 
 
 def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:

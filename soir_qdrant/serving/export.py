@@ -63,10 +63,13 @@ def export(
     Raises:
         WeightsError: where weights are missing.
         ConfigError: where an export differs from torch by more than the tolerance: then that model is not
-            written. Of a scene, for pooling "mao"; of int8, for TensorRT.
+            written. Before anything is written: of a scene, for pooling "mao" and scene encoders; of int8, for
+            TensorRT.
     """
     if precision == "int8" and backend == "tensorrt":
         raise ConfigError("int8 is calibrated for onnxruntime on CPUs: export with fp16 for TensorRT")
+    if scene:
+        _check_scene(settings)
     done = []
     models = {}
     for part in parts(settings, precision):
@@ -86,11 +89,19 @@ def export(
     return done
 
 
-def _scene(settings: Settings, models: Mapping[str, Mapping[str, str]], folder: Path) -> str:
-    """Write the model that has whole images described; returns the recipe that it stands for. Raises ConfigError
-    for pooling "mao", which reads tokens."""
+def _check_scene(settings: Settings) -> None:
+    """Raises ConfigError for settings of which no scene can be served."""
     if settings.vector.pooling == "mao":
         raise ConfigError(f'{spec.SCENE} does not refine: export without it, or set vector.pooling to "gmp"')
+    if settings.scene is not None:
+        raise ConfigError(
+            f"{spec.SCENE} describes images by their objects, and a scene encoder, {settings.scene.kind!r}, as wholes: "
+            "export without it"
+        )
+
+
+def _scene(settings: Settings, models: Mapping[str, Mapping[str, str]], folder: Path) -> str:
+    """Write the model that has whole images described; returns the recipe that it stands for."""
     encoder = OnnxEncoder(folder / spec.ENCODER / str(VERSION) / ONNX)
     parts = Components(settings, encoder=encoder)
     recipe = short_hash(parts.recipe)

@@ -20,6 +20,7 @@ from soir_qdrant.models.encoders.backbone import IMAGENET, OPENAI
 from soir_qdrant.models.encoders.text import TextEncoder
 from soir_qdrant.models.encoders.vit import ViTEncoder
 from soir_qdrant.models.encoders.words import tokens_of
+from soir_qdrant.models.padding import padded
 from soir_qdrant.models.segmenters.sam import SamSegmenter
 from soir_qdrant.models.token_grid import AREA
 from soir_qdrant.models.tokens import AFTER, LAYER, gridded
@@ -30,7 +31,8 @@ from soir_qdrant.serving.check_images import backgrounds, labelled_crops, photog
 from soir_qdrant.serving.export_heads import heads_of
 from soir_qdrant.serving.export_part import DTYPES, Part
 from soir_qdrant.serving.head_files import reads_trunk
-from soir_qdrant.serving.pixels import fitted, padded, shrunk
+from soir_qdrant.serving.pixels import fitted, shrunk
+from soir_qdrant.serving.served_detector import GREY
 from soir_qdrant.serving.spec import Precision
 from soir_qdrant.serving.text_spec import text as text_spec
 from soir_qdrant.types import RGB
@@ -158,7 +160,7 @@ def _of_text(components: Components) -> Iterator[Part]:
 def _of_owlv2(settings: Owlv2Settings, precision: Precision) -> Part:
     detector = Owlv2Detector(settings.weights, device="cpu", dtype="float32")
     pixels = graphs.Pixels(OPENAI, torch.float32)
-    images = np.stack([padded(image, detector.size) for image in backgrounds()[:2]])
+    images = np.stack([padded(image, detector.size, GREY) for image in backgrounds()[:2]])
 
     def expected(images: NDArray[np.uint8]) -> tuple[NDArray[Any], ...]:
         with torch.inference_mode():
@@ -172,7 +174,7 @@ def _of_owlv2(settings: Owlv2Settings, precision: Precision) -> Part:
         [(images[:1],), (images,)],
         expected,
         precision,
-        lambda: ((padded(image, detector.size)[None],) for image in photographs()),
+        lambda: ((padded(image, detector.size, GREY)[None],) for image in photographs()),
     )
 
 

@@ -1,4 +1,4 @@
-"""Images as the served models of OWLv2 and SAM take them, with NumPy and Pillow alone."""
+"""Images as the served models of SAM take them, with NumPy and Pillow alone."""
 
 from __future__ import annotations
 
@@ -9,16 +9,7 @@ from PIL import Image
 
 from soir_qdrant.types import RGB
 
-GREY = 128  # OWLv2 was trained with 0.5
 MEAN_COLOUR = (124, 116, 104)  # zero after normalisation, which is what SAM was padded with
-
-
-def padded(image: RGB, size: int) -> RGB:
-    """Padded to a square with grey at the right and bottom, then resized smoothly: uint8 [size, size, 3]."""
-    side = max(image.shape[:2])
-    square = np.full((side, side, 3), GREY, np.uint8)
-    square[: image.shape[0], : image.shape[1]] = image
-    return resized(square, (size, size))
 
 
 def shrunk(image: RGB, inner: tuple[int, int], size: int) -> RGB:

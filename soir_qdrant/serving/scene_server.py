@@ -10,6 +10,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from soir_qdrant.components import WHITENINGS
 from soir_qdrant.config import Settings
 from soir_qdrant.images import load
 from soir_qdrant.models.artifacts import write_whole
@@ -32,15 +33,9 @@ class SceneServer:
     """
 
     def __init__(self, file: Path, infer: Infer) -> None:
-        content = json.loads(file.read_text())
-        settings = Settings.model_validate(content["settings"])
-        files = {
-            group: {name: str(file.with_name(value))}
-            for group, name in TRAINED
-            if (value := getattr(getattr(settings, group), name, None)) not in (None, "shipped")
-        }
-        sessions = {name: BesideSession(about, infer) for name, about in content["models"].items()}
-        self._pipeline = _BesideRuntime(sessions).pipeline(settings.but(**files))
+        settings, models = read(file)
+        sessions = {name: BesideSession(about, infer) for name, about in models.items()}
+        self._pipeline = _BesideRuntime(sessions).pipeline(settings)
 
     def scene(self, data: bytes, *, patches: bool = False) -> dict[str, NDArray[Any]]:
         """What is answered for the file of an image, with those of its objects' patches where they are asked for.
@@ -91,9 +86,21 @@ def save(settings: Settings, models: Mapping[str, Mapping[str, str]], file: Path
     """
     content: dict[str, Any] = {"settings": settings.model_dump(mode="json"), "models": models}
     file.parent.mkdir(parents=True, exist_ok=True)
-    for group, name in TRAINED:
-        value = content["settings"][group].get(name)
-        if value not in (None, "shipped"):
-            content["settings"][group][name] = f"{group}.safetensors"
-            shutil.copyfile(Path(value).expanduser(), file.with_name(f"{group}.safetensors"))
+    for group, name, value in _files(content["settings"]):
+        content["settings"][group][name] = f"{group}.safetensors"
+        shutil.copyfile(Path(value).expanduser(), file.with_name(f"{group}.safetensors"))
     write_whole(file, json.dumps(content, indent=2).encode())
+
+
+def read(file: Path) -> tuple[Settings, dict[str, dict[str, str]]]:
+    """The settings and models that `save` wrote, trained files with their places."""
+    content = json.loads(file.read_text())
+    for group, name, value in _files(content["settings"]):
+        content["settings"][group][name] = str(file.with_name(value))
+    return Settings.model_validate(content["settings"]), content["models"]
+
+
+def _files(settings: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Group, setting and value of those that name a file, none that comes with the package."""
+    values = ((group, name, settings[group].get(name)) for group, name in TRAINED)
+    return [(*place, value) for *place, value in values if value not in (None, *WHITENINGS)]

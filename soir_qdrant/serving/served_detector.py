@@ -14,15 +14,16 @@ from soir_qdrant.errors import ConfigError
 from soir_qdrant.geometry.boxes import from_square
 from soir_qdrant.kinds import DetectorSettings
 from soir_qdrant.models.detectors.choice import IOU, THRESHOLD, chosen
+from soir_qdrant.models.padding import padded
 from soir_qdrant.models.token_grid import AREA, places, remember
 from soir_qdrant.models.tokens import gridded
 from soir_qdrant.serving import spec
 from soir_qdrant.serving.model_spec import ModelSpec
-from soir_qdrant.serving.pixels import padded
 from soir_qdrant.serving.served import ServedTrunk
 from soir_qdrant.serving.session import Session
 from soir_qdrant.types import RGB, Detections
 
+GREY = 128  # OWLv2 was trained with 0.5
 SERVED: dict[str, DetectorSettings] = {"token_head": TokenHeadSettings(), "owlv2": Owlv2Settings()}
 
 
@@ -62,7 +63,7 @@ class ServedDetector(Detector):
         return self._session.each(self._detect, images)
 
     def _owlv2(self, image: RGB) -> Detections:
-        pixels = padded(image, self._session.spec.fact("size"))
+        pixels = padded(image, self._session.spec.fact("size"), GREY)
         answer = self._session.run({"images": pixels[None]}, ["boxes", "scores"])
         boxes, scores = (answer[name][0].astype(np.float64) for name in ("boxes", "scores"))
         return from_square(boxes, scores, image.shape, **self._settings.limits)

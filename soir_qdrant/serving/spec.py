@@ -146,9 +146,8 @@ def token_unet(*, dim: int, side: int, alone: int) -> ModelSpec:
     """The trained segmenter: windows of an image, and the tokens around them, to the chance of each of their pixels to
     be the object's.
 
-    tokens: of g grids; clients send one. windows: m of each. places: x, y, width, height of a window, as shares of the
-    grid. boxes: in pixels of the window. side: of a window, in pixels. alone: 1 where the head was trained on tokens of
-    windows alone.
+    tokens: of g grids (clients send one). windows: m of each. places: x, y, width, height of a window, as shares of the
+    grid. boxes: in pixels of the window. side: of a window. alone: 1 where the head was trained on tokens of its own.
     """
 
     def at(*rest: int) -> tuple[tuple[int, ...], ...]:

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from soir_qdrant.config import Owlv2Settings
@@ -15,6 +14,7 @@ from soir_qdrant.geometry.boxes import from_square
 from soir_qdrant.kinds import Parts
 from soir_qdrant.models.devices import pick_device, pick_dtype
 from soir_qdrant.models.encoders.backbone import OPENAI
+from soir_qdrant.models.padding import padded
 from soir_qdrant.models.pretrained import load_of_type
 from soir_qdrant.models.weights import resolve
 from soir_qdrant.types import RGB, Detections
@@ -79,14 +79,11 @@ def make(settings: Owlv2Settings, parts: Parts) -> Owlv2Detector:
 def preprocess(image: RGB, size: int) -> Tensor:
     """Pad to a square with grey (right, bottom), resize smoothly, normalise. Float32 [1, 3, size, size].
 
-    image: uint8 [H, W, 3]. The resize is torch's antialiased bilinear one, where the processor of
+    image: uint8 [H, W, 3]. The resize is an antialiased bilinear one, where the processor of
     `transformers` blurs and interpolates with SciPy: the same picture but for the last few grey levels.
     The grey is what OWLv2 was trained with; transformers 5 pads with black.
     """
-    height, width = image.shape[:2]
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
-    side = max(height, width)
-    pixels = F.pad(pixels, (0, side - width, 0, side - height), value=GREY)
-    pixels = F.interpolate(pixels, (size, size), mode="bilinear", antialias=True, align_corners=False)
+    planes = [padded(image[:, :, channel].astype(np.float32), size, 255 * GREY) for channel in range(3)]
+    pixels = torch.from_numpy(np.stack(planes))[None] / 255
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in OPENAI)
     return (pixels.clamp(0, 1) - mean) / std
