@@ -161,6 +161,13 @@ def test_the_service_is_watched_bounded_and_can_write_nothing():
     assert "SOIR_TOKEN" in service["environment"]
 
 
+def test_the_service_reads_of_the_models_what_triton_does_not_serve():
+    service, triton = BASE["services"]["service"], BASE["services"]["triton"]
+    (models,) = triton["volumes"]
+    assert models in service["volumes"]
+    assert models.endswith(f":{service['environment']['SOIR_MODELS']}:ro")
+
+
 def test_the_image_copies_what_the_context_lets_through():
     ignored = (ROOT / ".dockerignore").read_text().split()
     copied = re.findall(r"^COPY (.*) \S+$", DOCKERFILE, re.M)

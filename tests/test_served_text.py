@@ -114,5 +114,15 @@ def test_triton_reads_words(clip, tmp_path):
         assert CliRunner().invoke(app, ["ingest", str(mug), *common]).exit_code == 0
         done = CliRunner().invoke(app, ["search", "--text", "a red mug", *common])
         assert [Path(hit["uri"]).name for hit in json.loads(done.stdout)] == ["mug.png"]
+
+        (models.parent / "weights").rename(tmp_path / "elsewhere")  # a machine without them
+        words = CliRunner().invoke(app, ["search", "--text", "a red mug", *common, "--models", str(models)])
+        assert words.stdout == done.stdout
+        page = tmp_path / "page.html"
+        drawn = ["search", str(mug), "--save-html", str(page), *common, "--models", str(models)]
+        assert CliRunner().invoke(app, drawn).exit_code == 0
+        assert "mug.png" in page.read_text()
     finally:
+        if (tmp_path / "elsewhere").exists():
+            (tmp_path / "elsewhere").rename(models.parent / "weights")
         server.kill()

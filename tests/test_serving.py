@@ -103,6 +103,20 @@ class TestRepository:
         assert spec.owlv2(size=768, patch=16).hash != model.hash
 
 
+def test_a_client_of_triton_reads_the_last_block_where_it_was_exported(tmp_path):
+    """`soir search --triton host:8001 --models models`, on a machine without the weights."""
+    pytest.importorskip("tritonclient.grpc", reason="the extra triton is not installed")
+    from soir_qdrant.cli.groups import Models
+    from soir_qdrant.models.last_block import LastBlock
+
+    block = LastBlock(2, 1e-6, "gelu", 1, {"norm.weight": torch.ones(4)})
+    last_block.save(block, "tiny@1", tmp_path / spec.ENCODER / last_block.FILE)
+    runtime = Models(triton="localhost:8001", exports=tmp_path).runtime()
+    assert runtime.last_block(Settings(), "tiny@1").dim == 4
+    with pytest.raises(WeightsError, match="last block of tiny@1"):
+        runtime.last_block(Settings(), "other@1")
+
+
 @pytest.mark.slow
 class TestExport:
     def test_every_model_has_its_files(self, tiny_models):

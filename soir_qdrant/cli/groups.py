@@ -132,6 +132,15 @@ class Models:
         typer.Option("--onnx", help="folder written by soir export: run its models with onnxruntime"),
     ] = None
 
+    exports: Annotated[
+        Path | None,
+        typer.Option(
+            "--models",
+            envvar="SOIR_MODELS",
+            help="with --triton: folder written by soir export, for what it does not serve (heat maps, words)",
+        ),
+    ] = None
+
     @property
     def settings(self) -> Settings:
         return settings_of(self.profile, self.whitening)
@@ -155,7 +164,7 @@ class Models:
         if self.triton:
             from soir_qdrant.serving.triton import TritonRuntime
 
-            return TritonRuntime(self.triton, headers=self.headers)
+            return TritonRuntime(self.triton, exports=self.exports, headers=self.headers)
         if self.onnx:
             from soir_qdrant.serving.onnx import OnnxRuntime
 

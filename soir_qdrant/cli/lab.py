@@ -57,22 +57,20 @@ def needle(
     grounds: Annotated[Path | None, typer.Option(help="your own: photographs to lay them on")] = None,
 ) -> None:
     """Generate a NeedleBench: labelled scenes with small objects in photographs."""
+    from soir_qdrant.lab.evaluate.datasets import load
+    from soir_qdrant.lab.needlebench import retaken as photographs
+    from soir_qdrant.lab.needlebench import shelves as rows
+    from soir_qdrant.lab.needlebench.needle import generate
+
     if shelves:
         check_chosen(context, {"folder", "shelves", "scenes", "seed"}, "is not for --shelves")
-        from soir_qdrant.lab.needlebench import shelves as rows
-
         written = rows.generate(folder, scenes=scenes, seed=seed)
         out.print(f"{written}: {scenes} scenes")
         return
     if retaken is not None:
         check_chosen(context, {"folder", "retaken", "seed"}, "is not for --retaken")
-        from soir_qdrant.lab.evaluate.datasets import load
-        from soir_qdrant.lab.needlebench import retaken as photographs
-
         out.print(f"{photographs.generate(folder, load(retaken, 'coco'), seed=seed)}: written")
         return
-    from soir_qdrant.lab.needlebench.needle import generate
-
     if invented and (shipped or things is not None or (split, track) != ("dev", "2d")):
         raise typer.BadParameter("--invented is cut-outs to train on: --split dev --track 2d, and no others")
     sources = _sources(things, grounds, seed=seed, invented=invented, shipped=shipped)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from soir_qdrant.config import Settings
 from soir_qdrant.errors import ConfigError, WeightsError
 from soir_qdrant.models.forked import Owner
-from soir_qdrant.serving import last_block, served_text, spec
+from soir_qdrant.serving import last_block, spec
 from soir_qdrant.serving.repository import VERSION
 from soir_qdrant.serving.runtime import Runtime
 from soir_qdrant.serving.served import ServedEncoder
@@ -96,11 +96,7 @@ class OnnxRuntime(Runtime):
 
     def __init__(self, folder: str | Path, settings: Settings | None = None, **options: Any) -> None:
         self.folder = Path(folder).expanduser()
-        super().__init__(
-            settings,
-            last_block=self.folder / spec.ENCODER / last_block.FILE,
-            tokenizer=self.folder / spec.TEXT / served_text.FOLDER,
-        )
+        super().__init__(settings, exports=self.folder)
         self._options = options
         self._sessions: dict[str, OnnxSession] = {}
 

@@ -13,6 +13,7 @@ from soir_qdrant.errors import ConfigError, WeightsError
 from soir_qdrant.kinds import SEGMENTERS, Parts, kind_of, make_detector, make_encoder, make_segmenter
 from soir_qdrant.models.encoders.words import load_tokenizer
 from soir_qdrant.models.weights import resolve
+from soir_qdrant.serving import last_block as last_blocks
 from soir_qdrant.serving import served_text, spec
 from soir_qdrant.serving.head_files import detector_head, reads_trunk, segmenter_head
 from soir_qdrant.serving.served import ServedEncoder, ServedTrunk
@@ -32,7 +33,8 @@ log = logging.getLogger(__name__)
 class Runtime:
     """Where the models run. settings: those of the parts `encoder`, `detector` and `segmenter` when they
     are used by themselves; `pipeline` takes its own. last_block, tokenizer: what was exported beside the encoder and
-    the text tower; None reads them beside the local weights, when they are first needed."""
+    the text tower. exports: the folder that `soir export` wrote, where both are. None of them: they are read beside the
+    local weights, when they are first needed."""
 
     def __init__(
         self,
@@ -40,7 +42,12 @@ class Runtime:
         *,
         last_block: str | Path | None = None,
         tokenizer: str | Path | None = None,
+        exports: str | Path | None = None,
     ) -> None:
+        if exports is not None:
+            folder = Path(exports).expanduser()
+            last_block = last_block or folder / spec.ENCODER / last_blocks.FILE
+            tokenizer = tokenizer or folder / spec.TEXT / served_text.FOLDER
         self.settings = settings or Settings.for_profile()
         self._last_block_file = Path(last_block) if last_block else None
         self._tokenizer_folder = Path(tokenizer) if tokenizer else None
@@ -173,15 +180,13 @@ class Runtime:
 
         Raises WeightsError where neither is here, or they are of another encoder.
         """
-        from soir_qdrant.serving import last_block
-
         if self._last_block_file is not None:
-            return last_block.load(self._last_block_file, fingerprint)
+            return last_blocks.load(self._last_block_file, fingerprint)
         on_cpu = settings.but(encoder={"device": "cpu", "dtype": "float32"})
         local = make_encoder(on_cpu.encoder, Parts(on_cpu))
         if local.fingerprint != fingerprint:
             raise WeightsError(
                 f"the local weights are {local.fingerprint}, and the encoder that is served is "
-                f"{fingerprint}: give last_block the {last_block.FILE} that was exported with it"
+                f"{fingerprint}: give last_block the {last_blocks.FILE} that was exported with it"
             )
         return local.last_block

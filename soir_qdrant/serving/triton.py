@@ -183,8 +183,8 @@ class TritonSegmenter(ServedSegmenter):
 class TritonRuntime(Runtime):
     """All models of a server: `SoirIngestor(client, runtime=TritonRuntime("host:8001"))`.
 
-    url: see `TritonConnection`, as are options. settings, last_block, tokenizer: see `Runtime`. fingerprint: the
-    encoder weights that the server must have; None takes those it has (a collection refuses others anyway).
+    url: see `TritonConnection`, as are options. settings, last_block, tokenizer, exports: see `Runtime`. fingerprint:
+    the encoder weights that the server must have; None takes those it has (a collection refuses others anyway).
     """
 
     def __init__(
@@ -194,10 +194,11 @@ class TritonRuntime(Runtime):
         *,
         last_block: str | Path | None = None,
         tokenizer: str | Path | None = None,
+        exports: str | Path | None = None,
         fingerprint: str | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(settings, last_block=last_block, tokenizer=tokenizer)
+        super().__init__(settings, last_block=last_block, tokenizer=tokenizer, exports=exports)
         self.connection = TritonConnection(url, **options)
         self._fingerprint = fingerprint
         self._sessions: dict[str, TritonSession] = {}
