@@ -12,7 +12,8 @@ from pathlib import Path
 from mcp import Client, StdioServerParameters
 
 needles, photos, image, *corners = sys.argv[1:]
-server = StdioServerParameters(command="soir", args=["mcp", "--path", needles, "--root", photos])
+arguments = ["-m", "soir_qdrant", "mcp", "--path", needles, "--root", photos]  # or the command `soir mcp ...`
+server = StdioServerParameters(command=sys.executable, args=arguments)
 
 
 async def main() -> None:

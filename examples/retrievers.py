@@ -13,7 +13,8 @@ from soir_qdrant.integrations.haystack import SoirRetriever
 from soir_qdrant.integrations.langchain import SoirRetriever as LangChainRetriever
 
 needles, collection, query = sys.argv[1:4]
-searcher = SoirSearcher(QdrantClient(path=needles), collection)
+client = QdrantClient(path=needles)
+searcher = SoirSearcher(client, collection)
 
 chain = LangChainRetriever(searcher=searcher, search_kwargs={"limit": 3}) | (
     lambda documents: [(document.page_content, document.metadata["box"]) for document in documents]
@@ -24,3 +25,4 @@ pipeline = Pipeline()
 pipeline.add_component("soir", SoirRetriever(searcher, top_k=3))
 for document in pipeline.run({"soir": {"image": query}})["soir"]["documents"]:
     print(f"{document.score:.3f}  {document.content}  {document.meta['box']}")
+client.close()
