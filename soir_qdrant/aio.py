@@ -16,9 +16,9 @@ from contextvars import ContextVar
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from qdrant_client import AsyncQdrantClient
-from qdrant_client.local.async_qdrant_local import AsyncQdrantLocal
 
 from soir_qdrant.ingest.ingestor import SoirIngestor
+from soir_qdrant.qdrant.clients import embedded
 from soir_qdrant.search.searcher import SoirSearcher
 
 P = ParamSpec("P")
@@ -30,7 +30,8 @@ class _Bridge:
     """Looks like a QdrantClient from another thread than that of the loop on which the client is awaited.
 
     A client's connections belong to the loop that opened them: the first loop has the client that was handed in,
-    each other one gets a client of its own, with the same arguments, until it is closed. Local mode has no connections.
+    each other one gets a client of its own, with the same arguments, until it is closed. Local mode has no connections,
+    and a lock (`clients.lock_of`): what this package does on several loops waits for one another.
     """
 
     def __init__(self, client: AsyncQdrantClient) -> None:
@@ -44,7 +45,7 @@ class _Bridge:
     def client(self) -> AsyncQdrantClient:
         """That of the loop whose call this is."""
         loop = self.loop.get(None)
-        if loop is None or isinstance(self._first._client, AsyncQdrantLocal):
+        if loop is None or embedded(self._first):
             return self._first
         with self._lock:
             self._clients = {one: client for one, client in self._clients.items() if not one.is_closed()}
@@ -98,7 +99,8 @@ class AsyncSoirSearcher(_Async[SoirSearcher]):
 
 
 class AsyncSoirIngestor(_Async[SoirIngestor]):
-    """SoirIngestor on an AsyncQdrantClient: the same arguments and methods, awaited. blocking: the ingestor."""
+    """SoirIngestor on an AsyncQdrantClient: the same arguments and methods, awaited, but for `watch`, which has no end:
+    await `sync` when something has changed. blocking: the ingestor."""
 
     def __init__(self, client: AsyncQdrantClient, collection: str = "images", **options: Any) -> None:
         super().__init__(SoirIngestor, client, collection, **options)

@@ -1,6 +1,8 @@
 """The searcher and the ingestor for asyncio, on an AsyncQdrantClient."""
 
 import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -74,3 +76,30 @@ def test_a_loop_that_was_closed_leaves_no_client_behind(stand_in):
         with pytest.raises(CollectionError):
             asyncio.run(searcher.search(picture(0)))
     assert len(searcher._bridge._clients) == 1
+
+
+def test_local_mode_is_asked_by_one_at_a_time_whatever_the_loop(monkeypatch):
+    """Readers must not meet a writer: loops in threads of their own wait for one another."""
+    client = AsyncQdrantClient(":memory:")
+    ingestor = AsyncSoirIngestor(client, pipeline=ColourPipeline())
+    asyncio.run(ingestor.add([picture(0)]))
+    inside, several = set(), []
+
+    def watched(method):
+        async def call(collection_name, *, timeout=None, **arguments):
+            inside.add(thread := threading.get_ident())
+            several.append(len(inside))
+            await asyncio.sleep(0.01)
+            answer = await method(collection_name, **arguments)
+            inside.discard(thread)
+            return answer
+
+        return call
+
+    for name in ("query_points", "upsert"):
+        monkeypatch.setattr(client, name, watched(getattr(client, name)))
+    searcher = AsyncSoirSearcher(client, pipeline=ColourPipeline())
+    with ThreadPoolExecutor(4) as pool:
+        work = [searcher.search(picture(0)) for _ in range(6)] + [ingestor.add([picture(i)]) for i in (1, 2)]
+        assert all(pool.map(asyncio.run, work))
+    assert (len(several), max(several)) == (8, 1)

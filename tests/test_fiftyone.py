@@ -74,6 +74,10 @@ def test_the_index_finds_samples_by_file_and_writes_the_boxes(client, photos, mo
     detection = samples.fields["soir"][f"{2:024x}"]
     assert detection.bounding_box == pytest.approx([5 / 80, 5 / 60, 20 / 80, 20 / 60])
     assert index._kneighbors(f"{1:024x}", k=1)[0] == [f"{1:024x}"]
+    for nothing in ({"label_ids": [f"{0:024x}"]}, {"sample_ids": [f"{0:024x}"], "label_ids": ["a"]}, {}):
+        with pytest.raises(ConfigError, match="sample_ids"):
+            index.remove_from_index(**nothing)
+    assert index.total_index_size == 3
     index.remove_from_index([f"{0:024x}"])
     assert index.total_index_size == 2
     assert index.add_samples(progress=False).added == 1

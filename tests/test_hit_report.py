@@ -45,6 +45,18 @@ def test_a_vector_has_no_heat_map(searcher: SoirSearcher, files: list[Path], tmp
     assert "Searched: a vector" in page
 
 
+def test_an_encoder_without_a_last_block_has_no_heat_maps(
+    searcher: SoirSearcher,  # noqa: F811
+    files: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(type(searcher.pipeline.encoder), "last_blocks", ())
+    save(searcher, files[1], B, searcher.search(files[1], box=B), html=tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert (page.count("<figure class=hit>"), page.count("<figure class=map>")) == (4, 0)
+
+
 def test_a_format_that_cannot_be_written_is_named(
     searcher: SoirSearcher,  # noqa: F811
     files: list[Path],

@@ -62,6 +62,16 @@ def test_objects_weigh_by_their_scores_each_image_by_itself():
         assert np.allclose(pool_scenes(v, image, scores, settings), expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("pooling", ["gmp", "mean"])
+def test_objects_that_all_score_0_weigh_the_same(pooling):
+    """As where a user's own boxes come with no score to speak of; beside others they weigh nothing."""
+    v, image, settings = rows(0, 5), np.array([0, 0, 0, 1, 1]), VectorSettings(pooling=pooling)
+    scores = np.array([0, 0, 0, 0, 1], np.float32)
+    expected = pool_scenes(v, image, np.array([1, 1, 1, 0, 1], np.float32), settings)
+    assert np.allclose(pool_scenes(v, image, scores, settings), expected)
+    assert np.allclose(np.linalg.norm(expected, axis=1), 1, atol=1e-5)
+
+
 def test_nothing_has_no_direction():
     assert (normalize(np.zeros((2, 3))) == 0).all()
 

@@ -1,3 +1,4 @@
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import get_type_hints
@@ -20,6 +21,7 @@ from soir_qdrant.qdrant.filters import (
 )
 from soir_qdrant.qdrant.payload import encode
 from soir_qdrant.qdrant.transport import Retry
+from soir_qdrant.report import hit_report
 from soir_qdrant.rerank import CodeReranker
 from soir_qdrant.search import localization
 from soir_qdrant.search.options import SearchKeywords, SearchOptions
@@ -284,6 +286,21 @@ def test_a_query_bank_lowers_what_is_like_everything(client):
     assert np.allclose([hit.score for hit in hits], [hit.vector @ moved for hit in hits], atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("bank", "message"),
+    [
+        (np.ones(12), r"bank has shape \(12,\): give one row a query"),
+        (np.ones((0, 12)), r"bank has shape \(0, 12\)"),
+        (np.ones((3, 5)), "bank: 5 numbers a row, and vectors here have 12"),
+    ],
+)
+def test_a_query_bank_of_another_shape_is_refused(bank, message):
+    client = QdrantClient(":memory:")
+    fill(client)
+    with pytest.raises(ConfigError, match=message):
+        searcher(client, bank=bank).search(swatch(BLUE))
+
+
 def test_a_crop_is_a_picture_with_its_box(client):
     fill(client)
     found, scene = searcher(client), painted((A, RED), (C, BLUE))
@@ -310,6 +327,29 @@ def test_masks_on_request(tmp_path):
     assert found.search(swatch(WHITE), limit=1)[0].mask is None
     Image.fromarray(picture(0)).save(tmp_path / "3.png")  # another picture than was ingested
     assert found.search(swatch(WHITE), limit=1, with_masks=True)[0].mask is None
+
+
+def test_a_hit_that_a_missing_package_reads_is_without_a_mask_and_left_out_of_a_page(
+    tmp_path, monkeypatch, caplog
+):
+    """A frame of a video where `av` is not installed: the others are as ever."""
+    client = QdrantClient(":memory:")
+    Image.fromarray(painted((A, RED))).save(tmp_path / "0.png")
+    SoirIngestor(client, pipeline=ColourPipeline()).add(
+        [tmp_path / "0.png"], ids=[0], objects=[[SceneObject(A)]]
+    )
+    (point,) = client.retrieve("images", [0], with_vectors=True)
+    frame = str(tmp_path / "clip.mp4#t=1")
+    (tmp_path / "clip.mp4").write_bytes(b"0" * 100)
+    payload = {"soir": {**point.payload["soir"], "uri": frame, "uris": [frame]}}
+    client.upsert("images", [models.PointStruct(id=1, vector=point.vector, payload=payload)])
+    monkeypatch.setitem(sys.modules, "av", None)
+    found = searcher(client)
+    hits = found.search(swatch(RED), with_masks=True)
+    assert {hit.id: hit.mask is not None for hit in hits} == {0: True, 1: False}
+    hit_report.save(found, ColourPipeline().query(swatch(RED)), None, hits, png=tmp_path / "sheet.png")
+    assert caplog.text.count("reading videos needs the package av") == 2
+    assert np.asarray(Image.open(tmp_path / "sheet.png")).shape[1] == 2 * 408  # the query and one hit
 
 
 def test_many_are_as_one_by_one(client):

@@ -210,8 +210,14 @@ class SoirSimilarityIndex(SimilarityIndex):  # type: ignore[misc]
             "soir makes the vectors itself: compute_similarity(..., embeddings=False), then add_samples()"
         )
 
-    def remove_from_index(self, sample_ids: Iterable[str] | None = None, **_: Any) -> None:
-        """Remove the images of samples from the collection."""
+    def remove_from_index(
+        self, sample_ids: Iterable[str] | None = None, label_ids: Iterable[str] | None = None, **_: Any
+    ) -> None:
+        """Remove the images of samples from the collection. Raises ConfigError without samples, and for labels."""
+        if label_ids is not None or sample_ids is None:
+            raise ConfigError(
+                "the index is of whole images: say which samples' are to go, remove_from_index(sample_ids=[...])"
+            )
         ingestor = SoirIngestor(self.client, self.config.collection, pipeline=self._pipeline)
         ingestor.remove(uris=list(self._files(sample_ids).values()))
 

@@ -49,12 +49,15 @@ def pool_scenes(
     Args:
         vectors: float32 [K, D], of the objects of all scenes.
         scene_of: int [K], 0..S-1, ascending.
-        scores: float32 [K], 0..1, which objects weigh with in "gmp" and "mean", to the power of `by_score`.
+        scores: float32 [K], 0..1, which objects weigh with in "gmp" and "mean", to the power of `by_score`; where
+            all of a scene's are 0, its objects weigh the same.
         settings: pooling, ridge, by_score.
     """
     pooled = []
     for i in range(int(scene_of[-1]) + 1 if len(scene_of) else 0):
         rows, weights = vectors[scene_of == i], scores[scene_of == i] ** settings.by_score
+        if not weights.any():
+            weights = np.ones_like(weights)
         if settings.pooling == "gmp":
             pooled.append(generalized_max_pool(rows, settings.ridge, weights))
         else:

@@ -5,23 +5,25 @@ from __future__ import annotations
 import os
 import threading
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
 
 from qdrant_client import QdrantClient
 from qdrant_client.client_base import QdrantBase
+from qdrant_client.local.async_qdrant_local import AsyncQdrantLocal
 from qdrant_client.local.qdrant_local import QdrantLocal
 
 from soir_qdrant.errors import ConfigError
 
-_LOCKS: WeakKeyDictionary[QdrantLocal, threading.RLock] = WeakKeyDictionary()
+Local: TypeAlias = QdrantLocal | AsyncQdrantLocal
+_LOCKS: WeakKeyDictionary[Local, threading.RLock] = WeakKeyDictionary()
 _LOCKS_LOCK = threading.Lock()
 
 
-def embedded(client: Any) -> QdrantLocal | None:
-    """Local mode behind a client; None for clients of other kinds."""
+def embedded(client: Any) -> Local | None:
+    """Local mode behind a client, an asyncio one too; None for clients of other kinds."""
     local = getattr(client, "_client", None)
-    return local if isinstance(local, QdrantLocal) else None
+    return local if isinstance(local, Local) else None
 
 
 def lock_of(client: Any) -> AbstractContextManager[Any]:

@@ -10,8 +10,6 @@ from typing import Any, TypeVar
 import numpy as np
 from qdrant_client import models
 from qdrant_client.client_base import QdrantBase
-from qdrant_client.local.async_qdrant_local import AsyncQdrantLocal
-from qdrant_client.local.qdrant_local import QdrantLocal
 
 from soir_qdrant.errors import CollectionError, ConfigError
 from soir_qdrant.qdrant.arguments import arguments_of, without_none
@@ -143,7 +141,7 @@ class Store(Caller):
 
     def _index(self, info: models.CollectionInfo) -> None:
         """Payload indexes, those that are missing. Embedded Qdrant has none."""
-        if isinstance(getattr(self.client, "_client", None), (QdrantLocal, AsyncQdrantLocal)):
+        if self.is_local:
             return
         for field, kind in INDEXES.items():
             if field not in info.payload_schema:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from soir_qdrant.errors import ImageError
+from soir_qdrant.errors import ImageError, SoirError
 from soir_qdrant.images import GREY
 from soir_qdrant.query import Query, as_vector, open_query
 from soir_qdrant.report.html import Search, Shown, heat, sheet, write
@@ -36,7 +36,7 @@ def save(
 
     Args:
         searcher: that searched.
-        query: what was searched for; text and vectors have no heat maps.
+        query: what was searched for; text and vectors have no heat maps, nor have encoders without a last block.
         box: the object in the query image.
         hits: what it returned.
         html: file of the page.
@@ -46,7 +46,9 @@ def save(
         ImageError: for a suffix that is no format that can be written.
     """
     name, image, box = _query(searcher, query, box)
-    look = localization.look(searcher.pipeline, image, box) if html and image else None
+    look = None
+    if html and image and searcher.pipeline.encoder.last_blocks:
+        look = localization.look(searcher.pipeline, image, box)
     shown, maps = _drawable(searcher, hits, look)
     drawn = np.full((SIDE, SIDE, 3), GREY, np.uint8) if image is None else _meant(image, box)
     if html:
@@ -73,12 +75,12 @@ def _drawable(
     for rank, hit in enumerate(hits, 1):
         try:
             opened, stored = hit_image.open_image(hit, searcher.max_pixels), hit_image.boxes(hit)
-            if look and hit.box and len(maps) < MAPPED:
-                weights = localization.heat(searcher.pipeline, look, opened, stored)
-                maps.append((f"#{rank}", _around(opened.rgb, weights, opened.here(hit.box))))
-        except ImageError as error:
+        except SoirError as error:
             log.warning("hit %s is not shown: %s", hit.id, error)
             continue
+        if look and hit.box and len(maps) < MAPPED:
+            weights = localization.heat(searcher.pipeline, look, opened, stored)
+            maps.append((f"#{rank}", _around(opened.rgb, weights, opened.here(hit.box))))
         caption = f"#{rank}, score {hit.score:.2f}, {Path(str(hit.uri)).name}"
         match = None if hit.box is None else opened.here(hit.box)
         shown.append(Shown(opened.rgb, [opened.here(box) for box in stored], match, caption))

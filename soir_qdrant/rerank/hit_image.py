@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from soir_qdrant.errors import ImageError
+from soir_qdrant.errors import ImageError, SoirError
 from soir_qdrant.images import MAX_PIXELS, load
 from soir_qdrant.pipeline import Pipeline
 from soir_qdrant.qdrant.payload import KEY
@@ -23,15 +23,16 @@ def open_image(hit: Hit, max_pixels: int = MAX_PIXELS) -> LoadedImage:
 
     Raises:
         ImageError: where it is missing, or not what was ingested: what holds of the first place.
+        ConfigError: likewise where a package is missing that reads it.
     """
     stored = _stored(hit)
     if hit.uri is None:
         raise ImageError(f"hit {hit.id}: no uri was stored with it; ingest files, not arrays")
-    refused: ImageError | None = None
+    refused: SoirError | None = None
     for uri in dict.fromkeys([hit.uri, *(stored.get("uris") or [])]):
         try:
             image = load(uri, max_pixels=max_pixels, reduce=True)
-        except ImageError as error:
+        except SoirError as error:
             refused = refused or error
             continue
         if image.sha256 == stored["sha256"]:

@@ -55,7 +55,7 @@ class QueryEncoder:
         bank: NDArray[np.floating] | None,
     ) -> None:
         self.store, self.profile, self.max_pixels = store, profile, max_pixels
-        self.bank: Vector | None = None if bank is None else np.asarray(bank, np.float32).mean(0)
+        self.bank = None if bank is None else _bank(bank)
         self.lock = RLock()
         self._pipeline, self._own = pipeline, pipeline is not None  # the caller's own, or of the profile
         self._fingerprint = ""  # short hash of the pipeline's, once the collection has the same
@@ -123,6 +123,10 @@ class QueryEncoder:
         if negative:
             vector = vector - np.float32(NEGATIVE_WEIGHT) * np.mean(negative, axis=0)
         if self.bank is not None:
+            if len(self.bank) != len(vector):
+                raise ConfigError(
+                    f"bank: {len(self.bank)} numbers a row, and vectors here have {len(vector)}"
+                )
             vector = vector - np.float32(BANK_WEIGHT) * self.bank
         return replace(main, vector=checked(vector, self.store.dim, self.store.collection))
 
@@ -187,3 +191,12 @@ class QueryEncoder:
             self.store.info = None  # refused, it is looked at again
             self.store.accept(info, self.pipeline.dim, fingerprint)
             self._fingerprint = short_hash(fingerprint)
+
+
+def _bank(rows: NDArray[np.floating]) -> Vector:
+    """The mean of a query bank, float32 [D]. Raises ConfigError for what is none."""
+    bank = np.asarray(rows, np.float32)
+    if bank.ndim != 2 or not len(bank):
+        raise ConfigError(f"bank has shape {bank.shape}: give one row a query, [n, D]")
+    mean: Vector = bank.mean(0)
+    return mean

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from qdrant_client import models
 
-from soir_qdrant.errors import ImageError
+from soir_qdrant.errors import SoirError
 from soir_qdrant.qdrant.collection import Store
 from soir_qdrant.qdrant.payload import KEY, best_object, shown
 from soir_qdrant.qdrant.schema import OBJECTS
@@ -78,7 +78,7 @@ def masked(hit: Hit, pipeline: Pipeline, max_pixels: int) -> Hit:
         return hit
     try:
         image = hit_image.open_image(hit, max_pixels)
-    except ImageError as error:
+    except SoirError as error:  # such as of a video, where no package reads them
         log.warning("hit %s has no mask: %s", hit.id, error)
         return hit
     return replace(hit, mask=localization.mask(pipeline, image, hit.box))
