@@ -6,7 +6,7 @@ An earlier block goes with the same read-out, as LeGrad has it for maps of sever
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -183,6 +183,14 @@ class LastBlock:
     def split(self, x: Tensor) -> Tensor:
         """[B, N, D] -> [B, heads, N, D / heads]."""
         return x.view(*x.shape[:-1], self.heads, -1).transpose(1, 2)
+
+
+def entering_last(blocks: Sequence[LastBlock], tokens: Tensor) -> Tensor:
+    """Tokens that enter the first of some blocks, float [B, N, D], as `Encoding` has them -> those that enter the
+    last, likewise."""
+    for block in blocks[:-1]:
+        tokens = block.forward(tokens)
+    return tokens
 
 
 def activate(x: Tensor, kind: Activation) -> Tensor:

@@ -63,24 +63,25 @@ def explain(
     """
     (items,) = pipeline.find([image], [None if objects is None else list(objects)])
     crops, masks = pipeline.crops([image.rgb], [items])
-    block, encoding = pipeline.encoder.last_block, pipeline.encode_whole(crops, masks)
+    device, blocks = pipeline.encoder.last_block.device, pipeline.encoder.last_blocks
+    encoding = pipeline.encode_whole(crops, masks)
     vectors, scene = pipeline.describe(encoding, masks), np.zeros(len(items), np.int64)
     scores = np.array([item.score for item in items], np.float32)
     stored = pipeline.pool(vectors, scene, scores, encoding, masks)[0]
 
-    tokens = torch.as_tensor(encoding.tokens, device=block.device)
-    read = torch.as_tensor(encoding.descriptor, device=block.device)
+    tokens = torch.as_tensor(encoding.tokens, device=device)
+    read = torch.as_tensor(encoding.descriptor, device=device)
     descriptors = F.normalize(read, dim=-1)
     mean = F.normalize(descriptors.mean(0, keepdim=True), dim=-1)
     refined = refine(
-        block,
+        blocks,
         tokens,
         read,
-        torch.as_tensor(masks, device=block.device),
-        torch.as_tensor(scene, device=block.device),
+        torch.as_tensor(masks, device=device),
+        torch.as_tensor(scene, device=device),
         _refinement(pipeline),
     )
-    constants = precompute_all([block], tokens)
+    constants = precompute_all(blocks, tokens)
     before, after = (
         explain_maps(constants, t.expand(len(items), -1), crops.shape[1]).cpu().numpy()
         for t in (mean, refined)

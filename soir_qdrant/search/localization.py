@@ -43,7 +43,8 @@ def look(pipeline: Pipeline, query: LoadedImage, box: Box | None) -> Look:
 
 def heat(pipeline: Pipeline, query: Look, image: LoadedImage, objects: list[Box]) -> NDArray[np.float32]:
     """Where the query's object seems to be in an image: in each stored box the LeGrad map of the query's
-    descriptor (mao/legrad.py), times the object's similarity to the query, where that is above 0.
+    descriptor (mao/legrad.py) on the blocks that the encoder exposes, times the object's similarity to the query,
+    where that is above 0.
 
     Args:
         pipeline: that the collection was filled with.
@@ -62,7 +63,7 @@ def heat(pipeline: Pipeline, query: Look, image: LoadedImage, objects: list[Box]
 
     from soir_qdrant.mao.refine import explain_maps, precompute_all
 
-    encoder, block = pipeline.encoder, pipeline.encoder.last_block
+    encoder, device = pipeline.encoder, pipeline.encoder.last_block.device
     items = pipeline.segment(image.rgb, [SceneObject(image.here(box)) for box in objects])
     canvas = np.zeros((image.height, image.width), np.float32)
     if not items:
@@ -70,8 +71,8 @@ def heat(pipeline: Pipeline, query: Look, image: LoadedImage, objects: list[Box]
     crops, masks = pipeline.crops([image.rgb], [items])
     encoding = pipeline.encode_whole(crops, masks)
     similar = pipeline.describe(encoding, masks) @ query.vector
-    descriptor = F.normalize(torch.as_tensor(query.descriptor[None], device=block.device), dim=-1)
-    constants = precompute_all([block], torch.as_tensor(encoding.tokens, device=block.device))
+    descriptor = F.normalize(torch.as_tensor(query.descriptor[None], device=device), dim=-1)
+    constants = precompute_all(encoder.last_blocks, torch.as_tensor(encoding.tokens, device=device))
     maps = explain_maps(constants, descriptor.expand(len(items), -1), encoder.input_size).cpu().numpy()
     for item, weight, inner in zip(items, similar, maps, strict=True):
         if weight > 0:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from soir_qdrant.contracts import Encoder
-from soir_qdrant.models.last_block import LastBlock
+from soir_qdrant.models.last_block import LastBlock, entering_last
 from soir_qdrant.types import RGB, SceneObject, Vector
 
 
@@ -44,7 +44,7 @@ def look(encoder: Encoder, images: Sequence[RGB], tiles: int) -> Tiles:
     Raises:
         ConfigError: an encoder without its last block.
     """
-    size, last, blocks = encoder.input_size, encoder.last_block, encoder.last_blocks
+    size, last = encoder.input_size, encoder.last_block
     squares = np.stack([_square(image, size * tiles) for image in images])
     cut = (
         squares.reshape(-1, tiles, size, tiles, size, 3)
@@ -55,9 +55,9 @@ def look(encoder: Encoder, images: Sequence[RGB], tiles: int) -> Tiles:
     whole = encoding.descriptor
     if tiles > 1:
         whole = encoder.encode(np.stack([_square(image, size) for image in images])).descriptor
-    tokens = torch.as_tensor(encoding.tokens).to(last.device, torch.float32)
-    for block in blocks[:-1]:
-        tokens = block.forward(tokens)
+    tokens = entering_last(
+        encoder.last_blocks, torch.as_tensor(encoding.tokens).to(last.device, torch.float32)
+    )
     unit = whole / np.maximum(np.linalg.norm(whole, axis=1, keepdims=True), 1e-12)
     return Tiles(tokens, unit, tiles, last)
 

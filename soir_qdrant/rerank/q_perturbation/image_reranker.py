@@ -14,6 +14,7 @@ from torch import Tensor
 
 from soir_qdrant.errors import ConfigError
 from soir_qdrant.images import MAX_PIXELS
+from soir_qdrant.models.last_block import entering_last
 from soir_qdrant.pipeline import Pipeline
 from soir_qdrant.pooling.pool import normalize
 from soir_qdrant.pooling.whitening import Whitening
@@ -115,7 +116,7 @@ class QPerturbation(ImageReranker):
     ) -> dict[str, Tensor]:
         """And tokens, float16 [k, N, D], those that enter the last block; shares, float16 [k, N - 1], 0..1, of each
         patch inside the object."""
-        tokens = torch.as_tensor(encoding.tokens)
+        tokens = self._tokens(encoding)
         patches = tokens.shape[1] - self.reader.block.prefix_tokens
         return {
             **super()._contents(boxes, encoding, masks),
@@ -127,9 +128,13 @@ class QPerturbation(ImageReranker):
         image = query_image(self, query)
         crop = self.pipeline.query_crop(image.rgb, box=query.box, mask=image.alpha)
         encoding = self.pipeline.encode_whole(*crop)
-        tokens = torch.as_tensor(encoding.tokens)[0].to(self.reader.block.device)
         rows = self._whitened(encoding.layers[:, -2])[0]
-        return _QueryReading(self.reader.query(tokens), rows, query.vector)
+        return _QueryReading(self.reader.query(self._tokens(encoding)[0]), rows, query.vector)
+
+    def _tokens(self, encoding: Encoding) -> Tensor:
+        """Those of crops that enter the last block, float32 [k, N, D]."""
+        tokens = torch.as_tensor(encoding.tokens).to(self.reader.block.device, torch.float32)
+        return entering_last(self.pipeline.encoder.last_blocks, tokens)
 
     def _scored(self, hit: Hit, reading: _QueryReading) -> Hit:
         objects, device = self.objects(hit), self.reader.block.device

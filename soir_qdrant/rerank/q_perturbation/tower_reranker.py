@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from soir_qdrant.images import MAX_PIXELS
-from soir_qdrant.models.last_block import LastBlock
+from soir_qdrant.models.last_block import LastBlock, entering_last
 from soir_qdrant.pipeline import Pipeline
 from soir_qdrant.pooling.pool import normalize
 from soir_qdrant.rerank import hit_image
@@ -81,10 +81,11 @@ class TowerPerturbation(FirstCandidates):
         side = encoder.input_size
         squeezed = cv2.resize(image.rgb, (side, side), interpolation=cv2.INTER_AREA)
         block = encoder.last_block  # first, for its error is the clearer one
-        tokens = torch.as_tensor(encoder.encode(squeezed[None], with_tokens=True).tokens)
+        tokens = torch.as_tensor(encoder.encode(squeezed[None], with_tokens=True).tokens).to(block.device)
         boxes = torch.tensor(hit_image.boxes(hit)).reshape(-1, 4)
         with torch.inference_mode():
-            row = described(block, tokens.float(), boxes, image.whole, self.settings)
+            tokens = entering_last(encoder.last_blocks, tokens.float())
+            row = described(block, tokens, boxes, image.whole, self.settings)
         return float(normalize(self.pipeline.whiten(row.cpu().numpy())) @ query.vector)
 
 
