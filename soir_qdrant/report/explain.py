@@ -63,8 +63,7 @@ def explain(
     """
     (items,) = pipeline.find([image], [None if objects is None else list(objects)])
     crops, masks = pipeline.crops([image.rgb], [items])
-    device, blocks = pipeline.encoder.last_block.device, pipeline.encoder.last_blocks
-    encoding = pipeline.encode_whole(crops, masks)
+    device, encoding = pipeline.encoder.last_block.device, pipeline.encode_whole(crops, masks)
     vectors, scene = pipeline.describe(encoding, masks), np.zeros(len(items), np.int64)
     scores = np.array([item.score for item in items], np.float32)
     stored = pipeline.pool(vectors, scene, scores, encoding, masks)[0]
@@ -74,14 +73,14 @@ def explain(
     descriptors = F.normalize(read, dim=-1)
     mean = F.normalize(descriptors.mean(0, keepdim=True), dim=-1)
     refined = refine(
-        blocks,
+        pipeline.encoder.last_blocks,
         tokens,
         read,
         torch.as_tensor(masks, device=device),
         torch.as_tensor(scene, device=device),
         _refinement(pipeline),
     )
-    constants = precompute_all(blocks, tokens)
+    constants = precompute_all(pipeline.encoder.last_blocks, tokens)
     before, after = (
         explain_maps(constants, t.expand(len(items), -1), crops.shape[1]).cpu().numpy()
         for t in (mean, refined)
