@@ -202,11 +202,17 @@ class Components:
 
     @cached_property
     def dim(self) -> int:
-        """Length of the stored vector."""
+        """Length of the stored vector. Raises ConfigError for a `vector.dim` that no whitening makes."""
         if self.whitening is not None:
             return self.whitening.dim
-        names = self.settings.vector.features
-        return sum(self.encoder.dim if name == "cls" else self.encoder.width for name in names)
+        settings = self.settings.vector
+        dim = sum(self.encoder.dim if name == "cls" else self.encoder.width for name in settings.features)
+        if settings.dim not in (None, dim):
+            raise ConfigError(
+                f"vector.dim {settings.dim}: without a whitening vectors have {dim} numbers. Fit one with "
+                "`soir calibrate`, or leave vector.dim out"
+            )
+        return dim
 
     @cached_property
     def fingerprint(self) -> dict[str, Any]:

@@ -125,6 +125,13 @@ def test_registered_again_it_is_the_new_one():
     assert sum(known["model"] == MODEL for known in ImageEmbedding.list_supported_models()) == 1
 
 
+def test_a_file_of_settings_does_not_take_the_name_of_what_it_changes(monkeypatch):
+    monkeypatch.setattr("soir_qdrant.assembly.make_pipeline", lambda profile: ColourPipeline())
+    assert register(profile="settings/mine.json") == "soir/mine"
+    assert register(profile="fast") == "soir/fast"
+    assert register("soir/own", profile="settings/mine.json") == "soir/own"
+
+
 def test_errors_say_which_image_and_which_option(pipeline, tmp_path):
     with pytest.raises(ImageError, match=r"gone\.png"):
         list(ImageEmbedding(MODEL).embed(str(tmp_path / "gone.png")))

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from soir_qdrant.config import VectorSettings
+from soir_qdrant.components import Components
+from soir_qdrant.config import Settings, VectorSettings
 from soir_qdrant.errors import ConfigError
 from soir_qdrant.pooling.pool import generalized_max_pool, mean_pool, normalize, pool_scenes
 from soir_qdrant.pooling.whitening import Whitening, adapt, fit_discriminative, fit_whitening
@@ -70,6 +71,20 @@ def test_objects_that_all_score_0_weigh_the_same(pooling):
     expected = pool_scenes(v, image, np.array([1, 1, 1, 0, 1], np.float32), settings)
     assert np.allclose(pool_scenes(v, image, scores, settings), expected)
     assert np.allclose(np.linalg.norm(expected, axis=1), 1, atol=1e-5)
+
+
+def test_a_length_of_vectors_wants_a_whitening():
+    """Which alone makes shorter ones."""
+
+    class Encoder:
+        dim, width = 512, 768
+
+    def components(dim):
+        return Components(Settings.for_profile("clip").but(vector={"dim": dim}), encoder=Encoder())
+
+    with pytest.raises(ConfigError, match=r"vector\.dim 128: without a whitening vectors have 512 numbers"):
+        components(128).dim  # noqa: B018
+    assert components(512).dim == components(None).dim == 512
 
 
 def test_nothing_has_no_direction():

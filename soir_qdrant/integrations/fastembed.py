@@ -6,11 +6,13 @@ from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import wraps
+from pathlib import Path
 from threading import RLock
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from soir_qdrant.config import PROFILES
 from soir_qdrant.errors import ConfigError
 from soir_qdrant.images import MAX_PIXELS, Source, load
 from soir_qdrant.query import open_query
@@ -54,7 +56,8 @@ def register(name: str | None = None, *, profile: str = "embedded", pipeline: Pi
     pipeline are loaded now. Calls with `parallel=` do not know it: their processes are new ones.
 
     Args:
-        name: of the model; None is "soir/" and the profile's name. A name that is known is replaced.
+        name: of the model; None is "soir/" and the profile's name, or that of its file without the suffix. A name
+            that is known is replaced.
         profile: a name or a file of settings.
         pipeline: in place of the profile's.
 
@@ -67,8 +70,10 @@ def register(name: str | None = None, *, profile: str = "embedded", pipeline: Pi
     """
     from soir_qdrant.assembly import make_pipeline
 
+    if name is None:
+        own = pipeline is None and profile not in PROFILES
+        name = f"soir/{Path(profile).stem if own else pipeline.settings.profile if pipeline else profile}"
     pipeline = pipeline or make_pipeline(profile)
-    name = name or f"soir/{pipeline.settings.profile}"
     description = DenseModelDescription(
         model=name,
         sources=HOME,
