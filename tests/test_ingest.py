@@ -10,6 +10,7 @@ from PIL import Image
 from qdrant_client import QdrantClient
 
 from soir_qdrant.errors import ConfigError
+from soir_qdrant.ingest import outcome
 from soir_qdrant.ingest import reading as batches
 from soir_qdrant.qdrant.identity import point_id
 from soir_qdrant.types import SceneObject
@@ -168,3 +169,13 @@ def test_importing_loads_no_torch():
     )
     code = f"{imports}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_log_says_that_the_first_batch_is_at_work(caplog, monkeypatch):
+    caplog.set_level("INFO", "soir_qdrant")
+    now = iter([0.0, 31.0, 40.0])
+    monkeypatch.setattr(outcome.time, "monotonic", lambda: next(now))
+    lines = outcome._Lines(24)
+    lines.add(0, 30)
+    lines.add(8, 5)
+    assert caplog.messages == ["0 of 24 images: the first batch is at work", "8 of 24 images, 0.2 a second"]

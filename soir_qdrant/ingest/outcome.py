@@ -127,6 +127,9 @@ class _Lines:
                 return
             self._last = now
             total = f"{self._done} of {self._count}" if self._count else str(self._done)
+            if not self._done:
+                log.info("%s images: the first batch is at work", total)
+                return
             rate = self._done / max(now - self._start, 1e-3)
             log.info("%s images, %s a second", total, round(rate, 1 if rate >= 1 else 3))
 
