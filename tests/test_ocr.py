@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
-from qdrant_client import QdrantClient
+from qdrant_client import QdrantClient, models
 from typer.testing import CliRunner
 
 from soir_qdrant import Settings, SoirIngestor, SoirSearcher, filters
@@ -98,6 +98,24 @@ def test_words_in_the_image_narrow_a_search(filled):
     assert filters.has_text("oat milk") == with_text("oat milk").must[0]
     with pytest.raises(ConfigError, match="say which words"):
         filters.has_text(" - ")
+
+
+def test_an_object_with_all_words_comes_first_however_many_images_have_them_apart(client):
+    """Written by hand, as the words were read in them."""
+    client.create_collection("images", models.VectorParams(size=4, distance=models.Distance.COSINE))
+
+    def point(id_, *texts):
+        objects = [{"box": [5 * i, 0, 5 * i + 5, 5], "text": text} for i, text in enumerate(texts)]
+        return models.PointStruct(id=id_, vector=[1.0] * 4, payload={"soir": {"objects": objects}})
+
+    apart = [point(i, "oat", "milk") for i in range(150)]
+    client.upsert("images", [*apart, point(998, "milk"), point(999, "soup", "oat milk")])
+    first, second, third = find_text(SoirSearcher(client), "milk oat", limit=3)
+    assert (first.id, first.box, first.score) == (999, (5, 0, 10, 5), 1.0)
+    assert second.score == third.score == 0.5
+    assert find_text(SoirSearcher(client), "milk oat", limit=1)[0].id == 999
+    none = models.Filter(must_not=[models.HasIdCondition(has_id=[999])])
+    assert {hit.score for hit in find_text(SoirSearcher(client), "milk oat", filter=none)} == {0.5}
 
 
 def test_a_line_belongs_to_the_smallest_box_around_its_middle():

@@ -71,8 +71,8 @@ def register(name: str | None = None, *, profile: str = "embedded", pipeline: Pi
     from soir_qdrant.assembly import make_pipeline
 
     if name is None:
-        own = pipeline is None and profile not in PROFILES
-        name = f"soir/{Path(profile).stem if own else pipeline.settings.profile if pipeline else profile}"
+        known = pipeline.settings.profile if pipeline else profile
+        name = f"soir/{known if known in PROFILES else Path(known).stem}"
     pipeline = pipeline or make_pipeline(profile)
     description = DenseModelDescription(
         model=name,

@@ -23,9 +23,6 @@ def has_label(*labels: str) -> models.FieldCondition:
 def has_text(words: str) -> models.Filter:
     """Images in which all these words were read, on one object or several (`soir ingest --ocr`); case and order
     do not matter. Raises ConfigError where there are none."""
-    listed = text_words(words)
-    if not listed:
-        raise ConfigError(f"text {words!r}: say which words are to be in the image")
     return models.Filter(
         must=[
             models.Filter(
@@ -34,9 +31,24 @@ def has_text(words: str) -> models.Filter:
                     for key in ("soir.objects[].text", "soir.text")
                 ]
             )
-            for word in listed
+            for word in _listed(words)
         ]
     )
+
+
+def has_text_on_object(words: str) -> models.NestedCondition:
+    """Images with an object that has all these words, as in `has_text`."""
+    return _nested(
+        [models.FieldCondition(key="text", match=models.MatchText(text=word)) for word in _listed(words)],
+        None,
+    )
+
+
+def _listed(words: str) -> list[str]:
+    listed = text_words(words)
+    if not listed:
+        raise ConfigError(f"text {words!r}: say which words are to be in the image")
+    return listed
 
 
 def text_words(text: str) -> list[str]:

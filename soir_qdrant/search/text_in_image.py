@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from qdrant_client import models
 
-from soir_qdrant.qdrant.filters import has_text, text_words
+from soir_qdrant.qdrant.filters import has_text, has_text_on_object, text_words
 from soir_qdrant.qdrant.identity import KEY
 from soir_qdrant.qdrant.payload import shown
 from soir_qdrant.types import Box, Hit
@@ -33,10 +33,13 @@ def find_text(
     Raises:
         ConfigError: no words.
     """
+    anywhere, window = with_text(words, filter), max(10 * limit, 100)
     searcher.store.open()
-    points = searcher.store.matching(with_text(words, filter), max(10 * limit, 100))
-    hits = [_hit(point, set(text_words(words))) for point in points]
-    return sorted(hits, key=lambda hit: -hit.score)[:limit]
+    points = searcher.store.matching(models.Filter(must=[has_text_on_object(words), anywhere]), limit=window)
+    if len(points) < limit:
+        points += searcher.store.matching(anywhere, limit=window)
+    hits = {point.id: _hit(point, set(text_words(words))) for point in points}
+    return sorted(hits.values(), key=lambda hit: -hit.score)[:limit]
 
 
 def with_text(words: str, filter: models.Filter | None = None) -> models.Filter:
