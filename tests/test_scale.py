@@ -21,6 +21,7 @@ import soir_qdrant
 from soir_qdrant import SoirIngestor
 from soir_qdrant.config import Settings
 from soir_qdrant.pipeline import Pipeline
+from soir_qdrant.qdrant.last_ingest import recall
 
 pytest.importorskip("ray", reason="ray is not installed: the extra ray has it, 500 MB")
 pytestmark = pytest.mark.slow
@@ -98,6 +99,8 @@ def test_two_actors_store_what_one_process_stores(stand_in, target, settings, im
         np.testing.assert_allclose(vector, other[id_], atol=1e-5)
     assert report.added + report.skipped == COUNT + 1
     assert [Path(failure.name).name for failure in report.failed] == ["damaged.png"]
+    record = recall(stand_in.held, "images", None)
+    assert (record["counts"]["added"], record["failures"]) == (report.added, 1)
     (point,) = stand_in.held.scroll("images", limit=1)[0]
     assert Path(point.payload["soir"]["uri"]).parent == images
 

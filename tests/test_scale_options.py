@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
-from conftest import ColourPipeline, ingestor, stored
+from conftest import ColourPipeline, ingestor, picture, stored
+from PIL import Image
+from qdrant_client import QdrantClient
 from typer.testing import CliRunner
 
 from soir_qdrant import scale
@@ -22,7 +26,7 @@ def test_every_option_of_ingest_reaches_the_actors(stand_in, folder, monkeypatch
     monkeypatch.setattr(scale, "ingest", ingest)
     monkeypatch.setenv("SOIR_TRITON_TOKEN", "secret")
     command = f"ingest {folder} --url {stand_in.url} --ray local --profile fast --ocr --triton triton:8001"
-    options = "--vector-name picture --timeout 7 --retry-for 9 --exclude 0.png"
+    options = "--models models --vector-name picture --timeout 7 --retry-for 9 --exclude 0.png"
     done = CliRunner().invoke(app, [*command.split(), *options.split()])
     assert done.exit_code == 0, done.output
     target = request["target"]
@@ -30,6 +34,7 @@ def test_every_option_of_ingest_reaches_the_actors(stand_in, folder, monkeypatch
     assert target.settings["ocr"] is not None
     assert (target.vector_name, target.timeout, target.retry.total) == ("picture", 7, 9)
     assert (target.triton, target.triton_headers) == ("triton:8001", {"authorization": "Bearer secret"})
+    assert target.exports == "models"
     assert target.reading == ReadOptions(exclude=["0.png"])
     store = target.store()
     assert (store.vector_name, store.timeout, store.retry.total) == ("picture", 7, 9)
@@ -54,6 +59,40 @@ def described(stand_in):
         return sink.QdrantSink(target).write([rows])
 
     return run
+
+
+@pytest.mark.slow
+def test_the_report_says_what_one_process_says(stand_in, described, folder):
+    """Also of images that another recipe stored, of edited and of copied files, and of further pages."""
+    local = QdrantClient(":memory:")
+    edited, stored_before, copy, scan = (folder / name for name in ("0.png", "2.png", "copy.png", "scan.tif"))
+    described(edited, stored_before)
+    ingestor(local).add([edited, stored_before], progress=False)
+    for client in (stand_in.held, local):
+        for point in client.scroll("images")[0]:
+            client.set_payload("images", {"recipe": "another"}, [point.id], key="soir")
+    Image.fromarray(picture(7)).save(edited)
+    copy.write_bytes(stored_before.read_bytes())
+    pages = [Image.fromarray(picture(seed)) for seed in (8, 9)]
+    pages[0].save(scan, save_all=True, append_images=pages[1:])
+
+    report = described(edited, copy, scan)
+    expected = ingestor(local).add([edited, copy, scan], progress=False)
+    assert (report.stale, report.superseded, report.relocated, len(report.left_out)) == (1, 1, 1, 1)
+    assert report.seconds["encode"] > 0
+    assert replace(report, seconds={}) == replace(expected, seconds={})
+
+
+@pytest.mark.slow
+def test_reports_of_blocks_add_up(described, folder):
+    parts = [described(folder / "0.png"), described(folder / "0.png", folder / "notes.txt")]
+    from ray.data.datasource.datasink import WriteResult
+
+    sink = scale.QdrantSink(scale.Target("http://localhost:1"))
+    sink.on_write_complete(WriteResult(0, 0, parts))
+    report = sink.report
+    assert (report.added, report.skipped, len(report.failed)) == (1, 1, 1)
+    assert report.seconds["load"] == sum(part.seconds["load"] for part in parts)
 
 
 @pytest.mark.slow

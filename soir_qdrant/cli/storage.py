@@ -74,6 +74,7 @@ class Cluster:
             settings=models.settings.but(**reading.changes).model_dump(mode="json"),
             triton=models.triton,
             triton_headers=models.headers,
+            exports=str(models.exports) if models.exports else None,
             onnx=str(models.onnx) if models.onnx else None,
             reading=reading.options,
             **target.place,

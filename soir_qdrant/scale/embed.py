@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from qdrant_client import models
@@ -58,18 +60,21 @@ class Embed:
 
         Returns:
             Columns `outcome` (added, skipped, failed), `name`, `error`, `id`, `vector` (float32 [D]), `objects`
-            (float32 [k, D], their vectors) and `payload` (JSON, as it is stored).
+            (float32 [k, D], their vectors) and `payload` (JSON, as it is stored). The first row has in `report`
+            (JSON) what else `IngestReport` says of the batch.
         """
         report = IngestReport()
         run = self._ingestor.run(report, lambda _: None, "skip")
         points = CollectedPoints(run.points.store)
         run.write_to(points)
         run.open()
-        run.places.looks = False
         reading = self._ingestor.reading
+        start = time.perf_counter()
         items = [_item(row, reading) for row in batch.to_pylist()]
+        run.count("load", time.perf_counter() - start)
         for part in within_budget(run.fresh(_readable(items, run)), reading):
-            decoded, _ = decode_all(part, reading)
+            decoded, seconds = decode_all(part, reading)
+            run.count("load", seconds)
             for item in decoded:
                 if item.reason is not None:
                     run.fail(item, item.reason)
@@ -142,7 +147,7 @@ def schema() -> pa.Schema:
     import pyarrow as pa
 
     numbers = pa.list_(pa.float32())
-    texts = ("outcome", "name", "error", "id", "payload")
+    texts = ("outcome", "name", "error", "id", "payload", "report")
     fields = [pa.field(name, pa.string()) for name in texts]
     return pa.schema([*fields, pa.field("vector", numbers), pa.field("objects", pa.list_(numbers))])
 
@@ -158,5 +163,8 @@ def _table(points: Sequence[models.PointStruct], report: IngestReport) -> pa.Tab
         kinds = {"vector": vector[""], "objects": vector[OBJECTS]}
         rows.append({"outcome": ADDED, "name": name, "id": str(point.id), "payload": payload, **kinds})
     rows += [{"outcome": FAILED, "name": each.name, "error": each.reason} for each in report.failed]
-    rows += [{"outcome": SKIPPED}] * report.skipped
+    rows += [{"outcome": SKIPPED} for _ in range(report.skipped)]
+    rest = replace(report, added=0, skipped=0, failed=[])  # what the rows do not say
+    for row in rows[:1]:
+        row["report"] = json.dumps(asdict(rest))
     return pa.Table.from_pylist(rows, schema=schema())

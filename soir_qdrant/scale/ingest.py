@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from PIL.Image import Image
 from soir_qdrant.errors import ConfigError, ServerError
 from soir_qdrant.images import Images, LeftOut, iter_sources, uri_of
 from soir_qdrant.ingest.outcome import ShowProgress, bar, unreadable
+from soir_qdrant.qdrant.last_ingest import remember
 from soir_qdrant.scale.embed import Embed
 from soir_qdrant.scale.target import Target
 from soir_qdrant.types import IngestReport
@@ -54,7 +54,8 @@ def ingest(
         progress: as in `SoirIngestor.add`.
 
     Returns:
-        What became of the images. Of those that were stored by a call that was killed, this one says skipped.
+        What became of the images, which the page of `soir serve` shows too. Of those that a killed call stored, this
+        one says skipped. The seconds are those of all actors together.
 
     Raises:
         ConfigError: where Ray is not installed, and for images that are no files.
@@ -72,8 +73,13 @@ def ingest(
     with bar(progress, count := dataset.count()) as advance, _counted(ray, count, advance) as counter:
         sink = QdrantSink(target, counter)
         _write(dataset.map_batches(embed or Embed, **batches, **pool), sink)
-    sink.report.failed += unreadable(left_out)
-    return replace(sink.report, left_out=left_out.others, excluded=left_out.excluded)
+    report: IngestReport = sink.report
+    report.failed += unreadable(left_out)
+    report.left_out += left_out.others
+    report.excluded = left_out.excluded
+    counts = {"added": report.added, "updated": report.updated, "skipped": report.skipped}
+    remember(target.store(), counts, report.failed, report.left_out)
+    return report
 
 
 def _write(described: Any, sink: Any) -> None:

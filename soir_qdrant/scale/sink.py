@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,9 @@ class QdrantSink(Datasink[IngestReport]):  # type: ignore[misc]
         points = Points(store)
         for block in blocks:
             rows = BlockAccessor.for_block(block).to_arrow().to_pylist()
+            for row in rows:
+                if row.get("report"):
+                    _add(report, IngestReport(**json.loads(row["report"])))
             report.skipped += sum(row["outcome"] == SKIPPED for row in rows)
             report.failed += [Failure(row["name"], row["error"]) for row in rows if row["outcome"] == FAILED]
             new = list(_points((row for row in rows if row["outcome"] == ADDED), points))
@@ -60,9 +64,19 @@ class QdrantSink(Datasink[IngestReport]):  # type: ignore[misc]
     def on_write_complete(self, write_result: Any) -> None:
         """Add up the reports of all blocks."""
         for part in write_result.write_returns:
-            self.report.added += part.added
-            self.report.skipped += part.skipped
-            self.report.failed += part.failed
+            _add(self.report, part)
+
+
+def _add(total: IngestReport, part: IngestReport) -> None:
+    """Add what became of some images to what became of others: counts, lists, seconds of each stage."""
+    for field in fields(IngestReport):
+        one, other = getattr(total, field.name), getattr(part, field.name)
+        if isinstance(one, dict):
+            setattr(
+                total, field.name, {stage: one.get(stage, 0) + other.get(stage, 0) for stage in one | other}
+            )
+        else:
+            setattr(total, field.name, one + other)
 
 
 def _points(rows: Iterable[Mapping[str, Any]], points: Points) -> Iterator[models.PointStruct]:

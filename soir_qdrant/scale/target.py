@@ -28,6 +28,7 @@ class Target:
         settings: of the pipeline; None is the default profile.
         triton: host:port of a Triton that serves the models; None: each actor has its own.
         triton_headers: sent to it with every request, such as {"authorization": "Bearer ..."}.
+        exports: folder of `soir export` with what that Triton does not serve; see `serving.runtime.Runtime`.
         onnx: folder of `soir export`, at the same place on every machine; None: torch.
         vector_name, namespace, keep_objects, object_patches, quantization, code_vectors: see `SoirIngestor`.
         reading: which files are read, and the limits of size and memory.
@@ -51,6 +52,7 @@ class Target:
     timeout: int = 60
     vector_name: str | None = None
     triton_headers: Mapping[str, str] | None = None
+    exports: str | None = None
 
     def client(self) -> QdrantClient:
         """A client of the server."""
@@ -90,7 +92,8 @@ class Target:
         if self.triton:
             from soir_qdrant.serving.triton import TritonRuntime
 
-            return make_pipeline(settings, TritonRuntime(self.triton, headers=self.triton_headers))
+            runtime = TritonRuntime(self.triton, exports=self.exports, headers=self.triton_headers)
+            return make_pipeline(settings, runtime)
         if self.onnx:
             from soir_qdrant.serving.onnx import OnnxRuntime
 
