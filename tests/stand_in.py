@@ -73,6 +73,9 @@ class StandIn:
     def delete(self, name: str, _: Any) -> Any:
         return self.held.delete_collection(name)
 
+    def change(self, name: str, body: Any) -> Any:
+        return self.held.update_collection(name, metadata=body["metadata"])
+
     def info(self, name: str, _: Any) -> Any:
         schema = {field: {"data_type": kind, "points": 0} for field, kind in self.indexes.items()}
         return {**plain(self.held.get_collection(name)), "payload_schema": schema}
@@ -140,6 +143,7 @@ ROUTES = [
     (r"PUT /collections/(\w+)", "create"),
     (r"GET /collections/(\w+)", "info"),
     (r"DELETE /collections/(\w+)", "delete"),
+    (r"PATCH /collections/(\w+)", "change"),
     (r"PUT /collections/(\w+)/index", "index"),
     (r"PUT /collections/(\w+)/points", "upsert"),
     (r"POST /collections/(\w+)/points", "retrieve"),
@@ -200,7 +204,7 @@ class _Handler(BaseHTTPRequestHandler):
             if fault != "late":
                 self.reply(200, {"result": result, "status": "ok", "time": 0.0})
 
-    do_GET = do_PUT = do_POST = do_DELETE = handle_one
+    do_GET = do_PUT = do_POST = do_PATCH = do_DELETE = handle_one
 
     def reply(self, status: int, content: Any) -> None:
         extra = (("Retry-After", "0"),) if status == 429 else ()
