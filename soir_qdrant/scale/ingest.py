@@ -73,7 +73,11 @@ def ingest(
     with bar(progress, count := dataset.count()) as advance, _counted(ray, count, advance) as counter:
         sink = QdrantSink(target, counter)
         _write(dataset.map_batches(embed or Embed, **batches, **pool), sink)
-    report: IngestReport = sink.report
+    return _completed(sink.report, left_out, target)
+
+
+def _completed(report: IngestReport, left_out: LeftOut, target: Target) -> IngestReport:
+    """With what was left out before there were rows; the collection keeps its counts and failures, for the page."""
     report.failed += unreadable(left_out)
     report.left_out += left_out.others
     report.excluded = left_out.excluded
