@@ -102,7 +102,12 @@ def recipe(
 
 
 def of_point(
-    recipe: Mapping[str, Any], *, codes: int, patches: bool, objects: Iterable[SceneObject] | None = None
+    recipe: Mapping[str, Any],
+    *,
+    codes: int,
+    patches: bool,
+    objects: Iterable[SceneObject] | None = None,
+    reduced: int | None = None,
 ) -> str:
     """The short hash that is stored with a point.
 
@@ -111,8 +116,11 @@ def of_point(
         codes: numbers of each object's vector in the payload.
         patches: whether the objects' patches are in the payload.
         objects: those that the user gave; they count instead of the detector. None: they were detected.
+        reduced: the pixels that were enough of an image which was decoded at a reduced size; None for a whole one.
     """
     ingredients = {**recipe, "codes": codes, "patches": patches}
+    if reduced is not None:
+        ingredients["reduced"] = reduced
     if objects is not None:
         ingredients |= {"detector": None, "objects": _objects_digest(objects)}
     return short_hash(ingredients)

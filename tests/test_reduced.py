@@ -169,3 +169,25 @@ def test_a_corrected_title_runs_no_model(room):
 def test_images_that_are_small_enough_are_as_they_were():
     image = picture(1)
     assert decode(read(image), enough=1).full_size is None
+
+
+def test_what_was_reduced_otherwise_is_stale_and_small_images_are_as_they_were(room):
+    """A collection goes on where an image is stored as it would be now, or whole."""
+    folder, client, pipeline = room.parent, QdrantClient(":memory:"), Watched()
+    Image.fromarray(painted(((5, 5, 35, 25), (230, 20, 20)), size=(40, 30))).save(folder / "small.jpg")
+
+    def stale(reduce):
+        keeper = ingestor(client, pipeline, reading=ReadOptions(reduce=reduce))
+        planned = keeper.sync(folder, dry_run=True).counts.get("stale", 0)
+        assert keeper.add(folder).stale == planned
+        return planned
+
+    def renewed(reduce):
+        keeper = ingestor(client, pipeline, reading=ReadOptions(reduce=reduce))
+        return keeper.sync(folder).counts
+
+    assert renewed(200 * 150) == {"new": 2}
+    assert [stale(enough) for enough in (200 * 150, None, 100 * 75)] == [0, 1, 1]
+    assert renewed(None) == {"stale": 1}
+    assert pipeline.sizes[-1] == (400, 300)
+    assert [stale(enough) for enough in (None, 200 * 150)] == [0, 0]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from soir_qdrant import recipe
 from soir_qdrant.errors import ConfigError
+from soir_qdrant.types import SceneObject
 
 if TYPE_CHECKING:
     from soir_qdrant.pipeline import Pipeline
@@ -45,3 +48,21 @@ class Details:
         }
         values = {**default, **store.details, **self.chosen}
         return int(values["codes"]), bool(values["patches"])
+
+    def recipes(
+        self, store: Store, pipeline: Pipeline, objects: Iterable[SceneObject] | None, enough: int | None
+    ) -> tuple[str, ...]:
+        """Short hashes of all that makes a point: of a whole image first, then, where it may be decoded at a reduced
+        size, of one that was. Before it is decoded, nobody knows which it is.
+
+        Args:
+            store: of an open collection.
+            pipeline: that makes the point.
+            objects: the user's, for which images are read whole; None: they are detected.
+            enough: pixels of an image that are; None reads all images whole.
+        """
+        codes, patches = self.of(store, pipeline)
+        return tuple(
+            recipe.of_point(pipeline.recipe, codes=codes, patches=patches, objects=objects, reduced=reduced)
+            for reduced in ((None, enough) if enough and objects is None else (None,))
+        )

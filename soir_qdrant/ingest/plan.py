@@ -58,8 +58,8 @@ class Planner:
     Args:
         root: the folder, a path or an address.
         points: all of the namespace.
-        recipe: of a file by its name: short hash of what would make its point, or None where the objects
-            are not known any more and it is to stay as it is.
+        recipes: of a file by its name: short hashes of what would make its point (see `Details.recipes`), or None
+            where the objects are not known any more and it is to stay as it is.
         reading: how files are read.
     """
 
@@ -67,10 +67,10 @@ class Planner:
         self,
         root: str | Path,
         points: Iterable[StoredPoint],
-        recipe: Callable[[str, StoredPoint], str | None],
+        recipes: Callable[[str, StoredPoint], tuple[str, ...] | None],
         reading: ReadOptions,
     ) -> None:
-        self.recipe, self.reading = recipe, reading
+        self.recipes, self.reading = recipes, reading
         separator = "/" if is_address(root) else os.sep
         self.inside = uri_of(root).rstrip(separator) + separator  # what the uris of its files begin with
         self.by_uri: dict[str, tuple[StoredPoint, Place]] = {}
@@ -162,11 +162,14 @@ class Planner:
         return decode(raw, max_pixels=self.reading.max_pixels, enough=enough).pixels
 
     def _same(self, point: StoredPoint, name: str, source: File) -> None:
-        recipe = self.recipe(name, point)
-        if recipe is None or recipe == point.recipe:
-            self.plan.unchanged += 1
-        else:
+        if self._is_stale(name, point):
             self._store("stale", name, source, point.id)
+        else:
+            self.plan.unchanged += 1
+
+    def _is_stale(self, name: str, point: StoredPoint) -> bool:
+        recipes = self.recipes(name, point)
+        return recipes is not None and point.recipe not in recipes
 
     def _elsewhere(self, point: StoredPoint, name: str, source: File, here: Place) -> None:
         """A file whose image is stored, from another place."""
@@ -178,8 +181,7 @@ class Planner:
             self.plan.left.append((point.id, before))
             what: What = "renamed" if Path(before).parent == Path(here.uri).parent else "moved"
             self.plan.changes.append(Change(what, name, self._name(before)))
-        recipe = self.recipe(name, point)
-        if recipe is not None and recipe != point.recipe:
+        if self._is_stale(name, point):
             self.plan.to_store.append((name, source, point.id))
 
     def _empty_place(self, point: StoredPoint) -> str | None:

@@ -56,7 +56,6 @@ class Run:
     broken: Exception | None = None  # what an iterable of the user's raised
     opened: bool = False
     encoder: str = ""  # short hash of the fingerprint
-    recipe: Mapping[str, Any] = field(default_factory=dict)  # of the pipeline
     writing: dict[PointId, Item] = field(default_factory=dict)  # that were handed to the writer last
     points: Points = field(init=False)
     writer: Writer = field(init=False)
@@ -129,13 +128,12 @@ class Run:
         """Length of vectors, and fingerprint."""
         pipeline = self.pipeline()
         fingerprint = as_json(pipeline.fingerprint)
-        self.encoder, self.recipe = recipe.short_hash(fingerprint), pipeline.recipe
+        self.encoder = recipe.short_hash(fingerprint)
         return pipeline.dim, fingerprint
 
-    def recipe_of(self, objects: Iterable[SceneObject] | None) -> str:
-        """Short hash of all that makes a point. objects: the user's; None: they are detected."""
-        codes, patches = self.details.of(self.store, self.pipeline())
-        return recipe.of_point(self.recipe, codes=codes, patches=patches, objects=objects)
+    def recipes(self, objects: Iterable[SceneObject] | None) -> tuple[str, ...]:
+        """Short hashes of all that makes a point; see `Details.recipes`."""
+        return self.details.recipes(self.store, self.pipeline(), objects, self.reading.reduce)
 
     def loaded(self, future: Future[tuple[list[Item], float]]) -> list[Item]:
         """Those that the other thread got through; the rest have failed."""
@@ -178,7 +176,7 @@ class Run:
         except Exception as error:  # such as of an iterable of the user's
             self.fail(item, f"its objects: {type(error).__name__}: {error}")
             return False
-        item.recipe = self.recipe_of(item.objects)
+        item.recipes = self.recipes(item.objects)
         item.place = place_of(item)
         if item.id not in self.images:
             self.images[item.id], item.first = (sha256, item.place), True
@@ -212,7 +210,7 @@ class Run:
             self.fail(item, f"id {item.id} belongs to the namespace {stored.namespace!r}: give another one")
             return False
         changed = stored.sha256 != self.images[item.id][0]
-        stale = stored.recipe != item.recipe and not (stored.by_user and item.objects is None)
+        stale = stored.recipe not in item.recipes and not (stored.by_user and item.objects is None)
         if self.on_exists == "replace" or (self.on_exists == "update" and (changed or stale)):
             return True
         self.report.changed += changed
@@ -262,7 +260,8 @@ class Run:
         equal = before is not None and before.sha256 == self.images[item.id][0]
         places = with_places([item.place] if item.place else [], before.places if before and equal else [])
         codes, _ = self.details.of(self.store, self.pipeline())
-        origin = Origin(self.encoder, item.recipe, self.store.namespace, codes, item.objects is not None)
+        of_this = item.recipes[0 if decoded(item).full_size is None else -1]
+        origin = Origin(self.encoder, of_this, self.store.namespace, codes, item.objects is not None)
         try:
             payload = build_payload(decoded(item), scene, origin, item.payload, places)
             point = self.points.point(item.id, scene, payload)

@@ -21,8 +21,8 @@ _MISSING: Any = object()
 
 @dataclass(slots=True, eq=False)
 class Item:
-    """One image on its way. reason: why it failed, once it has. first: of its id, in this call. recipe: short
-    hash of what makes its point. place: where its file lies."""
+    """One image on its way. reason: why it failed, once it has. first: of its id, in this call. recipes:
+    see `Details.recipes`. place: where its file lies."""
 
     name: str
     source: Any
@@ -33,7 +33,7 @@ class Item:
     image: LoadedImage | None = None
     reason: str | None = None
     first: bool = False
-    recipe: str = ""
+    recipes: tuple[str, ...] = ()
     place: Place | None = None
 
 

@@ -71,7 +71,7 @@ class Sync:
         if there:
             self.run.open_existing()
         points = self.run.points.scan() if there else ()
-        planner = Planner(self.folder, points, self.recipe, reading)
+        planner = Planner(self.folder, points, self.recipes, reading)
         blocked = [f"{uri_of(folder)}{os.sep}" for folder in left_out.blocked]
         plan = planner.run(files, lambda uri: uri.startswith(tuple(blocked)))
         plan.failed += unreadable(left_out)
@@ -81,12 +81,12 @@ class Sync:
             plan.changes = [replace(c, what="kept") if c.what == "vanished" else c for c in plan.changes]
         return plan
 
-    def recipe(self, name: str, stored: StoredPoint) -> str | None:
-        """Short hash of what would make the point of a file; None where the user once gave its objects, and
+    def recipes(self, name: str, stored: StoredPoint) -> tuple[str, ...] | None:
+        """Short hashes of what would make the point of a file; None where the user once gave its objects, and
         does not now: then it stays as it is."""
         if name not in self.objects and stored.by_user:
             return None
-        return self.run.recipe_of(self.objects.get(name))
+        return self.run.recipes(self.objects.get(name))
 
     def carry_out(self, plan: Plan, batch_size: int) -> None:
         """Moves first, which run no model; then what is to be stored; removal last, so that an interruption
