@@ -189,11 +189,13 @@ class Patchy(ColourPipeline):
 def test_patches_come_where_they_are_needed(client, needs, pipeline, of_query, of_hits):
     client.set_payload("images", {"patches": ["stored"]}, points=list(range(6)), key="soir")
     reranker, found = ByNumber(needs), SoirSearcher(client, pipeline=pipeline)
-    query = painted((B, BLUE))
-    found.search(query, rerank=reranker)
-    found.search_many([query], rerank=reranker)
-    found.search_groups(query, "n", rerank=reranker)
+    query = painted((A, RED), (B, BLUE))
+    found.search(query, box=B, rerank=reranker)
+    found.search_many([query], boxes=[B], rerank=reranker)
+    found.search_groups(query, "n", box=B, rerank=reranker)
     assert [query.patches is not None for query in reranker.queries] == [of_query] * len(reranker.queries)
+    for one in reranker.queries:
+        np.testing.assert_allclose(one.vector, ColourPipeline().query(query, box=B), atol=1e-6)
     assert {"patches" in hit.payload["soir"] for hit in reranker.hits} == {of_hits}
     assert all("patches" not in hit.payload["soir"] for hit in found.search(query, rerank=reranker))
 

@@ -113,8 +113,14 @@ def test_boxes_need_not_fetch_the_object_vectors(monkeypatch):
 def test_boxes_are_unknown_without_codes_and_objects():
     client = QdrantClient(":memory:")
     fill(client, object_codes=0)
-    boxes = {hit.id: hit.box for hit in searcher(client).search(swatch(BLUE))}
-    assert boxes == {0: None, 1: None, 2: B, 3: None}  # a single object needs no telling
+    hits = searcher(client).search(swatch(BLUE), with_masks=True)
+    assert {hit.id: hit.box for hit in hits} == {
+        0: None,
+        1: None,
+        2: B,
+        3: None,
+    }  # one object needs no telling
+    assert {hit.mask for hit in hits} == {None}
 
 
 def test_rescoring_by_objects(client):
@@ -396,6 +402,7 @@ def test_boxes_masks_and_forms_of_a_query(client, tmp_path):
     assert [hit.id for hit in found.search(scene, box=(45, 20, 70, 50))] == wanted
     cut_out = np.dstack([scene, np.zeros((60, 80), np.uint8)])
     cut_out[10:50, 30:70, 3] = 255
+    assert np.allclose(found.vector(cut_out), found.vector(scene, box=C))
     Image.fromarray(cut_out).save(tmp_path / "cut.png")
     for query in (
         tmp_path / "cut.png",
@@ -566,16 +573,15 @@ def test_errors_of_the_server(monkeypatch):
 def test_the_timeout_is_of_all_requests_of_a_search(monkeypatch):
     client = QdrantClient(":memory:")
     fill(client)
-    found, clock, seconds, search = searcher(client), [0.0], [], client.query_batch_points
+    found, clock, seconds, search = searcher(client), Clock(monkeypatch), [], client.query_batch_points
     found.search(swatch(RED))
 
     def slow(collection_name, requests, timeout=None, **_):
         seconds.append(timeout)
-        clock[0] += 4.0
+        clock.wait(4)
         return search(collection_name, requests)
 
     monkeypatch.setattr(client, "query_batch_points", slow)
-    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     assert len(found.search_many([swatch(RED)] * 70, timeout=10)) == 70
     assert seconds == [10, 6, 2]
     with pytest.raises(ServerError, match="not done within 7 s"):
@@ -617,18 +623,64 @@ def test_parameters_reach_qdrant(monkeypatch):
     assert (seen["timeout"], seen["consistency"], seen["shard_key_selector"]) == (3, "majority", "shop")
 
 
-def test_a_search_for_groups_has_its_timeout(monkeypatch):
-    client, timeouts = QdrantClient(":memory:"), []
+def test_a_search_for_groups_has_its_timeout_and_consistency(monkeypatch):
+    client, passed = QdrantClient(":memory:"), []
     fill(client)
     query_groups = client.query_points_groups
 
-    def watched(*args, timeout=None, **kwargs):
-        timeouts.append(timeout)
+    def watched(*args, timeout=None, consistency=None, **kwargs):
+        passed.append((timeout, consistency))
         return query_groups(*args, **kwargs)
 
     monkeypatch.setattr(client, "query_points_groups", watched)
-    searcher(client).search_groups(swatch(RED), "soir.sha256", timeout=7)
-    assert timeouts == [7]
+    searcher(client).search_groups(swatch(RED), "soir.sha256", timeout=7, consistency="majority")
+    assert passed == [(7, "majority")]
+
+
+class Clock:
+    """What `time` says in a test."""
+
+    def __init__(self, monkeypatch):
+        self.now = 0.0
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(time, "sleep", self.wait)
+
+    def wait(self, seconds):
+        self.now += seconds
+
+
+@pytest.mark.parametrize(("seconds", "left"), [(2, 5), (2.5, 5), (20, 1)])
+def test_a_first_look_into_the_collection_takes_part_of_the_timeout(monkeypatch, seconds, left):
+    client, clock, timeouts = QdrantClient(":memory:"), Clock(monkeypatch), []
+    fill(client)
+    get_collection, query_points = client.get_collection, client.query_points
+
+    def slow(collection_name, **_):
+        clock.wait(seconds)
+        return get_collection(collection_name)
+
+    def watched(collection_name, timeout=None, **kwargs):
+        timeouts.append(timeout)
+        return query_points(collection_name, **kwargs)
+
+    monkeypatch.setattr(client, "get_collection", slow)
+    monkeypatch.setattr(client, "query_points", watched)
+    found = SoirSearcher(client, pipeline=ColourPipeline())
+    for _ in range(2):
+        found.search(ColourPipeline().query(swatch(RED)), timeout=7)
+    assert timeouts == [left, 7]
+
+
+def test_a_first_look_that_gets_no_answer_ends_with_the_timeout(monkeypatch):
+    client, clock = QdrantClient(":memory:"), Clock(monkeypatch)
+
+    def busy(collection_name, **_):
+        raise UnexpectedResponse(503, "reason", b"why", {})
+
+    monkeypatch.setattr(client, "get_collection", busy)
+    with pytest.raises(ServerError, match="did not answer"):
+        SoirSearcher(client, pipeline=ColourPipeline(), timeout=60).search([1.0] * 12, timeout=5)
+    assert clock.now <= 5
 
 
 def test_a_crops_heat_lies_where_the_crop_was_cut_and_the_larger_value_stays():
