@@ -94,6 +94,7 @@ def test_the_package_and_its_help_load_no_torch():
         (["explain", "[old]/room.jpg"], 3, "[old]/room.jpg"),
         (["explain", "grey.png", "--box", "nan,0,10,10"], 3, "NaN or infinite"),
         (["explain", "grey.png", "--box", "0.1,0.1,0.5,0.5"], 3, "give pixels, not shares"),
+        (["ingest", "empty", "--path", "db", "--models", "empty"], 2, "--models goes with --triton"),
         (["info", "--collection", "mine"], 2, "--collection: say where it is"),
         (["ingest", "empty", "--path", "db", "--actors", "3"], 2, "--actors goes with --ray"),
         (["evaluate", "empty", "--words", "--rows", "mean"], 2, "--rows is not for --words"),

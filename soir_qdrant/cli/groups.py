@@ -161,6 +161,8 @@ class Models:
         """Where the models run; None is here."""
         if self.triton and self.onnx:
             raise typer.BadParameter("--triton and --onnx: choose one")
+        if self.exports and not self.triton:
+            raise typer.BadParameter("--models goes with --triton; --onnx names such a folder itself")
         if self.triton:
             from soir_qdrant.serving.triton import TritonRuntime
 
