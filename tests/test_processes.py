@@ -229,7 +229,7 @@ def test_a_log_goes_on_while_one_batch_takes_long(monkeypatch, caplog):
     with caplog.at_level(logging.INFO, "soir_qdrant.ingest.outcome"):
         ingestor(QdrantClient(":memory:"), Slow()).add([picture(i) for i in range(3)], batch_size=3)
     lines = [record.getMessage() for record in caplog.records]
-    assert lines[0] == "0 of 3 images, 0.0 a second"
+    assert lines[0] == "0 of 3 images: the first batch is at work"
     assert lines[-1].startswith("3 of 3 images, ")
 
 
