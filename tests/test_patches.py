@@ -19,6 +19,7 @@ from soir_qdrant.pooling.patches import (
     READ,
     PatchProjection,
     Projected,
+    _part,
     described,
     late_interaction,
     projection_digest,
@@ -165,6 +166,17 @@ def test_a_projection_is_named_by_what_is_in_it() -> None:
     assert 0 < two < 2**48
     assert two == digest(("cls", READ))
     assert len({two, digest(("cls", READ), seed=1), digest((READ, "cls")), digest((READ,))}) == 4
+
+
+def test_the_part_for_patches_lies_after_the_features_before_it() -> None:
+    class Narrow:
+        dim, width = 8, 24
+
+    numbers = np.arange(32, dtype=np.float32)
+    both = Whitening(numbers, numbers[:, None] * np.ones((1, 20), np.float32), np.ones(20, np.float32), "")
+    mean, matrix = _part(both, ("cls", READ), Narrow())
+    assert mean.tolist() == matrix[:, 0].tolist() == numbers[8:].tolist()
+    assert _part(both, (READ, "cls"), Narrow())[0].tolist() == numbers[:24].tolist()
 
 
 def test_one_token_is_whitened_as_the_mean_of_equal_ones_is(shipped_encoder: Encoder) -> None:

@@ -8,8 +8,10 @@ from hypothesis import strategies as st
 from soir_qdrant.components import Components
 from soir_qdrant.config import Settings, VectorSettings
 from soir_qdrant.errors import ConfigError
+from soir_qdrant.pooling.features import side_by_side
 from soir_qdrant.pooling.pool import generalized_max_pool, mean_pool, normalize, pool_scenes
 from soir_qdrant.pooling.whitening import Whitening, adapt, fit_discriminative, fit_whitening
+from soir_qdrant.types import Encoding
 
 
 def rows(seed, k=8, dim=32, common=0.0):
@@ -161,3 +163,18 @@ def test_the_discriminative_projection_drops_what_differs_between_views_of_one_t
     assert made.variance[0] > made.variance[1]
     left = made.matrix.T @ np.cov(flat, rowvar=False) @ made.matrix
     assert np.allclose(left, np.diag(made.variance), atol=0.02)
+
+
+def test_features_stand_side_by_side_each_of_the_same_length():
+    rng = np.random.default_rng(0)
+    encoding = Encoding(
+        rng.normal(size=(2, 5)).astype(np.float32), rng.normal(size=(2, 4, 3)).astype(np.float32)
+    )
+    rows = side_by_side(encoding, ("cls", "patches", "patches-3"))
+    parts = (
+        encoding.descriptor,
+        encoding.layers[:, 3],
+        encoding.layers[:, 0],
+    )  # the last block's, three before it
+    expected = np.concatenate([part / np.linalg.norm(part, axis=1, keepdims=True) for part in parts], 1)
+    np.testing.assert_allclose(rows, expected / 3**0.5, atol=1e-6)
