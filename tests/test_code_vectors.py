@@ -50,6 +50,18 @@ def test_the_ranking_is_the_same(by_payload, by_vectors, page):
         assert all(hit.box == boxes[hit.id] for hit in other if hit.id in both)
 
 
+def test_a_vector_with_a_name_of_its_own_is_ordered_the_same():
+    client, hits = QdrantClient(":memory:"), {}
+    for collection, name in (("plain", None), ("named", "soir")):
+        options = {"pipeline": ColourPipeline(), "vector_name": name}
+        SoirIngestor(client, collection, code_vectors="scalar", **options).add(
+            map(image, range(12)), ids=range(12), objects=[[SceneObject(A), SceneObject(B)]] * 12
+        )
+        found = SoirSearcher(client, collection, **options).search(image(3), box=B)
+        hits[collection] = [(hit.id, hit.box, hit.score) for hit in found]
+    assert hits["named"] == hits["plain"]
+
+
 def test_filters_thresholds_and_namespaces_hold(by_vectors):
     few = models.Filter(must=[models.HasIdCondition(has_id=list(range(10)))])
     assert {hit.id for hit in by_vectors.search(image(3), box=B, filter=few, limit=50)} == set(range(10))
