@@ -107,7 +107,15 @@ def test_a_projection_learnt_from_other_things_tells_things_apart_better(tmp_pat
     file, profile = tmp_path / "projection.safetensors", tmp_path / "untuned.json"
     # untuned: the shipped tuning tells the few things of so small a set apart by itself
     profile.write_text('{"encoder": {"adapter": null}, "vector": {"whitening": null}}')
-    learn = ["train", "projection", str(folders[0]), "--profile", str(profile)]
+    learn = [
+        "train",
+        "projection",
+        str(folders[0]),
+        "--profile",
+        str(profile),
+        "--cache",
+        str(tmp_path / "views"),
+    ]
     done = CliRunner().invoke(app, [*learn, "--out", str(file), "--dim", "64"])
     assert done.exit_code == 0, done.output
     assert "64 components" in done.output

@@ -86,9 +86,9 @@ def projection(
     else:
         check_not_chosen(context, {"dim"}, "is START's: leave it out")
     pipeline = _pipeline(profile)
+    first = None if start is None else _starting_projection(start, pipeline)
     views = _views(load_benches(folders, format_), pipeline, blocks, cache or file.with_suffix(".cache"))
     tail = Tail(local(pipeline), pipeline.settings.vector.features, blocks=blocks, rank=0)
-    first = None if start is None else _starting_projection(start, pipeline)
     with bar("projection", len(views)) as advance:
         if first is None:
             whitening, rows = fit(views, tail, dim=dim, fitted_for=pipeline.whitened, advance=advance)
