@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -307,16 +307,34 @@ def shipped_encoder() -> Encoder:
     return make_encoder(Settings().encoder.model_copy(update={"dtype": "float32"}), Parts(Settings()))
 
 
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder that the first worker makes who needs it, and the others wait for."""
+    root = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent  # which the workers share
+    folder, part = root / name, root / f"{name}.part"
+    with FileLock(root / f"{name}.lock"):
+        if not folder.exists():
+            make(part)
+            part.rename(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def tiny_settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     """The paper's parts, all of them models, tiny ones with random weights."""
     from models import tiny_encoder, tiny_owlv2, tiny_sam
 
-    folder = tmp_path_factory.mktemp("weights")
+    def make(part: Path) -> None:
+        tiny_encoder(part / "vit")
+        tiny_owlv2(part / "owlv2")
+        tiny_sam(part / "sam")
+
+    folder = made_once(tmp_path_factory, "weights", make)
     return Settings.for_profile("paper").but(
-        encoder={"weights": str(tiny_encoder(folder / "vit")), "input_size": 48, "dtype": "float32"},
-        detector={"weights": str(tiny_owlv2(folder / "owlv2")), "max_objects": 3, "threshold": 0.0},
-        segmenter={"weights": str(tiny_sam(folder / "sam"))},
+        encoder={"weights": str(folder / "vit"), "input_size": 48, "dtype": "float32"},
+        detector={"weights": str(folder / "owlv2"), "max_objects": 3, "threshold": 0.0},
+        segmenter={"weights": str(folder / "sam")},
         vector={"pooling": "gmp"},
     )
 
@@ -327,9 +345,7 @@ def tiny_models(tiny_settings: Settings, tmp_path_factory: pytest.TempPathFactor
     pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: the extra onnx has it")
     from soir_qdrant.serving.export import export
 
-    folder = tmp_path_factory.mktemp("models")
-    export(tiny_settings, folder, backend="tensorrt")
-    return folder
+    return made_once(tmp_path_factory, "models", lambda part: export(tiny_settings, part, backend="tensorrt"))
 
 
 @pytest.fixture(scope="module")
