@@ -165,6 +165,31 @@ def test_the_discriminative_projection_drops_what_differs_between_views_of_one_t
     assert np.allclose(left, np.diag(made.variance), atol=0.02)
 
 
+def test_the_discriminative_projection_adds_shares_of_the_mean_eigenvalues():
+    rng = np.random.default_rng(2)
+    within, covariance = (
+        np.cov(rng.normal(size=(40, 4)) * rng.uniform(0.5, 2, 4), rowvar=False) for _ in range(2)
+    )
+    made = fit_discriminative(within, covariance, np.zeros(4), noise=0.3, shrink=0.5)
+    noisy = within + 0.3 * np.trace(within) / 4 * np.eye(4)
+    scale = made.matrix.T @ noisy @ made.matrix  # 1 / (e + s), of eigenvalues e
+    left = made.matrix.T @ covariance @ made.matrix  # e / (e + s)
+    assert np.allclose(scale, np.diag(np.diag(scale)), atol=2e-3)
+    assert np.allclose(left, np.diag(made.variance), atol=2e-3)
+    values = made.variance / np.diag(scale)
+    assert np.allclose(1 - made.variance, np.diag(scale) * 0.5 * values.mean(), atol=2e-3)
+
+
+def test_a_projection_is_named_by_mean_and_matrix():
+    rows = np.random.default_rng(3).normal(size=(30, 4))
+    first = fit_whitening(rows)
+    moved = Whitening(first.mean + 1, first.matrix, first.variance, "")
+    scaled = Whitening(first.mean, 2 * first.matrix, first.variance, "")
+    assert len({first.digest, moved.digest, scaled.digest}) == 3
+    assert len(first.digest) == 12
+    assert first.digest == fit_whitening(rows).digest
+
+
 def test_features_stand_side_by_side_each_of_the_same_length():
     rng = np.random.default_rng(0)
     encoding = Encoding(
