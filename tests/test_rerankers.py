@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from conftest import ColourPipeline, painted, picture
 from PIL import Image
-from qdrant_client import QdrantClient
+from qdrant_client import QdrantClient, models
 
 from soir_qdrant import SoirIngestor, SoirSearcher, Text, register_reranker
 from soir_qdrant.errors import ConfigError, ImageError
@@ -344,3 +344,19 @@ def test_what_was_computed_under_other_masks_is_computed_anew():
         pipeline.recipe = {"segmenter": {"kind": "token-unet", "head": head}, "replaced": {}}
         keys.add(hit_image.key(pipeline, hit, []))
     assert len(keys) == 2
+
+
+@pytest.mark.parametrize("name", [None, "soir"])
+def test_candidates_for_objects_are_taken_among_what_the_filter_lets_through(name):
+    client, options = QdrantClient(":memory:"), {"pipeline": ColourPipeline(), "vector_name": name}
+    SoirIngestor(client, keep_objects=True, **options).add(
+        [painted((A, RED), (B, (0, green, 250))) for green in (0, 70, 80, 90, 140, 200)],
+        ids=range(6),
+        objects=[[SceneObject(A), SceneObject(B)]] * 6,
+    )
+    last = models.Filter(must=[models.HasIdCondition(has_id=[4, 5])])
+    found = SoirSearcher(client, **options).search(
+        painted((B, BLUE)), box=B, rerank="objects", filter=last, limit=1, prefetch=1
+    )
+    assert len(found) == 1
+    assert found[0].id in (4, 5)
