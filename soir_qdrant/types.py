@@ -285,5 +285,10 @@ class IngestReport:
     excluded: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many images were added, updated and skipped."""
+        return {"added": self.added, "updated": self.updated, "skipped": self.skipped}
+
 
 OnExists: TypeAlias = Literal["skip", "update", "replace"]

@@ -35,7 +35,7 @@ class StandIn:
     requests: method and path of every request. sizes: bytes of all requests and answers."""
 
     def __init__(self) -> None:
-        self.held = QdrantClient(":memory:")
+        self.memory = QdrantClient(":memory:")
         self.indexes: dict[str, str] = {}
         self.faults: list[Reply | int | str | None] = []
         self.reads: list[Reply | int | str | None] = []
@@ -62,23 +62,23 @@ class StandIn:
         raise LookupError(f"{method} {path}")
 
     def exists(self, name: str, _: Any) -> Any:
-        return {"exists": self.held.collection_exists(name)}
+        return {"exists": self.memory.collection_exists(name)}
 
     def create(self, name: str, body: Any) -> Any:
         asked = models.CreateCollection.model_validate(body)
         metadata = getattr(asked, "metadata", None)  # clients before 1.16 have none
         extra = {"metadata": metadata} if metadata else {}
-        return self.held.create_collection(name, asked.vectors, **extra)
+        return self.memory.create_collection(name, asked.vectors, **extra)
 
     def delete(self, name: str, _: Any) -> Any:
-        return self.held.delete_collection(name)
+        return self.memory.delete_collection(name)
 
     def change(self, name: str, body: Any) -> Any:
-        return self.held.update_collection(name, metadata=body["metadata"])
+        return self.memory.update_collection(name, metadata=body["metadata"])
 
     def info(self, name: str, _: Any) -> Any:
         schema = {field: {"data_type": kind, "points": 0} for field, kind in self.indexes.items()}
-        return {**plain(self.held.get_collection(name)), "payload_schema": schema}
+        return {**plain(self.memory.get_collection(name)), "payload_schema": schema}
 
     def index(self, name: str, body: Any) -> Any:
         kind = body["field_schema"]
@@ -87,30 +87,32 @@ class StandIn:
 
     def upsert(self, name: str, body: Any) -> Any:
         points = [models.PointStruct.model_validate(point) for point in body["points"]]
-        return plain(self.held.upsert(name, points, update_mode=body.get("update_mode")))
+        return plain(self.memory.upsert(name, points, update_mode=body.get("update_mode")))
 
     def update(self, name: str, body: Any) -> Any:
         operations = models.UpdateOperations.model_validate(body).operations
-        return [plain(done) for done in self.held.batch_update_points(name, operations)]
+        return [plain(done) for done in self.memory.batch_update_points(name, operations)]
 
     def set_payload(self, name: str, body: Any) -> Any:
         asked = models.SetPayload.model_validate(body)
-        return plain(self.held.set_payload(name, asked.payload, asked.filter or asked.points, asked.key))
+        return plain(self.memory.set_payload(name, asked.payload, asked.filter or asked.points, asked.key))
 
     def update_vectors(self, name: str, body: Any) -> Any:
-        return plain(self.held.update_vectors(name, models.UpdateVectors.model_validate(body).points))
+        return plain(self.memory.update_vectors(name, models.UpdateVectors.model_validate(body).points))
 
     def remove(self, name: str, body: Any) -> Any:
         asked = models.FilterSelector if "filter" in body else models.PointIdsList
-        return plain(self.held.delete(name, asked.model_validate(body)))
+        return plain(self.memory.delete(name, asked.model_validate(body)))
 
     def retrieve(self, name: str, body: Any) -> Any:
         asked = models.PointRequest.model_validate(body)
-        return [plain(r) for r in self.held.retrieve(name, asked.ids, asked.with_payload, asked.with_vector)]
+        return [
+            plain(r) for r in self.memory.retrieve(name, asked.ids, asked.with_payload, asked.with_vector)
+        ]
 
     def scroll(self, name: str, body: Any) -> Any:
         asked = models.ScrollRequest.model_validate(body)
-        points, following = self.held.scroll(
+        points, following = self.memory.scroll(
             name,
             asked.filter,
             asked.limit,
@@ -121,21 +123,23 @@ class StandIn:
         return {"points": [plain(point) for point in points], "next_page_offset": following}
 
     def count(self, name: str, body: Any) -> Any:
-        return plain(self.held.count(name))
+        return plain(self.memory.count(name))
 
     def query(self, name: str, body: Any) -> Any:
-        (answer,) = self.held.query_batch_points(name, [models.QueryRequest.model_validate(body)])
+        (answer,) = self.memory.query_batch_points(name, [models.QueryRequest.model_validate(body)])
         return plain(answer)
 
     def query_batch(self, name: str, body: Any) -> Any:
         asked = models.QueryRequestBatch.model_validate(body)
-        return [plain(answer) for answer in self.held.query_batch_points(name, asked.searches)]
+        return [plain(answer) for answer in self.memory.query_batch_points(name, asked.searches)]
 
     def groups(self, name: str, body: Any) -> Any:
         asked = models.QueryGroupsRequest.model_validate(body)
         names = {"filter": "query_filter", "params": "search_params", "with_vector": "with_vectors"}
         held = {names.get(field, field): getattr(asked, field) for field in asked.model_fields_set}
-        return plain(self.held.query_points_groups(name, **{k: v for k, v in held.items() if v is not None}))
+        return plain(
+            self.memory.query_points_groups(name, **{k: v for k, v in held.items() if v is not None})
+        )
 
 
 ROUTES = [

@@ -57,8 +57,8 @@ def test_a_vector_with_a_name_of_its_own_is_ordered_the_same():
         SoirIngestor(client, collection, code_vectors="scalar", **options).add(
             map(image, range(12)), ids=range(12), objects=[[SceneObject(A), SceneObject(B)]] * 12
         )
-        found = SoirSearcher(client, collection, **options).search(image(3), box=B)
-        hits[collection] = [(hit.id, hit.box, hit.score) for hit in found]
+        results = SoirSearcher(client, collection, **options).search(image(3), box=B)
+        hits[collection] = [(hit.id, hit.box, hit.score) for hit in results]
     assert hits["named"] == hits["plain"]
 
 

@@ -91,9 +91,9 @@ class TestPixels:
         shallow = io.BytesIO()
         Image.fromarray(eight).save(shallow, "PNG", exif=exif)
         expected = load(shallow.getvalue()).rgb.astype(int)
-        found = load(_tiff(eight.astype("<u2") * 257, orientation)).rgb
-        assert found.shape == expected.shape
-        assert np.abs(found - expected).max() <= 1
+        rgb = load(_tiff(eight.astype("<u2") * 257, orientation)).rgb
+        assert rgb.shape == expected.shape
+        assert np.abs(rgb - expected).max() <= 1
 
     def test_further_pages_of_deep_colours_are_as_bright_as_the_first(self, tmp_path):
         levels = picture(1, 64, 48).astype(np.uint16) * 16

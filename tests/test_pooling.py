@@ -170,14 +170,14 @@ def test_the_discriminative_projection_adds_shares_of_the_mean_eigenvalues():
     within, covariance = (
         np.cov(rng.normal(size=(40, 4)) * rng.uniform(0.5, 2, 4), rowvar=False) for _ in range(2)
     )
-    made = fit_discriminative(within, covariance, np.zeros(4), noise=0.3, shrink=0.5)
+    whitening = fit_discriminative(within, covariance, np.zeros(4), noise=0.3, shrink=0.5)
     noisy = within + 0.3 * np.trace(within) / 4 * np.eye(4)
-    scale = made.matrix.T @ noisy @ made.matrix  # 1 / (e + s), of eigenvalues e
-    left = made.matrix.T @ covariance @ made.matrix  # e / (e + s)
+    scale = whitening.matrix.T @ noisy @ whitening.matrix  # 1 / (e + s), of eigenvalues e
+    left = whitening.matrix.T @ covariance @ whitening.matrix  # e / (e + s)
     assert np.allclose(scale, np.diag(np.diag(scale)), atol=2e-3)
-    assert np.allclose(left, np.diag(made.variance), atol=2e-3)
-    values = made.variance / np.diag(scale)
-    assert np.allclose(1 - made.variance, np.diag(scale) * 0.5 * values.mean(), atol=2e-3)
+    assert np.allclose(left, np.diag(whitening.variance), atol=2e-3)
+    values = whitening.variance / np.diag(scale)
+    assert np.allclose(1 - whitening.variance, np.diag(scale) * 0.5 * values.mean(), atol=2e-3)
 
 
 def test_a_projection_is_named_by_mean_and_matrix():

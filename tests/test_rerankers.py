@@ -188,16 +188,16 @@ class Patchy(ColourPipeline):
 )
 def test_patches_come_where_they_are_needed(client, needs, pipeline, of_query, of_hits):
     client.set_payload("images", {"patches": ["stored"]}, points=list(range(6)), key="soir")
-    reranker, found = ByNumber(needs), SoirSearcher(client, pipeline=pipeline)
+    reranker, soir = ByNumber(needs), SoirSearcher(client, pipeline=pipeline)
     query = painted((A, RED), (B, BLUE))
-    found.search(query, box=B, rerank=reranker)
-    found.search_many([query], boxes=[B], rerank=reranker)
-    found.search_groups(query, "n", box=B, rerank=reranker)
+    soir.search(query, box=B, rerank=reranker)
+    soir.search_many([query], boxes=[B], rerank=reranker)
+    soir.search_groups(query, "n", box=B, rerank=reranker)
     assert [query.patches is not None for query in reranker.queries] == [of_query] * len(reranker.queries)
     for one in reranker.queries:
         np.testing.assert_allclose(one.vector, ColourPipeline().query(query, box=B), atol=1e-6)
     assert {"patches" in hit.payload["soir"] for hit in reranker.hits} == {of_hits}
-    assert all("patches" not in hit.payload["soir"] for hit in found.search(query, rerank=reranker))
+    assert all("patches" not in hit.payload["soir"] for hit in soir.search(query, rerank=reranker))
 
 
 def test_a_query_image_is_not_held_for_those_that_do_not_read_it(client):
@@ -211,16 +211,16 @@ def test_a_query_image_is_not_held_for_those_that_do_not_read_it(client):
             return super().query(image, **of)
 
     alive: list[int] = []
-    found = SoirSearcher(client, pipeline=Watching())
+    soir = SoirSearcher(client, pipeline=Watching())
     data = io.BytesIO()
     Image.fromarray(picture(0)).save(data, "png")
-    found.search_many([data.getvalue()] * 40, rerank=reranker)
+    soir.search_many([data.getvalue()] * 40, rerank=reranker)
     assert {query.image for query in reranker.queries} == {None}
     assert max(alive) <= 2
     alive.clear()
     reranker.needs = frozenset({"query image"})
     reranker.rerank = lambda query, hits, failed=None: list(hits)
-    found.search_many([data.getvalue()] * 80, rerank=reranker)
+    soir.search_many([data.getvalue()] * 80, rerank=reranker)
     assert 32 <= max(alive) <= 34
 
 
@@ -355,8 +355,8 @@ def test_candidates_for_objects_are_taken_among_what_the_filter_lets_through(nam
         objects=[[SceneObject(A), SceneObject(B)]] * 6,
     )
     last = models.Filter(must=[models.HasIdCondition(has_id=[4, 5])])
-    found = SoirSearcher(client, **options).search(
+    hits = SoirSearcher(client, **options).search(
         painted((B, BLUE)), box=B, rerank="objects", filter=last, limit=1, prefetch=1
     )
-    assert len(found) == 1
-    assert found[0].id in (4, 5)
+    assert len(hits) == 1
+    assert hits[0].id in (4, 5)

@@ -93,15 +93,15 @@ def test_two_actors_store_what_one_process_stores(stand_in, target, settings, im
     assert [Path(f.name).name for f in report.failed] == ["damaged.png"], report.failed[:2]
     assert steps == sorted(steps)
     assert steps[-1] == (COUNT + 2, COUNT + 2)
-    one, other = vectors(stand_in.held), vectors(local)
+    one, other = vectors(stand_in.memory), vectors(local)
     assert one.keys() == other.keys()
     for id_, vector in one.items():
         np.testing.assert_allclose(vector, other[id_], atol=1e-5)
     assert report.added + report.skipped == COUNT + 1
     assert [Path(failure.name).name for failure in report.failed] == ["damaged.png"]
-    record = recall(stand_in.held, "images", None)
+    record = recall(stand_in.memory, "images", None)
     assert (record["counts"]["added"], record["failures"]) == (report.added, 1)
-    (point,) = stand_in.held.scroll("images", limit=1)[0]
+    (point,) = stand_in.memory.scroll("images", limit=1)[0]
     assert Path(point.payload["soir"]["uri"]).parent == images
 
     again = ingest(images, target, actors=2, batch_size=4)
@@ -116,7 +116,7 @@ def test_an_actor_that_dies_is_replaced(stand_in, target, images, tmp_path):
     report = ingest(images, target, actors=2, batch_size=4, embed=DyingEmbed.once(tmp_path / "died"))
     assert (tmp_path / "died").exists()
     assert report.added + report.skipped == COUNT + 1
-    assert stand_in.held.count("images").count == COUNT
+    assert stand_in.memory.count("images").count == COUNT
 
 
 def test_a_driver_that_dies_is_started_again(stand_in, target, images):
@@ -139,8 +139,8 @@ print(ingest({str(images)!r}, Target(**values), actors=1, batch_size=1, embed=Li
         time.sleep(0.05)
     driver.kill()
     driver.wait()
-    before = stand_in.held.count("images").count
+    before = stand_in.memory.count("images").count
     assert before > 0
     done = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=True)
-    assert stand_in.held.count("images").count == COUNT
+    assert stand_in.memory.count("images").count == COUNT
     assert int(done.stdout.split()[-1]) <= COUNT + 1 - before

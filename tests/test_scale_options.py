@@ -68,7 +68,7 @@ def test_the_report_says_what_one_process_says(stand_in, described, folder):
     edited, stored_before, copy, scan = (folder / name for name in ("0.png", "2.png", "copy.png", "scan.tif"))
     described(edited, stored_before)
     ingestor(local).add([edited, stored_before], progress=False)
-    for client in (stand_in.held, local):
+    for client in (stand_in.memory, local):
         for point in client.scroll("images")[0]:
             client.set_payload("images", {"recipe": "another"}, [point.id], key="soir")
     Image.fromarray(picture(7)).save(edited)
@@ -103,6 +103,6 @@ def test_places_of_equal_and_of_moved_files_are_noted(stand_in, described, folde
     report = described(folder / "0.png", twin)
     assert (report.added, report.skipped) == (1, 1)
     assert described(later).skipped == 1
-    (payload,) = stored(stand_in.held).values()
+    (payload,) = stored(stand_in.memory).values()
     assert payload["soir"]["uri"] == str(later)
     assert set(payload["soir"]["uris"]) == {str(later), str(twin), str(folder / "0.png")}

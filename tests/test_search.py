@@ -245,9 +245,9 @@ def test_groups_are_ordered_as_their_images_are(rerank):
             for i, (image, thing) in enumerate(cosines)
         ],
     )
-    found = SoirSearcher(client)
-    hits = [(hit.id, hit.score) for hit in found.search(query, rerank=rerank)]
-    groups = {group.key: group.hits for group in found.search_groups(query, "shops", rerank=rerank)}
+    soir = SoirSearcher(client)
+    hits = [(hit.id, hit.score) for hit in soir.search(query, rerank=rerank)]
+    groups = {group.key: group.hits for group in soir.search_groups(query, "shops", rerank=rerank)}
     assert [(hit.id, hit.score) for hit in groups.pop("all")] == hits
     assert [(key, hit.id, hit.score) for key, (hit,) in groups.items()] == [
         (f"s{id_}", id_, score) for id_, score in hits
@@ -350,10 +350,10 @@ def test_a_hit_that_a_missing_package_reads_is_without_a_mask_and_left_out_of_a_
     payload = {"soir": {**point.payload["soir"], "uri": frame, "uris": [frame]}}
     client.upsert("images", [models.PointStruct(id=1, vector=point.vector, payload=payload)])
     monkeypatch.setitem(sys.modules, "av", None)
-    found = searcher(client)
-    hits = found.search(swatch(RED), with_masks=True)
+    soir = searcher(client)
+    hits = soir.search(swatch(RED), with_masks=True)
     assert {hit.id: hit.mask is not None for hit in hits} == {0: True, 1: False}
-    hit_report.save(found, ColourPipeline().query(swatch(RED)), None, hits, png=tmp_path / "sheet.png")
+    hit_report.save(soir, ColourPipeline().query(swatch(RED)), None, hits, png=tmp_path / "sheet.png")
     assert caplog.text.count("reading videos needs the package av") == 2
     assert np.asarray(Image.open(tmp_path / "sheet.png")).shape[1] == 2 * 408  # the query and one hit
 
@@ -395,14 +395,14 @@ def test_threads_that_begin_together_share_one_pipeline(monkeypatch):
 
 def test_boxes_masks_and_forms_of_a_query(client, tmp_path):
     fill(client)
-    found = searcher(client)
-    wanted = [hit.id for hit in found.search(swatch(BLUE))]
+    soir = searcher(client)
+    wanted = [hit.id for hit in soir.search(swatch(BLUE))]
     scene = painted((A, RED), (C, BLUE))
-    assert [hit.id for hit in found.search(scene, box=C)] == wanted
-    assert [hit.id for hit in found.search(scene, box=(45, 20, 70, 50))] == wanted
+    assert [hit.id for hit in soir.search(scene, box=C)] == wanted
+    assert [hit.id for hit in soir.search(scene, box=(45, 20, 70, 50))] == wanted
     cut_out = np.dstack([scene, np.zeros((60, 80), np.uint8)])
     cut_out[10:50, 30:70, 3] = 255
-    assert np.allclose(found.vector(cut_out), found.vector(scene, box=C))
+    assert np.allclose(soir.vector(cut_out), soir.vector(scene, box=C))
     Image.fromarray(cut_out).save(tmp_path / "cut.png")
     for query in (
         tmp_path / "cut.png",
@@ -410,12 +410,12 @@ def test_boxes_masks_and_forms_of_a_query(client, tmp_path):
         (tmp_path / "cut.png").read_bytes(),
         cut_out,
     ):
-        assert [hit.id for hit in found.search(query)] == wanted
+        assert [hit.id for hit in soir.search(query)] == wanted
     (tmp_path / "cut.png").rename(tmp_path / "without suffix")
-    assert [hit.id for hit in found.search(str(tmp_path / "without suffix"))] == wanted
+    assert [hit.id for hit in soir.search(str(tmp_path / "without suffix"))] == wanted
     vector = 3 * ColourPipeline().query(swatch(BLUE))
     for query in (vector, vector.tolist(), tuple(vector.tolist())):
-        hits = found.search(query)
+        hits = soir.search(query)
         assert [hit.id for hit in hits] == wanted
         assert hits[0].score < 1
 
@@ -573,8 +573,8 @@ def test_errors_of_the_server(monkeypatch):
 def test_the_timeout_is_of_all_requests_of_a_search(monkeypatch):
     client = QdrantClient(":memory:")
     fill(client)
-    found, clock, seconds, search = searcher(client), Clock(monkeypatch), [], client.query_batch_points
-    found.search(swatch(RED))
+    soir, clock, seconds, search = searcher(client), Clock(monkeypatch), [], client.query_batch_points
+    soir.search(swatch(RED))
 
     def slow(collection_name, requests, timeout=None, **_):
         seconds.append(timeout)
@@ -582,10 +582,10 @@ def test_the_timeout_is_of_all_requests_of_a_search(monkeypatch):
         return search(collection_name, requests)
 
     monkeypatch.setattr(client, "query_batch_points", slow)
-    assert len(found.search_many([swatch(RED)] * 70, timeout=10)) == 70
+    assert len(soir.search_many([swatch(RED)] * 70, timeout=10)) == 70
     assert seconds == [10, 6, 2]
     with pytest.raises(ServerError, match="not done within 7 s"):
-        found.search_many([swatch(RED)] * 70, timeout=7)
+        soir.search_many([swatch(RED)] * 70, timeout=7)
 
 
 def test_options_are_keywords_and_keywords_options():
@@ -665,9 +665,9 @@ def test_a_first_look_into_the_collection_takes_part_of_the_timeout(monkeypatch,
 
     monkeypatch.setattr(client, "get_collection", slow)
     monkeypatch.setattr(client, "query_points", watched)
-    found = SoirSearcher(client, pipeline=ColourPipeline())
+    soir = SoirSearcher(client, pipeline=ColourPipeline())
     for _ in range(2):
-        found.search(ColourPipeline().query(swatch(RED)), timeout=7)
+        soir.search(ColourPipeline().query(swatch(RED)), timeout=7)
     assert timeouts == [left, 7]
 
 

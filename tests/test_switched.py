@@ -100,13 +100,13 @@ def test_another_model_is_refused_whatever_the_length_of_its_vectors():
 
 
 def test_what_is_refused_for_other_reasons_is_asked_once(monkeypatch):
-    client, asked = QdrantClient(":memory:"), []
+    client, requests = QdrantClient(":memory:"), []
     fill(client, "images")
     running = SoirSearcher(client, pipeline=ColourPipeline())
     running.search(picture(0))
 
     def refusing(*_, **__):
-        asked.append(1)
+        requests.append(1)
         raise ValueError("Vector codes is not found in the collection")
 
     monkeypatch.setattr(client, "query_points", refusing)
@@ -115,4 +115,4 @@ def test_what_is_refused_for_other_reasons_is_asked_once(monkeypatch):
     ) as refused:
         running.search(picture(0))
     assert not isinstance(refused.value, ServerError)  # it is not gone
-    assert len(asked) == 1
+    assert len(requests) == 1

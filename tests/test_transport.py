@@ -188,7 +188,7 @@ def test_writes_are_split_by_size(stand_in, monkeypatch):
     assert len(list(Points(held).write(points))) == 30
     assert len(stand_in.writes) > 3
     assert max(stand_in.writes) <= 5000
-    assert stand_in.held.count("images").count == 30
+    assert stand_in.memory.count("images").count == 30
 
 
 def test_own_timeout_where_the_client_has_one():

@@ -95,8 +95,7 @@ def _remembered(ingestor: SoirIngestor, report: IngestReport) -> IngestReport:
     """The report; the collection keeps its counts and failures, for the page."""
     from soir_qdrant.qdrant.last_ingest import remember
 
-    counts = {"added": report.added, "updated": report.updated, "skipped": report.skipped}
-    remember(ingestor.store, counts, report.failed, report.left_out)
+    remember(ingestor.store, report.counts, report.failed, report.left_out)
     return report
 
 

@@ -150,8 +150,9 @@ def left_out_lines(names: list[str], excluded: int) -> list[str]:
 def summary(report: IngestReport, *, max_failures: int = 20) -> str:
     """A report in words: counts, seconds per stage, what can be renewed, and the first failures."""
     stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in sorted(report.seconds.items()))
-    counts = {"added": report.added, "updated": report.updated, "skipped": report.skipped}
-    lines = [", ".join(f"{count} {what}" for what, count in counts.items() if count or what != "updated")]
+    lines = [
+        ", ".join(f"{count} {what}" for what, count in report.counts.items() if count or what != "updated")
+    ]
     lines[0] += f", {len(report.failed)} failed" + (f" ({stages})" if stages else "")
     notes = (
         (report.stale, "stored by another recipe: on_exists='update' renews them"),

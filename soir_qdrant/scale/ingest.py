@@ -81,8 +81,7 @@ def _completed(report: IngestReport, left_out: LeftOut, target: Target) -> Inges
     report.failed += unreadable(left_out)
     report.left_out += left_out.others
     report.excluded = left_out.excluded
-    counts = {"added": report.added, "updated": report.updated, "skipped": report.skipped}
-    remember(target.store(), counts, report.failed, report.left_out)
+    remember(target.store(), report.counts, report.failed, report.left_out)
     return report
 
 

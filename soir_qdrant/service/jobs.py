@@ -163,8 +163,7 @@ class Jobs:
         if len(job.failed) < MAX_FAILURES:
             reasons = [failure.reason.replace(str(path), name) for failure in report.failed]
             job.failed += [FailedImage(name=name, reason=reason) for reason in reasons]
-        outcomes = {"added": report.added, "updated": report.updated, "skipped": report.skipped}
-        for outcome, count in {**outcomes, "failed": len(report.failed)}.items():
+        for outcome, count in {**report.counts, "failed": len(report.failed)}.items():
             self.backend.metrics.images.labels(outcome).inc(count)
         for stage, seconds in report.seconds.items():
             self.backend.metrics.stages.labels(stage).observe(seconds)
