@@ -77,7 +77,7 @@ def test_the_box_is_moved_and_resized_and_searched_with_again(page):
     drag(page, TOP, SIZE)
     hit_names(page)
     with page.expect_response("**/search"):
-        frame = page.locator("#boxes rect.box").bounding_box()
+        frame = page.locator("#boxes .a9s-inner").bounding_box()
         layer = page.locator("#boxes").bounding_box()
         page.mouse.move(frame["x"] + frame["width"] / 2, frame["y"] + frame["height"] / 2)
         page.mouse.down()

@@ -185,7 +185,7 @@ async function openQuery() {
 }
 
 async function chooseFile(file) {
-  await ready; // else the page, once it knows the collections, would show what its address says
+  await Promise.allSettled([ready, tool.ready]); // else the page, once it knows the collections, would show its address
   const opened = await openFile(file, service.max_bytes).catch(fail);
   if (!opened) return undefined;
   source = opened;
