@@ -1,5 +1,6 @@
 """The box over the image, by mouse and by finger: what is shown is what is searched for, inside the image."""
 
+from hashlib import sha256
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -8,6 +9,7 @@ from conftest import ColourPipeline
 from qdrant_client import QdrantClient
 from service_app import BLUE, BOTTOM, RED, TOP, fill, shelf
 
+from soir_qdrant.service.system_api import PAGE
 from soir_qdrant.types import SceneObject
 
 SIZE = (80, 60)
@@ -93,6 +95,7 @@ def test_what_is_shown_is_what_is_searched_for(hand):
         (((60, 40), (50, 30), (40, 20)), [40, 20, 80, 60]),  # resized by a corner
         (((40, 35), (30, 35), (-9, 35)), [0, 20, 80, 60]),  # resized by a side, beyond the image
         (((30, 15), (20, 10), (-5, -5)), [0, 0, 30, 15]),  # another, beside it
+        (((70, 40), (74, 42), (76, 45)), [70, 40, 76, 45]),  # a small one, quickly
     ]:
         assert hand.searched(*stroke) == box
         assert hand.shown() == box
@@ -120,6 +123,16 @@ def test_a_line_is_no_box(hand):
     assert hand.shown() == [5, 5, 25, 25]
 
 
+def test_only_the_left_button_draws(hand):
+    assert hand.searched((5, 5), (25, 25)) == [5, 5, 25, 25]
+    frame = hand.page.locator("#boxes").bounding_box()
+    hand.page.mouse.move(frame["x"] + 200, frame["y"] + 150)
+    hand.page.mouse.down(button="right")
+    hand.page.mouse.move(frame["x"] + 300, frame["y"] + 250, steps=3)
+    hand.page.mouse.up(button="right")
+    assert hand.shown() == [5, 5, 25, 25]
+
+
 def test_ctrl_z_in_a_field_leaves_the_box(hand):
     hand.searched((5, 5), (25, 25))
     hand.page.click("#filters > summary")
@@ -144,3 +157,14 @@ def test_the_box_has_one_place_in_the_order_of_the_keys_and_the_contrast_of_wcag
     violations = axe.Axe().run(hand.page, options=rules).response["violations"]
     assert [(one["id"], one["nodes"][0]["html"]) for one in violations] == []
     shoot(hand.page, f"box-{scheme}")
+
+
+def test_other_peoples_code_is_what_its_licences_say():
+    licences = (PAGE / "vendor" / "LICENSES.md").read_text()
+    files = [file for file in (PAGE / "vendor").iterdir() if file.suffix != ".md"]
+    assert sorted(file.name for file in files) == ["annotorious.css", "annotorious.js"]
+    for file in files:
+        assert (
+            f"| `{file.name}` | {file.stat().st_size:,} | `{sha256(file.read_bytes()).hexdigest()}` |"
+            in licences
+        )
