@@ -123,6 +123,7 @@ def test_a_line_is_no_box(hand):
     assert hand.shown() == [5, 5, 25, 25]
 
 
+@pytest.mark.parametrize("hand", ["mouse"], indirect=True)
 def test_only_the_left_button_draws(hand):
     assert hand.searched((5, 5), (25, 25)) == [5, 5, 25, 25]
     frame = hand.page.locator("#boxes").bounding_box()
@@ -133,6 +134,7 @@ def test_only_the_left_button_draws(hand):
     assert hand.shown() == [5, 5, 25, 25]
 
 
+@pytest.mark.parametrize("hand", ["mouse"], indirect=True)
 def test_ctrl_z_in_a_field_leaves_the_box(hand):
     hand.searched((5, 5), (25, 25))
     hand.page.click("#filters > summary")
@@ -143,7 +145,7 @@ def test_ctrl_z_in_a_field_leaves_the_box(hand):
     assert hand.page.locator("#boxes .a9s-inner").count() == 1
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(("hand", "scheme"), [("mouse", "light"), ("finger", "dark")], indirect=["hand"])
 def test_the_box_has_one_place_in_the_order_of_the_keys_and_the_contrast_of_wcag_aa(hand, scheme):
     axe = pytest.importorskip(
         "axe_playwright_python.sync_playwright", reason="the extra dev is not installed"
