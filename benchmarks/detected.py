@@ -135,8 +135,7 @@ def look(pipeline: Pipeline, folder: Path, count: int) -> list[Scene]:
         image = pictures.load(entry.file).rgb
         assert pipeline.detector is not None
         seen = pipeline.segment(image, pipeline.fitted(image, pipeline.detector.detect([image])[0]))
-        crops, masks = pipeline.crops([image], [seen + labelled(entry)])
-        vectors = pipeline.describe(pipeline.encoder.encode(crops, masks))
+        vectors = pipeline.describe(pipeline.encode(pipeline.crops([image], [seen + labelled(entry)])))
         boxes = np.array([item.box for item in seen], np.float64).reshape(-1, 4)
         scores = np.array([item.score for item in seen], np.float64)
         names = [item.instance or "" for item in entry.objects]

@@ -67,8 +67,7 @@ def package_box(pipeline: Pipeline, file: Path, icon: Vector) -> dict[str, Any] 
     if not first:
         return None
     items = pipeline.fitted(image, Detections(boxes[first], scores[first]))
-    crops, masks = pipeline.crops([image], [items])
-    cosines = pipeline.describe(pipeline.encoder.encode(crops, masks)) @ icon
+    cosines = pipeline.describe(pipeline.encode(pipeline.crops([image], [items]))) @ icon
     best = int(np.argmax(cosines + central[first]))
     box = [float(value) for value in items[best].box]
     return {"file": str(file), "box": box, "cosine": float(cosines[best])}

@@ -109,9 +109,9 @@ class Tokens:
 
         def cut() -> Arrays:
             (items,) = self.pipeline.find([image], [objects])
-            crops, masks = self.pipeline.crops([image.rgb], [items])
-            boxes = [SceneObject(item.box) for item in items]
-            return self._packed(image, crops, masks, self.pipeline.crops([image.rgb], [boxes])[1])
+            crops = self.pipeline.crops([image.rgb], [items])
+            boxes = self.pipeline.crops([image.rgb], [[SceneObject(item.box) for item in items]])
+            return self._packed(image, crops.pixels, crops.masks, boxes.masks)
 
         def ours() -> Arrays:
             return {"ours": self.shipped.scenes([image], [objects])[0].vector[None]}
@@ -123,8 +123,8 @@ class Tokens:
         key = f"{image.sha256[:24]}-query"
 
         def cut() -> Arrays:
-            crops, masks = self.pipeline.query_crop(image.rgb, mask=image.alpha)
-            return self._packed(image, crops, masks, masks)
+            crops = self.pipeline.query_crop(image.rgb, mask=image.alpha)
+            return self._packed(image, crops.pixels, crops.masks, crops.masks)
 
         def ours() -> Arrays:
             return {"ours": self.shipped.query(image.rgb, mask=image.alpha)[None]}

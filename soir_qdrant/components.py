@@ -12,6 +12,7 @@ from soir_qdrant.config import READING, Settings, VitSettings
 from soir_qdrant.contracts import Detector, Encoder, SceneEncoder, Segmenter, TextTower
 from soir_qdrant.errors import ConfigError
 from soir_qdrant.kinds import Parts, make_detector, make_encoder, make_scene_encoder, make_segmenter
+from soir_qdrant.pooling.features import sizes
 from soir_qdrant.pooling.patches import (
     READ,
     PatchProjection,
@@ -206,7 +207,7 @@ class Components:
         if self.whitening is not None:
             return self.whitening.dim
         settings = self.settings.vector
-        dim = sum(self.encoder.dim if name == "cls" else self.encoder.width for name in settings.features)
+        dim = sum(sizes(settings.features, self.encoder))
         if settings.dim not in (None, dim):
             raise ConfigError(
                 f"vector.dim {settings.dim}: without a whitening vectors have {dim} numbers. Fit one with "

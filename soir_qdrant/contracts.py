@@ -15,6 +15,9 @@ from soir_qdrant.types import RGB, Box, Detections, Encoding, Mask, Regions, Vec
 if TYPE_CHECKING:
     from soir_qdrant.models.last_block import LastBlock
 
+TEXTURE_LAYER = -9  # the block whose tokens are a surface's texture, counted from the last
+TEXTURE_CELLS = 9  # patches along each side of a surface
+
 
 @runtime_checkable
 class Detector(Protocol):
@@ -150,6 +153,27 @@ class Encoder(FeatureSource, Protocol):
                 them in the same pass leaves them None, and `features` is asked.
         """
         ...
+
+    @property
+    def texture_size(self) -> int:
+        """Side in pixels of the squares that `texture` reads."""
+        return TEXTURE_CELLS * self.patch
+
+    def texture(self, surfaces: NDArray[np.uint8]) -> Vector:
+        """Mean and deviation of the tokens after an early block, each token normalised: what a surface looks like, not
+        what the thing is. Unless overridden, of `features`.
+
+        Args:
+            surfaces: uint8 [B, T, T, 3], RGB, T = `texture_size`, B >= 1.
+
+        Returns:
+            float32 [B, 2 D].
+        """
+        tokens = self.features(surfaces, [TEXTURE_LAYER])
+        centred = tokens - tokens.mean(-1, keepdims=True)
+        even = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6)
+        both: Vector = np.concatenate([even.mean((1, 2)), even.std((1, 2))], 1)
+        return both
 
 
 @runtime_checkable

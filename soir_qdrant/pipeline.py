@@ -12,10 +12,10 @@ from soir_qdrant.components import Components
 from soir_qdrant.contracts import Segmenter
 from soir_qdrant.errors import ConfigError
 from soir_qdrant.geometry.boxes import pick
-from soir_qdrant.geometry.crops import crop, full_mask, square, whole_box
-from soir_qdrant.geometry.plain_background import plain_foreground
+from soir_qdrant.geometry.crops import Crops, crop, full_mask, square, stacked, surface, whole_box
+from soir_qdrant.geometry.plain_background import box_of_query, plain_foreground
 from soir_qdrant.models.tokens import LAYER
-from soir_qdrant.pooling.features import side_by_side
+from soir_qdrant.pooling.features import TEXTURE, side_by_side
 from soir_qdrant.pooling.patches import Projected, described
 from soir_qdrant.pooling.pool import pool_scenes
 from soir_qdrant.pooling.scenes.described import scenes_of
@@ -32,8 +32,6 @@ from soir_qdrant.types import (
     SceneObject,
     Vector,
 )
-
-QUERY_FRAME = 0.05  # of each side of a query crop that is taken for background
 
 
 class Pipeline(Components):
@@ -61,13 +59,13 @@ class Pipeline(Components):
                 return scenes_of(self, self.scene_encoder, images, known, patches)
         listed = self.find(images, known, seconds)
         with timed(seconds, "encode"):
-            crops, masks = self.crops([image.rgb for image in images], listed)
-            encoding, rows = self._encode(crops, masks, patches)
+            crops = self.crops([image.rgb for image in images], listed)
+            encoding, rows = self._encode(crops, patches)
         with timed(seconds, "refine"):
             scene_of = np.repeat(np.arange(len(images)), [len(items) for items in listed])
-            vectors = self.describe(encoding, masks, scene_of)
+            vectors = self.describe(encoding, crops.masks, scene_of)
             scores = np.array([item.score for items in listed for item in items], np.float32)
-            pooled = self.pool(vectors, scene_of, scores, encoding, masks)
+            pooled = self.pool(vectors, scene_of, scores, encoding, crops.masks)
         return [
             Scene(
                 image.width,
@@ -80,35 +78,46 @@ class Pipeline(Components):
             for i, (image, items) in enumerate(zip(images, listed, strict=True))
         ]
 
-    def _encode(
-        self, crops: NDArray[np.uint8], masks: NDArray[np.float32], patches: bool
-    ) -> tuple[Encoding, list[Vector] | None]:
+    def encode(self, crops: Crops, *, with_tokens: bool = False, with_patches: bool = False) -> Encoding:
+        """What the encoder says of K objects, with their texture where it is among the features. The rest: see
+        `Encoder.encode`."""
+        encoding = self.encoder.encode(
+            crops.pixels, crops.masks, with_tokens=with_tokens, with_patches=with_patches
+        )
+        if crops.surfaces is None:
+            return encoding
+        texture = np.zeros((len(crops.surfaces), 2 * self.encoder.width), np.float32)
+        for part in self._batches(crops):
+            texture[part] = self.encoder.texture(crops.surfaces[part])
+        return replace(encoding, texture=texture)
+
+    def _batches(self, crops: Crops) -> list[slice]:
+        """What runs at once."""
+        size = self.settings.encoder.batch
+        return [slice(i, i + size) for i in range(0, len(crops.pixels), size)]
+
+    def _encode(self, crops: Crops, patches: bool) -> tuple[Encoding, list[Vector] | None]:
         """The encoding of K crops and, where asked for, what `patches` returns, in one pass if possible."""
         with_tokens, at_hand = self.settings.vector.pooling == "mao", patches and self.has_patches
-        encoding = self.encoder.encode(crops, masks, with_tokens=with_tokens, with_patches=at_hand)
+        encoding = self.encode(crops, with_tokens=with_tokens, with_patches=at_hand)
         if encoding.patches is not None and at_hand:
-            return encoding, described(encoding.patches, masks, self.patch_projection)
-        return encoding, self.patches(crops, masks) if patches else None
+            return encoding, described(encoding.patches, crops.masks, self.patch_projection)
+        return encoding, self.patches(crops) if patches else None
 
-    def patches(self, crops: NDArray[np.uint8], masks: NDArray[np.float32]) -> list[Vector]:
+    def patches(self, crops: Crops) -> list[Vector]:
         """The patches of K objects for late interaction, float32 [n, d] each, unit rows.
-
-        Args:
-            crops: uint8 [K, S, S, 3], as `crops` cuts them.
-            masks: float32 [K, S, S], 0..1.
 
         Raises:
             ConfigError: where no features can be read, or no projection was fitted for them.
         """
-        projection, size = self.patch_projection, self.settings.encoder.batch
+        projection, rows = self.patch_projection, list[Vector]()
         if isinstance(projection, Projected):
-            return self._encode(crops, masks, True)[1] or []
-        batches = [slice(i, i + size) for i in range(0, len(crops), size)]
-        return [
-            row
-            for part in batches
-            for row in described(self.encoder.features(crops[part], [LAYER]), masks[part], projection)
-        ]
+            return self._encode(crops, True)[1] or rows
+        for part in self._batches(crops):
+            rows += described(
+                self.encoder.features(crops.pixels[part], [LAYER]), crops.masks[part], projection
+            )
+        return rows
 
     def find(
         self,
@@ -168,17 +177,17 @@ class Pipeline(Components):
         masks = dict(zip(map(id, parts), segmenter.segment(image, boxes), strict=True))
         return [replace(item, mask=masks.get(id(item), item.mask)) for item in objects]
 
-    def crops(
-        self, images: list[RGB], objects: list[list[SceneObject]]
-    ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-        """All objects of all images, in order: crops, uint8 [K, S, S, 3]; masks, float32 [K, S, S], 0..1."""
-        size = self.encoder.input_size
-        cut = [
-            self._crop(image, item) for image, items in zip(images, objects, strict=True) for item in items
-        ]
-        if not cut:
-            return np.zeros((0, size, size, 3), np.uint8), np.zeros((0, size, size), np.float32)
-        return np.stack([c for c, _ in cut]), np.stack([m for _, m in cut])
+    def crops(self, images: list[RGB], objects: list[list[SceneObject]]) -> Crops:
+        """All objects of all images, in order."""
+        listed = [(image, item) for image, items in zip(images, objects, strict=True) for item in items]
+        cut, size = [self._crop(image, item) for image, item in listed], self.encoder.input_size
+        pixels = stacked([crop for crop, _ in cut], (size, size, 3), np.uint8)
+        masks = stacked([mask for _, mask in cut], (size, size), np.float32)
+        if TEXTURE not in self.settings.vector.features:
+            return Crops(pixels, masks)
+        side = self.encoder.texture_size
+        surfaces = [surface(image, item.box, side) for image, item in listed]
+        return Crops(pixels, masks, stacked(surfaces, (side, side, 3), np.uint8))
 
     def _crop(self, image: RGB, item: SceneObject) -> tuple[RGB, NDArray[np.float32]]:
         height, width = image.shape[:2]
@@ -196,9 +205,9 @@ class Pipeline(Components):
         margin, min_side = self.settings.crop.margin, self._min_side(shape[0], shape[1])
         return square(box, shape[1], shape[0], margin=margin, min_side=min_side)
 
-    def encode_whole(self, crops: NDArray[np.uint8], masks: NDArray[np.float32]) -> Encoding:
-        """`encoder.encode` with its tokens. Raises ConfigError for an encoder that has none."""
-        encoding = self.encoder.encode(crops, masks, with_tokens=True)
+    def encode_whole(self, crops: Crops) -> Encoding:
+        """`encode` with tokens. Raises ConfigError for an encoder that has none."""
+        encoding = self.encode(crops, with_tokens=True)
         if encoding.tokens is None:
             raise ConfigError("heat maps and Q-Perturbation read tokens, and this encoder sends none")
         return encoding
@@ -253,35 +262,26 @@ class Pipeline(Components):
         self, image: RGB, *, box: Box | None = None, mask: Mask | None = None, patches: bool = False
     ) -> QueryLook:
         """One query object; see `query_crop`. patches: with those of late interaction."""
-        crops, masks = self.query_crop(image, box=box, mask=mask)
-        encoding, rows = self._encode(crops, masks, patches)
+        crops = self.query_crop(image, box=box, mask=mask)
+        encoding, rows = self._encode(crops, patches)
         rows_of_it = None if rows is None else rows[0]
         if self.settings.vector.refines_queries:
-            token = self._refined(encoding, masks)[0]
+            token = self._refined(encoding, crops.masks)[0]
             return QueryLook(token, token, rows_of_it)
         return QueryLook(encoding.descriptor[0], self.features(encoding)[0], rows_of_it)
 
-    def query_crop(
-        self, image: RGB, *, box: Box | None = None, mask: Mask | None = None
-    ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-        """The query object's crop, uint8 [1, S, S, 3], and its mask, float32 [1, S, S].
+    def query_crop(self, image: RGB, *, box: Box | None = None, mask: Mask | None = None) -> Crops:
+        """The query object, alone.
 
         image: uint8 [H, W, 3]. box: the object in it (the whole image). mask: bool [H, W], its pixels,
         such as a cut-out's opaque ones; without one, they are told by a plain background, else by the
         segmenter. Raises ObjectsError for a box that holds no pixel of the image.
         """
-        height, width = image.shape[:2]
         if mask is None:
             mask = plain_foreground(image, box)
-        if box is None and mask is not None and mask.any():
-            rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-            box = (float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1))
-        if box is None:  # a frame is left for the segmenter to learn the background from
-            x, y = round(width * QUERY_FRAME), round(height * QUERY_FRAME)
-            box = (float(x), float(y), float(width - x), float(height - y))
+        box = box or box_of_query(image, mask)
         (item,) = self.segment(image, [SceneObject(box, mask)], self.query_segmenter)
-        cut, inside = self._crop(image, item)
-        return cut[None], inside[None]
+        return self.crops([image], [[item]])
 
     def _refined(
         self,

@@ -66,13 +66,13 @@ def test_maps_are_those_of_all_blocks(deeper: Pipeline, tmp_path: Path) -> None:
     """In `soir explain` and in heat maps: of one object, whose mean descriptor is its own."""
     image, item = load(painted((A, RED))), SceneObject(A)
     (one,) = explain(deeper, image, [item])
-    crops, masks = deeper.crops([image.rgb], [deeper.segment(image.rgb, [item])])
-    encoding, size = deeper.encode_whole(crops, masks), deeper.encoder.input_size
+    crops = deeper.crops([image.rgb], [deeper.segment(image.rgb, [item])])
+    encoding, size = deeper.encode_whole(crops), deeper.encoder.input_size
     t = torch.nn.functional.normalize(torch.as_tensor(encoding.descriptor), dim=-1)
     raw = twin_maps(deeper.encoder.last_blocks, torch.as_tensor(encoding.tokens), t)
     expected = upsampled(normalized(raw), size)[0].numpy()
     np.testing.assert_allclose(one.before, expected, atol=1e-4)
-    vector = deeper.describe(encoding, masks)[0]
+    vector = deeper.describe(encoding, crops.masks)[0]
     canvas = np.zeros((image.height, image.width), np.float32)
     localization._lay(canvas, expected, deeper.window(A, canvas.shape))
     heat = localization.heat(deeper, Look(encoding.descriptor[0], vector), image, [A])

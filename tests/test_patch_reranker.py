@@ -17,6 +17,7 @@ from qdrant_client import AsyncQdrantClient, QdrantClient
 from soir_qdrant.aio import AsyncSoirSearcher
 from soir_qdrant.config import Settings
 from soir_qdrant.errors import ConfigError
+from soir_qdrant.geometry.crops import Crops
 from soir_qdrant.ingest.ingestor import SoirIngestor
 from soir_qdrant.models.tokens import LAYER
 from soir_qdrant.pipeline import Pipeline
@@ -56,7 +57,7 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
 
 def centred(pipeline: Pipeline) -> PatchProjection:
     """Random directions about the mean token of three colours: whitening is for models that have learnt."""
-    crops = [pipeline.query_crop(painted((A, colour)), box=A)[0] for colour in (RED, GREEN, BLUE)]
+    crops = [pipeline.query_crop(painted((A, colour)), box=A).pixels for colour in (RED, GREEN, BLUE)]
     tokens = torch.from_numpy(pipeline.encoder.features(np.concatenate(crops), [LAYER])).flatten(0, 2)
     width = tokens.shape[1]
     unit = torch.nn.functional.normalize(torch.nn.functional.layer_norm(tokens, (width,)), dim=1)
@@ -141,7 +142,7 @@ def test_patches_are_kept_and_order_the_hits_by_themselves(
     client = filled(pipeline, files)
     searcher = SoirSearcher(client, pipeline=pipeline)
     expected = searcher.search(files[1], box=B, rerank="patches")
-    monkeypatch.setattr(pipeline.encoder, "features", None)  # the query is looked at once
+    monkeypatch.setattr(pipeline, "patches", None)  # the query is looked at once
     found = searcher.search(files[1], box=B)
     assert order(found) == order(expected)
     assert order(found) != order(searcher.search(files[1], box=B, rerank="codes"))
@@ -212,12 +213,11 @@ def test_an_encoder_without_projection_is_refused(pipeline: Pipeline) -> None:
 
 def test_patches_of_a_pass_of_their_own_are_the_same(pipeline: Pipeline) -> None:
     """As a served encoder's are: it gives none with its encoding, and is asked for features."""
-    crops = np.random.default_rng(0).integers(
-        0, 256, (3, *pipeline.query_crop(painted((A, RED)))[0].shape[1:])
-    )
-    crops, masks = crops.astype(np.uint8), np.ones(crops.shape[:3], np.float32)
-    _, own = pipeline._encode(crops, masks, True)
-    theirs = pipeline.patches(crops, masks)
+    shape = (3, *pipeline.query_crop(painted((A, RED))).pixels.shape[1:])
+    pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    crops = Crops(pixels, np.ones(shape[:3], np.float32))
+    _, own = pipeline._encode(crops, True)
+    theirs = pipeline.patches(crops)
     for one, two in zip(own, theirs, strict=True):
         np.testing.assert_allclose(one, two, atol=2e-2)
 

@@ -17,6 +17,7 @@ from qdrant_client import QdrantClient
 from soir_qdrant.config import Settings, TokenHeadSettings
 from soir_qdrant.contracts import Detector, Encoder, Segmenter
 from soir_qdrant.errors import ConfigError, WeightsError
+from soir_qdrant.geometry.crops import Crops
 from soir_qdrant.ingest.ingestor import SoirIngestor
 from soir_qdrant.serving import last_block, repository, spec
 
@@ -311,7 +312,7 @@ class TestOnnxRuntime:
         encoding_of = np.array([0, 0, 1])
         rows = []
         for pipeline in (OnnxRuntime(tiny_models).pipeline(settings), Pipeline(settings)):
-            encoding = pipeline.encode_whole(CROPS[:3], MASKS[:3])
+            encoding = pipeline.encode_whole(Crops(CROPS[:3], MASKS[:3]))
             vectors = pipeline.describe(encoding)
             rows.append(pipeline.pool(vectors, encoding_of, np.ones(3, np.float32), encoding, MASKS[:3]))
         same(*rows)

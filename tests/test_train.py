@@ -139,8 +139,8 @@ def contrast(bench, pipeline, project):
     """How far views of one thing stand above views of different things, in deviations of the latter."""
     vectors, names = [], []
     for entry in bench.gallery:
-        crops, masks = pipeline.crops([read(entry.file).rgb], [labelled(entry)])
-        vectors.append(project(pipeline.features(pipeline.encoder.encode(crops, masks))))
+        crops = pipeline.crops([read(entry.file).rgb], [labelled(entry)])
+        vectors.append(project(pipeline.features(pipeline.encode(crops))))
         names += entry.instances
     v, names = np.concatenate(vectors), np.array(names)
     same = (names[:, None] == names) & ~np.eye(len(v), dtype=bool)

@@ -95,9 +95,7 @@ def test_the_tail_says_what_the_encoder_says_before_and_after_its_additions(tmp_
     rows = slice(0, len(entry.objects))  # a scene's true masks come first
     with torch.no_grad():
         said = tail.of(seen.take(range(rows.stop))).numpy()
-    np.testing.assert_allclose(
-        said, pipeline.features(pipeline.encoder.encode(*crops)), atol=2e-3
-    )  # bfloat16
+    np.testing.assert_allclose(said, pipeline.features(pipeline.encode(crops)), atol=2e-3)  # bfloat16
 
     with torch.no_grad():
         for up in tail.up.values():
@@ -110,7 +108,8 @@ def test_the_tail_says_what_the_encoder_says_before_and_after_its_additions(tmp_
     with torch.no_grad():
         after = tail.of(seen.take(range(rows.stop))).numpy()
     assert np.abs(after - said).max() > 0.05
-    np.testing.assert_allclose(after, pipeline.features(tuned.encode(*crops)), atol=5e-3)
+    by_tuned = Pipeline(pipeline.settings, encoder=tuned)
+    np.testing.assert_allclose(after, by_tuned.features(by_tuned.encode(crops)), atol=5e-3)
     assert tuned.fingerprint != pipeline.encoder.fingerprint
 
 
@@ -118,7 +117,7 @@ def test_an_interrupted_training_goes_on_to_the_same_result_and_teaches(tmp_path
     pipeline = pipeline_of(tmp_path)
     data = views([bench], pipeline, PLAN.blocks, tmp_path / "cache")
     assert len(data[0]) == 2 * 2 * THINGS + 10
-    projection = plain(5 * 24)
+    projection = plain(7 * 24)  # six features, of which the texture is as long as two
 
     class KilledError(Exception):
         pass
@@ -137,7 +136,7 @@ def test_an_interrupted_training_goes_on_to_the_same_result_and_teaches(tmp_path
     lines = [json.loads(line) for line in (tmp_path / "run.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [0, 10, 20, 30, 40, 50, 60]
     chance = np.log(PLAN.scenes * PLAN.objects)
-    assert lines[-1]["object"] < 0.9 * chance < lines[1]["object"]
+    assert lines[-1]["object"] < min(0.9 * lines[1]["object"], 0.9 * chance)
     assert lines[-1]["scene"] < lines[1]["scene"]
     with pytest.raises(ConfigError, match="another plan"):
         train(tail_of(pipeline, rank=2), data, projection, replace(PLAN, rank=2), **files(tmp_path))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -13,6 +14,20 @@ from soir_qdrant.types import RGB, Box, Mask, SceneObject
 
 Background = Literal["keep", "blur", "grey", "drop"]
 GREY = np.uint8(124)  # about the mean pixel that the encoders subtract
+SURROUNDINGS = 0.05  # of each side of a box, that its surface is cut with
+
+
+class Crops(NamedTuple):
+    """K objects, cut out of their images.
+
+    pixels: uint8 [K, S, S, 3], squares around them. masks: float32 [K, S, S], 0..1, the share of each pixel inside
+    the object. surfaces: uint8 [K, T, T, 3], their boxes with all that is in them, stretched to squares; None where
+    nothing reads them.
+    """
+
+    pixels: NDArray[np.uint8]
+    masks: NDArray[np.float32]
+    surfaces: NDArray[np.uint8] | None = None
 
 
 def whole_box(box: Box, width: int, height: int) -> tuple[int, int, int, int]:
@@ -82,6 +97,22 @@ def square_pixels(
     pixels = np.full((side, side, *plane.shape[2:]), outside)
     pixels[y0 - y : y1 - y, x0 - x : x1 - x] = plane[y0:y1, x0:x1]
     return pixels
+
+
+def stacked(arrays: Sequence[NDArray[Any]], shape: tuple[int, ...], dtype: type) -> NDArray[Any]:
+    """Arrays of this shape and dtype as one, [K, ...]; K may be 0."""
+    return np.stack(arrays) if arrays else np.zeros((0, *shape), dtype)
+
+
+def surface(image: RGB, box: Box, size: int) -> RGB:
+    """A box of an image [H, W, 3] and a little around it, stretched to a square, uint8 [size, size, 3]."""
+    x0, y0, x1, y1 = box
+    dx, dy = (x1 - x0) * SURROUNDINGS, (y1 - y0) * SURROUNDINGS
+    x0, y0, x1, y1 = whole_box((x0 - dx, y0 - dy, x1 + dx, y1 + dy), image.shape[1], image.shape[0])
+    part = image[y0:y1, x0:x1]
+    method = cv2.INTER_AREA if min(part.shape[:2]) > size else cv2.INTER_LINEAR
+    stretched: RGB = cv2.resize(part, (size, size), interpolation=method)
+    return stretched
 
 
 def crop(

@@ -18,6 +18,7 @@ MIN_AREA, MAX_AREA = 0.03, 0.97  # of the foreground, as a share of the picture
 MIN_CONTRAST = 10.0  # CIELAB distance of the foreground's median pixel from the background
 MAX_LEAK = 0.3  # share of the strict foreground that the loose fill may take away
 MIN_PART = 0.02  # smallest part of the foreground, as a share of the largest
+QUERY_FRAME = 0.05  # of each side of a query image that is taken for background
 BOX_MARGIN = 0.1  # of the longer side of a box that is looked at around it
 
 
@@ -124,3 +125,14 @@ def _without_specks(mask: Mask) -> Mask:
     areas[0] = 0
     large: Mask = (areas >= MIN_PART * areas.max())[labels] & (labels > 0)
     return large
+
+
+def box_of_query(image: RGB, mask: Mask | None) -> Box:
+    """Where the object of a query image [H, W, 3] is: round its mask, bool [H, W], where that shows one, else in all of
+    it but a frame, which the segmenter learns the background from."""
+    height, width = image.shape[:2]
+    if mask is not None and mask.any():
+        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+        return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
+    x, y = round(width * QUERY_FRAME), round(height * QUERY_FRAME)
+    return float(x), float(y), float(width - x), float(height - y)

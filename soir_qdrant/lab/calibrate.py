@@ -115,5 +115,4 @@ def object_rows(
 ) -> NDArray[np.float32]:
     """The rows of all objects of some images before whitening, float32 [K, F]."""
     detected = pipeline.find(images, objects)
-    crops, masks = pipeline.crops([image.rgb for image in images], detected)
-    return pipeline.features(pipeline.encoder.encode(crops, masks))
+    return pipeline.features(pipeline.encode(pipeline.crops([image.rgb for image in images], detected)))

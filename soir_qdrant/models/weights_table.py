@@ -87,9 +87,9 @@ TABLE: tuple[Known, ...] = (
     ),
     _shipped(
         "whitening",
-        "soir train projection",
-        3.9,
-        "f2faf9779ad405a92070de8cf0bba6c68c71deb1a3e4d60091dbe67da4af9823",
+        "soir train projection` and `benchmarks/texture.py",
+        5.5,
+        "994b92ce30919bbbe2bc8388b85e997314ddb2df8916803c12fce264faa5b8cf",
     ),
     _shipped(
         "whitening-0.1",

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from soir_qdrant.errors import ConfigError
 from soir_qdrant.pooling.pool import normalize
 from soir_qdrant.types import Encoding, Vector
 
+if TYPE_CHECKING:
+    from soir_qdrant.contracts import Encoder
+
+TEXTURE = "texture"
+
 
 def feature(encoding: Encoding, name: str) -> Vector:
-    """ "cls": the descriptor; "patches": the patch mean after the last block; "patches-n": n earlier."""
+    """ "cls": the descriptor; "patches": the patch mean after the last block; "patches-n": n earlier; "texture": of the
+    whole box, see `Encoder.texture`. Raises ConfigError for a texture that was not read."""
     if name == "cls":
         return encoding.descriptor
+    if name == TEXTURE:
+        if encoding.texture is None:
+            raise ConfigError('the feature "texture" is read of boxes: encode with `Pipeline.encode`')
+        return encoding.texture
     return encoding.layers[:, -1 - int(name.partition("-")[2] or 0)]
 
 
@@ -21,3 +33,8 @@ def side_by_side(encoding: Encoding, names: Sequence[str]) -> Vector:
     """Float32 [K, F], unit rows: the features in the order of their names, all of the same length."""
     parts = [normalize(feature(encoding, name)) for name in names]
     return normalize(np.concatenate(parts, axis=1))
+
+
+def sizes(names: Sequence[str], encoder: Encoder) -> list[int]:
+    """How many numbers each feature has."""
+    return [{"cls": encoder.dim, TEXTURE: 2 * encoder.width}.get(name, encoder.width) for name in names]

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from soir_qdrant.models.tokens import LAYER
+from soir_qdrant.pooling.features import sizes
 from soir_qdrant.pooling.pool import normalize
 from soir_qdrant.pooling.whitening import Whitening
 from soir_qdrant.types import Vector
@@ -101,8 +102,7 @@ def projection_digest(whitening: Whitening, features: Sequence[str], encoder: En
 
 def _part(whitening: Whitening, features: Sequence[str], encoder: Encoder) -> tuple[Vector, Vector]:
     """Mean [D] and matrix [D, d] of a whitening, as far as they concern `READ`."""
-    sizes = [encoder.dim if name == "cls" else encoder.width for name in features]
-    first = sum(sizes[: list(features).index(READ)])
+    first = sum(sizes(features[: list(features).index(READ)], encoder))
     part = slice(first, first + encoder.width)
     return whitening.mean[part], whitening.matrix[part, : row_dim(whitening)]
 

@@ -140,16 +140,22 @@ def adapt(
     mean: float [D]; covariance: float [D, D]; count: rows they were measured on; dim: columns (those
     of the prior). It stays within the prior's columns: thousands of dimensions want more rows than a small
     collection has. Each column was scaled by (e + s)^-1/2, so that its variance v = e / (e + s) tells e / s;
-    that scale is undone, the covariances are mixed, and the mixture is scaled in the same way.
+    that scale is undone, the covariances are mixed, and the mixture is scaled in the same way. Columns that
+    read different features stay in their places, each kind by itself.
     """
     share = count / (count + weight)
     rest = np.maximum(1 - prior.variance.astype(np.float64), 1e-6)  # s / (e + s)
     matrix = prior.matrix.astype(np.float64) / np.sqrt(rest)
-    own = matrix.T @ np.asarray(covariance, np.float64) @ matrix
-    values, axes = _descending(share * own + (1 - share) * np.diag((1 - rest) / rest))
-    scale = 1 / np.sqrt(values + 1)
+    variance = prior.variance.astype(np.float64)
+    starts = (prior.matrix != 0).argmax(0)  # columns of one feature alone begin where that begins
+    for part in (starts == start for start in np.unique(starts)):
+        columns = matrix[:, part]
+        own = columns.T @ np.asarray(covariance, np.float64) @ columns
+        values, axes = _descending(share * own + (1 - share) * np.diag((1 - rest[part]) / rest[part]))
+        scale = 1 / np.sqrt(values + 1)
+        matrix[:, part], variance[part] = columns @ (axes * scale), values * scale**2
     centre = share * np.asarray(mean, np.float64) + (1 - share) * prior.mean
-    return _rounded(centre, matrix @ (axes * scale), values * scale**2, dim, prior.fitted_for)
+    return _rounded(centre, matrix, variance, dim, prior.fitted_for)
 
 
 def _descending(symmetric: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

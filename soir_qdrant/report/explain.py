@@ -62,8 +62,9 @@ def explain(
         One entry per object, in their order.
     """
     (items,) = pipeline.find([image], [None if objects is None else list(objects)])
-    crops, masks = pipeline.crops([image.rgb], [items])
-    device, encoding = pipeline.encoder.last_block.device, pipeline.encode_whole(crops, masks)
+    crops = pipeline.crops([image.rgb], [items])
+    masks = crops.masks
+    device, encoding = pipeline.encoder.last_block.device, pipeline.encode_whole(crops)
     vectors, scene = pipeline.describe(encoding, masks), np.zeros(len(items), np.int64)
     scores = np.array([item.score for item in items], np.float32)
     stored = pipeline.pool(vectors, scene, scores, encoding, masks)[0]
@@ -82,14 +83,16 @@ def explain(
     )
     constants = precompute_all(pipeline.encoder.last_blocks, tokens)
     before, after = (
-        explain_maps(constants, t.expand(len(items), -1), crops.shape[1]).cpu().numpy()
+        explain_maps(constants, t.expand(len(items), -1), crops.pixels.shape[1]).cpu().numpy()
         for t in (mean, refined)
     )
     near_mean, near_refined = ((descriptors * t).sum(1).tolist() for t in (mean, refined))
     # pooling "mao" without whitening stores the joint token itself, which lives among the descriptors
     similar = (vectors @ stored).tolist() if vectors.shape[1] == len(stored) else near_refined
     return [
-        Explained(item, crops[i], masks[i], before[i], after[i], similar[i], near_mean[i], near_refined[i])
+        Explained(
+            item, crops.pixels[i], masks[i], before[i], after[i], similar[i], near_mean[i], near_refined[i]
+        )
         for i, item in enumerate(items)
     ]
 

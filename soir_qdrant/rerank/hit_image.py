@@ -7,10 +7,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from soir_qdrant.errors import ImageError, SoirError
+from soir_qdrant.geometry.crops import Crops
 from soir_qdrant.images import MAX_PIXELS, load
 from soir_qdrant.pipeline import Pipeline
 from soir_qdrant.qdrant.payload import KEY
@@ -55,10 +53,8 @@ def boxes(hit: Hit) -> list[Box]:
     return listed
 
 
-def object_crops(
-    pipeline: Pipeline, image: LoadedImage, boxes: list[Box]
-) -> tuple[list[Box], NDArray[np.uint8], NDArray[np.float32]]:
-    """The objects of an opened image as the pipeline cut them: boxes, crops and masks, see `Pipeline.crops`.
+def object_crops(pipeline: Pipeline, image: LoadedImage, boxes: list[Box]) -> tuple[list[Box], Crops]:
+    """The objects of an opened image as the pipeline cut them: boxes and crops.
 
     Args:
         pipeline: that the collection was filled with.
@@ -68,7 +64,7 @@ def object_crops(
     width, height = image.whole
     boxes = boxes or [(0.0, 0.0, float(width), float(height))]
     objects = pipeline.segment(image.rgb, [SceneObject(image.here(box)) for box in boxes])
-    return boxes, *pipeline.crops([image.rgb], [objects])
+    return boxes, pipeline.crops([image.rgb], [objects])
 
 
 def key(pipeline: Pipeline, hit: Hit, boxes: list[Box], *contents: Any) -> str:

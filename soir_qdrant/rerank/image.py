@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from soir_qdrant.geometry.crops import Crops
 from soir_qdrant.images import MAX_PIXELS
 from soir_qdrant.pipeline import Pipeline
 from soir_qdrant.rerank import hit_image
@@ -85,12 +86,11 @@ class ImageReranker(FirstCandidates):
         return tensors
 
     def _described(self, image: LoadedImage, boxes: list[Box]) -> dict[str, Tensor]:
-        boxes, crops, masks = hit_image.object_crops(self.pipeline, image, boxes)
-        return self._contents(boxes, self._encoding(crops, masks), masks)
+        boxes, crops = hit_image.object_crops(self.pipeline, image, boxes)
+        return self._contents(boxes, self._encoding(crops), crops.masks)
 
-    def _encoding(self, crops: NDArray[np.uint8], masks: NDArray[np.float32]) -> Encoding:
-        with_tokens = self.pipeline.settings.vector.refines_crops
-        return self.pipeline.encoder.encode(crops, masks, with_tokens=with_tokens)
+    def _encoding(self, crops: Crops) -> Encoding:
+        return self.pipeline.encode(crops, with_tokens=self.pipeline.settings.vector.refines_crops)
 
     def _contents(
         self, boxes: list[Box], encoding: Encoding, masks: NDArray[np.float32]

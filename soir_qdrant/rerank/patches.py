@@ -80,8 +80,8 @@ class PatchReranker(FirstCandidates):
         """
         image, rows = query_image(self, query), query.patches
         if rows is None:
-            crops, masks = self.pipeline.query_crop(image.rgb, box=query.box, mask=image.alpha)
-            (rows,) = self.pipeline.patches(crops, masks)
+            crops = self.pipeline.query_crop(image.rgb, box=query.box, mask=image.alpha)
+            (rows,) = self.pipeline.patches(crops)
         by_codes = CodeReranker().rerank(query, hits)
         return reordered(
             by_codes,
@@ -106,8 +106,8 @@ class PatchReranker(FirstCandidates):
         if cached is not None:
             return bytes(cached["patches"].numpy()).decode().split()
         image = hit_image.open_image(hit, self.max_pixels)
-        _, crops, masks = hit_image.object_crops(self.pipeline, image, boxes)
-        packed = [pack_patches(rows) for rows in self.pipeline.patches(crops, masks)]
+        _, crops = hit_image.object_crops(self.pipeline, image, boxes)
+        packed = [pack_patches(rows) for rows in self.pipeline.patches(crops)]
         text = np.frombuffer(" ".join(packed).encode(), np.uint8)
         self.cache.put(key, {"patches": torch.from_numpy(text.copy())})
         return packed

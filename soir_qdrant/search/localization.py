@@ -68,9 +68,9 @@ def heat(pipeline: Pipeline, query: Look, image: LoadedImage, objects: list[Box]
     canvas = np.zeros((image.height, image.width), np.float32)
     if not items:
         return canvas
-    crops, masks = pipeline.crops([image.rgb], [items])
-    encoding = pipeline.encode_whole(crops, masks)
-    similar = pipeline.describe(encoding, masks) @ query.vector
+    crops = pipeline.crops([image.rgb], [items])
+    encoding = pipeline.encode_whole(crops)
+    similar = pipeline.describe(encoding, crops.masks) @ query.vector
     descriptor = F.normalize(torch.as_tensor(query.descriptor[None], device=device), dim=-1)
     constants = precompute_all(encoder.last_blocks, torch.as_tensor(encoding.tokens, device=device))
     maps = explain_maps(constants, descriptor.expand(len(items), -1), encoder.input_size).cpu().numpy()

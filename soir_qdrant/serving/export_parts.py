@@ -25,6 +25,7 @@ from soir_qdrant.models.segmenters.sam import SamSegmenter
 from soir_qdrant.models.token_grid import AREA
 from soir_qdrant.models.tokens import AFTER, LAYER, gridded
 from soir_qdrant.models.weights import Weights, resolve
+from soir_qdrant.pooling.features import TEXTURE
 from soir_qdrant.pooling.patches import Projected
 from soir_qdrant.serving import graphs, spec
 from soir_qdrant.serving.check_images import backgrounds, labelled_crops, photographs, real_crops, resized
@@ -57,6 +58,8 @@ def parts(settings: Settings, precision: Precision) -> Iterator[Part]:
     yield from heads_of(settings, encoder, precision)
     components = Components(on_cpu, encoder=encoder)
     yield _of_encoder(encoder, components, precision)
+    if TEXTURE in settings.vector.features:
+        yield _of_texture(encoder)
     yield from _of_text(components)
     if isinstance(settings.detector, Owlv2Settings):
         yield _of_owlv2(settings.detector, precision)
@@ -121,6 +124,19 @@ def _of_encoder(encoder: ViTEncoder, components: Components, precision: Precisio
         expected,
         precision,
         lambda: (_whole(crop, side) for crop in labelled_crops(encoder.input_size)),
+    )
+
+
+def _of_texture(encoder: ViTEncoder) -> Part:
+    """In float32: a few blocks."""
+    size = encoder.texture_size
+    surfaces = np.stack([resized(crop, (size, size)) for crop in real_crops(encoder.input_size)[0]])
+    return Part(
+        spec.texture(size=size, dim=encoder.width),
+        graphs.TextureGraph(encoder),
+        encoder.fingerprint,
+        [(surfaces[:1],), (surfaces,)],
+        lambda some: (encoder.texture(some),),
     )
 
 

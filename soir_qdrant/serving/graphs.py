@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from soir_qdrant.contracts import TEXTURE_LAYER
 from soir_qdrant.models.encoders.backbone import IMAGENET, OPENAI, Normalisation
 from soir_qdrant.models.encoders.text import TextEncoder
 from soir_qdrant.models.encoders.vit import LAYERS, ViTEncoder, only
@@ -133,6 +134,20 @@ class TokensGraph(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         after: list[Tensor] = self.trunk(images)
         return after[-1][:, self.prefix_tokens :]
+
+
+class TextureGraph(nn.Module):
+    """surfaces uint8 [B, T, T, 3] -> float32 [B, 2 D]: `contracts.Encoder.texture`."""
+
+    def __init__(self, encoder: ViTEncoder) -> None:
+        super().__init__()
+        self.trunk = Trunk(encoder, max(encoder.depth + TEXTURE_LAYER, 0) + 1, torch.float32)
+        self.prefix_tokens = encoder.prefix_tokens
+
+    def forward(self, surfaces: Tensor) -> Tensor:
+        tokens = self.trunk(surfaces)[-1][:, self.prefix_tokens :]
+        even = F.layer_norm(tokens, tokens.shape[-1:], eps=1e-6)
+        return torch.cat([even.mean(1), even.std(1, unbiased=False)], 1)
 
 
 class TextGraph(nn.Module):

@@ -13,6 +13,7 @@ from soir_qdrant.errors import ConfigError, WeightsError
 from soir_qdrant.kinds import SEGMENTERS, Parts, kind_of, make_detector, make_encoder, make_segmenter
 from soir_qdrant.models.encoders.words import load_tokenizer
 from soir_qdrant.models.weights import resolve
+from soir_qdrant.pooling.features import TEXTURE
 from soir_qdrant.serving import last_block as last_blocks
 from soir_qdrant.serving import served_text, spec
 from soir_qdrant.serving.head_files import detector_head, reads_trunk, segmenter_head
@@ -112,6 +113,7 @@ class Runtime:
             session,
             last_block=lambda: self.last_block(settings, session.fingerprint),
             trunk=self.trunk() if reads_trunk(settings) else None,
+            texture=self._texture(session.fingerprint) if TEXTURE in settings.vector.features else None,
             object_only=settings.object_only,
         )
         if encoder.input_size != settings.encoder.input_size:
@@ -164,6 +166,16 @@ class Runtime:
     def trunk(self) -> ServedTrunk:
         """The trunk alone, of which windows and patches are read."""
         return ServedTrunk(self.session(spec.TRUNK))
+
+    def _texture(self, fingerprint: str) -> Session:
+        """The first blocks of the encoder of this fingerprint."""
+        session = self.session(spec.TEXTURE)
+        if session.fingerprint != fingerprint:
+            raise ConfigError(
+                f"{spec.TEXTURE} was exported with {session.fingerprint}, and {spec.ENCODER} is {fingerprint}: "
+                "export both from the same weights"
+            )
+        return session
 
     def _with_head(self, name: str, head: str) -> Session:
         """A model with a trained head, which must be that of the settings."""

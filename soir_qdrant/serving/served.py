@@ -16,6 +16,7 @@ from soir_qdrant.geometry.masks import checked_masks
 from soir_qdrant.geometry.patches import batches, patch_weights
 from soir_qdrant.models.tokens import AFTER, LAYER
 from soir_qdrant.serving.session import Session, of_kind
+from soir_qdrant.serving.texture_spec import TEXTURE
 from soir_qdrant.types import Encoding, Vector
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ class ServedEncoder(Encoder):
         session: of the encoder.
         last_block: called when the last block's weights are first needed.
         trunk: of the same encoder, on images of any shape; None where none is served.
+        texture: its first blocks, on the boxes of objects; None where none is served.
         object_only: whether patches that show nothing of the object are left out, but where tokens are read.
 
     Raises:
@@ -43,10 +45,12 @@ class ServedEncoder(Encoder):
         *,
         last_block: Callable[[], LastBlock] | None = None,
         trunk: ServedTrunk | None = None,
+        texture: Session | None = None,
         object_only: bool = False,
     ) -> None:
         spec = of_kind(session, "encoder")
         self._session, self._load_last_block, self._trunk = session, last_block, trunk
+        self._texture = texture
         self.input_size, self.patch = spec.fact("size"), spec.fact("patch")
         self.prefix_tokens = spec.fact("cls")
         self.dim, self.width = spec.fact("dim_out"), spec.fact("dim")
@@ -103,6 +107,13 @@ class ServedEncoder(Encoder):
                 answer["rows"] = grid
         order = np.argsort(np.concatenate([part.rows for part in parts]))
         return {name: np.concatenate([answer[name] for answer in answers])[order] for name in wanted}
+
+    def texture(self, surfaces: NDArray[np.uint8]) -> Vector:
+        """See `Encoder`. Raises ConfigError where that is not served."""
+        if self._texture is None:
+            raise ConfigError(f'the feature "texture" is read by {TEXTURE}, which is not used here')
+        rows: Vector = self._texture.run({"surfaces": surfaces}, ["texture"])["texture"]
+        return rows
 
     def features(self, images: NDArray[np.uint8], layers: Sequence[int]) -> Vector:
         """See `Encoder`. Raises ConfigError where no trunk is served."""

@@ -17,6 +17,8 @@ from soir_qdrant.serving.model_spec import Tensor as Tensor
 from soir_qdrant.serving.model_spec import Tolerance as Tolerance
 from soir_qdrant.serving.text_spec import TEXT as TEXT
 from soir_qdrant.serving.text_spec import text
+from soir_qdrant.serving.texture_spec import TEXTURE as TEXTURE
+from soir_qdrant.serving.texture_spec import texture as texture
 
 ENCODER = "soir_encoder"
 TRUNK = "soir_trunk"
@@ -29,8 +31,7 @@ SCENE = "soir_scene"
 LAYERS = 4  # rows of `Encoding.layers`
 BEST_CELLS = 1000  # of a detector's grid, that may name a box
 SMALL = 8  # pixels along a token, in the small image that the detector's head sees
-MAX_WINDOWS = 100  # boxes of an image
-MAX_CELLS = 148  # tokens along a side of an image
+MAX_WINDOWS, MAX_CELLS = 100, 148  # boxes of an image; tokens along a side of one
 
 
 def _facts(**facts: int) -> tuple[tuple[str, int], ...]:
@@ -169,8 +170,7 @@ def token_unet(*, dim: int, side: int, alone: int) -> ModelSpec:
 
 
 def owlv2(*, size: int, patch: int) -> ModelSpec:
-    """OWLv2's objectness: every patch proposes one box. Boxes are x0 y0 x1 y1 in shares of the padded square; scores
-    are after the sigmoid. All are returned: suppression is the client's."""
+    """OWLv2's objectness: a box of every patch, x0 y0 x1 y1 in shares of the padded square, suppressed by nobody."""
     patches = (size // patch) ** 2
     return ModelSpec(
         DETECTOR,
@@ -255,6 +255,7 @@ KINDS: Mapping[str, Callable[..., ModelSpec]] = {
     "sam_decoder": sam_decoder,
     "scene": scene,
     "text": text,
+    "texture": texture,
 }
 
 
@@ -271,8 +272,7 @@ def describe(model: ModelSpec, fingerprint: str | None = None) -> dict[str, str]
 def read(description: Mapping[str, str], where: str) -> tuple[ModelSpec, str]:
     """The spec and the fingerprint out of what `describe` wrote.
 
-    where: the model in words. Raises ConfigError where they are missing, or were written by a version of
-    this package that means something else by them.
+    where: the model in words. Raises ConfigError where they are missing, or mean something else in this version.
     """
     needed = ("soir_spec", "soir_kind", "soir_facts", "soir_fingerprint")
     missing = [key for key in needed if not description.get(key)]
@@ -294,7 +294,7 @@ def read(description: Mapping[str, str], where: str) -> tuple[ModelSpec, str]:
 
 
 def make(kind: str, facts: Mapping[str, int]) -> ModelSpec:
-    """The spec of a kind of model. Raises ConfigError for an unknown kind."""
+    """Of a kind of model. Raises ConfigError for an unknown one."""
     if kind not in KINDS:
         raise ConfigError(f"a model of kind {kind!r}: known are {', '.join(KINDS)}")
     return KINDS[kind](**facts)

@@ -40,17 +40,18 @@ class PlainRows:
         whole = sorted(rows & {"global", "global-untuned"})
         vectors: dict[str, Vector] = {name: self._whole(image, name) for name in whole}
         if "mean" in rows:
-            crops, _ = self.paper_crops.crops([image], listed)
-            vectors["mean"] = mean_pool(self.paper_crops.encoder.encode(crops).descriptor)
+            crops = self.paper_crops.crops([image], listed)
+            vectors["mean"] = mean_pool(self.paper_crops.encoder.encode(crops.pixels).descriptor)
         if not rows & set(OF_PAPER):
             return vectors
-        crops, masks = self.paper.crops([image], listed)
-        encoding = self.paper.encoder.encode(crops, masks, with_tokens=bool(rows & set(REFINED)))
+        crops = self.paper.crops([image], listed)
+        encoding = self.paper.encode(crops, with_tokens=bool(rows & set(REFINED)))
         if "paper-mean" in rows:
             vectors["paper-mean"] = mean_pool(encoding.descriptor)
         if rows & set(REFINED):
-            scene_of, ones = np.zeros(len(crops), np.int64), np.ones(len(crops), np.float32)
-            (joint,) = self.paper.pool(encoding.descriptor, scene_of, ones, encoding, masks)
+            count = len(crops.pixels)
+            scene_of, ones = np.zeros(count, np.int64), np.ones(count, np.float32)
+            (joint,) = self.paper.pool(encoding.descriptor, scene_of, ones, encoding, crops.masks)
             vectors |= dict.fromkeys(rows & set(REFINED), joint)
         return vectors
 

@@ -232,6 +232,7 @@ def _joined(groups: Sequence[Group]) -> list[Group]:
             torch.cat([group.tokens for group in some]),
             torch.cat([group.before for group in some]),
             torch.cat([group.weights for group in some]),
+            torch.cat([group.texture for group in some]),
         )
         for some in by_count.values()
     ]

@@ -23,6 +23,7 @@ from soir_qdrant import images as image_io
 from soir_qdrant.contracts import FeatureSource
 from soir_qdrant.errors import DatasetError
 from soir_qdrant.geometry.crops import square_pixels, whole_box
+from soir_qdrant.geometry.plain_background import QUERY_FRAME
 from soir_qdrant.lab.evaluate.bench import Bench, GalleryImage
 from soir_qdrant.lab.train.progress import (
     HeadPlan,
@@ -47,7 +48,6 @@ from soir_qdrant.models.segmenters.windows import (
     window_tokens,
 )
 from soir_qdrant.models.token_grid import AREA, tiled_grid
-from soir_qdrant.pipeline import QUERY_FRAME
 from soir_qdrant.types import RGB, Box, Mask
 
 CELLS = SIDE // CELL  # tokens along a window

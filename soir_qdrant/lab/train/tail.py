@@ -16,6 +16,7 @@ from soir_qdrant.lab.train.views import Group
 from soir_qdrant.models.encoders.lora import Adapter
 from soir_qdrant.models.encoders.vit import LAYERS, ViTEncoder
 from soir_qdrant.models.last_block import LastBlock
+from soir_qdrant.pooling.features import TEXTURE
 
 LINEAR = ("q", "k", "v", "o", "fc1", "fc2", "gate")
 
@@ -44,7 +45,7 @@ class Tail(nn.Module):
                     self.up[key] = nn.Parameter(torch.zeros(out, rank))
         self.to(encoder.device)
 
-    def forward(self, tokens: Tensor, before: Tensor, weights: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, before: Tensor, weights: Tensor, texture: Tensor) -> Tensor:
         """Rows, float32 [B, F], as `Pipeline.features` makes them. See `train.views.Views`."""
         x, tuned = tokens if self.in_bfloat16 else tokens.float(), []
         with torch.autocast(tokens.device.type, torch.bfloat16, enabled=self.in_bfloat16):
@@ -53,9 +54,9 @@ class Tail(nn.Module):
                 tuned.append(x.float())
         read = self.last_blocks[-1]
         layers = [*before.unbind(1), *(read.masked_mean(y, weights) for y in tuned)]
-        descriptor = read.read(tuned[-1])
+        whole = {"cls": read.read(tuned[-1]), TEXTURE: texture}
         parts = [
-            descriptor if name == "cls" else layers[-1 - int(name.partition("-")[2] or 0)]
+            whole[name] if name in whole else layers[-1 - int(name.partition("-")[2] or 0)]
             for name in self.features
         ]
         return F.normalize(torch.cat([F.normalize(part, dim=-1) for part in parts], -1), dim=-1)
@@ -64,7 +65,7 @@ class Tail(nn.Module):
         """Rows, float32 [n, F], of what `Views.take` gave, in the order in which it was asked for."""
         device = next(self.parameters(), self.last_blocks[0].weights["norm.weight"]).device
         on = [group.to(device) for group in groups]
-        rows = torch.cat([self(group.tokens, group.before, group.weights) for group in on])
+        rows = torch.cat([self(group.tokens, group.before, group.weights, group.texture) for group in on])
         return rows[torch.cat([group.rows for group in on]).argsort()]
 
     def _tuned(self, i: int) -> LastBlock:

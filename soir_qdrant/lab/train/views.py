@@ -14,12 +14,14 @@ from torch import Tensor
 
 from soir_qdrant import images as image_io
 from soir_qdrant.errors import ConfigError, DatasetError
+from soir_qdrant.geometry.crops import Crops
 from soir_qdrant.lab.evaluate.bench import Bench
 from soir_qdrant.lab.evaluate.collect import labelled
 from soir_qdrant.lab.train.progress import place_of
 from soir_qdrant.models.compatibility import untouched
 from soir_qdrant.models.encoders.vit import LAYERS, ViTEncoder
 from soir_qdrant.pipeline import Pipeline
+from soir_qdrant.pooling.features import TEXTURE
 from soir_qdrant.types import Box, Detections, LoadedImage
 
 INDEX = "views.json"  # written last: views that have it are whole
@@ -29,16 +31,20 @@ JITTER = 0.07  # standard deviation of a box's sides, as a share of its width or
 @dataclass(frozen=True, slots=True, eq=False)
 class Group:
     """Views of equally many patches, as `Tail` reads them. rows: where in what was asked for each belongs.
-    tokens: bfloat16 [B, N, D]; before: float32 [B, L, D]; weights: float32 [B, M]; see `Views`."""
+    tokens: bfloat16 [B, N, D]; before: float32 [B, L, D]; weights: float32 [B, M]; texture: float32 [B, T]; see
+    `Views`."""
 
     rows: Tensor
     tokens: Tensor
     before: Tensor
     weights: Tensor
+    texture: Tensor
 
     def to(self, device: torch.device) -> Group:
         """A copy on another device."""
-        return Group(*(x.to(device) for x in (self.rows, self.tokens, self.before, self.weights)))
+        return Group(
+            *(x.to(device) for x in (self.rows, self.tokens, self.before, self.weights, self.texture))
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,6 +55,7 @@ class Views:
         tokens: int16 [sum of N_i, D], the bits of bfloat16, entering the first tuned block.
         before: float16 [n, L, D], masked patch means after the blocks before it.
         weights: float16 [sum of M_i], of the patches.
+        texture: float16 [n, T], see `Encoder.texture`; T is 0 where that is no feature.
         patches: int64 [n], M_i. prefix: tokens before the patches.
         things, scenes: [n], what is seen, and where. query: bool [n].
     """
@@ -56,6 +63,7 @@ class Views:
     tokens: NDArray[np.int16]
     before: NDArray[np.float16]
     weights: NDArray[np.float16]
+    texture: NDArray[np.float16]
     patches: NDArray[np.int64]
     prefix: int
     things: NDArray[np.str_]
@@ -77,7 +85,9 @@ class Views:
             tokens = torch.from_numpy(self.tokens[first]).view(torch.bfloat16)
             weights = self.weights[starts[mine][:, None] + np.arange(count)]
             before = torch.from_numpy(self.before[mine]).float()
-            groups.append(Group(torch.from_numpy(place), tokens, before, torch.from_numpy(weights).float()))
+            texture = torch.from_numpy(self.texture[mine]).float()
+            shares = torch.from_numpy(weights).float()
+            groups.append(Group(torch.from_numpy(place), tokens, before, shares, texture))
         return groups
 
 
@@ -117,10 +127,13 @@ def _write(bench: Bench, pipeline: Pipeline, blocks: int, place: Path, advance: 
         (place / "tokens").open("wb") as tokens,
         (place / "before").open("wb") as before,
         (place / "weights").open("wb") as weights,
+        (place / "texture").open("wb") as texture,
     ):
 
-        def put(crops: NDArray[np.uint8], masks: NDArray[np.float32]) -> None:
-            for x, means, share in _entering(encoder, crops, masks, blocks):
+        def put(crops: Crops) -> None:
+            if crops.surfaces is not None:
+                texture.write(encoder.texture(crops.surfaces).astype(np.float16).tobytes())
+            for x, means, share in _entering(encoder, crops.pixels, crops.masks, blocks):
                 tokens.write(x.to(torch.bfloat16).view(torch.int16).cpu().numpy().tobytes())
                 before.write(means.half().cpu().numpy().tobytes())
                 weights.write(share.half().cpu().numpy().tobytes())
@@ -133,12 +146,12 @@ def _write(bench: Bench, pipeline: Pipeline, blocks: int, place: Path, advance: 
                 boxes = np.array([jittered(objects[i].box, image, rng) for i in instances], np.float32)
                 noisy = pipeline.fitted(image.rgb, Detections(boxes, np.ones(len(instances), np.float32)))
                 for items in ([objects[i] for i in instances], noisy):
-                    put(*pipeline.crops([image.rgb], [pipeline.segment(image.rgb, items)]))
+                    put(pipeline.crops([image.rgb], [pipeline.segment(image.rgb, items)]))
                     listed += [(str(entry.objects[i].instance), entry.file.name, False) for i in instances]
             advance()
         for query in bench.queries:
             image = image_io.load(query.file)
-            put(*pipeline.query_crop(image.rgb, box=query.box, mask=image.alpha))
+            put(pipeline.query_crop(image.rgb, box=query.box, mask=image.alpha))
             listed.append((query.instance, f"?{query.file.name}", True))
             advance()
     if not listed:
@@ -180,7 +193,8 @@ def depends_on(pipeline: Pipeline, blocks: int) -> str:
     settings = pipeline.settings
     encoder = untouched(local(pipeline).fingerprint, blocks)
     masks = pipeline.segmenter.fingerprint or settings.segmenter.model_dump_json()
-    return f"{encoder} {settings.crop.model_dump_json()} {masks} boxes off by {JITTER}, fitted"
+    texture = " texture" if TEXTURE in settings.vector.features else ""
+    return f"{encoder} {settings.crop.model_dump_json()} {masks} boxes off by {JITTER}, fitted{texture}"
 
 
 def _read(place: Path) -> Views:
@@ -192,12 +206,19 @@ def _read(place: Path) -> Views:
         tokens=np.memmap(place / "tokens", np.int16, "r", shape=(rows, dim)),
         before=np.fromfile(place / "before", np.float16).reshape(n, index["layers"], dim),
         weights=np.fromfile(place / "weights", np.float16),
+        texture=_texture(place / "texture", n),
         patches=patches,
         prefix=index["prefix"],
         things=things,
         scenes=np.char.add(f"{place.name}/", scenes),
         query=query.astype(bool),
     )
+
+
+def _texture(file: Path, count: int) -> NDArray[np.float16]:
+    """[n, T]; T is 0 where none was written."""
+    rows = np.fromfile(file, np.float16) if file.is_file() else np.zeros(0, np.float16)
+    return rows.reshape(count, -1 if len(rows) else 0)
 
 
 def jittered(box: Box, image: LoadedImage, rng: np.random.Generator, by: float = JITTER) -> Box:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from soir_qdrant.errors import ConfigError
+from soir_qdrant.geometry.crops import Crops
 from soir_qdrant.images import MAX_PIXELS
 from soir_qdrant.models.last_block import entering_last
 from soir_qdrant.pipeline import Pipeline
@@ -108,8 +109,8 @@ class QPerturbation(ImageReranker):
         """Reads crops on the encoder's last block. Raises ConfigError for an encoder without CLS token."""
         return ImagePerturbation(self.pipeline.encoder.last_block, self.settings)
 
-    def _encoding(self, crops: NDArray[np.uint8], masks: NDArray[np.float32]) -> Encoding:
-        return self.pipeline.encode_whole(crops, masks)
+    def _encoding(self, crops: Crops) -> Encoding:
+        return self.pipeline.encode_whole(crops)
 
     def _contents(
         self, boxes: list[Box], encoding: Encoding, masks: NDArray[np.float32]
@@ -127,7 +128,7 @@ class QPerturbation(ImageReranker):
     def _query(self, query: SearchQuery) -> _QueryReading:
         image = query_image(self, query)
         crop = self.pipeline.query_crop(image.rgb, box=query.box, mask=image.alpha)
-        encoding = self.pipeline.encode_whole(*crop)
+        encoding = self.pipeline.encode_whole(crop)
         rows = self._whitened(encoding.layers[:, -2])[0]
         return _QueryReading(self.reader.query(self._tokens(encoding)[0]), rows, query.vector)
 

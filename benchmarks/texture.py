@@ -1,0 +1,116 @@
+"""The part of the projection that ships for textures, fitted on photographs and set beside one fitted by
+`soir train projection`.
+
+python benchmarks/texture.py ../shared/photos/train ../shared/photos/coco bench/fit-2d-0 bench/fit-3d-0 \\
+    --projection projection.safetensors --out whitening.safetensors
+
+Labelled boxes and random windows of each image, some of them darker, paler or mirrored; 20 ms a box. No labels of
+things are needed: PCA whitens. What is kept of each part, and how much the second weighs, was measured
+(docs/lab/real-photographs.md). The first columns are of both, so that codes, which are a vector's first numbers, are.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from soir_qdrant import images as image_io
+from soir_qdrant.cli.console import bar
+from soir_qdrant.config import Settings
+from soir_qdrant.geometry.crops import surface
+from soir_qdrant.lab.calibrate import Moments
+from soir_qdrant.lab.evaluate.datasets import AUTO, load
+from soir_qdrant.pipeline import Pipeline
+from soir_qdrant.pooling.features import TEXTURE
+from soir_qdrant.pooling.pool import normalize
+from soir_qdrant.pooling.whitening import Whitening, whitening_of
+from soir_qdrant.types import RGB, Box
+
+BOXES, WINDOWS = 12, 5  # labelled ones, and random ones, of an image
+SHRINK = 0.01
+OBJECT, SURFACE = 640, 384  # columns of the projection, and of textures
+FRONT, CODES = 192, 256  # of the first so many columns, those that are the projection's
+WEIGHT = 0.6  # length of the texture's part for 1 of the object's
+
+
+def windows(image: RGB, rng: np.random.Generator) -> list[Box]:
+    """Random ones, of 6 to 60 % of the longer side."""
+    height, width = image.shape[:2]
+    boxes: list[Box] = []
+    for _ in range(WINDOWS):
+        side, shape = (
+            np.exp(rng.uniform(np.log(0.06), np.log(0.6))) * max(height, width),
+            np.exp(rng.normal(0, 0.4)),
+        )
+        w, h = min(width, side * shape), min(height, side / shape)
+        x, y = rng.uniform(0, width - w), rng.uniform(0, height - h)
+        boxes.append((x, y, x + w, y + h))
+    return boxes
+
+
+def changed(part: RGB, rng: np.random.Generator) -> RGB:
+    """Two of three darker or brighter, paler or more colourful, tinted; every other mirrored."""
+    pixels = part.astype(np.float32) / 255
+    if rng.random() < 2 / 3:
+        pixels = pixels ** np.exp(rng.normal(0, 0.25)) * np.exp(rng.normal(0, 0.08, 3))
+        grey = pixels.mean(-1, keepdims=True)
+        pixels = (grey + (pixels - grey) * np.exp(rng.normal(0, 0.25))) * np.exp(rng.normal(0, 0.1))
+    if rng.random() < 0.5:
+        pixels = pixels[:, ::-1]
+    return np.asarray(np.clip(pixels, 0, 1) * 255, np.uint8)
+
+
+def moments(folders: list[Path], pipeline: Pipeline) -> Moments:
+    """Of the textures, unit rows."""
+    rng, collected, side = np.random.default_rng(0), Moments(), pipeline.encoder.texture_size
+    images = [entry for folder in folders for entry in load(folder, AUTO).gallery]
+    with bar("textures", len(images)) as advance:
+        for entry in images:
+            image = image_io.load(entry.file).rgb
+            boxes = [item.box for item in entry.objects]
+            boxes = [boxes[i] for i in rng.permutation(len(boxes))[:BOXES]] + windows(image, rng)
+            parts = np.stack([changed(surface(image, box, side), rng) for box in boxes])
+            collected.add(normalize(pipeline.encoder.texture(parts)))
+            advance()
+    return collected
+
+
+def beside(projection: Whitening, texture: Whitening, features: int) -> Whitening:
+    """One projection of rows of so many features, the last of which is the texture."""
+    rows, share = len(projection.mean), features**-0.5
+    matrix: NDArray[np.float32] = np.zeros((rows + len(texture.mean), OBJECT + SURFACE), np.float32)
+    first, second = projection.truncated(OBJECT), texture.truncated(SURFACE)
+    weight = WEIGHT * np.sqrt(first.variance.sum() / second.variance.sum())
+    matrix[:rows, :OBJECT] = first.matrix / np.sqrt(1 - share**2)
+    matrix[rows:, OBJECT:] = second.matrix / share * weight
+    front = [*range(FRONT), *range(OBJECT, OBJECT + CODES - FRONT)]
+    order = [*front, *(i for i in range(OBJECT + SURFACE) if i not in front)]
+    mean = np.concatenate([projection.mean * np.sqrt(1 - share**2), texture.mean * share])
+    variance = np.concatenate([first.variance, second.variance])
+    fitted_for = f"{projection.fitted_for}+{TEXTURE}"
+    return Whitening(np.asarray(mean, np.float32), matrix[:, order], variance[order], fitted_for)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folders", nargs="+", type=Path, help="COCO or NeedleBench folders")
+    parser.add_argument("--projection", required=True, type=Path, help="of the other features")
+    parser.add_argument("--out", required=True, type=Path)
+    options = parser.parse_args()
+    projection = Whitening.load(options.projection)
+    seen = moments(
+        options.folders, Pipeline(Settings.for_profile("embedded").but(vector={"whitening": None}))
+    )
+    texture = whitening_of(seen.mean, seen.covariance, SURFACE, SHRINK)
+    features = projection.fitted_for.split()[-1].split("+")
+    beside(projection, texture, len(features) + 1).save(options.out)
+    print(f"{options.out}: of {seen.count} textures, beside {options.projection}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,24 @@
+"""What a served texture model takes and gives. Standard library only; see `spec`."""
+
+from __future__ import annotations
+
+from soir_qdrant.serving.model_spec import ModelSpec, Tensor
+
+TEXTURE = "soir_texture"
+
+
+def texture(*, size: int, dim: int) -> ModelSpec:
+    """The first blocks of an encoder, on objects' boxes stretched to squares: see `contracts.Encoder.texture`.
+
+    size: side in pixels. dim: of a token.
+    """
+    return ModelSpec(
+        TEXTURE,
+        "texture",
+        tuple(sorted({"size": size, "dim": dim}.items())),
+        (Tensor("surfaces", "UINT8", (size, size, 3)),),
+        (Tensor("texture", "FP32", (2 * dim,)),),
+        max_batch=32,
+        usual_batch=16,
+        delay_us=2000,
+    )

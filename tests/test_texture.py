@@ -1,0 +1,115 @@
+"""The feature "texture": what the surface of an object looks like, beside what the object is."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from soir_qdrant.config import Settings
+from soir_qdrant.contracts import Encoder
+from soir_qdrant.errors import ConfigError
+from soir_qdrant.geometry.crops import Crops, surface
+from soir_qdrant.pipeline import Pipeline
+from soir_qdrant.pooling.features import side_by_side, sizes
+from soir_qdrant.types import Encoding, LoadedImage, SceneObject, Vector
+
+BOX = (20.0, 10.0, 60.0, 50.0)
+
+
+class Numbered(Encoder):
+    """Tokens that are the mean colour of their patch, the first channel's square beside it."""
+
+    name, fingerprint, patch, width, dim, input_size = "numbered", "numbered@1", 4, 4, 4, 16
+
+    def features(self, images: np.ndarray, layers: list[int]) -> Vector:
+        del layers
+        side = images.shape[1] // self.patch
+        cells = images.reshape(len(images), side, self.patch, side, self.patch, 3).mean((2, 4))
+        return np.concatenate([cells, cells[..., :1] ** 2 / 255], -1).astype(np.float32)
+
+
+def test_a_box_is_stretched_with_a_little_around_it() -> None:
+    image = np.zeros((60, 100, 3), np.uint8)
+    image[10:50, 20:60] = 200
+    part = surface(image, BOX, 44)  # 2 pixels on each side
+    assert part.shape == (44, 44, 3)
+    assert (part[3:-3, 3:-3] == 200).all()
+    assert part[0].max() == part[:, 0].max() == 0
+    wide = surface(image, (20.0, 29.0, 60.0, 31.0), 44)  # stretched, whatever its shape
+    assert (wide[10:-10, 10:-10] == 200).all()
+
+
+@given(st.tuples(st.floats(-5, 99), st.floats(-5, 59), st.floats(0.1, 200), st.floats(0.1, 200)))
+def test_every_box_that_holds_a_pixel_has_a_surface(place: tuple[float, float, float, float]) -> None:
+    x, y, width, height = place
+    box = (max(x, 0.0), max(y, 0.0), max(x, 0.0) + width, max(y, 0.0) + height)
+    assert surface(np.full((60, 100, 3), 7, np.uint8), box, 9).tolist() == np.full((9, 9, 3), 7).tolist()
+
+
+def test_mean_and_deviation_of_normalised_tokens() -> None:
+    """Whatever is read: squares of the two add up to the numbers of a token, as each token is normalised."""
+    surfaces = np.random.default_rng(0).integers(0, 256, (3, 36, 36, 3), np.uint8)
+    rows = Numbered().texture(surfaces)
+    assert rows.shape == (3, 8)
+    np.testing.assert_allclose((rows**2).sum(1), 4, rtol=1e-3)
+    tokens = Numbered().features(surfaces, [-9])[1].reshape(81, 4).astype(np.float64)
+    even = (tokens - tokens.mean(1, keepdims=True)) / tokens.std(1, keepdims=True)
+    np.testing.assert_allclose(rows[1], [*even.mean(0), *even.std(0)], atol=1e-3)
+    plain = Numbered().texture(np.full((1, 36, 36, 3), (9, 80, 200), np.uint8))
+    np.testing.assert_allclose(plain[0, 4:], 0, atol=1e-3)  # nothing deviates on one colour
+
+
+def test_it_is_as_long_as_two_means_and_wants_to_be_read() -> None:
+    assert sizes(("cls", "patches", "texture"), Numbered()) == [4, 4, 8]
+    encoding = Encoding(np.ones((2, 4), np.float32), np.ones((2, 4, 4), np.float32))
+    with pytest.raises(ConfigError, match="texture"):
+        side_by_side(encoding, ("cls", "texture"))
+
+
+@pytest.mark.slow
+def test_an_object_is_described_by_what_stands_around_it_too(tmp_path: Path) -> None:
+    """In its box: masks and crops, on grey, are the same; without the feature so are the vectors."""
+    from models import tiny_encoder
+
+    from soir_qdrant.models.encoders.vit import ViTEncoder
+
+    encoder = ViTEncoder(str(tiny_encoder(tmp_path)), input_size=48, dtype="float32")
+    mask = np.zeros((40, 40), np.bool_)
+    mask[10:30, 10:30] = True
+    item, dark = SceneObject(BOX, mask), np.zeros((60, 100, 3), np.uint8)
+    dark[20:40, 30:50] = (200, 30, 30)
+    light = np.where((dark == 0).all(-1, keepdims=True), np.uint8(230), dark)
+    images = [LoadedImage(pixels, name, None, name * 64) for name, pixels in (("0", dark), ("1", light))]
+    settings = Settings().but(
+        detector={"kind": "none"}, segmenter={"kind": "box"}, vector={"whitening": None}
+    )
+
+    def vectors(settings: Settings) -> list[Vector]:
+        pipeline = Pipeline(settings, encoder=encoder)
+        return [scene.object_vectors[0] for scene in pipeline.scenes(images, [[item], [item]])]
+
+    one, two = vectors(settings)
+    assert len(one) == 7 * encoder.width
+    assert one @ two < 0.995
+    one, two = vectors(settings.but(vector={"features": ("cls", "patches")}))
+    np.testing.assert_allclose(one, two, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_nothing_has_no_texture_and_many_are_read_in_batches(tmp_path: Path) -> None:
+    from models import tiny_encoder
+
+    from soir_qdrant.models.encoders.vit import ViTEncoder
+
+    encoder = ViTEncoder(str(tiny_encoder(tmp_path)), input_size=48, dtype="float32")
+    settings = Settings().but(encoder={"batch": 2}, vector={"whitening": None})
+    pipeline, side = Pipeline(settings, encoder=encoder), encoder.texture_size
+    rng = np.random.default_rng(0)
+    pixels, surfaces = (rng.integers(0, 256, (5, n, n, 3), np.uint8) for n in (48, side))
+    crops = Crops(pixels, np.ones((5, 48, 48), np.float32), surfaces)
+    np.testing.assert_allclose(pipeline.encode(crops).texture, encoder.texture(surfaces), atol=1e-5)
+    none = pipeline.encode(pipeline.crops([np.zeros((60, 100, 3), np.uint8)], [[]]))
+    assert none.texture is not None
+    assert none.texture.shape == (0, 2 * encoder.width)
