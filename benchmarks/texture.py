@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from soir_qdrant import images as image_io
 from soir_qdrant.cli.console import bar
 from soir_qdrant.config import Settings
+from soir_qdrant.contracts import TEXTURE_CELLS
 from soir_qdrant.geometry.crops import surface
 from soir_qdrant.lab.calibrate import Moments
 from soir_qdrant.lab.evaluate.datasets import AUTO, load
@@ -31,9 +32,10 @@ from soir_qdrant.types import RGB, Box
 
 BOXES, WINDOWS = 12, 5  # labelled ones, and random ones, of an image
 SHRINK = 0.01
+P = TEXTURE_CELLS**2  # patches, all of which count alike here
 OBJECT, SURFACE = 640, 384  # columns of the projection, and of textures
 FRONT, CODES = 192, 256  # of the first so many columns, those that are the projection's
-WEIGHT = 0.6  # length of the texture's part for 1 of the object's
+WEIGHT = 0.5  # length of the texture's part for 1 of the object's
 
 
 def windows(image: RGB, rng: np.random.Generator) -> list[Box]:
@@ -70,10 +72,13 @@ def moments(folders: list[Path], pipeline: Pipeline) -> Moments:
     with bar("textures", len(images)) as advance:
         for entry in images:
             image = image_io.load(entry.file).rgb
+            all_of_it = np.ones(image.shape[:2], np.bool_)
             boxes = [item.box for item in entry.objects]
             boxes = [boxes[i] for i in rng.permutation(len(boxes))[:BOXES]] + windows(image, rng)
-            parts = np.stack([changed(surface(image, box, side), rng) for box in boxes])
-            collected.add(normalize(pipeline.encoder.texture(parts)))
+            parts = np.stack([changed(surface(image, all_of_it, box, side)[0], rng) for box in boxes])
+            collected.add(
+                normalize(pipeline.encoder.texture(parts, np.full((len(parts), P), 1 / P, np.float32)))
+            )
             advance()
     return collected
 

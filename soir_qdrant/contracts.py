@@ -159,12 +159,13 @@ class Encoder(FeatureSource, Protocol):
         """Side in pixels of the squares that `texture` reads."""
         return TEXTURE_CELLS * self.patch
 
-    def texture(self, surfaces: NDArray[np.uint8]) -> Vector:
+    def texture(self, surfaces: NDArray[np.uint8], weights: NDArray[np.float32]) -> Vector:
         """Mean and deviation of the tokens after an early block, each token normalised: what a surface looks like, not
         what the thing is. Unless overridden, of `features`.
 
         Args:
             surfaces: uint8 [B, T, T, 3], RGB, T = `texture_size`, B >= 1.
+            weights: float32 [B, P], of the patches, row by row; they sum to 1.
 
         Returns:
             float32 [B, 2 D].
@@ -172,8 +173,10 @@ class Encoder(FeatureSource, Protocol):
         tokens = self.features(surfaces, [TEXTURE_LAYER])
         centred = tokens - tokens.mean(-1, keepdims=True)
         even = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6)
-        both: Vector = np.concatenate([even.mean((1, 2)), even.std((1, 2))], 1)
-        return both
+        even = even.reshape(len(even), -1, even.shape[-1])
+        mean = np.einsum("bp,bpd->bd", weights, even)
+        spread = np.einsum("bp,bpd->bd", weights, (even - mean[:, None]) ** 2)
+        return np.concatenate([mean, np.sqrt(spread)], 1).astype(np.float32)
 
 
 @runtime_checkable

@@ -9,10 +9,11 @@ from numpy.typing import NDArray
 
 import soir_qdrant.models.forked  # noqa: F401  # what forked children need is set up with the first pipeline
 from soir_qdrant.components import Components
-from soir_qdrant.contracts import Segmenter
+from soir_qdrant.contracts import TEXTURE_CELLS, Segmenter
 from soir_qdrant.errors import ConfigError
 from soir_qdrant.geometry.boxes import pick
-from soir_qdrant.geometry.crops import Crops, crop, full_mask, square, stacked, surface, whole_box
+from soir_qdrant.geometry.crops import Crops, cut, min_side, square, stacked, whole_box
+from soir_qdrant.geometry.patches import patch_weights
 from soir_qdrant.geometry.plain_background import box_of_query, plain_foreground
 from soir_qdrant.models.tokens import LAYER
 from soir_qdrant.pooling.features import TEXTURE, side_by_side
@@ -86,10 +87,16 @@ class Pipeline(Components):
         )
         if crops.surfaces is None:
             return encoding
+        return replace(encoding, texture=self.texture(crops))
+
+    def texture(self, crops: Crops) -> Vector:
+        """Of the surfaces of K objects, under their masks, float32 [K, 2 D]; see `Encoder.texture`."""
+        assert crops.surfaces is not None and crops.surface_masks is not None  # noqa: PT018
         texture = np.zeros((len(crops.surfaces), 2 * self.encoder.width), np.float32)
+        weights = patch_weights(crops.surface_masks, TEXTURE_CELLS)
         for part in self._batches(crops):
-            texture[part] = self.encoder.texture(crops.surfaces[part])
-        return replace(encoding, texture=texture)
+            texture[part] = self.encoder.texture(crops.surfaces[part], weights[part])
+        return texture
 
     def _batches(self, crops: Crops) -> list[slice]:
         """What runs at once."""
@@ -179,31 +186,24 @@ class Pipeline(Components):
 
     def crops(self, images: list[RGB], objects: list[list[SceneObject]]) -> Crops:
         """All objects of all images, in order."""
-        listed = [(image, item) for image, items in zip(images, objects, strict=True) for item in items]
-        cut, size = [self._crop(image, item) for image, item in listed], self.encoder.input_size
-        pixels = stacked([crop for crop, _ in cut], (size, size, 3), np.uint8)
-        masks = stacked([mask for _, mask in cut], (size, size), np.float32)
-        if TEXTURE not in self.settings.vector.features:
-            return Crops(pixels, masks)
-        side = self.encoder.texture_size
-        surfaces = [surface(image, item.box, side) for image, item in listed]
-        return Crops(pixels, masks, stacked(surfaces, (side, side, 3), np.uint8))
-
-    def _crop(self, image: RGB, item: SceneObject) -> tuple[RGB, NDArray[np.float32]]:
-        height, width = image.shape[:2]
-        settings, size = self.settings.crop, self.encoder.input_size
-        mask, side = full_mask(item, width, height), self._min_side(height, width)
-        return crop(
-            image, mask, item.box, size, margin=settings.margin, min_side=side, background=settings.background
-        )
-
-    def _min_side(self, height: int, width: int) -> int:
-        return min(self.encoder.input_size, height, width) if self.settings.crop.native else 0
+        size = self.encoder.input_size
+        forms: list[tuple[tuple[int, ...], type]] = [((size, size, 3), np.uint8), ((size, size), np.float32)]
+        if TEXTURE in self.settings.vector.features:
+            side = self.encoder.texture_size
+            forms += [((side, side, 3), np.uint8), ((side, side), np.float32)]
+        sizes = tuple(shape[0] for shape, _ in forms[::2])
+        parts = [
+            cut(image, item, self.settings.crop, *sizes)
+            for image, items in zip(images, objects, strict=True)
+            for item in items
+        ]
+        return Crops(*(stacked([part[i] for part in parts], *form) for i, form in enumerate(forms)))
 
     def window(self, box: Box, shape: tuple[int, ...]) -> tuple[int, int, int]:
         """x, y and side, in pixels, of the square that the crop of a box is cut from. shape: H, W, ... ."""
-        margin, min_side = self.settings.crop.margin, self._min_side(shape[0], shape[1])
-        return square(box, shape[1], shape[0], margin=margin, min_side=min_side)
+        settings = self.settings.crop
+        shortest = min_side(settings, self.encoder.input_size, shape[0], shape[1])
+        return square(box, shape[1], shape[0], margin=settings.margin, min_side=shortest)
 
     def encode_whole(self, crops: Crops) -> Encoding:
         """`encode` with tokens. Raises ConfigError for an encoder that has none."""

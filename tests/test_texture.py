@@ -31,13 +31,16 @@ class Numbered(Encoder):
 
 
 def test_a_box_is_stretched_with_a_little_around_it() -> None:
-    image = np.zeros((60, 100, 3), np.uint8)
+    image, mask = np.zeros((60, 100, 3), np.uint8), np.zeros((60, 100), np.bool_)
     image[10:50, 20:60] = 200
-    part = surface(image, BOX, 44)  # 2 pixels on each side
+    mask[10:50, 20:40] = True
+    part, share = surface(image, mask, BOX, 44)  # 2 pixels on each side
     assert part.shape == (44, 44, 3)
     assert (part[3:-3, 3:-3] == 200).all()
     assert part[0].max() == part[:, 0].max() == 0
-    wide = surface(image, (20.0, 29.0, 60.0, 31.0), 44)  # stretched, whatever its shape
+    assert share[3:-3, 3:21].min() == 1
+    assert share[:, 23:].max() == 0
+    wide, _ = surface(image, mask, (20.0, 29.0, 60.0, 31.0), 44)  # stretched, whatever its shape
     assert (wide[10:-10, 10:-10] == 200).all()
 
 
@@ -45,20 +48,23 @@ def test_a_box_is_stretched_with_a_little_around_it() -> None:
 def test_every_box_that_holds_a_pixel_has_a_surface(place: tuple[float, float, float, float]) -> None:
     x, y, width, height = place
     box = (max(x, 0.0), max(y, 0.0), max(x, 0.0) + width, max(y, 0.0) + height)
-    assert surface(np.full((60, 100, 3), 7, np.uint8), box, 9).tolist() == np.full((9, 9, 3), 7).tolist()
+    part, share = surface(np.full((60, 100, 3), 7, np.uint8), np.ones((60, 100), np.bool_), box, 9)
+    assert (part == 7).all()
+    assert share.min() > 0.999
 
 
 def test_mean_and_deviation_of_normalised_tokens() -> None:
     """Whatever is read: squares of the two add up to the numbers of a token, as each token is normalised."""
     surfaces = np.random.default_rng(0).integers(0, 256, (3, 36, 36, 3), np.uint8)
-    rows = Numbered().texture(surfaces)
+    weights = np.zeros((3, 81), np.float32)
+    weights[0], weights[1, :40], weights[2, 7] = 1 / 81, 1 / 40, 1
+    rows = Numbered().texture(surfaces, weights)
     assert rows.shape == (3, 8)
     np.testing.assert_allclose((rows**2).sum(1), 4, rtol=1e-3)
-    tokens = Numbered().features(surfaces, [-9])[1].reshape(81, 4).astype(np.float64)
+    tokens = Numbered().features(surfaces, [-9])[1].reshape(81, 4)[:40].astype(np.float64)
     even = (tokens - tokens.mean(1, keepdims=True)) / tokens.std(1, keepdims=True)
     np.testing.assert_allclose(rows[1], [*even.mean(0), *even.std(0)], atol=1e-3)
-    plain = Numbered().texture(np.full((1, 36, 36, 3), (9, 80, 200), np.uint8))
-    np.testing.assert_allclose(plain[0, 4:], 0, atol=1e-3)  # nothing deviates on one colour
+    np.testing.assert_allclose(rows[2, 4:], 0, atol=1e-3)  # one patch deviates from nothing
 
 
 def test_it_is_as_long_as_two_means_and_wants_to_be_read() -> None:
@@ -69,32 +75,33 @@ def test_it_is_as_long_as_two_means_and_wants_to_be_read() -> None:
 
 
 @pytest.mark.slow
-def test_an_object_is_described_by_what_stands_around_it_too(tmp_path: Path) -> None:
-    """In its box: masks and crops, on grey, are the same; without the feature so are the vectors."""
+def test_a_surface_is_the_objects_own(tmp_path: Path) -> None:
+    """A thing that is all of its box has the same surface wherever it stands; another print is another surface, though
+    shape and mean colour are the same."""
     from models import tiny_encoder
 
     from soir_qdrant.models.encoders.vit import ViTEncoder
 
     encoder = ViTEncoder(str(tiny_encoder(tmp_path)), input_size=48, dtype="float32")
-    mask = np.zeros((40, 40), np.bool_)
-    mask[10:30, 10:30] = True
-    item, dark = SceneObject(BOX, mask), np.zeros((60, 100, 3), np.uint8)
-    dark[20:40, 30:50] = (200, 30, 30)
-    light = np.where((dark == 0).all(-1, keepdims=True), np.uint8(230), dark)
-    images = [LoadedImage(pixels, name, None, name * 64) for name, pixels in (("0", dark), ("1", light))]
     settings = Settings().but(
         detector={"kind": "none"}, segmenter={"kind": "box"}, vector={"whitening": None}
     )
+    pipeline = Pipeline(settings, encoder=encoder)
+    stripes = np.where(np.arange(40)[:, None, None] % 8 < 4, np.uint8(230), np.uint8(20)) * np.ones(
+        (1, 40, 3), np.uint8
+    )
 
-    def vectors(settings: Settings) -> list[Vector]:
-        pipeline = Pipeline(settings, encoder=encoder)
-        return [scene.object_vectors[0] for scene in pipeline.scenes(images, [[item], [item]])]
+    def texture(pixels: np.ndarray, ground: int) -> Vector:
+        image = np.full((60, 100, 3), ground, np.uint8)
+        image[10:50, 20:60] = pixels
+        (row,) = pipeline.texture(pipeline.crops([image], [[SceneObject(BOX)]]))
+        return row / np.linalg.norm(row)
 
-    one, two = vectors(settings)
-    assert len(one) == 7 * encoder.width
-    assert one @ two < 0.995
-    one, two = vectors(settings.but(vector={"features": ("cls", "patches")}))
-    np.testing.assert_allclose(one, two, atol=1e-5)
+    one = texture(stripes, 0)
+    there, other = texture(stripes, 90), texture(stripes.transpose(1, 0, 2), 0)
+    assert one @ there > one @ other
+    scene = pipeline.scenes([LoadedImage(np.full((60, 100, 3), 9, np.uint8), "0", None, "0" * 64)])[0]
+    assert scene.object_vectors.shape == (1, 7 * encoder.width)
 
 
 @pytest.mark.slow
@@ -108,8 +115,9 @@ def test_nothing_has_no_texture_and_many_are_read_in_batches(tmp_path: Path) -> 
     pipeline, side = Pipeline(settings, encoder=encoder), encoder.texture_size
     rng = np.random.default_rng(0)
     pixels, surfaces = (rng.integers(0, 256, (5, n, n, 3), np.uint8) for n in (48, side))
-    crops = Crops(pixels, np.ones((5, 48, 48), np.float32), surfaces)
-    np.testing.assert_allclose(pipeline.encode(crops).texture, encoder.texture(surfaces), atol=1e-5)
+    crops = Crops(pixels, np.ones((5, 48, 48), np.float32), surfaces, np.ones((5, side, side), np.float32))
+    expected = encoder.texture(surfaces, np.full((5, 81), 1 / 81, np.float32))
+    np.testing.assert_allclose(pipeline.encode(crops).texture, expected, atol=1e-5)
     none = pipeline.encode(pipeline.crops([np.zeros((60, 100, 3), np.uint8)], [[]]))
     assert none.texture is not None
     assert none.texture.shape == (0, 2 * encoder.width)

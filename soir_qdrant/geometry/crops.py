@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from soir_qdrant.config import CropSettings
 from soir_qdrant.errors import ObjectsError
 from soir_qdrant.types import RGB, Box, Mask, SceneObject
 
@@ -21,13 +22,14 @@ class Crops(NamedTuple):
     """K objects, cut out of their images.
 
     pixels: uint8 [K, S, S, 3], squares around them. masks: float32 [K, S, S], 0..1, the share of each pixel inside
-    the object. surfaces: uint8 [K, T, T, 3], their boxes with all that is in them, stretched to squares; None where
-    nothing reads them.
+    the object. surfaces: uint8 [K, T, T, 3], their boxes with all that is in them, stretched to squares, and
+    surface_masks: float32 [K, T, T], as masks; None where nothing reads them.
     """
 
     pixels: NDArray[np.uint8]
     masks: NDArray[np.float32]
     surfaces: NDArray[np.uint8] | None = None
+    surface_masks: NDArray[np.float32] | None = None
 
 
 def whole_box(box: Box, width: int, height: int) -> tuple[int, int, int, int]:
@@ -104,15 +106,16 @@ def stacked(arrays: Sequence[NDArray[Any]], shape: tuple[int, ...], dtype: type)
     return np.stack(arrays) if arrays else np.zeros((0, *shape), dtype)
 
 
-def surface(image: RGB, box: Box, size: int) -> RGB:
-    """A box of an image [H, W, 3] and a little around it, stretched to a square, uint8 [size, size, 3]."""
+def surface(image: RGB, mask: Mask, box: Box, size: int) -> tuple[RGB, NDArray[np.float32]]:
+    """A box of an image [H, W, 3] and a little around it, stretched to a square, uint8 [size, size, 3]; and of the
+    object's mask, bool [H, W], float32 [size, size], 0..1."""
     x0, y0, x1, y1 = box
     dx, dy = (x1 - x0) * SURROUNDINGS, (y1 - y0) * SURROUNDINGS
     x0, y0, x1, y1 = whole_box((x0 - dx, y0 - dy, x1 + dx, y1 + dy), image.shape[1], image.shape[0])
-    part = image[y0:y1, x0:x1]
-    method = cv2.INTER_AREA if min(part.shape[:2]) > size else cv2.INTER_LINEAR
-    stretched: RGB = cv2.resize(part, (size, size), interpolation=method)
-    return stretched
+    method = cv2.INTER_AREA if min(y1 - y0, x1 - x0) > size else cv2.INTER_LINEAR
+    part, inside = image[y0:y1, x0:x1], mask[y0:y1, x0:x1].astype(np.float32)
+    pixels, share = (cv2.resize(plane, (size, size), interpolation=method) for plane in (part, inside))
+    return np.asarray(pixels, np.uint8), np.asarray(share, np.float32)
 
 
 def crop(
@@ -149,3 +152,20 @@ def crop(
         blend = share[..., None]
         small = (small * blend + other * (1 - blend)).round().astype(np.uint8)
     return small, share
+
+
+def min_side(settings: CropSettings, size: int, height: int, width: int) -> int:
+    """The smallest side of a square, in pixels of an image: see `CropSettings.native`. size: of the encoder's crops."""
+    return min(size, height, width) if settings.native else 0
+
+
+def cut(
+    image: RGB, item: SceneObject, settings: CropSettings, size: int, surface_size: int = 0
+) -> tuple[NDArray[Any], ...]:
+    """An object's part of each array of `Crops`; without its surface where that has no size."""
+    height, width = image.shape[:2]
+    mask, shortest = full_mask(item, width, height), min_side(settings, size, height, width)
+    around = crop(
+        image, mask, item.box, size, margin=settings.margin, min_side=shortest, background=settings.background
+    )
+    return (*around, *surface(image, mask, item.box, surface_size)) if surface_size else around

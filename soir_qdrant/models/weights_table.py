@@ -89,7 +89,7 @@ TABLE: tuple[Known, ...] = (
         "whitening",
         "soir train projection` and `benchmarks/texture.py",
         5.5,
-        "994b92ce30919bbbe2bc8388b85e997314ddb2df8916803c12fce264faa5b8cf",
+        "b977bf0b4a4c828723cf88c0faa8e2ff59097c55a136c2a20f9779cdc64368aa",
     ),
     _shipped(
         "whitening-0.1",

@@ -6,12 +6,14 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from soir_qdrant.components import Components
 from soir_qdrant.config import Owlv2Settings, SamSettings, Settings
+from soir_qdrant.contracts import TEXTURE_CELLS
 from soir_qdrant.errors import ConfigError, WeightsError
 from soir_qdrant.geometry.patches import Batch, batches, patch_weights
 from soir_qdrant.kinds import Parts, make_encoder
@@ -130,13 +132,16 @@ def _of_encoder(encoder: ViTEncoder, components: Components, precision: Precisio
 def _of_texture(encoder: ViTEncoder) -> Part:
     """In float32: a few blocks."""
     size = encoder.texture_size
-    surfaces = np.stack([resized(crop, (size, size)) for crop in real_crops(encoder.input_size)[0]])
+    crops, masks = real_crops(encoder.input_size)
+    surfaces = np.stack([resized(crop, (size, size)) for crop in crops])
+    small = np.stack([cv2.resize(mask, (size, size), interpolation=cv2.INTER_AREA) for mask in masks])
+    weights = patch_weights(small, TEXTURE_CELLS)
     return Part(
-        spec.texture(size=size, dim=encoder.width),
+        spec.texture(size=size, cells=TEXTURE_CELLS, dim=encoder.width),
         graphs.TextureGraph(encoder),
         encoder.fingerprint,
-        [(surfaces[:1],), (surfaces,)],
-        lambda some: (encoder.texture(some),),
+        [(surfaces[:1], weights[:1]), (surfaces, weights)],
+        lambda some, of_them: (encoder.texture(some, of_them),),
     )
 
 

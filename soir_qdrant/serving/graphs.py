@@ -137,17 +137,19 @@ class TokensGraph(nn.Module):
 
 
 class TextureGraph(nn.Module):
-    """surfaces uint8 [B, T, T, 3] -> float32 [B, 2 D]: `contracts.Encoder.texture`."""
+    """surfaces uint8 [B, T, T, 3], weights [B, P] -> float32 [B, 2 D]: `contracts.Encoder.texture`."""
 
     def __init__(self, encoder: ViTEncoder) -> None:
         super().__init__()
         self.trunk = Trunk(encoder, max(encoder.depth + TEXTURE_LAYER, 0) + 1, torch.float32)
         self.prefix_tokens = encoder.prefix_tokens
 
-    def forward(self, surfaces: Tensor) -> Tensor:
+    def forward(self, surfaces: Tensor, weights: Tensor) -> Tensor:
         tokens = self.trunk(surfaces)[-1][:, self.prefix_tokens :]
         even = F.layer_norm(tokens, tokens.shape[-1:], eps=1e-6)
-        return torch.cat([even.mean(1), even.std(1, unbiased=False)], 1)
+        mean = weights[:, None] @ even
+        spread = weights[:, None] @ (even - mean) ** 2
+        return torch.cat([mean, spread.sqrt()], 2)[:, 0]
 
 
 class TextGraph(nn.Module):

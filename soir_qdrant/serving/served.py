@@ -108,11 +108,11 @@ class ServedEncoder(Encoder):
         order = np.argsort(np.concatenate([part.rows for part in parts]))
         return {name: np.concatenate([answer[name] for answer in answers])[order] for name in wanted}
 
-    def texture(self, surfaces: NDArray[np.uint8]) -> Vector:
+    def texture(self, surfaces: NDArray[np.uint8], weights: NDArray[np.float32]) -> Vector:
         """See `Encoder`. Raises ConfigError where that is not served."""
         if self._texture is None:
             raise ConfigError(f'the feature "texture" is read by {TEXTURE}, which is not used here')
-        rows: Vector = self._texture.run({"surfaces": surfaces}, ["texture"])["texture"]
+        rows: Vector = self._texture.run({"surfaces": surfaces, "weights": weights}, ["texture"])["texture"]
         return rows
 
     def features(self, images: NDArray[np.uint8], layers: Sequence[int]) -> Vector:

@@ -7,16 +7,16 @@ from soir_qdrant.serving.model_spec import ModelSpec, Tensor
 TEXTURE = "soir_texture"
 
 
-def texture(*, size: int, dim: int) -> ModelSpec:
+def texture(*, size: int, cells: int, dim: int) -> ModelSpec:
     """The first blocks of an encoder, on objects' boxes stretched to squares: see `contracts.Encoder.texture`.
 
-    size: side in pixels. dim: of a token.
+    size, cells: side in pixels, and in patches. dim: of a token.
     """
     return ModelSpec(
         TEXTURE,
         "texture",
-        tuple(sorted({"size": size, "dim": dim}.items())),
-        (Tensor("surfaces", "UINT8", (size, size, 3)),),
+        tuple(sorted({"size": size, "cells": cells, "dim": dim}.items())),
+        (Tensor("surfaces", "UINT8", (size, size, 3)), Tensor("weights", "FP32", (cells * cells,))),
         (Tensor("texture", "FP32", (2 * dim,)),),
         max_batch=32,
         usual_batch=16,

@@ -132,7 +132,7 @@ def _write(bench: Bench, pipeline: Pipeline, blocks: int, place: Path, advance: 
 
         def put(crops: Crops) -> None:
             if crops.surfaces is not None:
-                texture.write(encoder.texture(crops.surfaces).astype(np.float16).tobytes())
+                texture.write(pipeline.texture(crops).astype(np.float16).tobytes())
             for x, means, share in _entering(encoder, crops.pixels, crops.masks, blocks):
                 tokens.write(x.to(torch.bfloat16).view(torch.int16).cpu().numpy().tobytes())
                 before.write(means.half().cpu().numpy().tobytes())
