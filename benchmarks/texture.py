@@ -88,15 +88,17 @@ def beside(projection: Whitening, texture: Whitening, features: int) -> Whitenin
     rows, share = len(projection.mean), features**-0.5
     matrix: NDArray[np.float32] = np.zeros((rows + len(texture.mean), OBJECT + SURFACE), np.float32)
     first, second = projection.truncated(OBJECT), texture.truncated(SURFACE)
-    weight = WEIGHT * np.sqrt(first.variance.sum() / second.variance.sum())
     matrix[:rows, :OBJECT] = first.matrix / np.sqrt(1 - share**2)
-    matrix[rows:, OBJECT:] = second.matrix / share * weight
+    matrix[rows:, OBJECT:] = second.matrix / share
+    lengths = np.repeat(np.float32([1, WEIGHT]), [OBJECT, SURFACE])
     front = [*range(FRONT), *range(OBJECT, OBJECT + CODES - FRONT)]
     order = [*front, *(i for i in range(OBJECT + SURFACE) if i not in front)]
     mean = np.concatenate([projection.mean * np.sqrt(1 - share**2), texture.mean * share])
     variance = np.concatenate([first.variance, second.variance])
     fitted_for = f"{projection.fitted_for}+{TEXTURE}"
-    return Whitening(np.asarray(mean, np.float32), matrix[:, order], variance[order], fitted_for)
+    return Whitening(
+        np.asarray(mean, np.float32), matrix[:, order], variance[order], fitted_for, lengths[order]
+    )
 
 
 def main() -> None:

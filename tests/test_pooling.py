@@ -151,16 +151,24 @@ def test_a_refit_starts_at_the_prior_and_ends_at_ones_own_rows():
     assert np.allclose(halfway.mean, (mean + first.mean) / 2, atol=1e-3)
 
 
-def test_a_refit_leaves_the_columns_of_each_kind_of_feature_in_their_places():
+def test_a_refit_leaves_the_columns_of_each_part_in_their_places(tmp_path):
     """Codes are a vector's first numbers: which features these read was chosen."""
     rng = np.random.default_rng(0)
     matrix = np.zeros((5, 4), np.float32)
     matrix[:3, [0, 2]] = rng.normal(size=(3, 2))
     matrix[3:, [1, 3]] = rng.normal(size=(2, 2))
-    prior = Whitening(np.zeros(5, np.float32), matrix, np.array([0.9, 0.2, 0.1, 0.7], np.float32))
+    lengths = np.array([1, 0.5, 1, 0.5], np.float32)
+    prior = Whitening(
+        np.zeros(5, np.float32), matrix, np.array([0.9, 0.2, 0.1, 0.7], np.float32), "", lengths
+    )
     mine = rng.normal(size=(500, 5)) @ rng.normal(size=(5, 5))
     refit = adapt(prior, mine.mean(0), np.cov(mine, rowvar=False), 10**6)
     assert ((refit.matrix != 0) == (matrix != 0)).all()
+    refit.save(tmp_path / "refit.safetensors")
+    vectors = Whitening.load(tmp_path / "refit.safetensors")(mine)
+    of_both = np.linalg.norm(vectors[:, [0, 2]], axis=1), np.linalg.norm(vectors[:, [1, 3]], axis=1)
+    assert np.allclose(of_both[0], 2 * of_both[1], rtol=1e-4)  # of every row, however far it is from the mean
+    assert refit.truncated(2).lengths.tolist() == [1, 0.5]
     own = refit.matrix.T @ np.cov(mine, rowvar=False) @ refit.matrix
     assert np.allclose(own[np.ix_([0, 2], [0, 2])], np.diag(refit.variance[[0, 2]]), atol=0.05)
     assert np.allclose(own[np.ix_([1, 3], [1, 3])], np.diag(refit.variance[[1, 3]]), atol=0.05)

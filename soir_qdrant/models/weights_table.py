@@ -89,7 +89,7 @@ TABLE: tuple[Known, ...] = (
         "whitening",
         "soir train projection` and `benchmarks/texture.py",
         5.5,
-        "b977bf0b4a4c828723cf88c0faa8e2ff59097c55a136c2a20f9779cdc64368aa",
+        "26ed2f01f591932656fba602583d6085df77df74a18736e587de849b92f60f33",
     ),
     _shipped(
         "whitening-0.1",

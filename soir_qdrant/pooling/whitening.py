@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,12 +25,15 @@ class Whitening:
     Columns stand in descending order of variance, so that the first c of them are a whitening to c.
     variance: float32 [D_out], of each column over the rows it was fitted on, before normalising.
     fitted_for: names those rows, so that it is not applied to others.
+    lengths: float32 [D_out]; columns of one length are a part of the vector, which is normalised by itself to that
+    length before all are. None: there are no parts.
     """
 
     mean: Vector
     matrix: Vector
     variance: Vector
     fitted_for: str = ""
+    lengths: Vector | None = None
 
     @property
     def dim(self) -> int:
@@ -37,35 +41,48 @@ class Whitening:
 
     def __call__(self, x: Floats) -> Vector:
         """x: float [..., D] -> float32 [..., D_out], unit rows."""
-        return normalize((np.asarray(x, np.float32) - self.mean) @ self.matrix)
+        rows = (np.asarray(x, np.float32) - self.mean) @ self.matrix
+        for columns, length in self.parts if self.lengths is not None else ():
+            rows[..., columns] = normalize(rows[..., columns]) * length
+        return normalize(rows)
+
+    @property
+    def parts(self) -> list[tuple[NDArray[np.bool_], np.float32]]:
+        """Columns of each part, bool [D_out], and its length; all columns where there are no parts."""
+        lengths = np.ones(self.dim, np.float32) if self.lengths is None else self.lengths
+        return [(lengths == length, length) for length in np.unique(lengths)]
 
     def truncated(self, dim: int | None) -> Whitening:
         """The whitening to the first `dim` components; None keeps all."""
         if dim is not None and dim > self.dim:
             raise ConfigError(f"vector.dim {dim}: the whitening has {self.dim} components")
-        return Whitening(self.mean, self.matrix[:, :dim], self.variance[:dim], self.fitted_for)
+        lengths = None if self.lengths is None else self.lengths[:dim]
+        return Whitening(self.mean, self.matrix[:, :dim], self.variance[:dim], self.fitted_for, lengths)
 
     @property
     def digest(self) -> str:
         """Twelve hex digits that name its content."""
-        return hashlib.sha256(self.mean.tobytes() + np.ascontiguousarray(self.matrix).tobytes()).hexdigest()[
-            :12
-        ]
+        lengths = b"" if self.lengths is None else self.lengths.tobytes()
+        content = self.mean.tobytes() + np.ascontiguousarray(self.matrix).tobytes() + lengths
+        return hashlib.sha256(content).hexdigest()[:12]
 
     def save(self, path: Path) -> None:
         """Write a safetensors file, whole or not at all."""
-        artifacts.save(
-            path,
-            {"mean": self.mean, "matrix": self.matrix.astype(np.float16), "variance": self.variance},
-            fitted_for=self.fitted_for,
-        )
+        arrays: dict[str, NDArray[Any]] = {
+            "mean": self.mean,
+            "matrix": self.matrix.astype(np.float16),
+            "variance": self.variance,
+        }
+        if self.lengths is not None:
+            arrays["lengths"] = self.lengths
+        artifacts.save(path, arrays, fitted_for=self.fitted_for)
 
     @classmethod
     def load(cls, path: Path) -> Whitening:
         """Raises ConfigError where the file is missing or no whitening."""
         arrays, about = artifacts.load(path, "whitening", "soir calibrate", "mean", "matrix", "variance")
         mean, matrix = arrays["mean"].astype(np.float32), arrays["matrix"].astype(np.float32)
-        return cls(mean, matrix, arrays["variance"], about["fitted_for"])
+        return cls(mean, matrix, arrays["variance"], about["fitted_for"], arrays.get("lengths"))
 
 
 def fit_whitening(x: Floats, dim: int | None = None, shrink: float = 0.1, fitted_for: str = "") -> Whitening:
@@ -119,12 +136,14 @@ def divided_further(prior: Whitening, within: Floats, weight: float = 1.0) -> Wh
 
     within: float [d, d], covariance of the prior's unit rows about the mean of their thing, d columns. weight: of what
     was measured against none of it: a direction of variance v is scaled by (1 + weight v / mean(v))^-1/2. Columns
-    stay what they are but for that.
+    stay what they are but for that, each part by itself.
     """
-    values, axes = np.linalg.eigh(np.asarray(within, np.float64))
-    scale = (1 + weight * np.maximum(values, 0) / values.mean()) ** -0.5
-    matrix = prior.matrix.astype(np.float64) @ ((axes * scale) @ axes.T)
-    return _rounded(prior.mean, matrix, prior.variance, None, prior.fitted_for)
+    matrix = prior.matrix.astype(np.float64)
+    for columns, _ in prior.parts:
+        values, axes = np.linalg.eigh(np.asarray(within, np.float64)[np.ix_(columns, columns)])
+        scale = (1 + weight * np.maximum(values, 0) / values.mean()) ** -0.5
+        matrix[:, columns] = matrix[:, columns] @ ((axes * scale) @ axes.T)
+    return _rounded(prior.mean, matrix, prior.variance, None, prior.fitted_for, prior.lengths)
 
 
 def adapt(
@@ -140,22 +159,21 @@ def adapt(
     mean: float [D]; covariance: float [D, D]; count: rows they were measured on; dim: columns (those
     of the prior). It stays within the prior's columns: thousands of dimensions want more rows than a small
     collection has. Each column was scaled by (e + s)^-1/2, so that its variance v = e / (e + s) tells e / s;
-    that scale is undone, the covariances are mixed, and the mixture is scaled in the same way. Columns that
-    read different features stay in their places, each kind by itself.
+    that scale is undone, the covariances are mixed, and the mixture is scaled in the same way. Columns of a part
+    stay in the places of that part.
     """
     share = count / (count + weight)
     rest = np.maximum(1 - prior.variance.astype(np.float64), 1e-6)  # s / (e + s)
     matrix = prior.matrix.astype(np.float64) / np.sqrt(rest)
     variance = prior.variance.astype(np.float64)
-    starts = (prior.matrix != 0).argmax(0)  # columns of one feature alone begin where that begins
-    for part in (starts == start for start in np.unique(starts)):
+    for part, _ in prior.parts:
         columns = matrix[:, part]
         own = columns.T @ np.asarray(covariance, np.float64) @ columns
         values, axes = _descending(share * own + (1 - share) * np.diag((1 - rest[part]) / rest[part]))
         scale = 1 / np.sqrt(values + 1)
         matrix[:, part], variance[part] = columns @ (axes * scale), values * scale**2
     centre = share * np.asarray(mean, np.float64) + (1 - share) * prior.mean
-    return _rounded(centre, matrix, variance, dim, prior.fitted_for)
+    return _rounded(centre, matrix, variance, dim, prior.fitted_for, prior.lengths)
 
 
 def _descending(symmetric: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -164,9 +182,16 @@ def _descending(symmetric: NDArray[np.float64]) -> tuple[NDArray[np.float64], ND
     return np.maximum(values[::-1], 0), axes[:, ::-1]
 
 
-def _rounded(mean: Floats, matrix: Floats, variance: Floats, dim: int | None, fitted_for: str) -> Whitening:
+def _rounded(
+    mean: Floats,
+    matrix: Floats,
+    variance: Floats,
+    dim: int | None,
+    fitted_for: str,
+    lengths: Vector | None = None,
+) -> Whitening:
     """Rounded as it is saved: half the file, and no mAP lost."""
     rounded = np.asarray(matrix[:, :dim], np.float16).astype(np.float32)
-    return Whitening(
-        np.asarray(mean, np.float32), rounded, np.asarray(variance[:dim], np.float32), fitted_for
-    )
+    each = np.asarray(variance[:dim], np.float32)
+    of_each = None if lengths is None else lengths[:dim]
+    return Whitening(np.asarray(mean, np.float32), rounded, each, fitted_for, of_each)

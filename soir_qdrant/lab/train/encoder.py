@@ -201,9 +201,16 @@ class _Projection:
     def __init__(self, whitening: Whitening, device: torch.device) -> None:
         self.mean = torch.from_numpy(whitening.mean).to(device)
         self.matrix = torch.from_numpy(np.ascontiguousarray(whitening.matrix)).to(device)
+        self.parts = [
+            (torch.from_numpy(columns).to(device), float(length)) for columns, length in whitening.parts
+        ]
 
     def __call__(self, rows: Tensor) -> Tensor:
-        return F.normalize((rows - self.mean) @ self.matrix, dim=-1)
+        rows = (rows - self.mean) @ self.matrix
+        if len(self.parts) > 1:
+            of_each = [F.normalize(rows * columns, dim=-1) * length for columns, length in self.parts]
+            rows = torch.stack(of_each).sum(0)
+        return F.normalize(rows, dim=-1)
 
 
 def _taking(folders: Sequence[Views]) -> Take:
