@@ -4,6 +4,7 @@ import json
 import platform
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -54,6 +55,12 @@ def test_what_differs_elsewhere_is_divided_out_of_a_projection_too():
     further = divided_further(start, scatter.within, weight=3)
     assert (further.fitted_for, further.dim) == ("here", 8)
     assert np.allclose(divided_further(start, scatter.within, weight=0).matrix, start.matrix, atol=1e-3)
+
+    lengths = np.array([1] * 6 + [0.5] * 2, np.float32)
+    of_parts = divided_further(replace(start, lengths=lengths), scatter.within, weight=3)
+    assert not of_parts.matrix[:6, 6:].any()  # what belongs to another part stays out of it
+    assert np.abs(of_parts.matrix - np.eye(8)).max() > 0.1
+    assert of_parts.lengths is lengths
 
     def right(project):
         rows, names = noisy(100)

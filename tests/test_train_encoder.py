@@ -13,7 +13,7 @@ from soir_qdrant.config import Settings
 from soir_qdrant.errors import ConfigError, DatasetError
 from soir_qdrant.lab.evaluate.bench import load
 from soir_qdrant.lab.evaluate.datasets import load as load_layout
-from soir_qdrant.lab.train.encoder import Plan, Things, pool, train
+from soir_qdrant.lab.train.encoder import Plan, Things, _Projection, pool, train
 from soir_qdrant.lab.train.tail import Tail
 from soir_qdrant.lab.train.views import views
 from soir_qdrant.models.compatibility import trunk
@@ -111,6 +111,16 @@ def test_the_tail_says_what_the_encoder_says_before_and_after_its_additions(tmp_
     by_tuned = Pipeline(pipeline.settings, encoder=tuned)
     np.testing.assert_allclose(after, by_tuned.features(by_tuned.encode(crops)), atol=5e-3)
     assert tuned.fingerprint != pipeline.encoder.fingerprint
+
+
+def test_views_are_projected_as_objects_are_each_part_to_its_length():
+    rng = np.random.default_rng(0)
+    mean, matrix = rng.normal(size=7).astype(np.float32), rng.normal(size=(7, 5)).astype(np.float32)
+    rows = rng.normal(size=(9, 7)).astype(np.float32)
+    for lengths in (None, np.array([1, 0.5, 1, 1, 0.5], np.float32)):
+        whitening = Whitening(mean, matrix, np.ones(5, np.float32), "", lengths)
+        projected = _Projection(whitening, torch.device("cpu"))(torch.from_numpy(rows))
+        np.testing.assert_allclose(projected.numpy(), whitening(rows), atol=1e-5)
 
 
 def test_an_interrupted_training_goes_on_to_the_same_result_and_teaches(tmp_path, bench):
