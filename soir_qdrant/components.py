@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -147,9 +148,12 @@ class Components:
         path = WHITENINGS.get(settings.whitening) or Path(settings.whitening).expanduser()
         whitening = Whitening.load(path)
         if whitening.fitted_for != self.whitened:
+            features = whitening.fitted_for.rpartition(" ")[2].split("+")
+            others = whitening.fitted_for.rpartition(" ")[0] != self.whitened.rpartition(" ")[0]
+            cure = "" if others else f"set vector.features to {json.dumps(features)}, "
             raise ConfigError(
                 f"whitening {settings.whitening!r} was fitted for {whitening.fitted_for!r}, and the settings "
-                f"ask for {self.whitened!r}: fit one with `soir calibrate`, or set vector.whitening to None"
+                f"ask for {self.whitened!r}: {cure}fit one with `soir calibrate`, or set vector.whitening to None"
             )
         return whitening.truncated(settings.dim)
 

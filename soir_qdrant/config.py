@@ -63,7 +63,7 @@ class CropSettings(Frozen):
 
 
 Feature = Literal["cls", "patches", "patches-1", "patches-2", "patches-3", "texture"]
-ON_MASK: tuple[Feature, ...] = ("cls", "patches-3", "patches-2", "patches-1", "patches")
+WITHOUT_TEXTURE: tuple[Feature, ...] = ("cls", "patches-3", "patches-2", "patches-1", "patches")
 
 
 class VectorSettings(Frozen):
@@ -71,8 +71,9 @@ class VectorSettings(Frozen):
 
     features: what describes an object, side by side: "cls", the encoder's descriptor; "patches", the mean
     of the patch tokens under the mask; "patches-1" to "patches-3", the same one to three blocks earlier;
-    "texture", mean and deviation of an early block's tokens over the whole box (docs/concepts/texture.md).
-    whitening: "shipped", "0.1" (what shipped with that version), a file made by `soir calibrate`, or None.
+    "texture", mean and deviation of an early block's tokens under the mask, of the stretched box.
+    whitening: "shipped", "0.1" (what shipped with that version, for features without "texture"), a file made by
+    `soir calibrate`, or None.
     pooling: "mean", "gmp" (generalized max pooling, with `ridge`: the larger, the nearer to the mean), or "mao" (the
     refined joint token).
     by_score: power of an object's score that it weighs with in "mean" and "gmp"; 0: all weigh the same.
@@ -85,7 +86,7 @@ class VectorSettings(Frozen):
     the object vectors then, and their mean the image's.
     """
 
-    features: tuple[Feature, ...] = (*ON_MASK, "texture")
+    features: tuple[Feature, ...] = (*WITHOUT_TEXTURE, "texture")
     whitening: str | None = "shipped"
     dim: int | None = Field(None, ge=8)
     pooling: Literal["mean", "gmp", "mao"] = "gmp"
@@ -248,7 +249,7 @@ def _reading(name: str, scene: SceneSettings | None = None) -> Settings:
 PROFILES: dict[str, Settings] = {
     "embedded": Settings(crop=CropSettings(background="drop"), vector=VectorSettings(ridge=2)),
     "embedded-0.1": Settings(
-        profile="embedded-0.1", vector=VectorSettings(features=ON_MASK, whitening="0.1")
+        profile="embedded-0.1", vector=VectorSettings(features=WITHOUT_TEXTURE, whitening="0.1")
     ),
     "fast": Settings(
         profile="fast",
@@ -271,14 +272,14 @@ PROFILES: dict[str, Settings] = {
         encoder=VitSettings(weights="facebook/dinov3-vits16-pretrain-lvd1689m"),
         detector=DetectorSettings(kind="proposals"),
         segmenter=SegmenterSettings(kind="grabcut"),
-        vector=VectorSettings(features=ON_MASK, whitening=None),
+        vector=VectorSettings(features=WITHOUT_TEXTURE, whitening=None),
     ),
     "modern": Settings(
         profile="modern",
         encoder=VitSettings(weights="facebook/dinov3-vitb16-pretrain-lvd1689m"),
         detector=RfDetrSettings(),
         segmenter=Sam2Settings(),
-        vector=VectorSettings(features=ON_MASK, whitening=None),
+        vector=VectorSettings(features=WITHOUT_TEXTURE, whitening=None),
     ),
     **{name: _reading(name) for name in READING},
     **{f"cluster-{name}": _reading(name, ClusterSettings()) for name in ("clip", "siglip2", "tipsv2")},

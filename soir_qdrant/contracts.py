@@ -15,7 +15,9 @@ from soir_qdrant.types import RGB, Box, Detections, Encoding, Mask, Regions, Vec
 if TYPE_CHECKING:
     from soir_qdrant.models.last_block import LastBlock
 
-TEXTURE_LAYER = -9  # the block whose tokens are a surface's texture, counted from the last
+TEXTURE_LAYER = (
+    -9
+)  # the block whose tokens are a surface's texture, from the last: the third of the shipped encoder
 TEXTURE_CELLS = 9  # patches along each side of a surface
 
 

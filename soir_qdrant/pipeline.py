@@ -80,8 +80,7 @@ class Pipeline(Components):
         ]
 
     def encode(self, crops: Crops, *, with_tokens: bool = False, with_patches: bool = False) -> Encoding:
-        """What the encoder says of K objects, with their texture where it is among the features. The rest: see
-        `Encoder.encode`."""
+        """`Encoder.encode` of K objects, with their texture where it is among the features."""
         encoding = self.encoder.encode(
             crops.pixels, crops.masks, with_tokens=with_tokens, with_patches=with_patches
         )
@@ -90,8 +89,11 @@ class Pipeline(Components):
         return replace(encoding, texture=self.texture(crops))
 
     def texture(self, crops: Crops) -> Vector:
-        """Of the surfaces of K objects, under their masks, float32 [K, 2 D]; see `Encoder.texture`."""
-        assert crops.surfaces is not None and crops.surface_masks is not None  # noqa: PT018
+        """Of K objects, float32 [K, 2 D]; see `Encoder.texture`. Raises ConfigError for crops without surfaces."""
+        if crops.surfaces is None or crops.surface_masks is None:
+            raise ConfigError(
+                "crops without surfaces: cut them with `Pipeline.crops`, of settings with textures"
+            )
         texture = np.zeros((len(crops.surfaces), 2 * self.encoder.width), np.float32)
         weights = patch_weights(crops.surface_masks, TEXTURE_CELLS)
         for part in self._batches(crops):
@@ -99,7 +101,6 @@ class Pipeline(Components):
         return texture
 
     def _batches(self, crops: Crops) -> list[slice]:
-        """What runs at once."""
         size = self.settings.encoder.batch
         return [slice(i, i + size) for i in range(0, len(crops.pixels), size)]
 
@@ -119,7 +120,7 @@ class Pipeline(Components):
         """
         projection, rows = self.patch_projection, list[Vector]()
         if isinstance(projection, Projected):
-            return self._encode(crops, True)[1] or rows
+            return self._encode(Crops(crops.pixels, crops.masks), True)[1] or rows
         for part in self._batches(crops):
             rows += described(
                 self.encoder.features(crops.pixels[part], [LAYER]), crops.masks[part], projection
@@ -279,7 +280,7 @@ class Pipeline(Components):
         """
         if mask is None:
             mask = plain_foreground(image, box)
-        box = box or box_of_query(image, mask)
+        box = box_of_query(image, mask) if box is None else box
         (item,) = self.segment(image, [SceneObject(box, mask)], self.query_segmenter)
         return self.crops([image], [[item]])
 

@@ -102,6 +102,13 @@ def test_a_surface_is_the_objects_own(tmp_path: Path) -> None:
     assert one @ there > one @ other
     scene = pipeline.scenes([LoadedImage(np.full((60, 100, 3), 9, np.uint8), "0", None, "0" * 64)])[0]
     assert scene.object_vectors.shape == (1, 7 * encoder.width)
+    photo = np.random.default_rng(0).integers(0, 256, (60, 100, 3), np.uint8)
+    expected = pipeline.query(photo, box=BOX)
+    np.testing.assert_array_equal(
+        pipeline.query(photo, box=np.array(BOX)), expected
+    )  # as detectors give them
+    with pytest.raises(ConfigError, match="without surfaces"):
+        pipeline.texture(Crops(np.zeros((1, 48, 48, 3), np.uint8), np.ones((1, 48, 48), np.float32)))
 
 
 @pytest.mark.slow

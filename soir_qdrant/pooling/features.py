@@ -19,12 +19,14 @@ TEXTURE = "texture"
 
 def feature(encoding: Encoding, name: str) -> Vector:
     """ "cls": the descriptor; "patches": the patch mean after the last block; "patches-n": n earlier; "texture": of the
-    whole box, see `Encoder.texture`. Raises ConfigError for a texture that was not read."""
+    object's surface, see `Encoder.texture`. Raises ConfigError for a texture that was not read."""
     if name == "cls":
         return encoding.descriptor
     if name == TEXTURE:
         if encoding.texture is None:
-            raise ConfigError('the feature "texture" is read of boxes: encode with `Pipeline.encode`')
+            raise ConfigError(
+                'the feature "texture" is of crops with surfaces: cut them with `Pipeline.crops`'
+            )
         return encoding.texture
     return encoding.layers[:, -1 - int(name.partition("-")[2] or 0)]
 

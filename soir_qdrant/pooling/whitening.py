@@ -22,7 +22,8 @@ PRIOR = 5000.0  # rows that a whitening counts for when it is adapted; see docs/
 class Whitening:
     """x -> normalize((x - mean) @ matrix). mean: float32 [D]; matrix: float32 [D, D_out], D_out <= D.
 
-    Columns stand in descending order of variance, so that the first c of them are a whitening to c.
+    Columns stand in descending order of variance, so that the first c of them are a whitening to c; where there are
+    parts, those of each part do, and how parts take turns was chosen.
     variance: float32 [D_out], of each column over the rows it was fitted on, before normalising.
     fitted_for: names those rows, so that it is not applied to others.
     lengths: float32 [D_out]; columns of one length are a part of the vector, which is normalised by itself to that

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from soir_qdrant.components import Components
 from soir_qdrant.config import Owlv2Settings, SamSettings, Settings
-from soir_qdrant.contracts import TEXTURE_CELLS
+from soir_qdrant.contracts import TEXTURE_CELLS, TEXTURE_LAYER
 from soir_qdrant.errors import ConfigError, WeightsError
 from soir_qdrant.geometry.patches import Batch, batches, patch_weights
 from soir_qdrant.kinds import Parts, make_encoder
@@ -137,7 +137,7 @@ def _of_texture(encoder: ViTEncoder) -> Part:
     small = np.stack([cv2.resize(mask, (size, size), interpolation=cv2.INTER_AREA) for mask in masks])
     weights = patch_weights(small, TEXTURE_CELLS)
     return Part(
-        spec.texture(size=size, cells=TEXTURE_CELLS, dim=encoder.width),
+        spec.texture(size=size, cells=TEXTURE_CELLS, dim=encoder.width, skip=-1 - TEXTURE_LAYER),
         graphs.TextureGraph(encoder),
         encoder.fingerprint,
         [(surfaces[:1], weights[:1]), (surfaces, weights)],

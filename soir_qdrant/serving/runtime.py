@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from soir_qdrant.config import Settings, VitSettings
-from soir_qdrant.contracts import Detector, Segmenter, TextTower
+from soir_qdrant.contracts import TEXTURE_LAYER, Detector, Segmenter, TextTower
 from soir_qdrant.errors import ConfigError, WeightsError
 from soir_qdrant.kinds import SEGMENTERS, Parts, kind_of, make_detector, make_encoder, make_segmenter
 from soir_qdrant.models.encoders.words import load_tokenizer
@@ -22,7 +22,7 @@ from soir_qdrant.serving.served_detector import ServedDetector
 from soir_qdrant.serving.served_masks import ServedMasks
 from soir_qdrant.serving.served_segmenter import ServedSegmenter
 from soir_qdrant.serving.served_text import ServedText
-from soir_qdrant.serving.session import Session
+from soir_qdrant.serving.session import Session, of_kind
 
 if TYPE_CHECKING:
     from soir_qdrant.models.last_block import LastBlock
@@ -170,6 +170,8 @@ class Runtime:
     def _texture(self, fingerprint: str) -> Session:
         """The first blocks of the encoder of this fingerprint."""
         session = self.session(spec.TEXTURE)
+        if of_kind(session, "texture").fact("skip") != -1 - TEXTURE_LAYER:
+            raise ConfigError(f"{spec.TEXTURE} reads another block than this version: export it again")
         if session.fingerprint != fingerprint:
             raise ConfigError(
                 f"{spec.TEXTURE} was exported with {session.fingerprint}, and {spec.ENCODER} is {fingerprint}: "

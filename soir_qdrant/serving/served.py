@@ -111,7 +111,10 @@ class ServedEncoder(Encoder):
     def texture(self, surfaces: NDArray[np.uint8], weights: NDArray[np.float32]) -> Vector:
         """See `Encoder`. Raises ConfigError where that is not served."""
         if self._texture is None:
-            raise ConfigError(f'the feature "texture" is read by {TEXTURE}, which is not used here')
+            raise ConfigError(
+                f'the feature "texture" is read by {TEXTURE}, a model of its own: take OnnxRuntime or TritonRuntime, '
+                "which serve it beside the encoder, or leave it out of vector.features"
+            )
         rows: Vector = self._texture.run({"surfaces": surfaces, "weights": weights}, ["texture"])["texture"]
         return rows
 

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from soir_qdrant import images as image_io
+from soir_qdrant.contracts import TEXTURE_CELLS, TEXTURE_LAYER
 from soir_qdrant.errors import ConfigError, DatasetError
-from soir_qdrant.geometry.crops import Crops
+from soir_qdrant.geometry.crops import SURROUNDINGS, Crops
 from soir_qdrant.lab.evaluate.bench import Bench
 from soir_qdrant.lab.evaluate.collect import labelled
 from soir_qdrant.lab.train.progress import place_of
@@ -193,7 +194,8 @@ def depends_on(pipeline: Pipeline, blocks: int) -> str:
     settings = pipeline.settings
     encoder = untouched(local(pipeline).fingerprint, blocks)
     masks = pipeline.segmenter.fingerprint or settings.segmenter.model_dump_json()
-    texture = " texture" if TEXTURE in settings.vector.features else ""
+    texture = f" texture {TEXTURE_LAYER} {TEXTURE_CELLS} {SURROUNDINGS} under masks"
+    texture = texture if TEXTURE in settings.vector.features else ""
     return f"{encoder} {settings.crop.model_dump_json()} {masks} boxes off by {JITTER}, fitted{texture}"
 
 
