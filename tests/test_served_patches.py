@@ -14,6 +14,7 @@ from test_serving import CROPS, MASKS, picture, same
 
 from soir_qdrant.components import Components
 from soir_qdrant.config import Settings
+from soir_qdrant.geometry.crops import Crops
 from soir_qdrant.images import load
 from soir_qdrant.ingest.ingestor import SoirIngestor
 from soir_qdrant.pipeline import Pipeline
@@ -135,9 +136,9 @@ def test_the_patches_of_an_object_are_those_of_here(settings, exported, backgrou
     """Where a crop's background is left out, its patches lie at their places all the same."""
     chosen = settings.but(crop={"background": background})
     here, served = Pipeline(chosen), OnnxRuntime(exported).pipeline(chosen)
-    masks = (np.arange(48) < 30) * MASKS[:5]
-    expected = here._encode(CROPS[:5], masks, True)[1]
-    for rows in (served._encode(CROPS[:5], masks, True)[1], served.patches(CROPS[:5], masks)):
+    crops = Crops(CROPS[:5], (np.arange(48) < 30) * MASKS[:5])
+    expected = here._encode(crops, True)[1]
+    for rows in (served._encode(crops, True)[1], served.patches(crops)):
         for one, two in zip(rows, expected, strict=True):
             np.testing.assert_allclose(one, two, atol=0.001)
 
