@@ -25,7 +25,7 @@ from soir_qdrant.geometry.crops import surface
 from soir_qdrant.lab.calibrate import Moments
 from soir_qdrant.lab.evaluate.datasets import AUTO, load
 from soir_qdrant.pipeline import Pipeline
-from soir_qdrant.pooling.features import TEXTURE
+from soir_qdrant.pooling.features import TEXTURE, features_of
 from soir_qdrant.pooling.pool import normalize
 from soir_qdrant.pooling.whitening import Whitening, whitening_of
 from soir_qdrant.types import RGB, Box
@@ -43,10 +43,8 @@ def windows(image: RGB, rng: np.random.Generator) -> list[Box]:
     height, width = image.shape[:2]
     boxes: list[Box] = []
     for _ in range(WINDOWS):
-        side, shape = (
-            np.exp(rng.uniform(np.log(0.06), np.log(0.6))) * max(height, width),
-            np.exp(rng.normal(0, 0.4)),
-        )
+        side = np.exp(rng.uniform(np.log(0.06), np.log(0.6))) * max(height, width)
+        shape = np.exp(rng.normal(0, 0.4))
         w, h = min(width, side * shape), min(height, side / shape)
         x, y = rng.uniform(0, width - w), rng.uniform(0, height - h)
         boxes.append((x, y, x + w, y + h))
@@ -110,13 +108,11 @@ def main() -> None:
     parser.add_argument("--out", required=True, type=Path)
     options = parser.parse_args()
     projection = Whitening.load(options.projection)
-    seen = moments(
-        options.folders, Pipeline(Settings.for_profile("embedded").but(vector={"whitening": None}))
-    )
-    texture = whitening_of(seen.mean, seen.covariance, SURFACE, SHRINK)
-    features = projection.fitted_for.split()[-1].split("+")
-    beside(projection, texture, len(features) + 1).save(options.out)
-    print(f"{options.out}: of {seen.count} textures, beside {options.projection}")
+    pipeline = Pipeline(Settings.for_profile("embedded").but(vector={"whitening": None}))
+    textures = moments(options.folders, pipeline)
+    texture = whitening_of(textures.mean, textures.covariance, SURFACE, SHRINK)
+    beside(projection, texture, len(features_of(projection.fitted_for)) + 1).save(options.out)
+    print(f"{options.out}: of {textures.count} textures, beside {options.projection}")
 
 
 if __name__ == "__main__":

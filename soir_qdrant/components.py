@@ -13,7 +13,7 @@ from soir_qdrant.config import READING, Settings, VitSettings
 from soir_qdrant.contracts import Detector, Encoder, SceneEncoder, Segmenter, TextTower
 from soir_qdrant.errors import ConfigError
 from soir_qdrant.kinds import Parts, make_detector, make_encoder, make_scene_encoder, make_segmenter
-from soir_qdrant.pooling.features import sizes
+from soir_qdrant.pooling.features import features_of, sizes
 from soir_qdrant.pooling.patches import (
     READ,
     PatchProjection,
@@ -148,9 +148,9 @@ class Components:
         path = WHITENINGS.get(settings.whitening) or Path(settings.whitening).expanduser()
         whitening = Whitening.load(path)
         if whitening.fitted_for != self.whitened:
-            features = whitening.fitted_for.rpartition(" ")[2].split("+")
-            others = whitening.fitted_for.rpartition(" ")[0] != self.whitened.rpartition(" ")[0]
-            cure = "" if others else f"set vector.features to {json.dumps(features)}, "
+            same = whitening.fitted_for.rpartition(" ")[0] == self.whitened.rpartition(" ")[0]
+            features = json.dumps(features_of(whitening.fitted_for))
+            cure = f"set vector.features to {features}, " if same else ""
             raise ConfigError(
                 f"whitening {settings.whitening!r} was fitted for {whitening.fitted_for!r}, and the settings "
                 f"ask for {self.whitened!r}: {cure}fit one with `soir calibrate`, or set vector.whitening to None"

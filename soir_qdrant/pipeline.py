@@ -12,7 +12,7 @@ from soir_qdrant.components import Components
 from soir_qdrant.contracts import TEXTURE_CELLS, Segmenter
 from soir_qdrant.errors import ConfigError
 from soir_qdrant.geometry.boxes import pick
-from soir_qdrant.geometry.crops import Crops, cut, min_side, square, stacked, whole_box
+from soir_qdrant.geometry.crops import Crops, cut, min_side, square, together, whole_box
 from soir_qdrant.geometry.patches import patch_weights
 from soir_qdrant.geometry.plain_background import box_of_query, plain_foreground
 from soir_qdrant.models.tokens import LAYER
@@ -188,17 +188,13 @@ class Pipeline(Components):
     def crops(self, images: list[RGB], objects: list[list[SceneObject]]) -> Crops:
         """All objects of all images, in order."""
         size = self.encoder.input_size
-        forms: list[tuple[tuple[int, ...], type]] = [((size, size, 3), np.uint8), ((size, size), np.float32)]
-        if TEXTURE in self.settings.vector.features:
-            side = self.encoder.texture_size
-            forms += [((side, side, 3), np.uint8), ((side, side), np.float32)]
-        sizes = tuple(shape[0] for shape, _ in forms[::2])
+        side = self.encoder.texture_size if TEXTURE in self.settings.vector.features else 0
         parts = [
-            cut(image, item, self.settings.crop, *sizes)
+            cut(image, item, self.settings.crop, size, side)
             for image, items in zip(images, objects, strict=True)
             for item in items
         ]
-        return Crops(*(stacked([part[i] for part in parts], *form) for i, form in enumerate(forms)))
+        return together(parts, size, side)
 
     def window(self, box: Box, shape: tuple[int, ...]) -> tuple[int, int, int]:
         """x, y and side, in pixels, of the square that the crop of a box is cut from. shape: H, W, ... ."""

@@ -136,9 +136,9 @@ class StandIn:
     def groups(self, name: str, body: Any) -> Any:
         asked = models.QueryGroupsRequest.model_validate(body)
         names = {"filter": "query_filter", "params": "search_params", "with_vector": "with_vectors"}
-        held = {names.get(field, field): getattr(asked, field) for field in asked.model_fields_set}
+        fields = {names.get(field, field): getattr(asked, field) for field in asked.model_fields_set}
         return plain(
-            self.memory.query_points_groups(name, **{k: v for k, v in held.items() if v is not None})
+            self.memory.query_points_groups(name, **{k: v for k, v in fields.items() if v is not None})
         )
 
 

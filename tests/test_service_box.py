@@ -26,8 +26,8 @@ class Looking(ColourPipeline):
 
 @pytest.fixture(scope="module")
 def browser():
-    with chromium() as made:
-        yield made
+    with chromium() as opened:
+        yield opened
 
 
 @pytest.fixture(scope="module")

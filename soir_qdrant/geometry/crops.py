@@ -101,11 +101,6 @@ def square_pixels(
     return pixels
 
 
-def stacked(arrays: Sequence[NDArray[Any]], shape: tuple[int, ...], dtype: type) -> NDArray[Any]:
-    """Arrays of this shape and dtype as one, [K, ...]; K may be 0."""
-    return np.stack(arrays) if arrays else np.zeros((0, *shape), dtype)
-
-
 def surface(image: RGB, mask: Mask, box: Box, size: int) -> tuple[RGB, NDArray[np.float32]]:
     """A box of an image [H, W, 3] and a little around it, stretched to a square, uint8 [size, size, 3]; and of the
     object's mask, bool [H, W], float32 [size, size], 0..1."""
@@ -169,3 +164,14 @@ def cut(
         image, mask, item.box, size, margin=settings.margin, min_side=shortest, background=settings.background
     )
     return (*around, *surface(image, mask, item.box, surface_size)) if surface_size else around
+
+
+def together(parts: Sequence[tuple[NDArray[Any], ...]], size: int, surface_size: int = 0) -> Crops:
+    """What `cut` returned for K objects, K may be 0, by the same sizes."""
+    if parts:
+        return Crops(*(np.stack(arrays) for arrays in zip(*parts, strict=True)))
+
+    def empty(side: int) -> tuple[NDArray[Any], NDArray[Any]]:
+        return np.zeros((0, side, side, 3), np.uint8), np.zeros((0, side, side), np.float32)
+
+    return Crops(*empty(size), *(empty(surface_size) if surface_size else ()))

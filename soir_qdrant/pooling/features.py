@@ -37,6 +37,11 @@ def side_by_side(encoding: Encoding, names: Sequence[str]) -> Vector:
     return normalize(np.concatenate(parts, axis=1))
 
 
+def features_of(fitted_for: str) -> list[str]:
+    """The names of the features that a projection was fitted for; see `Components.whitened`."""
+    return fitted_for.rpartition(" ")[2].split("+")
+
+
 def sizes(names: Sequence[str], encoder: Encoder) -> list[int]:
     """How many numbers each feature has."""
     return [{"cls": encoder.dim, TEXTURE: 2 * encoder.width}.get(name, encoder.width) for name in names]

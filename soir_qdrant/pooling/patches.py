@@ -100,10 +100,15 @@ def projection_digest(whitening: Whitening, features: Sequence[str], encoder: En
     return int(hashlib.sha256(content).hexdigest()[:12], 16) or 1
 
 
+def place(features: Sequence[str], encoder: Encoder) -> slice:
+    """Where `READ` lies in the row of these features side by side."""
+    first = sum(sizes(features[: list(features).index(READ)], encoder))
+    return slice(first, first + encoder.width)
+
+
 def _part(whitening: Whitening, features: Sequence[str], encoder: Encoder) -> tuple[Vector, Vector]:
     """Mean [D] and matrix [D, d] of a whitening, as far as they concern `READ`."""
-    first = sum(sizes(features[: list(features).index(READ)], encoder))
-    part = slice(first, first + encoder.width)
+    part = place(features, encoder)
     return whitening.mean[part], whitening.matrix[part, : row_dim(whitening)]
 
 

@@ -194,9 +194,10 @@ def depends_on(pipeline: Pipeline, blocks: int) -> str:
     settings = pipeline.settings
     encoder = untouched(local(pipeline).fingerprint, blocks)
     masks = pipeline.segmenter.fingerprint or settings.segmenter.model_dump_json()
-    texture = f" texture {TEXTURE_LAYER} {TEXTURE_CELLS} {SURROUNDINGS} under masks"
-    texture = texture if TEXTURE in settings.vector.features else ""
-    return f"{encoder} {settings.crop.model_dump_json()} {masks} boxes off by {JITTER}, fitted{texture}"
+    of_crops = f"{encoder} {settings.crop.model_dump_json()} {masks} boxes off by {JITTER}, fitted"
+    if TEXTURE not in settings.vector.features:
+        return of_crops
+    return f"{of_crops} texture {TEXTURE_LAYER} {TEXTURE_CELLS} {SURROUNDINGS} under masks"
 
 
 def _read(place: Path) -> Views:

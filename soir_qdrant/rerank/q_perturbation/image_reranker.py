@@ -17,7 +17,7 @@ from soir_qdrant.geometry.crops import Crops
 from soir_qdrant.images import MAX_PIXELS
 from soir_qdrant.models.last_block import entering_last
 from soir_qdrant.pipeline import Pipeline
-from soir_qdrant.pooling.features import sizes
+from soir_qdrant.pooling.patches import place
 from soir_qdrant.pooling.pool import normalize
 from soir_qdrant.pooling.whitening import Whitening
 from soir_qdrant.rerank.base import Need, SearchQuery, query_image
@@ -162,8 +162,7 @@ class QPerturbation(ImageReranker):
         whole, names = self.pipeline.whitening, self.pipeline.settings.vector.features
         if whole is None or READ not in names:
             return None
-        start = sum(sizes(names[: names.index(READ)], self.pipeline.encoder))
-        rows = slice(start, start + self.reader.block.dim)
+        rows = place(names, self.pipeline.encoder)
         return Whitening(whole.mean[rows], whole.matrix[rows], whole.variance)
 
 
