@@ -42,6 +42,19 @@ def test_help_shows_an_example(command):
     assert "Example" in done.output
 
 
+@pytest.mark.parametrize(
+    ("command", "text"),
+    [
+        (["search"], "default: 60, of a search 30"),
+        (["train", "detector"], "default: one without training"),
+        (["train", "words"], "default: a photo of a {}"),
+    ],
+)
+def test_help_says_the_defaults_that_depend(command, text):
+    done = CliRunner(env={"COLUMNS": "200"}).invoke(app, [*command, "--help"])
+    assert text in done.output
+
+
 def test_the_package_and_its_help_load_no_torch():
     code = (
         "import sys, soir_qdrant, soir_qdrant.cli.main; print('torch' in sys.modules, 'cv2' in sys.modules)"

@@ -251,7 +251,9 @@ def _print_hits(hits: list[Hit], as_json: bool) -> None:
 @grouped
 def info(
     server: Server,
-    collection: Annotated[str | None, typer.Option("--collection")] = None,
+    collection: Annotated[
+        str | None, typer.Option("--collection", help="this one alone; default: all")
+    ] = None,
     profile: ProfileOption = None,
     whitening: WhiteningOption = None,
     as_json: JsonOption = False,

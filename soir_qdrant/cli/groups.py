@@ -75,12 +75,12 @@ class Server:
     ] = None
     timeout: Annotated[
         int | None,
-        typer.Option(min=1, help="seconds of one request to the server  [default: 60, of a search 30]"),
+        typer.Option(min=1, help="seconds of one request to the server (default: 60, of a search 30)"),
     ] = None
     retry_for: Annotated[
         float | None,
         typer.Option(
-            min=0, help="seconds for which a passing fault is tried again  [default: 120, of a search 30]"
+            min=0, help="seconds for which a passing fault is tried again (default: 120, of a search 30)"
         ),
     ] = None
 

@@ -99,7 +99,7 @@ def _sources(
 
 def evaluate_vl(
     folder: Annotated[
-        Path, typer.Argument(help="the pictures, sentences and boxes: see docs/concepts/q-perturbation.md")
+        Path, typer.Argument(help="the images, sentences and boxes: see docs/concepts/q-perturbation.md")
     ],
     weights: Annotated[str, typer.Option(help="BLIP-2 for retrieval: a folder or hub name")],
     captions: Annotated[str, typer.Option(help="JSON below FOLDER, as LAVIS publishes it")] = "test.json",
@@ -107,7 +107,7 @@ def evaluate_vl(
     scale: Annotated[float, typer.Option(help="alpha")] = 8.0,
     contribution: Annotated[float, typer.Option(help="share of the energy a subspace holds")] = 0.99,
     itm: Annotated[bool, typer.Option(help="rescore the best by image-text matching, as the paper")] = True,
-    top: Annotated[int, typer.Option(min=1, help="pictures rescored for each sentence")] = 64,
+    top: Annotated[int, typer.Option(min=1, help="images rescored for each sentence")] = 64,
     batch: Annotated[int, typer.Option(min=1)] = 16,
     device: Annotated[str, typer.Option()] = "auto",
     as_json: JsonOption = False,

@@ -27,8 +27,9 @@ def mcp(
     store: StoreOption = None,
     max_mb: MaxOption = 20,
 ) -> None:
-    """Serve the collections to an assistant on stdin and stdout, by the Model Context Protocol: it searches by image,
-    words and box, and gets thumbnails. Nothing can be written."""
+    """Serve the collections to an assistant on stdin and stdout, by the Model Context Protocol.
+
+    It searches by image, words and box, and gets thumbnails. Nothing can be written."""
     from soir_qdrant.integrations.mcp import create_server
     from soir_qdrant.service.settings import ServiceSettings
 

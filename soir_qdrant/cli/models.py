@@ -25,7 +25,7 @@ from soir_qdrant.images.options import MAX_PIXELS
 
 
 def explain(
-    image: Annotated[Path, typer.Argument(help="a picture")],
+    image: Annotated[Path, typer.Argument(help="an image")],
     file: Annotated[Path, typer.Option("--out", help="page to write")] = Path("explained.html"),
     box: Annotated[
         list[str] | None, typer.Option("--box", help="x0,y0,x1,y1 of an object, once for each; else detected")
@@ -35,7 +35,7 @@ def explain(
     max_pixels: MaxPixelsOption = MAX_PIXELS,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what a picture's vector is made of: objects, masks, attention before and after refinement."""
+    """Show what an image's vector is made of: objects, masks, attention before and after refinement."""
     from soir_qdrant.geometry.user_objects import fit_objects
     from soir_qdrant.images import load
     from soir_qdrant.report.explain import explain as look
@@ -68,7 +68,7 @@ def explain(
 
 
 def calibrate(
-    folders: Annotated[list[Path], typer.Argument(help="folders of pictures; labelled objects are used")],
+    folders: Annotated[list[Path], typer.Argument(help="folders of images; labelled objects are used")],
     file: Annotated[Path, typer.Option("--out", help="file to write")],
     profile: ProfileOption = None,
     dim: Annotated[int | None, typer.Option(min=8, help="components kept; all if not given")] = None,
@@ -76,7 +76,7 @@ def calibrate(
         bool, typer.Option("--alone", help="start from nothing, not from the profile's whitening")
     ] = False,
 ) -> None:
-    """Refit the whitening on pictures of your own: no labels needed, a few hundred objects or more."""
+    """Fit the projection to images of your own: no labels needed, a few hundred objects or more."""
     from soir_qdrant.lab.calibrate import calibrate as fit
     from soir_qdrant.lab.calibrate import count_images, labelled_images
 
@@ -88,7 +88,7 @@ def calibrate(
     whitening.save(file)
     for line in bad:
         err.print(Text.assemble(("skipped: ", "yellow"), plain(line)))
-    out.print(f"{file}: {whitening.dim} components from {count} objects of {total} pictures")
+    out.print(f"{file}: {whitening.dim} components from {count} objects of {total} images")
     if pipeline.prior is None and not alone:
         err.print("this encoder has no whitening to start from: it wants many thousand objects")
     raise typer.Exit(1 if bad else 0)
@@ -112,7 +112,7 @@ def export(
     detector: Annotated[str | None, typer.Option(help="weights of OWLv2")] = None,
     segmenter: Annotated[str | None, typer.Option(help="weights of SAM")] = None,
 ) -> None:
-    """Write the models for NVIDIA Triton and onnxruntime, each compared with torch on real pictures."""
+    """Write the models for NVIDIA Triton and onnxruntime, each compared with torch on photographs."""
     from soir_qdrant.serving.export import export as write
 
     parts = {"encoder": encoder, "detector": detector, "segmenter": segmenter}

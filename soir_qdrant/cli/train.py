@@ -37,10 +37,10 @@ FormatOption = Annotated[
 BlocksOption = Annotated[int, typer.Option(min=1, max=4, help="how many of the last ones are tuned")]
 CacheOption = Annotated[
     Path | None,
-    typer.Option(help="keeps the views, for encoder and projection  [default: beside --out]"),
+    typer.Option(help="keeps the views, for encoder and projection (default: beside --out)"),
 ]
 StartOption = Annotated[
-    Path | None, typer.Option(help="file of a head to go on from  [default: one without training]")
+    Path | None, typer.Option(help="file of a head to go on from (default: one without training)")
 ]
 SeedOption = Annotated[int, typer.Option(help="of everything that is random")]
 
@@ -61,9 +61,7 @@ def projection(
     file: OutOption,
     profile: ProfileOption = None,
     format_: FormatOption = "auto",
-    dim: Annotated[
-        int, typer.Option(min=8, help="components kept  [with --start: as many as that has]")
-    ] = 1024,
+    dim: Annotated[int, typer.Option(min=8, help="components kept; with --start as many as that has")] = 1024,
     blocks: BlocksOption = 2,
     cache: CacheOption = None,
     start: Annotated[
@@ -118,7 +116,7 @@ def detector(
         list[str] | None,
         typer.Option(help="a kind, such as person, whose boxes are neither objects nor background"),
     ] = None,
-    cache: Annotated[Path | None, typer.Option(help="keeps the tokens  [default: beside --out]")] = None,
+    cache: Annotated[Path | None, typer.Option(help="keeps the tokens (default: beside --out)")] = None,
     seed: SeedOption = 0,
 ) -> None:
     """Learn what an object looks like to this encoder: the head of the embedded detector. Run again after an

@@ -43,7 +43,7 @@ def words(
         float, typer.Option(min=0, max=1, help="share of the images whose labels are used")
     ] = 1.0,
     prompt: Annotated[
-        list[str] | None, typer.Option(help="what a name is put into; repeatable  [default: a photo of a {}]")
+        list[str] | None, typer.Option(help="what a name is put into; repeatable (default: a photo of a {})")
     ] = None,
     epochs: Annotated[int, typer.Option(min=1)] = 12,
     batch: Annotated[int, typer.Option(min=1, help="images at once")] = 32,

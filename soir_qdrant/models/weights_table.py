@@ -87,7 +87,7 @@ TABLE: tuple[Known, ...] = (
     ),
     _shipped(
         "whitening",
-        "soir train projection, benchmarks/texture.py",
+        "soir train projection` and `benchmarks/texture.py",
         5.5,
         "26ed2f01f591932656fba602583d6085df77df74a18736e587de849b92f60f33",
     ),
