@@ -3,8 +3,8 @@
     python benchmarks/capacity.py bench/test-2d
 
 The objects of the gallery (its boxes and masks) are dealt out anew: each that a query looks for lies with
-k - 1 others in a picture of its own, 200 pictures, three deals. "one vector": rerank=None; "search": ordered
-by codes, the default; "every vector": all kept. The first table changes k; the second takes eight objects and
+k - 1 others in a picture of its own, 200 pictures, three deals. "one vector": rerank=None; "search": ordered by
+codes, scored once; "every vector": all kept. The first table changes k; the second takes eight objects and
 the first numbers of all vectors alone, the third of the codes alone.
 """
 

@@ -1,7 +1,7 @@
 """The part of the projection that ships for textures, fitted on photographs and set beside one fitted by
 `soir train projection`.
 
-python benchmarks/texture.py ../shared/photos/train ../shared/photos/coco bench/fit-2d-0 bench/fit-3d-0 bench/inv-0 \\
+python benchmarks/texture.py photos/train photos/coco bench/fit-2d-0 bench/fit-3d-0 bench/inv-0 \\
     --projection projection.safetensors --out whitening.safetensors
 
 Labelled boxes and random windows of each image, some of them darker, paler or mirrored; 20 ms a box. No labels of

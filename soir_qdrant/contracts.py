@@ -15,9 +15,7 @@ from soir_qdrant.types import RGB, Box, Detections, Encoding, Mask, Regions, Vec
 if TYPE_CHECKING:
     from soir_qdrant.models.last_block import LastBlock
 
-TEXTURE_LAYER = (
-    -9
-)  # the block whose tokens are a surface's texture, from the last: the third of the shipped encoder
+TEXTURE_LAYER = -9  # of the block whose tokens are a surface's texture: the third of the shipped encoder
 TEXTURE_CELLS = 9  # patches along each side of a surface
 
 
@@ -162,8 +160,8 @@ class Encoder(FeatureSource, Protocol):
         return TEXTURE_CELLS * self.patch
 
     def texture(self, surfaces: NDArray[np.uint8], weights: NDArray[np.float32]) -> Vector:
-        """Mean and deviation of the tokens after an early block, each token normalised: what a surface looks like, not
-        what the thing is. Unless overridden, of `features`.
+        """Mean and standard deviation of the tokens after an early block, each token normalised: what a surface
+        looks like, not what the thing is. Unless overridden, of `features`.
 
         Args:
             surfaces: uint8 [B, T, T, 3], RGB, T = `texture_size`, B >= 1.

@@ -57,7 +57,7 @@ def chance_recall(relevant: int, n: int, k: int) -> float:
 
 
 def ranking(scores: NDArray[np.floating]) -> NDArray[np.int64]:
-    """Indices by falling score; equal scores in rising index, so that the order is the same every time."""
+    """Indices by descending score; equal scores by ascending index, so that the order is the same every time."""
     return np.argsort(-np.asarray(scores), kind="stable")
 
 

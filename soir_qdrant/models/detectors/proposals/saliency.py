@@ -12,7 +12,7 @@ SPARE, ITERATIONS = 16, 8  # of the subspace iteration
 
 
 def principal(grid: Floats, dims: int) -> tuple[Floats, Floats]:
-    """Coordinates of the cells on their principal components, and the variance along each, falling.
+    """Coordinates of the cells on their principal components, and the variance along each, descending.
 
     grid: [h, w, D]. Float32 [h, w, k] and [k], k = min(dims, D). By subspace iteration: LAPACK's full
     decomposition takes a hundred times as long where another process holds the cores.
@@ -39,7 +39,7 @@ def whiten(coordinates: Floats, variance: Floats, ridge: float) -> Floats:
 def rarity(grid: Floats, background: NDArray[np.bool_] | None = None) -> Floats:
     """1 - mean cosine with the cells most like it: low for cells of the background, which are many.
 
-    grid: [h, w, D]. background: bool [h, w], the cells to compare with (all). Float32 [h, w], with mean 0 and
+    grid: [h, w, D]. background: bool [h, w], the cells to compare with (all). Float32 [h, w], with mean 0 and standard
     deviation 1.
     """
     cells = grid.reshape(-1, grid.shape[-1])
@@ -52,7 +52,7 @@ def rarity(grid: Floats, background: NDArray[np.bool_] | None = None) -> Floats:
 
 def distance(white: Floats) -> Floats:
     """Distance of each cell from the mean cell. white: [h, w, k], see `whiten`. Float32 [h, w], with mean 0
-    and deviation 1."""
+    and standard deviation 1."""
     return _standard(np.linalg.norm(white, axis=2))
 
 
