@@ -87,7 +87,7 @@ class LoadedImage:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Detections:
-    """boxes: float32 [k, 4], x0 y0 x1 y1 in pixels, inside the image; scores: float32 [k], 0..1, in descending order."""
+    """boxes: float32 [k, 4], x0 y0 x1 y1 in pixels, inside the image; scores: float32 [k], 0..1, descending."""
 
     boxes: NDArray[np.float32]
     scores: NDArray[np.float32]
