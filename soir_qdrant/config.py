@@ -125,7 +125,9 @@ DEFAULT_PROFILE = "embedded"
 
 
 class Settings(Frozen):
-    """Everything that decides what is stored. Make one with `Settings.for_profile`, change with `but`."""
+    """Everything that decides what is stored. Make one with `Settings.for_profile`, change with `but`; `Settings()`
+    alone is no profile. encoder, detector, segmenter: of a kind each. scene: a scene encoder, in place of detector
+    and crops. ocr: None reads no text."""
 
     profile: str = DEFAULT_PROFILE
     encoder: SerializeAsAny[EncoderSettings] = VitSettings()
@@ -133,7 +135,7 @@ class Settings(Frozen):
     detector: SerializeAsAny[DetectorSettings] = TokenHeadSettings()
     segmenter: SerializeAsAny[SegmenterSettings] = TokenUnetSettings()
     vector: VectorSettings = VectorSettings()
-    scene: SerializeAsAny[SceneSettings] | None = None  # in place of detector and crops, where there is one
+    scene: SerializeAsAny[SceneSettings] | None = None
     ocr: OcrSettings | None = None
 
     @field_validator(*KINDS, mode="before")
@@ -144,10 +146,17 @@ class Settings(Frozen):
 
     @classmethod
     def for_profile(cls, name: str | None = None) -> Settings:
-        """The settings of a profile: one of PROFILES (None: the default one), or a JSON file of changes to one, such as
-        `{"profile": "embedded", "encoder": {"adapter": "mine.safetensors"}}`, its files named from where the
-        process runs; or what `soir weights push` wrote, "hub:owner/name" or a folder. Raises ConfigError for an
-        unknown one and for an unknown setting, WeightsError for trained parts that are not what was pushed."""
+        """The settings of a profile.
+
+        Args:
+            name: one of PROFILES (None: the default one); a JSON file of changes to one, such as `{"profile":
+                "embedded", "encoder": {"adapter": "mine.safetensors"}}`, files named from where the process runs;
+                or what `soir weights push` wrote, "hub:owner/name" or a folder.
+
+        Raises:
+            ConfigError: for an unknown profile or setting.
+            WeightsError: for trained parts that are not what was pushed.
+        """
         name = name or DEFAULT_PROFILE
         if name in PROFILES:
             return PROFILES[name]
@@ -183,7 +192,9 @@ class Settings(Frozen):
         """A copy with some settings changed: `settings.but(vector={"pooling": "mean"})`.
 
         Another kind of detector, say, keeps what all kinds share and takes its own defaults for the rest.
-        Raises ConfigError naming the setting that is unknown or out of range.
+
+        Raises:
+            ConfigError: for a setting that is unknown or out of range; it names it.
         """
         groups: dict[str, Any] = dict(self)
         for group, values in changes.items():

@@ -133,24 +133,27 @@ class SoirIngestor:
     ) -> IngestReport:
         """Store images, one point each, and report what became of every one of them.
 
-        images: a folder, a pattern ("photos/**/*.jpg"), an address (s3://bucket/photos), one image, or any
-        iterable of these, bytes, PIL images and uint8 arrays (RGB); it is consumed as it goes, about three
-        batches ahead of the store at most.
-        ids, payloads, objects: in the order of the images, or by name in a dict (of a folder's images, the
-        name is the path within the folder; of others, the path as given). ids: whole numbers or UUIDs;
-        by default UUIDv5 of the content, so that adding twice changes nothing. payloads: kept beside the key
-        "soir". objects: where they are known; None detects them, an empty list takes the image as a whole.
-        on_exists: "skip" leaves a point that has the id as it is, without decoding the image again; "update"
-        makes it anew where the image or the recipe (see `IngestReport.stale`) is another one; "replace"
-        makes every one anew. Of a point that is made anew, vectors and payload keys that others set stay.
-        The same image twice in one call is stored once; the second counts as skipped. progress: a bar on
-        stderr, where that is a terminal.
+        A bad image, payload, id or box fails that image and stops no other. An image that comes twice is stored once.
 
-        A bad image, payload, id or box fails that image and stops no other. Raises ImageError where the
-        folder is missing or holds no images, ConfigError and CollectionError for settings that do not fit,
-        and IngestStopped (a ServerError, with the report so far) when the server is lost, an iterable of
-        yours raises, or anything else ends a run that has begun: what came before is stored, and the same call
-        goes on where this one ended. An interrupt leaves a sound collection too.
+        Args:
+            images: a folder, a pattern ("photos/**/*.jpg"), an address (s3://bucket/photos), one image, or any
+                iterable of these, bytes, PIL images and uint8 arrays [H, W, 3], RGB; it is consumed as it goes,
+                about three batches ahead of the store at most.
+            ids: whole numbers or UUIDs, in the order of the images, or by name in a dict (of a folder's images, the
+                path within it; of others, the path as given). None: UUIDv5 of the content.
+            payloads: likewise; kept beside the key "soir".
+            objects: likewise, where they are known; None detects them, an empty list takes the image as a whole.
+            batch_size: images at once; bounds the memory.
+            on_exists: "skip" leaves a point that has the id as it is, without decoding the image again; "update"
+                makes it anew where the image or the recipe (see `IngestReport.stale`) is another one; "replace"
+                makes every one anew. Vectors and payload keys that others set on a point stay.
+            progress: a bar on stderr, lines in the log where that is no terminal, or a callback.
+
+        Raises:
+            ImageError: the folder is missing or holds no images.
+            ConfigError, CollectionError: for settings that do not fit.
+            IngestStopped: a ServerError, with the report so far, when the server is lost, an iterable of yours raises,
+                or anything else ends a run that has begun. What came before is stored, and the same call goes on.
         """
         if on_exists not in get_args(OnExists):
             raise ConfigError(f'on_exists={on_exists!r}: choose "skip", "update" or "replace"')

@@ -23,7 +23,11 @@ _QUIET = 30.0  # seconds without one, after which the log says that the run goes
 
 
 class IngestStopped(ServerError):
-    """A run ended on the way: the server was lost, as a rule. report: what had become of the images until then."""
+    """A run ended on the way: the server was lost, as a rule.
+
+    Attributes:
+        report: what had become of the images until then.
+    """
 
     def __init__(self, message: str, report: IngestReport) -> None:
         super().__init__(message)

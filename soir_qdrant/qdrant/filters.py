@@ -64,14 +64,14 @@ def min_count(count: int) -> models.FieldCondition:
 def object_larger_than(
     area: float, label: str | None = None
 ) -> models.FieldCondition | models.NestedCondition:
-    """Images with an object (of this label, if given) that covers more than this fraction of the image."""
+    """Images with an object (of this label, if given) that covers more than this share of the image, 0..1."""
     return _object_of(models.Range(gt=area), label)
 
 
 def object_smaller_than(
     area: float, label: str | None = None
 ) -> models.FieldCondition | models.NestedCondition:
-    """Images with an object (of this label, if given) that covers less than this fraction of the image."""
+    """Images with an object (of this label, if given) that covers less than this share of the image, 0..1."""
     return _object_of(models.Range(lt=area), label)
 
 

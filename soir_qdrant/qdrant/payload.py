@@ -5,11 +5,10 @@
 fingerprint), `recipe` (of all that made the point, see recipe.py), `namespace` where there is one, `by_user`
 where the user gave the objects, `objects` (each with `box` in pixels, `score`, `area` as a fraction of the
 image, and where known `label`, `code` and `text`), `text` (read elsewhere in the image), `labels` (the
-different ones, sorted) and `count`. Where no object
-was found, the whole image is listed as the one `stand_in`, and `count` is 0. The user's own keys lie beside
-"soir".
+different ones, sorted), `count`, and `patches` (of each object, see `pack_patches`). Where no object was found,
+the whole image is listed as the one `stand_in`, and `count` is 0. The user's own keys lie beside "soir".
 
-`code` is a sketch of the object's vector: its first c numbers (256 unless told otherwise) scaled to
+`code` is a sketch of the object's vector: its first c numbers (256 by default) scaled to
 -127..127, one byte each, base64. It costs 344 characters an object, lets a hit say which object matched,
 and orders hits anew (`rerank="codes"`). `best_object` takes the object's own vectors instead where the
 collection keeps them.

@@ -36,7 +36,7 @@ class SearchOptions:
     Attributes:
         limit: hits (or groups).
         offset: hits before the first one returned; not for groups.
-        filter: Qdrant's; `soir_qdrant.qdrant.filters` has some conditions ready.
+        filter: Qdrant's; `soir_qdrant.filters` has some conditions ready.
         rerank: what orders the candidates anew; docs/concepts/search.md compares them.
             "stored", the default: by codes, and by patches too, where they are stored and the query is an image.
             "codes": each hundred (or as many as the limit, if more) by the image's score (0.3) and its best

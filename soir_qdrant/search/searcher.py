@@ -225,7 +225,7 @@ class SoirSearcher:
         return self._encoder.on_current(chosen, search)
 
     def vector(self, query: Query, *, box: Box | None = None, examples: Iterable[Query] = ()) -> Vector:
-        """What `search` looks for, float32 [D], unit length: for requests of your own to the client."""
+        """What `search` with these looks for, float32 [D], unit length: for your own requests. Raises as `search`."""
         others = listed("examples", examples)
         encoder = self._encoder
         return encoder.on_current(SearchOptions(), lambda _: encoder.query(query, box, others)).vector
