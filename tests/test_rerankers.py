@@ -121,6 +121,28 @@ def test_by_name(client, monkeypatch):
         found.search(painted((B, BLUE)), rerank="magic")
 
 
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (ByNumber, "rerank is the class ByNumber: give an instance"),
+        (True, "rerank is a bool"),
+        (["codes"], "rerank is a list"),
+        (lambda query, hits: hits, "rerank is a function.*an instance of a class that has name"),
+        ("wrong", "what reranker 'wrong' makes is the class ByNumber"),
+    ],
+)
+def test_what_is_no_reranker_is_refused(client, monkeypatch, wrong, message):
+    monkeypatch.setattr(RERANKERS, "_known", {**RERANKERS._known, "wrong": lambda context: ByNumber})
+    found, query = searcher(client), painted((B, BLUE))
+    for search in (
+        lambda: found.search(query, rerank=wrong),
+        lambda: found.search_many([query], rerank=wrong),
+        lambda: found.search_groups(query, "n", rerank=wrong),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            search()
+
+
 def test_none_is_a_name_too(client):
     found = searcher(client)
     by_name, plain = (found.search(painted((B, BLUE)), rerank=rerank) for rerank in ("none", None))

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, runtime_checkable
 
 from soir_qdrant.errors import ConfigError
 from soir_qdrant.qdrant.ordering import ByCodes
@@ -96,6 +96,7 @@ class Window:
     by_codes: ByCodes | None = None
 
 
+@runtime_checkable
 class Reranker(Protocol):
     """Orders hits anew.
 
@@ -183,6 +184,22 @@ class FirstCandidates:
     def window(self, page: Page) -> Window:
         """Raises ConfigError for groups."""
         return first_candidates(self.candidates, page, self.name)
+
+
+def checked_reranker(value: object, source: str) -> Reranker:
+    """A value of the user's, once it is known to be a reranker. source: where it came from, as messages call it.
+
+    Raises:
+        ConfigError: for a class in place of an instance, and for anything else that is no reranker.
+    """
+    if isinstance(value, type):
+        raise ConfigError(f"{source} is the class {value.__name__}: give an instance of it")
+    if not isinstance(value, Reranker):
+        raise ConfigError(
+            f'{source} is a {type(value).__name__}: give a name, such as "codes", None, or an instance of a '
+            "class that has name, candidates, needs, window and rerank (soir_qdrant.rerank.base)"
+        )
+    return value
 
 
 def check_query(reranker: Reranker, query: SearchQuery) -> None:

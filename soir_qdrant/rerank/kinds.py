@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from soir_qdrant.registry import Registry
-from soir_qdrant.rerank.base import RerankContext, Reranker
+from soir_qdrant.rerank.base import RerankContext, Reranker, checked_reranker
 from soir_qdrant.rerank.codes import CodeReranker
 from soir_qdrant.rerank.objects import ObjectReranker
 from soir_qdrant.rerank.stored import StoredReranker
@@ -35,9 +35,9 @@ def make_reranker(name: str, context: RerankContext) -> Reranker:
     """The reranker of a name.
 
     Raises:
-        ConfigError: for an unknown name, with those that are known.
+        ConfigError: for an unknown name, with those that are known, and where its factory makes no reranker.
     """
-    return RERANKERS.get(name)(context)
+    return checked_reranker(RERANKERS.get(name)(context), f"what reranker {name!r} makes")
 
 
 def _patches(context: RerankContext) -> Reranker:

@@ -19,7 +19,7 @@ from soir_qdrant.qdrant.collection import TOGETHER, Store
 from soir_qdrant.qdrant.transport import Retry
 from soir_qdrant.query import Query, as_vector, listed, one_query, open_query
 from soir_qdrant.rerank import hit_image
-from soir_qdrant.rerank.base import MODELS, Reranker, SearchQuery
+from soir_qdrant.rerank.base import MODELS, Reranker, SearchQuery, checked_reranker
 from soir_qdrant.rerank.kinds import make_reranker
 from soir_qdrant.search import localization
 from soir_qdrant.search.encoding import Boxed, QueryEncoder
@@ -95,11 +95,11 @@ class SoirSearcher:
         """What `search(rerank=...)` uses; that of a name is made once.
 
         Raises:
-            ConfigError: for an unknown name, with those that are known.
+            ConfigError: for an unknown name, with those that are known, and for what is no reranker.
         """
         name = "none" if rerank is None else rerank
         if not isinstance(name, str):
-            return name
+            return checked_reranker(name, "rerank")
         with self._encoder.lock:
             if name not in self._rerankers:
                 self._rerankers[name] = make_reranker(name, self)
