@@ -14,6 +14,8 @@ from soir_qdrant.errors import CollectionError, ConfigError, ImageError, Objects
 from soir_qdrant.ingest.ingestor import SoirIngestor
 from soir_qdrant.qdrant.filters import (
     has_label,
+    has_text,
+    has_text_on_object,
     min_count,
     object_in_region,
     object_larger_than,
@@ -425,10 +427,12 @@ def test_boxes_masks_and_forms_of_a_query(client, tmp_path):
 CONDITIONS = {
     "label": (has_label("book"), {1}),
     "labels": (has_label("book", "pen"), {0, 1, 3}),
+    "list of labels": (has_label(["book", "pen"]), {0, 1, 3}),
     "count": (min_count(2), {0, 1, 3}),
     "area": (object_larger_than(0.2), {1}),
     "area of a label": (object_larger_than(0.2, "mug"), set()),  # image 1 has a mug, and a large book
     "area of its label": (object_larger_than(0.2, "book"), {1}),
+    "area of one of its labels": (object_larger_than(0.2, ["book", "mug"]), {1}),
     "small": (object_smaller_than(0.025), {0, 1, 3}),
     "small, of a label": (object_smaller_than(0.025, "mug"), {0, 1}),
     "region": (object_in_region((0, 0, 20, 20)), {0, 1, 3}),
@@ -452,6 +456,29 @@ def test_conditions(client):
         case: (ids(must=[condition]), ids(must_not=[condition]))
         for case, (condition, _) in CONDITIONS.items()
     }
+
+
+@pytest.mark.parametrize(
+    ("condition", "message"),
+    [
+        (lambda: has_label(), r"label \(\): give a text, or a list"),
+        (lambda: has_label(["a", 1]), "label .*'a', 1.*: give a text"),
+        (lambda: has_label(None), "label .*None.*: give a text"),
+        (lambda: object_larger_than(0.2, 7), "label .*7.*: give a text"),
+        (lambda: has_text(["oat", "milk"]), r"text \['oat', 'milk'\] is a list: give the words as one text"),
+        (lambda: has_text_on_object(3), "text 3 is a int"),
+        (lambda: min_count("many"), "count 'many': give a whole number, at least 0"),
+        (lambda: object_larger_than("large"), "area 'large': give a share of the image, 0 to 1"),
+        (lambda: object_smaller_than(20), "area 20: give a share"),
+        (lambda: object_in_region(20), "region: box 20: give four numbers"),
+        (lambda: object_in_region((0, 0, 20)), "region: box .*: give four numbers"),
+        (lambda: object_in_region((9, 9, 3, 3)), "region: box .* inverted"),
+        (lambda: object_in_region((0, 0, 0.5, 0.5)), "region: box .* give pixels, not shares"),
+    ],
+)
+def test_wrong_conditions(condition, message):
+    with pytest.raises(ConfigError, match=message):
+        condition()
 
 
 # -- what is refused ---------------------------------------------------------------------------------------

@@ -12,29 +12,40 @@ from soir_qdrant.errors import ObjectsError
 from soir_qdrant.types import Box, Mask, SceneObject
 
 
-def clip_box(box: Iterable[float], width: int, height: int) -> Box:
-    """The part of a box that lies inside an image of width x height pixels.
-
-    box: x0, y0, x1, y1 in pixels, x1 and y1 exclusive. Raises ObjectsError for a box that is not four
-    finite numbers, is empty or inverted, or lies outside the image.
-    """
+def check_box(box: Iterable[float]) -> Box:
+    """x0, y0, x1, y1 in pixels, x1 and y1 exclusive. Raises ObjectsError for a box that is not four finite numbers,
+    is empty or inverted, or lies within one pixel, as shares of width and height do."""
     try:
         x0, y0, x1, y1 = (float(value) for value in box)
     except (OverflowError, TypeError, ValueError) as error:
         raise ObjectsError(f"box {str(box)[:80]}: give four numbers, x0, y0, x1, y1 in pixels") from error
-    shown = f"box ({x0:g}, {y0:g}, {x1:g}, {y1:g})"
+    shown = _shown((x0, y0, x1, y1))
     if not all(map(math.isfinite, (x0, y0, x1, y1))):
         raise ObjectsError(f"{shown} holds NaN or infinite numbers: give x0, y0, x1, y1 in pixels")
     if max(x1, y1) <= 1 and min(x0, y0) >= 0:
         raise ObjectsError(f"{shown} lies within one pixel: give pixels, not shares of width and height")
     if x1 <= x0 or y1 <= y0:
         raise ObjectsError(f"{shown} is empty or inverted: give x0, y0, x1, y1 with x0 < x1 and y0 < y1")
+    return x0, y0, x1, y1
+
+
+def clip_box(box: Iterable[float], width: int, height: int) -> Box:
+    """The part of a box that lies inside an image of width x height pixels.
+
+    box: see `check_box`. Raises ObjectsError as that does, and for a box that lies outside the image.
+    """
+    x0, y0, x1, y1 = check_box(box)
     inside = max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height))
     if inside[2] <= inside[0] or inside[3] <= inside[1]:
         raise ObjectsError(
-            f"{shown} lies outside the {width}x{height} image: give pixels of the image after EXIF rotation"
+            f"{_shown((x0, y0, x1, y1))} lies outside the {width}x{height} image: give pixels of the image after "
+            "EXIF rotation"
         )
     return inside
+
+
+def _shown(box: Box) -> str:
+    return "box ({:g}, {:g}, {:g}, {:g})".format(*box)
 
 
 def fit_objects(objects: Iterable[SceneObject], width: int, height: int) -> list[SceneObject]:

@@ -1,11 +1,14 @@
-"""A request as the keyword arguments of the client's methods."""
+"""What a request takes: whole numbers in range, and a request as the keyword arguments of the client's methods."""
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from typing import Any
 
 from qdrant_client import models
+
+from soir_qdrant.errors import ConfigError
 
 
 def arguments_of(request: models.QueryRequest) -> dict[str, Any]:
@@ -16,6 +19,16 @@ def arguments_of(request: models.QueryRequest) -> dict[str, Any]:
 
 def without_none(options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
+
+
+def check_minimum(name: str, value: int, smallest: int) -> None:
+    """Raises ConfigError for anything but a whole number of at least `smallest`."""
+    try:
+        right = operator.index(value) >= smallest
+    except TypeError:
+        right = False
+    if not right:
+        raise ConfigError(f"{name} {value!r}: give a whole number, at least {smallest}")
 
 
 _ARGUMENTS = {

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import operator
 from dataclasses import dataclass, replace
 from typing import TypedDict, Unpack
 
 from qdrant_client import models
 
 from soir_qdrant.errors import ConfigError
+from soir_qdrant.qdrant.arguments import check_minimum
 from soir_qdrant.rerank.base import Page, Reranker
 
 
@@ -100,13 +100,3 @@ class SearchOptions:
 def merged(options: SearchOptions | None, **keywords: Unpack[SearchKeywords]) -> SearchOptions:
     """The options, with what keywords say in their place."""
     return replace(options or SearchOptions(), **keywords)
-
-
-def check_minimum(name: str, value: int, smallest: int) -> None:
-    """Raises ConfigError for anything but a whole number of at least `smallest`."""
-    try:
-        right = operator.index(value) >= smallest
-    except TypeError:
-        right = False
-    if not right:
-        raise ConfigError(f"{name} {value!r}: give a whole number, at least {smallest}")

@@ -14,6 +14,7 @@ from qdrant_client.client_base import QdrantBase
 from soir_qdrant.assembly import served_pipeline
 from soir_qdrant.errors import ConfigError
 from soir_qdrant.images import MAX_PIXELS
+from soir_qdrant.qdrant.arguments import check_minimum
 from soir_qdrant.qdrant.calls import SharedTimeout
 from soir_qdrant.qdrant.collection import TOGETHER, Store
 from soir_qdrant.qdrant.transport import Retry
@@ -24,7 +25,7 @@ from soir_qdrant.rerank.kinds import make_reranker
 from soir_qdrant.search import localization
 from soir_qdrant.search.encoding import Boxed, QueryEncoder
 from soir_qdrant.search.hits import candidate, finished, grouped, masked, points_of
-from soir_qdrant.search.options import SearchKeywords, SearchOptions, check_minimum, merged
+from soir_qdrant.search.options import SearchKeywords, SearchOptions, merged
 from soir_qdrant.search.requests import Plan, make_plan, query_request
 from soir_qdrant.timing import stage
 from soir_qdrant.types import Box, Hit, HitGroup, Text, Vector
@@ -226,8 +227,7 @@ class SoirSearcher:
 
     def vector(self, query: Query, *, box: Box | None = None, examples: Iterable[Query] = ()) -> Vector:
         """What `search` with these looks for, float32 [D], unit length: for your own requests. Raises as `search`."""
-        others = listed("examples", examples)
-        encoder = self._encoder
+        encoder, others = self._encoder, listed("examples", examples)
         return encoder.on_current(SearchOptions(), lambda _: encoder.query(query, box, others)).vector
 
     def heat(self, query: Query, hit: Hit, *, box: Box | None = None) -> NDArray[np.float32]:
