@@ -10,11 +10,11 @@ import numpy as np
 
 from soir_qdrant.errors import ConfigError, ImageError, ObjectsError, without_password
 from soir_qdrant.geometry.user_objects import clip_box
-from soir_qdrant.images import Source, is_address, load
+from soir_qdrant.images import RawImage, Source, is_address, load
 from soir_qdrant.images.addresses import split
 from soir_qdrant.types import Box, Composed, Crop, LoadedImage, Text, Vector
 
-Query: TypeAlias = Source | Crop | Text | Composed | Sequence[float]
+Query: TypeAlias = Source | RawImage | Crop | Text | Composed | Sequence[float]
 
 
 def one_query(query: Query | None, text: str | None) -> Query:

@@ -137,6 +137,15 @@ def test_what_is_wrong_with_an_image_or_a_name_is_said(web):
     assert "soir ingest" in missing.json()["detail"]
 
 
+def test_a_box_outside_names_the_image_that_it_is_in(web):
+    upload = search(web, png(shelf(RED, BLUE))).json()["upload"]
+    stored = search(web, query={"upload": upload}).json()["hits"][0]["id"]
+    outside = {"box": [500, 500, 600, 600]}
+    for query, name in [({"upload": upload}, "the uploaded image"), ({"id": stored}, "the stored image")]:
+        said = search(web, query={**query, **outside}).json()["detail"]
+        assert said.startswith(f"{name}: box (500, 500, 600, 600) lies outside the 80x60 image"), said
+
+
 def test_the_page_learns_what_there_is_and_what_to_filter_by(web):
     about = web.get("/v1").json()
     assert about["collections"] == [{"name": "shelves", "count": 3}]

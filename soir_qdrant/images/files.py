@@ -49,11 +49,14 @@ class RawImage:
         return len(self.content) if isinstance(self.content, bytes) else int(self.content[0].nbytes)
 
 
-def read(source: Source, *, name: str | None = None, options: ReadOptions = DEFAULT) -> RawImage:
-    """The first half of `load`: enough to know whether the image is stored already, without decoding it.
+def read(source: Source | RawImage, *, name: str | None = None, options: ReadOptions = DEFAULT) -> RawImage:
+    """The first half of `load`: enough to know whether the image is stored already, without decoding it. One that has
+    been read is returned as it is.
 
     Raises ImageError for a file that cannot be read, and for a bad array or PIL image.
     """
+    if isinstance(source, RawImage):
+        return source
     if isinstance(source, (str, os.PathLike, RemoteFile, Part)):
         called = source.name if isinstance(source, Part) else str(source)
         return _of_file(source, name or called, options)

@@ -10,12 +10,12 @@ from soir_qdrant.types import LoadedImage
 
 
 def load(
-    source: Source, *, name: str | None = None, max_pixels: int = MAX_PIXELS, reduce: bool = False
+    source: Source | RawImage, *, name: str | None = None, max_pixels: int = MAX_PIXELS, reduce: bool = False
 ) -> LoadedImage:
     """Read and decode one image.
 
     source: a path, an address (s3://...), a part of either (clip.mp4#t=12.5, scan.tif#page=2), the bytes of a
-    file, a PIL image, or a uint8 array in RGB order, [H, W], [H, W, 3] or [H, W, 4].
+    file, a PIL image, a uint8 array in RGB order, [H, W], [H, W, 3] or [H, W, 4], or what `read` made of one.
     name: what to call it in messages. max_pixels: the largest width x height that is decoded. reduce: a larger one is
     decoded at a reduced size, if it is a JPEG file (but a progressive one); see `LoadedImage.here`.
 

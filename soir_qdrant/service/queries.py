@@ -8,13 +8,15 @@ import numpy as np
 from PIL import Image
 
 from soir_qdrant.errors import ObjectsError
-from soir_qdrant.images import load
+from soir_qdrant.images import load, read
 from soir_qdrant.query import Query
 from soir_qdrant.service.backend import Backend, Upload
 from soir_qdrant.service.errors import Forgotten
 from soir_qdrant.service.pictures import opened, upright_size
 from soir_qdrant.service.schemas_search import ImageQuery
 from soir_qdrant.types import Box, Crop
+
+UPLOADED, STORED = "the uploaded image", "the stored image"  # as messages call them
 
 
 def read_upload(data: bytes, mask: bytes | None, max_pixels: int) -> Upload:
@@ -23,13 +25,13 @@ def read_upload(data: bytes, mask: bytes | None, max_pixels: int) -> Upload:
 
     Raises ImageError for what is no image, is too large, or where the mask has another size.
     """
-    image = opened(data, max_pixels, "the uploaded image")
+    image = opened(data, max_pixels, UPLOADED)
     size = upright_size(image)
     if mask is None:
         return Upload(data, size)
     decoded = load(mask, name="the mask", max_pixels=max_pixels).rgb
     light = np.asarray(Image.fromarray(decoded).convert("L")) >= 128
-    rgb = load(data, name="the uploaded image", max_pixels=max_pixels).rgb
+    rgb = load(data, name=UPLOADED, max_pixels=max_pixels).rgb
     if light.shape != rgb.shape[:2]:
         raise ObjectsError(
             f"the mask is {light.shape[1]}x{light.shape[0]}, the image {rgb.shape[1]}x{rgb.shape[0]} pixels: "
@@ -52,18 +54,19 @@ def image_query(backend: Backend, collection: str, query: ImageQuery) -> Query:
         upload = backend.uploads.get(query.upload)
         if upload is None:
             raise Forgotten("the uploaded image is no longer in memory: send it again")
-        return whole_or_part(upload.data, box)
+        return whole_or_part(upload.data, box, UPLOADED)
     assert query.id is not None
     data, payload = backend.image_bytes(collection, query.id)
-    opened(data, backend.settings.max_pixels, "the stored image")
+    opened(data, backend.settings.max_pixels, STORED)
     if query.object is not None:
         box = object_box(payload, query.object)
-    return whole_or_part(data, box)
+    return whole_or_part(data, box, STORED)
 
 
-def whole_or_part(data: bytes, box: Box | None) -> Query:
-    """A query as the searcher takes it."""
-    return data if box is None else Crop(data, box)
+def whole_or_part(data: bytes, box: Box | None, name: str) -> Query:
+    """A query as the searcher takes it. name: what messages call the image."""
+    image = read(data, name=name)
+    return image if box is None else Crop(image, box)
 
 
 def object_box(payload: dict[str, object], number: int) -> Box:

@@ -18,7 +18,7 @@ from soir_qdrant.service.deps import Service, answered
 from soir_qdrant.service.errors import Forgotten
 from soir_qdrant.service.forms import file_bytes, form_of
 from soir_qdrant.service.problems import Refusal, responses
-from soir_qdrant.service.queries import read_upload
+from soir_qdrant.service.queries import UPLOADED, read_upload
 from soir_qdrant.service.schemas import (
     EXAMPLE_UPLOAD,
     CollectionModel,
@@ -117,7 +117,7 @@ async def objects(request: Request, backend: Service) -> DetectedObjects:
         raise Forgotten("the uploaded image is no longer in memory: send it again")
 
     def detect() -> list[StoredObject]:
-        decoded = load(known.data, name="the uploaded image", max_pixels=backend.settings.max_pixels)
+        decoded = load(known.data, name=UPLOADED, max_pixels=backend.settings.max_pixels)
         (detected,) = backend.pipeline.find([decoded], [None])
         return [StoredObject(box=list(item.box), score=item.score, label=item.label) for item in detected]
 
