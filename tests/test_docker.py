@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import time
@@ -148,6 +151,38 @@ def test_the_service_is_started_with_options_that_the_command_has():
 def test_the_image_runs_as_a_user_that_can_be_seen_not_to_be_root():
     (user,) = re.findall(r"^USER (\S+)$", DOCKERFILE, re.M)
     assert int(user) > 0
+
+
+@pytest.mark.parametrize("name", BASE["services"])
+def test_no_more_cores_are_claimed_than_small_machines_have(name):
+    """Docker refuses to create a container that may use more cores than there are; 0 is all of them."""
+    cpus = BASE["services"][name]["deploy"]["resources"]["limits"]["cpus"]
+    assert int(re.fullmatch(r"\$\{[A-Z]+_CPUS:-(\d+)\}", cpus)[1]) <= 2
+
+
+@pytest.mark.slow
+def test_the_first_process_of_a_container_ends_when_it_is_asked_to(tmp_path):
+    """The kernel gives the first process of a PID namespace no signal that it does not handle."""
+    if not shutil.which("unshare"):
+        pytest.skip("no unshare here")
+    alone = ["unshare", "--pid", "--fork", *(["--map-root-user"] if os.getuid() else [])]
+    if subprocess.run([*alone, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no PID namespaces here")
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections and answers nothing
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        command = [*alone, sys.executable, "-m", "soir_qdrant", "ingest", str(tmp_path), "--url", url]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+            silent.settimeout(60)
+            connection, _ = silent.accept()
+            (first,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+            os.kill(int(first), signal.SIGTERM)
+            try:
+                assert process.wait(20) == 128 + signal.SIGTERM
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(first), signal.SIGKILL)
+            connection.close()
+            assert "Traceback" not in process.stderr.read()
 
 
 def test_the_service_is_watched_bounded_and_can_write_nothing():

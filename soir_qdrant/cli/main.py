@@ -6,6 +6,8 @@ Exit codes: 0 done; 1 done, but some images failed; 2 wrong usage; 3 it could no
 from __future__ import annotations
 
 import logging
+import os
+import signal
 from typing import Annotated
 
 import typer
@@ -66,6 +68,8 @@ app.command(epilog="Example:  soir demo --out build/demo")(lab.demo)
 
 def main() -> None:
     """The entry point: errors of this package become one line and exit code 3."""
+    if os.getpid() == 1:  # of a container: no signal ends it that it does not handle
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
     write_anything()
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("soir_qdrant.ingest.outcome").setLevel(logging.INFO)  # progress without a terminal
