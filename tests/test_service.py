@@ -459,6 +459,7 @@ def test_models_that_cannot_be_loaded_are_named_and_tried_again(tmp_path, monkey
         assert str(error) in caplog.text
         works.set()
         wait_until(lambda: readiness() == (200, "ok"), 10)
+    assert f"not ready: the models cannot be loaded: {error}" in caplog.messages
 
 
 def test_a_mask_that_is_cut_off_is_named(web):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from soir_qdrant.service.schemas import (
 )
 from soir_qdrant.service.worker import Priority
 
+log = logging.getLogger(__name__)
 router = APIRouter()
 _OBJECTS_BODY = {
     "requestBody": {
@@ -153,6 +155,8 @@ async def healthz(backend: Service) -> JSONResponse:
 async def readyz(backend: Service) -> JSONResponse:
     """Whether searches are answered: the models are loaded, Qdrant answers, and the service does not stop."""
     reason = await run_in_threadpool(_not_ready, backend)
+    if reason:
+        log.warning("not ready: %s", reason)
     return JSONResponse({"status": reason or "ok", "time": round(time.time())}, 503 if reason else 200)
 
 
