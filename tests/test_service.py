@@ -282,6 +282,8 @@ def test_probes_and_metrics(web):
     assert web.get("/healthz").status_code == 200
     assert web.get("/readyz").json()["status"] == "ok"
     search(web, png(shelf(RED, BLUE)))
+    # A run is counted after its searches are answered.
+    wait_until(lambda: 'soir_run_seconds_count{kind="search"}' in web.get("/metrics").text)
     told = web.get("/metrics").text
     route = 'route="/v1/collections/{collection}/search"'
     assert f'soir_requests_total{{method="POST",{route},status="200"}} 1.0' in told
