@@ -1,7 +1,7 @@
 // The page: what is searched (state.js), asked of the service (requests.js) and shown (results.js).
 
 import { letAdd, remove } from "./add.js";
-import { address, call, imageAddress, onLoginNeeded } from "./api.js";
+import { address, call, onLoginNeeded } from "./api.js";
 import { BoxTool } from "./boxtool.js";
 import { drawChips } from "./chips.js";
 import { byId, element } from "./dom.js";
@@ -9,18 +9,20 @@ import { loadFilters } from "./filterform.js";
 import { askForToken } from "./login.js";
 import { FIRST, Overview } from "./overview.js";
 import { LIMIT, NOTHING, detect, run } from "./requests.js";
-import { Overlays, drawGrid } from "./results.js";
-import { summary, welcome } from "./sentences.js";
-import { listen, openFile, openStored } from "./source.js";
+import { drawGrid } from "./results.js";
+import { summary, title, welcome } from "./sentences.js";
+import { listen, openFile, openStored, showFile } from "./source.js";
 import { emptyState, fromAddress, isView, placeText, toAddress } from "./state.js";
 import { fail, say } from "./status.js";
 import { keepTheme } from "./theme.js";
+import { Toggles } from "./toggles.js";
 import { Viewer } from "./viewer.js";
 import { change, listenToWords, showWords } from "./words.js";
 
 let service = { collections: [], reads_text: false, max_bytes: 20e6 };
 let state = emptyState();
-let source = null; // {file, upload, width, height} of a picture that is not in the collection
+let source = null; // {file, upload, key, width, height} of a picture that is not in the collection
+const sources = new Map(); // all of them by their keys, for the way back
 let shown = NOTHING;
 let facets = null; // what the collection can be filtered and sorted by
 let running = null; // of the search that runs now
@@ -42,12 +44,7 @@ const overview = new Overview({
   picked: (point) => searchFrom(point, point.object),
   lassoed: (points) => searchAlike(points),
 });
-const overlays = {
-  heat: new Overlays("heat", (image) => shown.search &&
-    imageAddress(state.collection, image.id, "heat", { search: shown.search, object: image.object, side: 480 })),
-  mask: new Overlays("mask", (image) => (image.object ?? null) === null ? null :
-    imageAddress(state.collection, image.id, "mask", { object: image.object, side: 480 })),
-};
+const toggles = new Toggles(draw);
 
 // -- searching ---------------------------------------------------------------------------------------------
 
@@ -94,20 +91,26 @@ function show(query) {
   return search();
 }
 
-/** Run what the state says, and show it. push: whether it becomes a new address. */
-async function search(push = true) {
+/** End the search that runs, if one does. Returns the signal of the next. */
+function begin() {
   running?.abort();
   running = new AbortController();
-  const { signal } = running;
-  if (push) history.pushState({ earlier: [...earlier] }, "", toAddress(state) || location.pathname);
-  if (!state.query) return greet();
+  byId("results").removeAttribute("aria-busy");
+  return running.signal;
+}
+
+/** Run what the state says, and show it. push: whether it becomes a new address. */
+async function search(push = true) {
+  const signal = begin();
+  if (push) history.pushState({ earlier: [...earlier], source: source?.key }, "", toAddress(state) || location.pathname);
+  if (!state.query) return void greet(signal); // nobody waits for its pictures
   byId("results").setAttribute("aria-busy", "true");
   say(isView(state.query) ? "Looking through the collection …" : "Searching …");
   try {
     shown = await run(state, source, signal, (seconds) => say(`The service is busy: trying again in ${seconds} s …`));
     draw();
     say(summary(state, shown, service));
-    if (matchMedia("(max-width: 760px)").matches) byId("results").scrollIntoView();
+    if (matchMedia("(max-width: 760px)").matches || (push && isScrolled())) byId("results").scrollIntoView();
   } catch (problem) {
     if (problem.name === "AbortError") return undefined;
     shown = NOTHING;
@@ -115,6 +118,10 @@ async function search(push = true) {
     fail(problem);
   }
   return byId("results").removeAttribute("aria-busy");
+}
+
+function isScrolled() {
+  return byId("results").getBoundingClientRect().top < 0;
 }
 
 function draw() {
@@ -126,14 +133,12 @@ function draw() {
   };
   const cards = drawGrid(state.collection, shown, actions);
   overview.draw(state, shown, facets);
-  byId("toggles").hidden = !shown.images.length;
-  byId("paging").hidden = Boolean(shown.groups) || (shown.next === null && !state.offset && !earlier.length);
-  byId("previous").disabled = state.query?.kind === "browse" ? !earlier.length : !state.offset;
-  byId("next").disabled = (shown.next ?? null) === null;
-  byId("show-heat").disabled = !shown.search;
-  overlays.heat.show(byId("show-heat").checked && shown.search ? cards : new Map());
-  overlays.mask.show(byId("show-masks").checked ? cards : new Map());
-  byId("grid").classList.toggle("no-boxes", !byId("show-boxes").checked);
+  byId("results-title").textContent = title(state.query);
+  toggles.show(state.collection, shown, cards);
+  const [first, last] = [state.query?.kind === "browse" ? !earlier.length : !state.offset, (shown.next ?? null) === null];
+  byId("paging").hidden = Boolean(shown.groups) || (first && last);
+  byId("previous").disabled = first;
+  byId("next").disabled = last;
   drawChips(state, search);
 }
 
@@ -169,12 +174,13 @@ async function openQuery() {
   byId("detect").hidden = query?.kind !== "upload";
   showWords(query, { reads: service.reads_text, image: visible });
   if (!visible) return;
-  if (query.kind === "upload") {
-    tool.open(source.width, source.height, source.objects ?? []);
-    if (query.box) tool.set(query.box);
-    return;
-  }
   try {
+    if (query.kind === "upload") {
+      await showFile(source);
+      tool.open(source.width, source.height, source.objects ?? []);
+      if (query.box) tool.set(query.box);
+      return;
+    }
     const image = await openStored(state.collection, query.id);
     tool.open(image.width, image.height, image.objects.map((object) => object.box));
     const box = query.object === null || query.object === undefined ? query.box : tool.objects[query.object];
@@ -189,8 +195,12 @@ async function chooseFile(file) {
   const opened = await openFile(file, service.max_bytes).catch(fail);
   if (!opened) return undefined;
   source = opened;
+  sources.set(source.key, source);
+  begin();
   state = { ...emptyState(state.collection), filters: state.filters, group: state.group, query: { kind: "upload", box: null } };
   await openQuery();
+  shown = NOTHING;
+  draw();
   byId("boxes").focus();
   return say("Draw a box round one thing. To search with the whole picture, press Search.");
 }
@@ -211,17 +221,24 @@ async function detectObjects() {
 
 // -- the rest of the page ----------------------------------------------------------------------------------
 
-function greet() {
+/** Before the first search: pictures to start from. */
+async function greet(signal) {
   shown = NOTHING;
-  overview.draw(state, shown, facets);
-  byId("grid").replaceChildren();
-  byId("toggles").hidden = byId("paging").hidden = true;
-  drawChips(state, search);
+  draw();
   say(welcome(state, service));
+  if (!service.collections.some(({ name, count }) => name === state.collection && count)) return;
+  try {
+    shown = { ...(await run({ ...state, query: FIRST.browse }, null, signal)), next: null };
+    draw();
+  } catch (problem) {
+    if (problem.name !== "AbortError") fail(problem);
+  }
 }
 
 async function chooseCollection(name) {
-  const chosen = { ...emptyState(name), query: source ? { kind: "upload", box: tool.box } : null };
+  const { kind } = state.query ?? {};
+  const own = { upload: { kind, box: tool.box }, text: state.query }; // queries that need no picture of the collection
+  const chosen = { ...emptyState(name), query: own[kind] ?? null };
   state = chosen;
   await fillFilters();
   if (state !== chosen) return undefined; // a picture was chosen meanwhile
@@ -238,6 +255,7 @@ async function fillFilters() {
 /** Show what an address says. */
 async function restore() {
   state = fromAddress(location.search);
+  source = sources.get(history.state?.source) ?? null;
   earlier.splice(0, earlier.length, ...(history.state?.earlier ?? (state.query?.after ? [null] : [])));
   const first = service.collections.find(({ count }) => count) ?? service.collections[0];
   state.collection ||= first?.name ?? "";
@@ -261,7 +279,6 @@ function wire() {
   click("browse", () => show({ ...FIRST.browse }));
   click("previous", () => page(-1));
   click("next", () => page(1));
-  for (const id of ["show-boxes", "show-heat", "show-masks"]) byId(id).addEventListener("change", draw);
   byId("collection").addEventListener("change", (event) => chooseCollection(event.target.value));
   listenToWords({
     searchWords: (query) => {

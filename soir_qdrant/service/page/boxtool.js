@@ -30,6 +30,7 @@ export class BoxTool {
     this.layer.parentElement.style.setProperty("--shape", width / height);
     this.surface.open(width, height);
     this.paint();
+    this.changed(null);
   }
 
   /** box: or null for none. object: its number, where it is one of the objects. */

@@ -2,6 +2,7 @@
 
 import { address, json } from "./api.js";
 import { byId } from "./dom.js";
+import { worded } from "./status.js";
 
 let open = null;
 
@@ -14,7 +15,7 @@ export function askForToken() {
       byId("login-error").textContent = "";
       const answer = await fetch(address("session"), json({ token: byId("token").value })).catch(() => null);
       if (answer?.ok) dialog.close("in");
-      else byId("login-error").textContent = await why(answer);
+      else byId("login-error").replaceChildren(...worded(await why(answer)));
     };
     const end = () => {
       byId("login-form").removeEventListener("submit", submit);

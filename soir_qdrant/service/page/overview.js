@@ -36,15 +36,15 @@ export class Overview {
     const controls = this.controls(query, shown, facets);
     byId("controls").hidden = !controls.length;
     byId("controls").replaceChildren(...controls);
-    const parts = shown.map ? [this.map.frame] : shown.ingest ? ofIngest(shown.ingest) : [];
+    const parts = shown.map?.points.length ? [this.map.frame] : shown.ingest ? ofIngest(shown.ingest) : [];
     byId("overview").hidden = !parts.length;
     byId("overview").replaceChildren(...parts);
-    if (shown.map) this.map.show(collection, shown.map.points);
+    if (shown.map?.points.length) this.map.show(collection, shown.map.points);
   }
 
   controls(query, shown, facets) {
     if (query?.kind === "browse") return this.orders(query, facets);
-    if (shown.map) return this.methods(query, shown.map);
+    if (shown.map?.points.length) return this.methods(query, shown.map);
     if (shown.duplicates) return [this.threshold(query)];
     return [];
   }

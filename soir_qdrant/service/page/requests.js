@@ -89,7 +89,7 @@ const VIEWS = {
   async duplicates(state, signal, waiting) {
     const answer = await view(state, "duplicates", { threshold: state.query.threshold }, signal, waiting);
     const groups = answer.groups.map(({ similarity, images }) => ({
-      key: `${images.length} images, similarity ${similarity.toFixed(3)} and more`, hits: images,
+      key: `${images.length} pictures, similarity ${similarity.toFixed(3)} and more`, hits: images,
     }));
     return { ...NOTHING, images: groups.flatMap(({ hits }) => hits), groups, duplicates: answer };
   },

@@ -4,12 +4,24 @@ import { Problem, call, imageAddress } from "./api.js";
 import { byId } from "./dom.js";
 
 const SHOWN = 1600; // pixels of the longer side on the canvas
+let drawn = null; // the file that is on the canvas
 
-/** A picture of the user's, drawn on the canvas. Returns {file, width, height}. */
+/** A picture of the user's, to be shown by `showFile`. Returns {file, upload, key, width, height}. */
 export async function openFile(file, maxBytes) {
   if (file.size > maxBytes) {
     throw new Problem(`This picture has ${mb(file.size)} MB; the service takes ${mb(maxBytes)} MB. Make it smaller.`, 0);
   }
+  return { file, upload: null, key: Date.now(), ...(await draw(file)) };
+}
+
+/** Show a picture that was opened before. */
+export async function showFile({ file }) {
+  if (file !== drawn) await draw(file);
+  show(true);
+}
+
+/** Put a file on the canvas. Returns its size. */
+async function draw(file) {
   let bitmap;
   try {
     bitmap = await createImageBitmap(file, { imageOrientation: "from-image" });
@@ -23,8 +35,8 @@ export async function openFile(file, maxBytes) {
   canvas.height = Math.max(1, Math.round(height * scale));
   canvas.getContext("2d").drawImage(bitmap, 0, 0, canvas.width, canvas.height);
   bitmap.close();
-  show(true);
-  return { file, upload: null, width, height };
+  drawn = file;
+  return { width, height };
 }
 
 function mb(bytes) {

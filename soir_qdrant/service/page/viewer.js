@@ -11,7 +11,7 @@ export class Viewer {
   /** pick(image, number): an object was chosen. take(image): it is to be deleted. */
   constructor(pick, take) {
     Object.assign(this, { pick, take, images: [], at: 0, zoom: 0, collection: "", search: null });
-    this.dialog = byId("viewer");
+    Object.assign(this, { dialog: byId("viewer"), pane: byId("viewer-scroll") });
     byId("viewer-close").addEventListener("click", () => this.dialog.close());
     byId("viewer-remove").addEventListener("click", () => this.remove());
     byId("viewer-previous").addEventListener("click", () => this.go(-1));
@@ -61,15 +61,35 @@ export class Viewer {
       this.pick(chosen, number);
     };
     this.frame = picture(this.collection, image, { pick: choose }, { side: SIDE, focusable: true });
-    byId("viewer-scroll").replaceChildren(this.frame);
-    this.enlarge(0);
+    this.pane.replaceChildren(this.frame);
+    this.middle = middle(image);
+    this.look();
   }
 
   enlarge(by) {
+    if (this.pane.scrollLeft !== this.left || this.pane.scrollTop !== this.top) this.middle = this.inSight();
     this.zoom = Math.min(Math.max(this.zoom + by, 0), ZOOMS.length - 1);
+    this.look();
+  }
+
+  /** Show the picture as large as it is to be, around its middle: the matched object, until it is scrolled. */
+  look() {
     const { width, height } = this.images[this.at];
     const shape = width && height ? width / height : 1;
     this.frame.style.width = `min(${100 * ZOOMS[this.zoom]}%, ${(72 * shape * ZOOMS[this.zoom]).toFixed(2)}vh)`;
+    const { pane, frame } = this;
+    const [x, y] = this.middle;
+    pane.scrollTo(x * frame.offsetWidth - pane.clientWidth / 2, y * frame.offsetHeight - pane.clientHeight / 2);
+    Object.assign(this, { left: pane.scrollLeft, top: pane.scrollTop });
+  }
+
+  /** The middle of what is in sight, as shares of the picture. */
+  inSight() {
+    const [pane, frame] = [this.pane.getBoundingClientRect(), this.frame.getBoundingClientRect()];
+    return [
+      (pane.left + pane.width / 2 - frame.left) / frame.width,
+      (pane.top + pane.height / 2 - frame.top) / frame.height,
+    ];
   }
 
   async toggle(kind) {
@@ -91,9 +111,15 @@ export class Viewer {
   }
 }
 
+function middle({ box, width, height }) {
+  return box && width && height ? [(box[0] + box[2]) / 2 / width, (box[1] + box[3]) / 2 / height] : [0.5, 0.5];
+}
+
 function describe(image) {
   const parts = [`${image.width} × ${image.height} pixels`, `${image.objects.length} objects`];
   if (image.score !== undefined) parts.unshift(`rank ${image.rank}, score ${image.score.toFixed(3)}`);
-  for (const [key, value] of Object.entries(image.payload)) parts.push(`${key}: ${JSON.stringify(value)}`);
+  for (const [key, value] of Object.entries(image.payload)) {
+    parts.push(`${key}: ${typeof value === "string" ? value : JSON.stringify(value)}`);
+  }
   return parts.join(" · ");
 }
