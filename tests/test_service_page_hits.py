@@ -51,10 +51,10 @@ def test_an_image_is_dropped_or_pasted(page, tmp_path, kind):
 
 
 def test_hits_follow_on_the_next_page_and_the_address_knows_which(page, tmp_path):
-    for i in range(30):
-        Image.fromarray(np.full((60, 80, 3), (200 - 6 * i, 6 * i, 40), np.uint8)).save(
-            tmp_path / f"{i:02}.png"
-        )
+    for i in range(30):  # each less red than the one before: of equal ones, the order is not certain
+        image = np.full((60, 80, 3), (200, 0, 40), np.uint8)
+        image[: 2 * i] = BLUE
+        Image.fromarray(image).save(tmp_path / f"{i:02}.png")
     client = QdrantClient(":memory:")
     SoirIngestor(client, "shelves", pipeline=ColourPipeline()).add(tmp_path, progress=False)
     with running(client, rate=0) as origin:
