@@ -7,7 +7,7 @@ import pytest
 from browser import choose, chromium, running, shoot, status, watched
 from conftest import ColourPipeline
 from qdrant_client import QdrantClient
-from service_app import BLUE, BOTTOM, RED, TOP, fill, shelf
+from service_app import BLUE, BOTTOM, RED, TOP, fill, png, shelf
 
 from soir_qdrant.service.system_api import PAGE
 from soir_qdrant.types import SceneObject
@@ -132,6 +132,29 @@ def test_only_the_left_button_draws(hand):
     hand.page.mouse.move(frame["x"] + 300, frame["y"] + 250, steps=3)
     hand.page.mouse.up(button="right")
     assert hand.shown() == [5, 5, 25, 25]
+
+
+def test_without_annotorious_objects_are_clicked_and_the_page_says_how(browser, origin):
+    page = browser.new_page(viewport=VIEW)
+    page.route("**/annotorious.js", lambda route: route.abort())
+    page.goto(origin)
+    status(page, "3 pictures")
+    page.set_input_files("#file", {"name": "a.png", "mimeType": "image/png", "buffer": png(shelf(RED, BLUE))})
+    status(page, "Choose one thing as it says below the picture.")
+    assert "annotorious.js could not be loaded. Reload the page" in page.locator("#keys").inner_text()
+    page.click("#detect")
+    status(page, "2 objects")
+    hand = Hand(page, None)
+    hand.stroke((5, 5), (15, 10), (75, 55))
+    assert not urlsplit(page.url).query.count("upload")
+    assert hand.searched((60, 40)) == list(BOTTOM)
+    shoot(page, "no annotorious")
+    with page.expect_response("**/search"):
+        page.focus("#boxes")
+        page.keyboard.press("p")
+        page.keyboard.press("Enter")
+    assert parse_qs(urlsplit(page.url).query)["upload"] == ["5,5,25,25"]
+    page.close()
 
 
 @pytest.mark.parametrize("hand", ["mouse"], indirect=True)

@@ -292,6 +292,29 @@ def test_a_service_that_is_gone_is_named_and_the_page_goes_on_when_it_is_back(pa
     assert hit_names(page)
 
 
+@pytest.mark.parametrize(
+    ("script", "body"), [("app.js", None), ("state.js", None), ("state.js", "throw new Error('no')")]
+)
+def test_a_page_whose_scripts_fail_says_so(browser, origin, script, body):
+    page = browser.new_page()
+    page.route(
+        f"**/page/{script}",
+        lambda route: route.fulfill(body=body, content_type="text/javascript") if body else route.abort(),
+    )
+    page.goto(origin)
+    status(page, "The page did not start")
+    page.close()
+
+
+def test_what_fails_at_the_start_is_said(browser, origin):
+    page = browser.new_page()
+    body = "export function keepTheme() { throw Error('no theme') }"
+    page.route("**/page/theme.js", lambda route: route.fulfill(body=body, content_type="text/javascript"))
+    page.goto(origin)
+    status(page, "Something went wrong in the page: no theme. Reload it")
+    page.close()
+
+
 def test_a_collection_is_sorted_and_looked_at_on_a_map(page):
     page.click("[data-view=browse]")
     page.get_by_label("Order").select_option("price")

@@ -202,7 +202,8 @@ async function chooseFile(file) {
   shown = NOTHING;
   draw();
   byId("boxes").focus();
-  return say("Draw a box round one thing. To search with the whole picture, press Search.");
+  const how = tool.surface.annotator ? "Draw a box round one thing." : "Choose one thing as it says below the picture.";
+  return say(`${how} To search with the whole picture, press Search.`);
 }
 
 async function detectObjects() {
@@ -265,6 +266,14 @@ async function restore() {
   await search(false);
 }
 
+/** Where Annotorious is missing: an object is clicked, and a box is moved by keys. */
+function sayUndrawable() {
+  byId("keys").textContent = "No box can be drawn: page/vendor/annotorious.js could not be loaded. Reload the page with " +
+    "Shift. Meanwhile click an object, or use the keys: arrows make a box and move it, Shift with arrows resizes it, N " +
+    "and P go through the objects, Enter searches.";
+  byId("keys").classList.add("problem");
+}
+
 function wire() {
   const click = (id, action) => byId(id).addEventListener("click", action);
   click("search", searchBox);
@@ -293,6 +302,7 @@ function wire() {
 }
 
 async function start() {
+  say(""); // the page's own words are for where no script runs
   keepTheme(byId("theme"));
   onLoginNeeded(askForToken);
   wire();
@@ -322,3 +332,5 @@ async function recount() {
 }
 
 const ready = start();
+ready.catch(fail);
+tool.ready.catch(sayUndrawable);

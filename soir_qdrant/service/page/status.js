@@ -4,7 +4,7 @@ import { Problem } from "./api.js";
 import { byId, element } from "./dom.js";
 
 export function say(text) {
-  byId("status").classList.remove("problem");
+  byId("status").classList.remove("problem", "starting");
   byId("status").replaceChildren(...worded(text));
 }
 
@@ -15,6 +15,6 @@ export function worded(text) {
 
 /** Say what went wrong, and what to do. */
 export function fail(problem) {
-  say(problem instanceof Problem ? problem.message : `Something went wrong in the page: ${problem.message}`);
+  say(problem instanceof Problem ? problem.message : `Something went wrong in the page: ${problem.message}. Reload it, and try again.`);
   byId("status").classList.add("problem");
 }

@@ -36,11 +36,22 @@ export class Surface {
     this.put(box, String(++this.shown)); // a new id: what was being done to the box before is over
   }
 
-  /** Annotorious anew; none while the layer is hidden, where all lengths are 0 to it. */
+  /** Annotorious anew; none while the layer is hidden, where all lengths are 0 to it. Without it, what lies under the
+   *  box is shown and clicked all the same. */
   restart() {
     this.annotator?.destroy();
     this.annotator = null;
-    if (!globalThis.Annotorious || !this.layer.clientWidth) return;
+    if (!this.layer.clientWidth) return;
+    this.units = SIDE / Math.max(this.width, this.height);
+    this.under.setAttribute("transform", `scale(${this.units})`);
+    this.sheet = globalThis.Annotorious ? this.annotated() : this.plain();
+    this.sheet.setAttribute("viewBox", `0 0 ${this.width * this.units} ${this.height * this.units}`);
+    this.sheet.prepend(this.under);
+    this.show(this.box);
+  }
+
+  /** The drawing of a new annotator. */
+  annotated() {
     const blank = element("canvas", { hidden: true }); // it is made for an image: here the layer lies over one
     this.layer.replaceChildren(blank);
     this.annotator = globalThis.Annotorious.createImageAnnotator(blank);
@@ -48,12 +59,14 @@ export class Surface {
     frame.setAttribute("aria-hidden", "true"); // the layer has the name, the focus and the keys
     const unreached = () => frame.querySelectorAll("[tabindex]").forEach((one) => one.removeAttribute("tabindex"));
     new MutationObserver(unreached).observe(frame, { childList: true, subtree: true });
-    this.units = SIDE / Math.max(this.width, this.height);
-    this.under.setAttribute("transform", `scale(${this.units})`);
-    this.sheet = frame.querySelector("svg");
-    this.sheet.setAttribute("viewBox", `0 0 ${this.width * this.units} ${this.height * this.units}`);
-    this.sheet.prepend(this.under);
-    this.show(this.box);
+    return frame.querySelector("svg");
+  }
+
+  /** A drawing without one. */
+  plain() {
+    const sheet = svg("svg", { "aria-hidden": "true" });
+    this.layer.replaceChildren(sheet);
+    return sheet;
   }
 
   /** Give Annotorious the box. */
@@ -68,7 +81,7 @@ export class Surface {
 
   /** The box of Annotorious, put inside the image; null while one is drawn. */
   pull() {
-    const [annotation] = this.annotator.getAnnotations();
+    const [annotation] = this.annotator?.getAnnotations() ?? [];
     if (!annotation) return null;
     const { x, y, w, h } = annotation.target.selector.geometry;
     const box = [x, y, x + w, y + h].map((value) => value / this.units);
@@ -80,11 +93,10 @@ export class Surface {
 
   /** A press, before Annotorious learns of it. It draws only where there is no box: outside of one, that goes. */
   down({ target, pointerId, clientX, clientY }) {
-    if (!this.annotator) return;
     this.press = { at: [clientX, clientY], far: false, moves: target.matches(".a9s-shape-handle") };
     if (target.closest(".a9s-annotation.selected")) return;
     this.sheet.setPointerCapture(pointerId);
-    this.annotator.setAnnotations([]);
+    this.annotator?.setAnnotations([]);
   }
 
   move({ clientX, clientY }) {
@@ -110,7 +122,7 @@ export class Surface {
   /** Back to the box before. */
   giveUp() {
     if (!this.press) return;
-    this.annotator.cancelDrawing();
+    this.annotator?.cancelDrawing();
     this.show(this.box);
     this.pulled(this.box);
   }
