@@ -124,21 +124,18 @@ def detector(
 
     With --start and --share 0.5 the weights written are the mean of both heads: what START knew is kept, and
     the new folders are learnt (arXiv 2109.01903)."""
-    from soir_qdrant.lab.train.detector import Plan, average, train, untrained
+    from soir_qdrant.lab.train import detector as head
     from soir_qdrant.lab.train.looks import examples
-    from soir_qdrant.models.compatibility import trunk
 
     if start is None:
         check_not_chosen(context, {"share"}, "goes with --start")
     elif share < 1 and start.resolve() == file.resolve():
         raise typer.BadParameter("--out is --start: give another file, the mean is of both")
-    benches, source = load_benches(folders, format_), _pipeline(profile).encoder
-    kind, digest = untrained(start, trunk(source.fingerprint))
-    plan = Plan(epochs=epochs, seed=seed, lr=lr, start=digest)
-    looks = partial(examples, unknown=unknown or ())
-    _train_head(kind, looks, train, plan, benches, file, source, cache, str(unknown))
+    looks, benches = partial(examples, unknown=unknown or ()), load_benches(folders, format_)
+    options = {"epochs": epochs, "seed": seed, "lr": lr}
+    _train_head(head, looks, options, benches, profile, file, start, cache, str(unknown))
     if start is not None and share < 1:
-        average(file, start, share)
+        head.average(file, start, share)
 
 
 @training.command(
@@ -156,13 +153,10 @@ def segmenter(
 ) -> None:
     """Learn which pixels of a box are the object: the head of the embedded segmenter. Goes on where it was
     interrupted, to the same result. Use it with `Settings...but(segmenter={"head": FILE})`."""
-    from soir_qdrant.lab.train.segmenter import Plan, examples, train, untrained
-    from soir_qdrant.models.compatibility import trunk
+    from soir_qdrant.lab.train import segmenter as head
 
-    benches, source = load_benches(folders, format_), _pipeline(profile).encoder
-    kind, digest = untrained(start, trunk(source.fingerprint))
-    plan = Plan(epochs=epochs, seed=seed, lr=lr, start=digest)
-    _train_head(kind, examples, train, plan, benches, file, source)
+    options = {"epochs": epochs, "seed": seed, "lr": lr}
+    _train_head(head, head.examples, options, load_benches(folders, format_), profile, file, start)
 
 
 @training.command(
@@ -214,30 +208,33 @@ def encoder(
 
 
 def _train_head(
-    kind: Any,
+    part: Any,
     examples: Any,
-    train: Any,
-    plan: Any,
+    options: dict[str, Any],
     benches: list[Bench],
+    profile: str | None,
     file: Path,
-    encoder: Any,
+    start: Path | None,
     cache: Path | None = None,
     also: str = "",
 ) -> None:
-    """A head on the tokens of an encoder: `examples` and `train` of its module, with its plan."""
+    """A head on the tokens of the profile's encoder. part: its module; options: of its plan."""
     import torch
 
     from soir_qdrant.lab.train.progress import contents
     from soir_qdrant.models.compatibility import trunk
 
+    encoder = _pipeline(profile).encoder
     fitted_for = trunk(encoder.fingerprint)
+    kind, digest = part.untrained(start, fitted_for)
+    plan = part.Plan(start=digest, **options)
     with bar("tokens", sum(len(bench.gallery) for bench in benches)) as advance:
         scenes = examples(benches, encoder, cache or file.with_suffix(".cache"), advance)
     torch.manual_seed(plan.seed)
     head = kind(encoder.width)
     with bar("epochs", plan.epochs) as advance:
         data = contents(benches, fitted_for, also)
-        train(head, scenes, plan, **beside(file), data=data, report=curve(advance))
+        part.train(head, scenes, plan, **beside(file), data=data, report=curve(advance))
     head.save(file, fitted_for)
     announce(file, f"trained on {len(scenes)} scenes")
 
