@@ -144,6 +144,9 @@ class TestTooLargeToBeReadWhole:
         whole, reduced = (ImageReranker(pipeline, max_pixels=n).objects(hit) for n in (10**6, self.LIMIT))
         assert (whole["boxes"] == reduced["boxes"]).all()
         assert float((whole["vectors"] * reduced["vectors"]).sum()) > 0.95
+        assert (
+            whole["vectors"] != reduced["vectors"]
+        ).any()  # the one was not read out of the cache for the other
 
     def test_so_do_thumbnails(self, searched, room):
         data = room.read_bytes()

@@ -357,7 +357,7 @@ def test_costly_rerankers_take_no_groups(client):
         searcher(client).search_groups(Text("unread"), "n", rerank="q-perturbation")
 
 
-def test_what_was_computed_under_other_masks_is_computed_anew():
+def test_what_was_computed_under_other_masks_is_computed_anew(monkeypatch):
     client, pipeline = QdrantClient(":memory:"), ColourPipeline()
     SoirIngestor(client, pipeline=pipeline).add([picture(0)])
     (hit,) = SoirSearcher(client, pipeline=pipeline).search(picture(0), rerank=None)
@@ -366,6 +366,8 @@ def test_what_was_computed_under_other_masks_is_computed_anew():
         pipeline.recipe = {"segmenter": {"kind": "token-unet", "head": head}, "replaced": {}}
         keys.add(hit_image.key(pipeline, hit, []))
     assert len(keys) == 2
+    monkeypatch.setattr(hit_image, "VERSION", hit_image.VERSION + 1)
+    assert hit_image.key(pipeline, hit, []) not in keys  # what code of before has computed is not read
 
 
 @pytest.mark.parametrize("name", [None, "soir"])

@@ -14,6 +14,8 @@ from soir_qdrant.pipeline import Pipeline
 from soir_qdrant.qdrant.payload import KEY
 from soir_qdrant.types import Box, Hit, LoadedImage, SceneObject
 
+VERSION = 2  # of the code behind what is kept: raise it where the same pipeline computes something else
+
 
 def open_image(hit: Hit, max_pixels: int = MAX_PIXELS) -> LoadedImage:
     """The hit's image, opened again: at the first of its places where it still is. One of more than max_pixels is
@@ -74,13 +76,13 @@ def key(pipeline: Pipeline, hit: Hit, boxes: list[Box], *contents: Any) -> str:
         pipeline: that computes it.
         hit: whose image.
         boxes: of its objects.
-        contents: what it is, JSON-able.
+        contents: what it is, and what else it depends on, JSON-able.
 
     Raises:
         ImageError: where nothing is stored of the hit.
     """
     masks = {part: pipeline.recipe[part] for part in ("segmenter", "replaced")}
-    identity = [sha256(hit), boxes, pipeline.fingerprint, masks, *contents]
+    identity = [VERSION, sha256(hit), boxes, pipeline.fingerprint, masks, *contents]
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 

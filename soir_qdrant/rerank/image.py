@@ -76,7 +76,7 @@ class ImageReranker(FirstCandidates):
             ImageError: where the image is needed, but missing or another than was ingested.
         """
         boxes = hit_image.boxes(hit)
-        key = hit_image.key(self.pipeline, hit, boxes, self.contents)
+        key = hit_image.key(self.pipeline, hit, boxes, self.max_pixels, self.contents)
         tensors = self.cache.get(key)
         if tensors is None:
             image = hit_image.open_image(hit, self.max_pixels)

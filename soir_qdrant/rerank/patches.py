@@ -101,7 +101,8 @@ class PatchReranker(FirstCandidates):
 
     def _computed(self, hit: Hit) -> list[str]:
         boxes = hit_image.boxes(hit)
-        key = hit_image.key(self.pipeline, hit, boxes, "signs", self.pipeline.patch_projection.dim)
+        dim = self.pipeline.patch_projection.dim
+        key = hit_image.key(self.pipeline, hit, boxes, self.max_pixels, "signs", dim)
         cached = self.cache.get(key)
         if cached is not None:
             return bytes(cached["patches"].numpy()).decode().split()
