@@ -22,7 +22,7 @@ from soir_qdrant.models.detectors.proposals.detector import GRID_AREA, Proposals
 from soir_qdrant.models.detectors.proposals.regions import gradient, grow, superpixels
 from soir_qdrant.models.detectors.token_head import LearnedDetector
 from soir_qdrant.models.heads.boxes import Head, TrainedHead
-from soir_qdrant.models.token_grid import LARGEST, SHARED, spans, tiled_grid
+from soir_qdrant.models.token_grid import AREA, LARGEST, SHARED, spans, tiled_grid
 
 
 class ColourTokens:
@@ -96,6 +96,22 @@ def test_looked_at_at_several_areas_an_image_has_what_is_named_at_each(head):
     assert len(small) > 50
     assert len(large) > len(small)
     assert scores(100 * 140, 150 * 200) == small | large
+
+
+@pytest.mark.parametrize("scales", [(0.4, 1.0), (1.0, 0.4), (0.4, 1.0, 1.5)])
+def test_the_segmenter_reads_the_tokens_of_the_usual_area_wherever_that_stands(head, scales):
+    class Counting(ColourTokens):
+        calls = 0
+
+        def features(self, images, layers):
+            self.calls += 1
+            return super().features(images, layers)
+
+    source = Counting()
+    areas = [round(AREA * scale) for scale in scales]
+    LearnedDetector(source, head, areas=areas).detect([scene()[0]])
+    tiled_grid(source, scene()[0], AREA)
+    assert source.calls == len(scales)
 
 
 def scene(height=240, width=320, boxes=((40, 50, 80, 90), (200, 120, 250, 160))):
