@@ -1,10 +1,10 @@
-"""A large shard on Qdrant's own engine: what it takes to write and to search, and what was foretold.
+"""A large shard on Qdrant's own engine: what it takes to write and to search, and what was predicted.
 
     python benchmarks/many_vectors.py --points 1000000 --scalar --out build/many.json
 
 Random unit vectors near common centres, made as they are written, with one indexed key of payload; the graph is made
 once, at the end. Times, those of processors, disk, memory; milliseconds of a search for ten hits, with and without a
-filter that holds for one in ten, and the share of the ten right ones that come, by going through all vectors. Foretold:
+filter that holds for one in ten, and the share of the ten right ones that come, by going through all vectors. Predicted:
 by the model of `benchmarks/scale.py`, from its file (--parts build/scale.json).
 """
 
@@ -118,7 +118,7 @@ def main() -> None:
     )
     parser.add_argument("--points", type=int, default=100_000)
     parser.add_argument("--scalar", action="store_true", help="with the preset 'scalar'")
-    parser.add_argument("--parts", type=Path, help="of benchmarks/scale.py, to foretell by")
+    parser.add_argument("--parts", type=Path, help="of benchmarks/scale.py, to predict by")
     parser.add_argument("--out", type=Path, default=Path("build/many.json"))
     chosen = parser.parse_args()
     engine.UNINDEXED = 10 * chosen.points  # the graph is made once
@@ -135,8 +135,8 @@ def main() -> None:
         client.close()
     if chosen.parts:
         parts = Parts(**json.loads(chosen.parts.read_text())["parts"])
-        row["foretold ms"] = round(parts.search_ms(chosen.points), 2)
-        row["foretold write and graph s"] = round(chosen.points / parts.points_per_second)
+        row["predicted ms"] = round(parts.search_ms(chosen.points), 2)
+        row["predicted write and graph s"] = round(chosen.points / parts.points_per_second)
     print(row)
     chosen.out.parent.mkdir(parents=True, exist_ok=True)
     chosen.out.write_text(json.dumps(row, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""What many images take on many workers: a model of measured parts, and how well it foretells runs that can be made.
+"""What many images take on many workers: a model of measured parts, and how well it predicts runs that can be made.
 
 python benchmarks/scale.py --check --out build/scale.json
 
@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from edge import measured as engine
+from edge import measured
 from folder_variants import fill
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # the stand-in for a server
@@ -42,6 +42,7 @@ from soir_qdrant.types import LoadedImage, Scene, SceneObject
 DIM, OBJECTS, PATCHES, CODES = 1024, 14, 77, 256  # of a photograph: docs/lab/real-photographs.md
 LINKS, OF_ID = 2 * 16 * 4, 40  # bytes of a point in Qdrant's graph (m = 16), and of its id
 SHARD = 10_000_000  # points at most
+QUERIES = 50  # whose median a search's time is
 SIZES, WORKERS = (10**6, 10**8, 10**9), (1, 16, 256)
 
 
@@ -69,7 +70,7 @@ class Parts:
         return self.small_ms + slope * math.log(points / self.small)
 
     def row(self, images: int, workers: int) -> dict[str, float]:
-        """What is foretold. memory: of all shards, vectors as they are and as "scalar" keeps them."""
+        """What is predicted. memory: of all shards, vectors as they are and as "scalar" keeps them."""
         shards = math.ceil(images / SHARD)
         rate = self.images_per_second(workers, shards)
         return {
@@ -149,7 +150,7 @@ def by_actors(actors: int, folder: Path, profile: str) -> tuple[float, float]:
 def measure(points: int, files: list[Path], profile: str) -> Parts:
     """The parts. points: of the larger of the two collections whose searches are measured."""
     wire, payload = point_bytes()
-    small, large = (engine("edge", n, DIM) for n in (points // 5, points))
+    small, large = (measured("edge", n, DIM, QUERIES) for n in (points // 5, points))
     rate = points / (large["write s"] + large["graph s"])
     searches = (points // 5, small["plain ms"], points, large["plain ms"])
     return Parts(by_processes(1, files, profile)[1], wire, payload, rate, *searches)
@@ -176,15 +177,15 @@ def main() -> None:
         parts = measure(chosen.points, files, chosen.profile)
         result: dict[str, Any] = {"parts": asdict(parts)}
         print(", ".join(f"{name} {value:.4g}" for name, value in result["parts"].items()), flush=True)
-        result["foretold"] = [parts.row(images, workers) for images in SIZES for workers in WORKERS]
-        for row in result["foretold"]:
+        result["predicted"] = [parts.row(images, workers) for images in SIZES for workers in WORKERS]
+        for row in result["predicted"]:
             print(", ".join(f"{name} {value:.3g}" for name, value in row.items()))
         if chosen.check:
             result["checked"] = {}
-            for name, foretold, run in checks(parts, chosen, files, folder):
-                result["checked"][name] = (foretold, run)
+            for name, predicted, run in checks(parts, chosen, files, folder):
+                result["checked"][name] = (predicted, run)
                 print(
-                    f"{name}: foretold {foretold:.3g}, measured {run:.3g} ({run / foretold:.2f})", flush=True
+                    f"{name}: predicted {predicted:.3g}, measured {run:.3g} ({run / predicted:.2f})", flush=True
                 )
     chosen.out.parent.mkdir(parents=True, exist_ok=True)
     chosen.out.write_text(json.dumps(result, indent=2) + "\n")
@@ -193,7 +194,7 @@ def main() -> None:
 def checks(
     parts: Parts, chosen: argparse.Namespace, files: list[Path], folder: Path
 ) -> Iterator[tuple[str, float, float]]:
-    """Name, what was foretold, and what it was. Images a second are of an idle machine; processors' seconds of any."""
+    """Name, what was predicted, and what it was. Images a second are of an idle machine; processors' seconds of any."""
     runs = {"2 processes": (2, partial(by_processes, 2, files, chosen.profile))}
     for count in chosen.actors:
         runs[f"{count} Ray actors"] = (count, partial(by_actors, count, folder, chosen.profile))
@@ -202,7 +203,7 @@ def checks(
         yield f"images a second, {name}", parts.images_per_second(workers, 1), speed
         yield f"processors' seconds an image, {name}", parts.core_seconds, work
     for points in chosen.checked_points:
-        row = engine("edge", points, DIM)
+        row = measured("edge", points, DIM, QUERIES)
         yield f"search among {points} points, ms", parts.search_ms(points), row["plain ms"]
         yield f"writing {points} points, s", points / parts.points_per_second, row["write s"] + row["graph s"]
 
