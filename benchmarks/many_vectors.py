@@ -4,8 +4,8 @@
 
 Random unit vectors near common centres, made as they are written, with one indexed key of payload; the graph is made
 once, at the end. Times, those of processors, disk, memory; milliseconds of a search for ten hits, with and without a
-filter that holds for one in ten, and the share of the ten right ones that come, by going through all vectors. Predicted:
-by the model of `benchmarks/scale.py`, from its file (--parts build/scale.json).
+filter that holds for one in ten, and the share of the ten right ones that come, by going through all vectors.
+Predicted: by the model of `benchmarks/scale.py`, from its file (--parts build/scale.json).
 """
 
 from __future__ import annotations

@@ -185,7 +185,8 @@ def main() -> None:
             for name, predicted, run in checks(parts, chosen, files, folder):
                 result["checked"][name] = (predicted, run)
                 print(
-                    f"{name}: predicted {predicted:.3g}, measured {run:.3g} ({run / predicted:.2f})", flush=True
+                    f"{name}: predicted {predicted:.3g}, measured {run:.3g} ({run / predicted:.2f})",
+                    flush=True,
                 )
     chosen.out.parent.mkdir(parents=True, exist_ok=True)
     chosen.out.write_text(json.dumps(result, indent=2) + "\n")
