@@ -21,6 +21,8 @@ async def main() -> None:
         box = [float(corner) for corner in corners] or None
         answer = await client.call_tool("search_by_image", {"image": image, "box": box, "limit": 3})
     said, *thumbnails = answer.content
+    if answer.is_error:
+        sys.exit(said.text)
     for hit in json.loads(said.text):
         print(hit["score"], hit["uri"], hit["box"])
     for number, thumbnail in enumerate(thumbnails, 1):

@@ -68,7 +68,8 @@ export async function reason(url) {
   }
 }
 
-async function sentence(answer) {
+/** What a refusal says. */
+export async function sentence(answer) {
   try {
     const { detail } = await answer.json();
     if (detail) return detail[0].toUpperCase() + detail.slice(1);

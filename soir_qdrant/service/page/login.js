@@ -1,6 +1,6 @@
 // The form for the service's token; afterwards a cookie lets the page in.
 
-import { address, json } from "./api.js";
+import { address, json, sentence } from "./api.js";
 import { byId } from "./dom.js";
 import { worded } from "./status.js";
 
@@ -31,7 +31,6 @@ export function askForToken() {
   return open;
 }
 
-async function why(answer) {
-  if (answer === null) return "The service does not answer. See that `soir serve` still runs.";
-  return (await answer.json().catch(() => ({}))).detail ?? "The service refused it.";
+function why(answer) {
+  return answer === null ? "The service does not answer. See that `soir serve` still runs." : sentence(answer);
 }
