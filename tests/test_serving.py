@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -68,6 +69,25 @@ class TestRepository:
             configurations.add((tmp_path / model.name / "config.pbtxt").read_text())
         assert len(configurations) == 2
         assert all(f'"/engines/{model.name}-' in text for text in configurations)
+
+    def test_the_documented_line_removes_engines_that_no_configuration_names(self, tmp_path):
+        first, second = repository.PROFILES["embedded"][:2]
+        models, engines = tmp_path / "models", tmp_path / "engines"
+        file = models / first.name / "1" / "model.onnx"
+        file.parent.mkdir(parents=True)
+        file.write_bytes(b"weights")
+        repository.write([first, second], models, {first.name: "weights@1"})
+        current = re.search(
+            rf'"/engines/({first.name}-\w+)"', (models / first.name / "config.pbtxt").read_text()
+        )[1]
+        for name in (current, second.name, f"{first.name}-000000000000", current[:-1]):
+            (engines / name).mkdir(parents=True)
+            (engines / name / "engine").touch()
+        text = (ROOT / "docs" / "how-to" / "production.md").read_text()
+        line = re.search(r"exec triton sh -c \\\n +'(.*)'\n", text)[1]
+        line = line.replace("cd /engines", f"cd {engines}").replace("/models/", f"{models}/")
+        subprocess.run(["sh", "-c", line], check=True)
+        assert {folder.name for folder in engines.iterdir()} == {current, second.name}
 
     @pytest.mark.parametrize("profile", ["paper", "sum-siglip2"])
     def test_scenes_that_cannot_be_served_are_refused_before_anything_is_written(self, profile, tmp_path):
