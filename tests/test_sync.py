@@ -230,6 +230,30 @@ def test_two_images_become_equal(folder, pipeline):
     assert len(pipeline.calls) == calls
 
 
+@pytest.mark.parametrize("batch_size", [1, 8])
+@pytest.mark.parametrize("way", ["sync", "update", "replace"])
+@pytest.mark.parametrize("before", ["different", "equal", "new image is stored already", "own id"])
+def test_two_files_are_overwritten_with_one_new_image(folder, before, way, batch_size):
+    client = QdrantClient(":memory:")
+    adder = ingestor(client)
+    pair = [folder / "0.png", folder / "2.png"]
+    if before == "equal":
+        shutil.copy(*pair)
+    if before == "new image is stored already":
+        Image.fromarray(picture(77)).save(folder / "sub" / "77.png")
+    adder.add(folder, ids={"0.png": 7} if before == "own id" else None)
+    for file in pair:
+        Image.fromarray(picture(77)).save(file)
+    if way == "sync":
+        adder.sync(folder, batch_size=batch_size)
+    else:
+        adder.add(folder, on_exists=way, batch_size=batch_size)
+    assert uris(client) == files(folder)
+    assert any(
+        {str(file) for file in pair} <= set(point["soir"]["uris"]) for point in stored(client).values()
+    )
+
+
 class WithPatches(ColourPipeline):
     """Patches cost it nothing."""
 

@@ -3,8 +3,8 @@ files whose content has changed."""
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Container, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 from soir_qdrant.ingest.sources import Item
 from soir_qdrant.qdrant.identity import Place, PointId, Stamp, point_id, with_places
@@ -69,12 +69,26 @@ class Places:
         self.met.clear()
         self.left.clear()
 
-    def predecessors(self, items: Iterable[Item]) -> dict[str, StoredPoint]:
-        """By uri, the points of the files that lay where these items lie now: other images."""
-        uris = {item.raw.uri: item.raw.sha256 for item in items if item.raw and item.raw.uri}
-        points = self.points.at(uris) if uris and self.looks else []
-        there = [(place.uri, point) for point in points for place in point.places]
-        return {uri: point for uri, point in there if uris.get(uri, point.sha256) != point.sha256}
+    def look_back(self, items: Iterable[Item], images: Mapping[PointId, tuple[str, Place | None]]) -> None:
+        """Set `before` of the items, where other images lay where they lie now. images: their contents, by id."""
+        by_uri: dict[str, list[Item]] = {}
+        for item in items:
+            if item.place:
+                by_uri.setdefault(item.place.uri, []).append(item)
+        for point in self.points.at(by_uri) if by_uri and self.looks else ():
+            for item in (item for place in point.places for item in by_uri.get(place.uri, ())):
+                if images[item.id][0] != point.sha256:
+                    item.before = point
+
+    def copied(self, item: Item) -> None:
+        """A further file of an image that is stored under the item's id."""
+        self.note(item.id, replace(item.place, payload=item.payload) if item.place else None)
+        self.supersede(item)
+
+    def supersede(self, item: Item) -> None:
+        """What lay where a stored item lies does so no longer."""
+        if item.place and item.before and item.before.id != item.id:
+            self.leave(item.before.id, item.place.uri)
 
     def succeed(self, old: StoredPoint, new: PointId, place: Place, met: Container[PointId]) -> bool:
         """Before an image is stored in place of another one that lay where it lies: hand the old point over,

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from qdrant_client import models
@@ -146,16 +146,18 @@ class Run:
 
     def fresh(self, items: list[Item]) -> list[Item]:
         """Those that are to be stored: with a good id and payload, and not there already."""
-        start, new = time.perf_counter(), [item for item in items if self.identified(item)]
-        before = self.places.predecessors(new) if self.on_exists != "skip" else {}
+        start, earlier = time.perf_counter(), len(self.copies)
+        new = [item for item in items if self.identified(item)]
+        if self.on_exists != "skip":
+            self.places.look_back([*new, *self.copies[earlier:]], self.images)
         for item in new:
-            self.keep_id(item, before)
+            self.keep_id(item)
         stored = self.points.stored([item.id for item in new])
         for item in new:
-            if item.place and item.place.uri in before:
-                self.take_over(item, before[item.place.uri], stored)
+            self.take_over(item, stored)
         if self.on_exists == "skip":
-            self.report.superseded += len(self.places.predecessors(i for i in new if i.id not in stored))
+            self.places.look_back([item for item in new if item.id not in stored], self.images)
+            self.report.superseded += sum(item.before is not None for item in new)
         wanted = [item for item in new if item.id not in stored or self.renews(item, stored[item.id])]
         self.existing |= {item.id: stored[item.id] for item in wanted if item.id in stored}
         self.count("store", time.perf_counter() - start)
@@ -188,21 +190,20 @@ class Run:
             self.fail(item, f"id {item.id} was given to another image before it: ids must differ")
         return False
 
-    def keep_id(self, item: Item, before: Mapping[str, StoredPoint]) -> None:
+    def keep_id(self, item: Item) -> None:
         """An id that the user once gave to this file alone stays, unless it has another one now."""
-        point = before.get(item.place.uri) if item.place else None
-        own = item.id == point_id(self.images[item.id][0], self.store.namespace)
+        point, own = item.before, item.id == point_id(self.images[item.id][0], self.store.namespace)
         alone = point and len(point.places) == 1 and point.id not in self.images
         if point and own and alone and keeps_own_id(point):
             self.images[point.id], self.own[item.id] = self.images.pop(item.id), point.id
             item.id = point.id
 
-    def take_over(self, item: Item, before: StoredPoint, stored: Mapping[PointId, StoredPoint]) -> None:
+    def take_over(self, item: Item, stored: Mapping[PointId, StoredPoint]) -> None:
         """What becomes of the point of another image that lay where this one lies."""
-        if item.id not in stored and before.id not in self.images:
-            self.replaced[item.id] = before
-        elif item.id != before.id and item.place:
-            self.places.leave(before.id, item.place.uri)
+        if item.before and item.id not in stored and item.before.id not in self.images:
+            self.replaced[item.id] = item.before
+        else:
+            self.places.supersede(item)
 
     def renews(self, item: Item, stored: StoredPoint) -> bool:
         """Whether the point of an image is made anew; one that is not is counted."""
@@ -281,7 +282,7 @@ class Run:
                 self.fail(item, f"the same image as one before it: {self.lost[item.id]}")
                 continue
             self.places.note(item.id, self.images[item.id][1])
-            self.places.note(item.id, replace(item.place, payload=item.payload) if item.place else None)
+            self.places.copied(item)
             self.skip()
         self.copies.clear()
 

@@ -13,6 +13,7 @@ import numpy as np
 from soir_qdrant.errors import ConfigError
 from soir_qdrant.images import Images, LeftOut, RawImage, ReadOptions, Source, count_sources, iter_sources
 from soir_qdrant.qdrant.identity import Place
+from soir_qdrant.qdrant.points import StoredPoint
 from soir_qdrant.types import LoadedImage
 
 log = logging.getLogger(__name__)
@@ -22,7 +23,7 @@ _MISSING: Any = object()
 @dataclass(slots=True, eq=False)
 class Item:
     """One image on its way. reason: why it failed, once it has. first: of its id, in this call. recipes:
-    see `Details.recipes`. place: where its file lies."""
+    see `Details.recipes`. place: where its file lies; before: the point of another image that lay there."""
 
     name: str
     source: Any
@@ -35,6 +36,7 @@ class Item:
     first: bool = False
     recipes: tuple[str, ...] = ()
     place: Place | None = None
+    before: StoredPoint | None = None
 
 
 def items_of(
