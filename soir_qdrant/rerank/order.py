@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from soir_qdrant.errors import SoirError
 from soir_qdrant.types import Failure, Hit
 
 log = logging.getLogger(__name__)
+
+
+def best_first(hits: Iterable[Hit]) -> list[Hit]:
+    """By descending score; equal ones by their id, so that pages of one search fit together."""
+    return sorted(hits, key=lambda hit: (-hit.score, str(hit.id)))
 
 
 def reordered(
@@ -34,5 +39,5 @@ def reordered(
             if failed is not None:
                 failed.append(Failure(str(hit.uri or hit.id), str(error)))
             scored_hits.append(None)
-    best = iter(sorted((hit for hit in scored_hits if hit is not None), key=lambda hit: -hit.score))
+    best = iter(best_first(hit for hit in scored_hits if hit is not None))
     return [hit if new is None else next(best) for hit, new in zip(hits, scored_hits, strict=True)]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from soir_qdrant.qdrant.payload import KEY, PATCHES
 from soir_qdrant.rerank.base import Need, SearchQuery
 from soir_qdrant.rerank.codes import CodeReranker
+from soir_qdrant.rerank.order import best_first
 from soir_qdrant.types import Failure, Hit
 
 
@@ -35,4 +36,4 @@ class StoredReranker(CodeReranker):
         scored = (
             by_patches(hit, patches, stored_patches(hit, dim) or [], query.vector, WEIGHT) for hit in ranked
         )
-        return sorted(scored, key=lambda hit: -hit.score)
+        return best_first(scored)
