@@ -75,7 +75,7 @@ class CodeReranker:
         return ranked if expanded is None else self._ranked(hits, expanded)
 
     def _ranked(self, hits: Sequence[Hit], query: Vector) -> list[Hit]:
-        return best_first(self._scored(hit, query) for hit in hits)
+        return best_first(hits, (self._scored(hit, query) for hit in hits))
 
     def _scored(self, hit: Hit, query: Vector) -> Hit:
         match = best_object(hit.payload, query)

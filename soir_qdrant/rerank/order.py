@@ -11,9 +11,18 @@ from soir_qdrant.types import Failure, Hit
 log = logging.getLogger(__name__)
 
 
-def best_first(hits: Iterable[Hit]) -> list[Hit]:
-    """By descending score; equal ones by their id, so that pages of one search fit together."""
-    return sorted(hits, key=lambda hit: (-hit.score, str(hit.id)))
+def best_first(before: Sequence[Hit], after: Iterable[Hit]) -> list[Hit]:
+    """Hits by descending new score; equal ones by the score before, then by id, so that pages of one search fit
+    together.
+
+    Args:
+        before: with the scores that they had.
+        after: the same, with the new ones.
+    """
+    both = sorted(
+        zip(after, before, strict=True), key=lambda pair: (-pair[0].score, -pair[1].score, str(pair[0].id))
+    )
+    return [hit for hit, _ in both]
 
 
 def reordered(
@@ -39,5 +48,6 @@ def reordered(
             if failed is not None:
                 failed.append(Failure(str(hit.uri or hit.id), str(error)))
             scored_hits.append(None)
-    best = iter(best_first(hit for hit in scored_hits if hit is not None))
+    earlier = [hit for hit, new in zip(hits, scored_hits, strict=True) if new is not None]
+    best = iter(best_first(earlier, (new for new in scored_hits if new is not None)))
     return [hit if new is None else next(best) for hit, new in zip(hits, scored_hits, strict=True)]

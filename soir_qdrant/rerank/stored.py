@@ -36,4 +36,4 @@ class StoredReranker(CodeReranker):
         scored = (
             by_patches(hit, patches, stored_patches(hit, dim) or [], query.vector, WEIGHT) for hit in ranked
         )
-        return best_first(scored)
+        return best_first(ranked, scored)
