@@ -91,6 +91,30 @@ def test_a_picture_that_is_chosen_while_a_search_runs_is_not_answered_by_it(page
     assert page.locator(".card").count() == 0
 
 
+def test_objects_that_come_late_are_not_those_of_another_picture(page):
+    choose(page, shelf(RED, GREEN))
+    waiting = []
+    page.route("**/objects*", lambda route: waiting.append(route))
+    page.click("#detect")
+    status(page, "Looking for objects")
+    page.wait_for_timeout(100)
+    page.click("#another")
+    status(page, "3 pictures")
+    waiting[0].fulfill(json={"upload": "u", "objects": [{"box": [0, 0, 10, 10], "score": 1}]})
+    page.wait_for_selector("#detect:not([disabled])", state="attached")
+    page.wait_for_timeout(300)
+    status(page, "3 pictures")
+
+
+def test_a_filter_holds_for_the_pictures_that_one_begins_with(page):
+    page.click("#filters > summary")
+    page.get_by_label("south").check()
+    page.wait_for_url(lambda url: "south" in url)
+    page.wait_for_selector("#results:not([aria-busy])")
+    page.locator(".card", has_text="red-green.png").wait_for(state="detached")
+    assert sorted(hit_names(page)) == ["green-blue.png", "red-blue.png"]
+
+
 def test_an_empty_collection_says_what_to_do_in_every_view(page):
     page.select_option("#collection", "empty")
     for view in ("browse", "map", "duplicates"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 from collections.abc import Callable
 from types import FrameType
@@ -68,6 +70,8 @@ def run(app: FastAPI, settings: ServiceSettings, announce: Callable[[str], None]
     socket_ = listener(settings)
     host, port = socket_.getsockname()[:2]
     announce(f"http://{f'[{host}]' if ':' in host else host}:{port}/")
+    if os.getpid() == 1:  # of a container: uvicorn, once it has stopped, sends itself the signal again
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     Server(configuration(app)).run(sockets=[socket_])
 
 

@@ -176,12 +176,15 @@ async function openQuery() {
   if (!visible) return;
   try {
     if (query.kind === "upload") {
-      await showFile(source);
-      tool.open(source.width, source.height, source.objects ?? []);
+      const own = source;
+      await showFile(own);
+      if (source !== own || state.query !== query) return; // another was chosen meanwhile
+      tool.open(own.width, own.height, own.objects ?? []);
       if (query.box) tool.set(query.box);
       return;
     }
     const image = await openStored(state.collection, query.id);
+    if (state.query !== query) return;
     tool.open(image.width, image.height, image.objects.map((object) => object.box));
     const box = query.object === null || query.object === undefined ? query.box : tool.objects[query.object];
     if (box) tool.set(box, query.object ?? -1);
@@ -207,17 +210,20 @@ async function chooseFile(file) {
 }
 
 async function detectObjects() {
+  const own = source;
   byId("detect").disabled = true;
   say("Looking for objects …");
   try {
-    const objects = await detect(source, undefined, (seconds) => say(`The service is busy: trying again in ${seconds} s …`));
-    source.objects = objects;
+    const objects = await detect(own, undefined, (seconds) => say(`The service is busy: trying again in ${seconds} s …`));
+    own.objects = objects;
+    if (source !== own) return; // another picture was chosen meanwhile
     tool.showObjects(objects);
     say(objects.length ? `${objects.length} objects. Click one to search for it.` : "No object was found: draw a box.");
   } catch (problem) {
     fail(problem);
+  } finally {
+    byId("detect").disabled = false;
   }
-  byId("detect").disabled = false;
 }
 
 // -- the rest of the page ----------------------------------------------------------------------------------
@@ -229,8 +235,10 @@ async function greet(signal) {
   say(welcome(state, service));
   if (!service.collections.some(({ name, count }) => name === state.collection && count)) return;
   try {
-    shown = { ...(await run({ ...state, query: FIRST.browse }, null, signal)), next: null };
+    const browsing = { ...state, query: FIRST.browse };
+    shown = { ...(await run(browsing, null, signal)), next: null };
     draw();
+    if (!shown.images.length) say(summary(browsing, shown, service));
   } catch (problem) {
     if (problem.name !== "AbortError") fail(problem);
   }
@@ -250,7 +258,7 @@ async function chooseCollection(name) {
 async function fillFilters() {
   facets = null;
   if (!service.collections.some(({ name }) => name === state.collection)) return;
-  facets = await loadFilters(() => state, () => state.query && search()).catch(fail) ?? null;
+  facets = await loadFilters(() => state, () => search()).catch(fail) ?? null;
 }
 
 /** Show what an address says. */
@@ -269,7 +277,7 @@ async function restore() {
 /** Where Annotorious is missing: an object is clicked, and a box is moved by keys. */
 function sayUndrawable() {
   byId("keys").textContent = "No box can be drawn: page/vendor/annotorious.js could not be loaded. Reload the page with " +
-    "Shift. Meanwhile click an object, or use the keys: arrows make a box and move it, Shift with arrows resizes it, N " +
+    "Shift. Meanwhile press “Show its objects” and click one, or use the keys: arrows make a box and move it, Shift with arrows resizes it, N " +
     "and P go through the objects, Enter searches.";
   byId("keys").classList.add("problem");
 }
