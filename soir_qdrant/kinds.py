@@ -107,11 +107,13 @@ class Parts:
     Attributes:
         settings: all of them.
         device: where models are to run: "auto" or a device of torch.
+        dtype: in which precision: the encoder's.
     """
 
     def __init__(self, settings: Settings, source: Callable[[], FeatureSource] | None = None) -> None:
         self.settings = settings
         self.device = settings.encoder.device
+        self.dtype = settings.encoder.dtype
         self._source = source
 
     @property

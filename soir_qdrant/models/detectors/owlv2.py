@@ -73,7 +73,7 @@ class Owlv2Detector(Detector):
 
 def make(settings: Owlv2Settings, parts: Parts) -> Owlv2Detector:
     """The kind `owlv2`."""
-    return Owlv2Detector(settings.weights, device=parts.device, **settings.limits)
+    return Owlv2Detector(settings.weights, device=parts.device, dtype=parts.dtype, **settings.limits)
 
 
 def preprocess(image: RGB, size: int) -> Tensor:

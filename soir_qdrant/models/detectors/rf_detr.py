@@ -81,4 +81,5 @@ class RfDetrDetector(Detector):
 
 def make(settings: RfDetrSettings, parts: Parts) -> RfDetrDetector:
     """The kind `rf-detr`."""
-    return RfDetrDetector(settings.weights, size=settings.size, device=parts.device, **settings.limits)
+    options = {"size": settings.size, "device": parts.device, "dtype": parts.dtype, **settings.limits}
+    return RfDetrDetector(settings.weights, **options)
