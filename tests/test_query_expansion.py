@@ -47,11 +47,6 @@ def test_the_score_of_an_image_without_codes_stays():
     assert order(CodeReranker(), TURNED, short)[0] == short.id  # codes of two lengths are never added up
 
 
-def test_images_equally_like_the_query_come_in_one_order():
-    twins = [image(name, FRONT, score=0.5) for name in "abc"]
-    assert order(CodeReranker(), *twins) == order(CodeReranker(), *reversed(twins))  # pages fit together
-
-
 def test_a_number_below_zero_is_refused():
     with pytest.raises(ConfigError, match="expand -1"):
         CodeReranker(expand=-1)

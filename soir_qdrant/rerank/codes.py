@@ -11,7 +11,6 @@ from soir_qdrant.errors import ConfigError
 from soir_qdrant.qdrant.ordering import ByCodes
 from soir_qdrant.qdrant.payload import KEY, best_object, decode
 from soir_qdrant.rerank.base import Need, Page, SearchQuery, Window, candidate_blocks
-from soir_qdrant.rerank.order import best_first
 from soir_qdrant.types import Failure, Hit, Vector
 
 WEIGHT = 0.7  # of the best object in the score; the rest is the image's. See docs/concepts/search.md
@@ -75,7 +74,7 @@ class CodeReranker:
         return ranked if expanded is None else self._ranked(hits, expanded)
 
     def _ranked(self, hits: Sequence[Hit], query: Vector) -> list[Hit]:
-        return best_first(hits, (self._scored(hit, query) for hit in hits))
+        return sorted((self._scored(hit, query) for hit in hits), key=lambda hit: -hit.score)
 
     def _scored(self, hit: Hit, query: Vector) -> Hit:
         match = best_object(hit.payload, query)

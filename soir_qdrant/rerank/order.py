@@ -3,26 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 from soir_qdrant.errors import SoirError
 from soir_qdrant.types import Failure, Hit
 
 log = logging.getLogger(__name__)
-
-
-def best_first(before: Sequence[Hit], after: Iterable[Hit]) -> list[Hit]:
-    """Hits by descending new score; equal ones by the score before, then by id, so that pages of one search fit
-    together.
-
-    Args:
-        before: with the scores that they had.
-        after: the same, with the new ones.
-    """
-    both = sorted(
-        zip(after, before, strict=True), key=lambda pair: (-pair[0].score, -pair[1].score, str(pair[0].id))
-    )
-    return [hit for hit, _ in both]
 
 
 def reordered(
@@ -48,6 +34,5 @@ def reordered(
             if failed is not None:
                 failed.append(Failure(str(hit.uri or hit.id), str(error)))
             scored_hits.append(None)
-    earlier = [hit for hit, new in zip(hits, scored_hits, strict=True) if new is not None]
-    best = iter(best_first(earlier, (new for new in scored_hits if new is not None)))
+    best = iter(sorted((hit for hit in scored_hits if hit is not None), key=lambda hit: -hit.score))
     return [hit if new is None else next(best) for hit, new in zip(hits, scored_hits, strict=True)]

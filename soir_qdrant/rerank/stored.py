@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from soir_qdrant.qdrant.payload import KEY, PATCHES
 from soir_qdrant.rerank.base import Need, SearchQuery
 from soir_qdrant.rerank.codes import CodeReranker
-from soir_qdrant.rerank.order import best_first
 from soir_qdrant.types import Failure, Hit
 
 
@@ -36,4 +35,4 @@ class StoredReranker(CodeReranker):
         scored = (
             by_patches(hit, patches, stored_patches(hit, dim) or [], query.vector, WEIGHT) for hit in ranked
         )
-        return best_first(ranked, scored)
+        return sorted(scored, key=lambda hit: -hit.score)
