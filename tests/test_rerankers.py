@@ -133,11 +133,11 @@ def test_by_name(client, monkeypatch):
 )
 def test_what_is_no_reranker_is_refused(client, monkeypatch, wrong, message):
     monkeypatch.setattr(RERANKERS, "_known", {**RERANKERS._known, "wrong": lambda context: ByNumber})
-    found, query = searcher(client), painted((B, BLUE))
+    shelves, query = searcher(client), painted((B, BLUE))
     for search in (
-        lambda: found.search(query, rerank=wrong),
-        lambda: found.search_many([query], rerank=wrong),
-        lambda: found.search_groups(query, "n", rerank=wrong),
+        lambda: shelves.search(query, rerank=wrong),
+        lambda: shelves.search_many([query], rerank=wrong),
+        lambda: shelves.search_groups(query, "n", rerank=wrong),
     ):
         with pytest.raises(ConfigError, match=message):
             search()

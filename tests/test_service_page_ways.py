@@ -42,6 +42,13 @@ def page(browser, origin):
     assert not wrong
 
 
+def withheld(page, address):
+    """The requests to an address, to be answered later."""
+    waiting = []
+    page.route(address, lambda route: waiting.append(route))
+    return waiting
+
+
 def test_one_begins_with_the_pictures_of_the_collection_and_a_click_in_one_searches(page):
     assert sorted(hit_names(page)) == ["green-blue.png", "red-blue.png", "red-green.png"]
     assert page.get_by_role("heading", name="In the collection").is_visible()
@@ -78,8 +85,7 @@ def test_back_leads_to_the_picture_that_was_searched_with(page):
 
 def test_a_picture_that_is_chosen_while_a_search_runs_is_not_answered_by_it(page):
     choose(page, shelf(RED, GREEN))
-    waiting = []
-    page.route("**/search", lambda route: waiting.append(route))
+    waiting = withheld(page, "**/search")
     page.click("#search")
     status(page, "Searching")
     page.wait_for_timeout(100)
@@ -93,8 +99,7 @@ def test_a_picture_that_is_chosen_while_a_search_runs_is_not_answered_by_it(page
 
 def test_objects_that_come_late_are_not_those_of_another_picture(page):
     choose(page, shelf(RED, GREEN))
-    waiting = []
-    page.route("**/objects*", lambda route: waiting.append(route))
+    waiting = withheld(page, "**/objects*")
     page.click("#detect")
     status(page, "Looking for objects")
     page.wait_for_timeout(100)

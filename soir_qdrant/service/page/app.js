@@ -277,8 +277,8 @@ async function restore() {
 /** Where Annotorious is missing: an object is clicked, and a box is moved by keys. */
 function sayUndrawable() {
   byId("keys").textContent = "No box can be drawn: page/vendor/annotorious.js could not be loaded. Reload the page with " +
-    "Shift. Meanwhile press “Show its objects” and click one, or use the keys: arrows make a box and move it, Shift with arrows resizes it, N " +
-    "and P go through the objects, Enter searches.";
+    "Shift. Meanwhile press “Show its objects” and click one, or use the keys: arrows make a box and move it, Shift with " +
+    "arrows resizes it, N and P go through the objects, Enter searches.";
   byId("keys").classList.add("problem");
 }
 
