@@ -33,7 +33,7 @@ Places = NDArray[np.int64]
 
 def heads_of(settings: Settings, encoder: ViTEncoder, precision: spec.Precision) -> Iterator[Part]:
     """Detector and segmenter, where the settings have trained heads for the encoder."""
-    parts = Parts(settings.but(encoder={"device": "cpu"}), lambda: encoder)
+    parts = Parts(settings.but(encoder={"device": "cpu", "dtype": "float32"}), lambda: encoder)
     head = detector_head(settings, encoder.fingerprint)
     if head is not None and isinstance(settings.detector, TokenHeadSettings):
         detector = token_head.make(settings.detector, parts)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 import numpy as np
 import torch
@@ -135,9 +135,10 @@ class ViTEncoder(Encoder):
     def features(self, images: NDArray[np.uint8], layers: Sequence[int]) -> Vector:
         """See `Encoder`."""
         wanted = [max(self.depth + layer, 0) for layer in layers]
-        after, context = self._run(images, range(min(max(wanted) + 1, self.depth - 1)))
+        end = min(max(wanted) + 1, self.depth - 1)
+        after, context = self._run(images, end, {end - 1, *wanted})
         if self.depth - 1 in wanted:
-            after.append(self._own.forward(after[-1], context))
+            after[self.depth - 1] = self._own.forward(after[end - 1], context)
         height, width = images.shape[1] // self.patch, images.shape[2] // self.patch
         grids = [after[i][:, self.prefix_tokens :].unflatten(1, (height, width)) for i in wanted]
         grid: Vector = torch.cat(grids, -1).cpu().numpy()
@@ -156,7 +157,8 @@ class ViTEncoder(Encoder):
         Returns:
             float32 [B, N, D] each.
         """
-        return self._run(images, range(max(self.depth - 1 - skip, 1)), patches)[0]
+        count = max(self.depth - 1 - skip, 1)
+        return [*self._run(images, count, range(count), patches)[0].values()]
 
     def _of_nothing(self, with_tokens: bool, with_patches: bool) -> Encoding:
         side = self.input_size // self.patch
@@ -173,19 +175,21 @@ class ViTEncoder(Encoder):
         self, crops: NDArray[np.uint8], batch: Batch, with_tokens: bool, with_patches: bool
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """Descriptor, layers, tokens and patches, as in `Encoding`, of the crops of one batch."""
-        after, context = self._run(crops, range(self.depth - 1), batch.patches)
+        end, early = self.depth - 1, max(self.depth + LAYER, 0)
         exposed = self._last_blocks
-        last = exposed[-1].forward(after[-1]) if exposed else self._own.forward(after[-1], context)
+        entering = end - max(len(exposed), 1)  # the block whose tokens enter the exposed ones
+        read = range(max(end + 1 - LAYERS, 0), end)
+        after, context = self._run(crops, end, {*read, entering, end - 1, early}, batch.patches)
+        last = exposed[-1].forward(after[end - 1]) if exposed else self._own.forward(after[end - 1], context)
         weights = torch.from_numpy(batch.weights).to(self.device)
         means = [
             torch.einsum("bm,bmd->bd", weights, self._readout.norm(x)[:, self.prefix_tokens :])
-            for x in [*after[1 - LAYERS :], last]
+            for x in [*(after[i] for i in read), last]
         ]
-        tokens = after[-max(len(self.last_blocks), 1)] if with_tokens else None
+        tokens = after[entering] if with_tokens else None
         patches = None
         if with_patches:
-            early = after[max(self.depth + LAYER, 0)][:, self.prefix_tokens :].half()
-            patches = self._on_grid(early, batch.patches)
+            patches = self._on_grid(after[early][:, self.prefix_tokens :].half(), batch.patches)
         return self._readout.read(last), torch.stack(means, 1), tokens, patches
 
     def _on_grid(self, rows: Tensor, patches: NDArray[np.int64]) -> Tensor:
@@ -197,17 +201,23 @@ class ViTEncoder(Encoder):
 
     @torch.inference_mode()
     def _run(
-        self, images: NDArray[np.uint8], blocks: range, patches: NDArray[np.int64] | None = None
-    ) -> tuple[list[Tensor], Context]:
-        """Tokens after each of the first blocks, float32 [B, N, D], and the context of the call."""
+        self,
+        images: NDArray[np.uint8],
+        count: int,
+        read: Container[int],
+        patches: NDArray[np.int64] | None = None,
+    ) -> tuple[dict[int, Tensor], Context]:
+        """Through the first `count` blocks: tokens after those that are read, float32 [B, N, D], and the context of the
+        call."""
         pixels = torch.from_numpy(np.ascontiguousarray(images)).to(self.device).permute(0, 3, 1, 2)
         x, context = self.backbone.embed((pixels * self._scale + self._shift).to(self.dtype))
         if patches is not None and patches.shape[1] < x.shape[1] - self.prefix_tokens:
             x = only(x, torch.from_numpy(patches).to(x.device), self.prefix_tokens)
-        after = []
-        for i in blocks:
+        after = {}
+        for i in range(count):
             x = self.backbone.block(i, x, context)
-            after.append(x.float())
+            if i in read:
+                after[i] = x.float()
         return after, context
 
 

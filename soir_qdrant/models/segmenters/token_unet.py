@@ -11,7 +11,7 @@ from soir_qdrant.config import TokenUnetSettings
 from soir_qdrant.contracts import FeatureSource, Segmenter
 from soir_qdrant.kinds import Parts
 from soir_qdrant.models.compatibility import fitting, trunk
-from soir_qdrant.models.devices import pick_device
+from soir_qdrant.models.devices import pick_device, pick_dtype
 from soir_qdrant.models.heads.masks import MaskHead
 from soir_qdrant.models.segmenters.grabcut import GrabCutSegmenter
 from soir_qdrant.models.segmenters.window_masks import WindowSegmenter
@@ -36,14 +36,23 @@ class LearnedSegmenter(WindowSegmenter):
     Args:
         source: its tokens are read.
         head: trained on the same ones.
-        device: where the head runs; on a GPU in bfloat16, else in float32.
+        device: where the head runs.
+        dtype: in which precision; a pixel of a mask may depend on how many boxes are cut with it where that is not
+            float32.
     """
 
-    def __init__(self, source: FeatureSource, head: MaskHead, *, device: str | torch.device = "cpu") -> None:
+    def __init__(
+        self,
+        source: FeatureSource,
+        head: MaskHead,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         self.source = source
         self.device = torch.device(device)
         self.fingerprint = f"{self.name} {_digest(head)}"  # what its masks depend on, but for the encoder
-        self.dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        self.dtype = dtype
         self.head = head.to(self.device, self.dtype)
         self.reads_alone = head.reads == "window"
 
@@ -94,7 +103,8 @@ def make(settings: TokenUnetSettings, parts: Parts) -> Segmenter:
     head = fitting(settings.head, "segmenter.head", MaskHead.load, trunk(source.fingerprint))
     if head is None:
         return GrabCutSegmenter()
-    return LearnedSegmenter(source, head, device=pick_device(parts.device))
+    device = pick_device(parts.device)
+    return LearnedSegmenter(source, head, device=device, dtype=pick_dtype(parts.dtype, device))
 
 
 def _digest(head: MaskHead) -> str:
