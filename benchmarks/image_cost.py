@@ -5,8 +5,9 @@ python benchmarks/image_cost.py --out build/image-cost.json --profile embedded -
 --onnx: folders that `soir export` wrote; every profile runs on each of them too, in onnxruntime, one thread.
 
 A plain pass is the encoder on the whole image at 518 x 518 pixels; beside it, an ordinary embedding's, 224 x 224.
-Both, and every profile's way from pixels to a point, take turns image by image, in CPU time of all threads, so that
-a busy machine slows all alike. images/s is by the wall clock of this machine as it is.
+Both, and every profile's way from pixels to a point, take turns batch by batch (eight images, as `SoirIngestor.add`
+has them), in CPU time of all threads, so that a busy machine slows all alike. images/s is by the wall clock of this
+machine as it is.
 """
 
 from __future__ import annotations
@@ -20,14 +21,17 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 
 from soir_qdrant import images as image_io
 from soir_qdrant.components import DATA
 from soir_qdrant.config import Settings
 from soir_qdrant.pipeline import Pipeline
 from soir_qdrant.serving.onnx import OnnxRuntime
+from soir_qdrant.types import LoadedImage
 
 PLAIN, SMALL = 518, 224  # sides of a whole image
+Batch = list[LoadedImage]
 LAST = -1  # the block after which a plain pass ends
 
 
@@ -38,9 +42,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/image-cost.json"), help="JSON to write")
     parser.add_argument("--profile", action="append", help="may come again  [default: embedded and fast]")
     parser.add_argument("--images", type=int, default=12, help="of those that ship")
+    parser.add_argument("--batch", type=int, default=8, help="images at once")
     parser.add_argument("--onnx", action="append", default=[], type=Path, help="folder of exports")
     arguments = parser.parse_args()
-    result = measure(arguments.profile or ["embedded", "fast"], arguments.images, arguments.onnx)
+    result = measure(
+        arguments.profile or ["embedded", "fast"], arguments.images, arguments.batch, arguments.onnx
+    )
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(result, indent=2) + "\n")
     width = max(map(len, result))
@@ -57,7 +64,7 @@ def main() -> None:
         )
 
 
-def measure(profiles: list[str], count: int, folders: list[Path]) -> dict[str, dict[str, Any]]:
+def measure(profiles: list[str], count: int, size: int, folders: list[Path]) -> dict[str, dict[str, Any]]:
     """By what runs: core-seconds an image, and their ratios to the plain passes; of profiles also by stage."""
     pipelines = {name: Pipeline(Settings.for_profile(name)) for name in profiles}
     for folder in folders:
@@ -69,27 +76,28 @@ def measure(profiles: list[str], count: int, folders: list[Path]) -> dict[str, d
     stages: dict[str, dict[str, float]] = {name: {} for name in pipelines}
     objects = dict.fromkeys(pipelines, 0)
 
-    def plain(image: image_io.LoadedImage, side: int) -> None:
-        encoder.features(cv2.resize(image.rgb, (side, side), interpolation=cv2.INTER_AREA)[None], [LAST])
+    def plain(batch: Batch, side: int) -> None:
+        small = [cv2.resize(each.rgb, (side, side), interpolation=cv2.INTER_AREA) for each in batch]
+        encoder.features(np.stack(small), [LAST])
 
-    def whole(image: image_io.LoadedImage, name: str) -> None:
+    def whole(batch: Batch, name: str) -> None:
         pipeline = pipelines[name]
-        (scene,) = pipeline.scenes([image], seconds=stages[name], patches=pipeline.has_patches)
-        objects[name] += len(scene.objects)
+        scenes = pipeline.scenes(batch, seconds=stages[name], patches=pipeline.has_patches)
+        objects[name] += sum(len(scene.objects) for scene in scenes)
 
-    runs: dict[str, Callable[[image_io.LoadedImage], None]] = {
+    runs: dict[str, Callable[[Batch], None]] = {
         **{f"plain {side} px": partial(plain, side=side) for side in (PLAIN, SMALL)},
         **{name: partial(whole, name=name) for name in pipelines},
     }
     for run in runs.values():  # the first call of each is not counted
-        run(images[0])
+        run(images[:1])
     stages.update({name: {} for name in pipelines})
     objects.update(dict.fromkeys(pipelines, 0))
     wall, cpu = dict.fromkeys(runs, 0.0), dict.fromkeys(runs, 0.0)
-    for image in images:
+    for start in range(0, len(images), size):
         for name, run in runs.items():
             begun = time.perf_counter(), time.process_time()
-            run(image)
+            run(images[start : start + size])
             wall[name] += time.perf_counter() - begun[0]
             cpu[name] += time.process_time() - begun[1]
     rows: dict[str, dict[str, Any]] = {}

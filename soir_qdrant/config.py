@@ -52,14 +52,16 @@ OPTIONAL = {"scene", "ocr"}  # groups of settings that may be None
 
 
 class CropSettings(Frozen):
-    """margin: added around the box, as a fraction of its longer side. native: cut no less than
-    `input_size` pixels of the image, as the paper does, instead of enlarging small objects.
-    background: what becomes of the pixels outside the mask; "drop" is grey too, and leaves patches that show
-    nothing of the object out of the encoder: objects take half the time."""
+    """margin: added around the box, as a fraction of its longer side. native: cut no less than `input_size` pixels of
+    the image, as the paper does, instead of enlarging small objects. background: what becomes of the pixels outside
+    the mask; "drop" is grey too, and leaves patches that show nothing of the object out of the encoder: objects take
+    half the time. full_score: score from which an object fills its crop; of a fainter one, score / full_score
+    of its size is shown, half at least: with "drop" it takes less time. 0: all fill theirs."""
 
     margin: float = Field(0.1, ge=0, le=2)
     native: bool = False
     background: Literal["keep", "blur", "grey", "drop"] = "grey"
+    full_score: float = Field(0, ge=0, le=1)
 
 
 Feature = Literal["cls", "patches", "patches-1", "patches-2", "patches-3", "texture"]
@@ -257,17 +259,17 @@ def _reading(name: str, scene: SceneSettings | None = None) -> Settings:
     )
 
 
+EMBEDDED = Settings(
+    crop=CropSettings(background="drop", full_score=0.45),
+    detector=TokenHeadSettings(iou=0.65),
+    vector=VectorSettings(ridge=2),
+)
 PROFILES: dict[str, Settings] = {
-    "embedded": Settings(crop=CropSettings(background="drop"), vector=VectorSettings(ridge=2)),
+    "embedded": EMBEDDED,
     "embedded-0.1": Settings(
         profile="embedded-0.1", vector=VectorSettings(features=WITHOUT_TEXTURE, whitening="0.1")
     ),
-    "fast": Settings(
-        profile="fast",
-        crop=CropSettings(background="drop"),
-        detector=TokenHeadSettings(threshold=0.3),
-        vector=VectorSettings(ridge=2),
-    ),
+    "fast": EMBEDDED.but(detector={"threshold": 0.3}).model_copy(update={"profile": "fast"}),
     "paper": Settings(
         profile="paper",
         encoder=VitSettings(weights="facebook/dinov2-base"),

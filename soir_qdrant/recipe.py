@@ -64,7 +64,7 @@ def fingerprint(
     return {
         "schema": SCHEMA,
         "encoder": encoder,
-        "crop": settings.crop.model_dump(mode="json"),
+        "crop": settings.crop.model_dump(mode="json", exclude={"full_score"}),
         "vector": vector,
         "whitening": whitening,
         "dim": dim,
@@ -87,12 +87,13 @@ def recipe(
         replaced: detector or segmenter that stand in for those of the settings -> their names.
     """
     groups = settings.model_dump(mode="json")
-    vector = groups.pop("vector")
+    vector, full_score = groups.pop("vector"), groups["crop"]["full_score"]
     return {
         "version": VERSION,
         "fingerprint": short_hash(fingerprint),
         "by_score": vector["by_score"],
         "replaced": dict(replaced or {}),
+        **({"full_score": full_score} if full_score else {}),
         **{
             name: _by_content(name, values)
             for name, values in groups.items()

@@ -3,7 +3,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from soir_qdrant.config import CropSettings
 from soir_qdrant.errors import ObjectsError
+from soir_qdrant.geometry.crops import cut
 from soir_qdrant.geometry.user_objects import clip_box, fit_objects
 from soir_qdrant.types import SceneObject
 
@@ -68,3 +70,16 @@ def test_masks_follow_their_boxes():
 def test_bad_objects(item, message):
     with pytest.raises(ObjectsError, match=message):
         fit_objects([item], 40, 30)
+
+
+@pytest.mark.parametrize(("score", "scale"), [(0.0, 0.5), (0.2, 0.5), (0.3, 0.75), (0.4, 1), (1.0, 1)])
+def test_what_may_be_an_object_is_shown_smaller_where_the_settings_say_so(score, scale):
+    image, box = np.zeros((400, 400, 3), np.uint8), (160, 170, 240, 230)
+    image[170:230, 160:240] = 255
+    (pixels, inside), (_, whole) = (
+        cut(image, SceneObject(box, score=score), CropSettings(full_score=full), 224) for full in (0.4, 0)
+    )
+    assert inside.mean() == pytest.approx(whole.mean() * scale**2, rel=0.05)
+    assert (pixels[inside == 1] == 255).all()
+    y, x = np.nonzero(inside)
+    assert np.abs(np.array([y.mean(), x.mean()]) - 111.5).max() < 2  # in the middle of its crop

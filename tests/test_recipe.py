@@ -55,6 +55,7 @@ OTHER_POINTS = {
     "segmenter.weights": "facebook/other",
     "segmenter.head": None,
     "vector.by_score": 0.1,
+    "crop.full_score": 0.5,
 }
 SAME_POINTS = {"encoder.batch": 2, "encoder.dtype": "float32", "encoder.device": "cpu"}  # but for rounding
 SCENE = {

@@ -15,6 +15,7 @@ from soir_qdrant.types import RGB, Box, Mask, SceneObject
 
 Background = Literal["keep", "blur", "grey", "drop"]
 GREY = np.uint8(124)  # about the mean pixel that the encoders subtract
+MIN_SCALE = 0.5  # of its size, that a faint object is shown at
 SURROUNDINGS = 0.05  # of each side of a box, that its surface is cut with
 
 
@@ -154,6 +155,12 @@ def min_side(settings: CropSettings, size: int, height: int, width: int) -> int:
     return min(size, height, width) if settings.native else 0
 
 
+def margin_of(settings: CropSettings, score: float) -> float:
+    """`CropSettings.margin` around an object of this score, 0..1: so wide that a faint one is shown smaller."""
+    scale = max(score / settings.full_score, MIN_SCALE) if score < settings.full_score else 1
+    return ((1 + 2 * settings.margin) / scale - 1) / 2
+
+
 def cut(
     image: RGB, item: SceneObject, settings: CropSettings, size: int, surface_size: int = 0
 ) -> tuple[NDArray[Any], ...]:
@@ -161,7 +168,13 @@ def cut(
     height, width = image.shape[:2]
     mask, shortest = full_mask(item, width, height), min_side(settings, size, height, width)
     around = crop(
-        image, mask, item.box, size, margin=settings.margin, min_side=shortest, background=settings.background
+        image,
+        mask,
+        item.box,
+        size,
+        margin=margin_of(settings, item.score),
+        min_side=shortest,
+        background=settings.background,
     )
     return (*around, *surface(image, mask, item.box, surface_size)) if surface_size else around
 
