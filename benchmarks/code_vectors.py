@@ -25,6 +25,7 @@ from soir_qdrant.rerank.codes import WEIGHT
 
 DIM, CODE, SHORT, OBJECTS, QUERIES = 1024, 256, 64, 14, 30
 CANDIDATES, HITS = 100, 10
+KINDS = ("payload", "scalar", "binary")
 
 
 def images(count: int) -> Any:
@@ -123,6 +124,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--points", type=int, nargs="+", default=[10_000])
+    parser.add_argument("--codes", nargs="+", choices=KINDS, default=KINDS, help='"payload": at the client')
     parser.add_argument("--out", type=Path, default=Path("build/code-vectors.json"))
     options = parser.parse_args()
     results = []
@@ -132,7 +134,7 @@ def main() -> None:
         looks = [rows[0] + 0.03 * rng.normal(size=DIM).astype(np.float32) for rows in some]
         queries = [row / np.linalg.norm(row) for row in looks]
         first: list[list[int]] = []
-        for kind in ("payload", "scalar", "binary"):
+        for kind in options.codes:
             way = at_the_client if kind == "payload" else in_qdrant
             with tempfile.TemporaryDirectory() as folder:
                 begun = time.perf_counter()

@@ -464,6 +464,21 @@ def test_models_that_cannot_be_loaded_are_named_and_tried_again(tmp_path, monkey
     assert f"not ready: the models cannot be loaded: {error}" in caplog.messages
 
 
+def test_a_probe_is_answered_while_qdrant_is_not(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("soir_qdrant.service.system_api.READY_WITHIN", 0.1)
+    answers = threading.Event()
+    client = QdrantClient(":memory:")
+    with service(tmp_path / "photos", client=client) as web:
+        collections = client.get_collections
+        monkeypatch.setattr(client, "get_collections", lambda: answers.wait(30) and collections())
+        for _ in range(3):
+            assert web.get("/readyz").status_code == 503
+            assert web.get("/readyz").json()["status"] == "Qdrant has not answered within 0.1 s"
+        answers.set()
+        wait_until(lambda: web.get("/readyz").status_code == 200, 10)
+    assert len([line for line in caplog.messages if "not answered" in line]) == 1  # not at every probe
+
+
 def test_a_mask_that_is_cut_off_is_named(web):
     files = {"image": png(shelf(RED, BLUE)), "mask": png(shelf(RED, BLUE))[:120]}
     answer = web.post("/v1/collections/shelves/search", files=files, data={"request": "{}"})

@@ -85,6 +85,7 @@ class Backend:
         self.jobs = Jobs(self)
         self.stopping = threading.Event()
         self.ready = threading.Event()
+        self.not_ready: str | None = None  # what the last probe was told
         self.reads_text = False  # known once the models are loaded
         self.failure: str | None = None  # why the models could not be loaded the last time
         self._make_pipeline = pipeline

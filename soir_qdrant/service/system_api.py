@@ -6,6 +6,8 @@ import logging
 import time
 from pathlib import Path
 
+import anyio
+import anyio.to_thread
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
 from starlette.concurrency import run_in_threadpool
@@ -29,6 +31,8 @@ from soir_qdrant.service.schemas import (
     StoredObject,
 )
 from soir_qdrant.service.worker import Priority
+
+READY_WITHIN = 5.0  # seconds; Qdrant's client tries for longer
 
 log = logging.getLogger(__name__)
 router = APIRouter()
@@ -153,10 +157,16 @@ async def healthz(backend: Service) -> JSONResponse:
 
 @router.get("/readyz", tags=["service"], responses=_status({"status": "ok", "time": 1796000000}))
 async def readyz(backend: Service) -> JSONResponse:
-    """Whether searches are answered: the models are loaded, Qdrant answers, and the service does not stop."""
-    reason = await run_in_threadpool(_not_ready, backend)
-    if reason:
+    """Whether searches are answered: the models are loaded, Qdrant answers, and the service does not stop. Answers
+    within READY_WITHIN seconds."""
+    try:
+        with anyio.fail_after(READY_WITHIN):
+            reason = await anyio.to_thread.run_sync(_not_ready, backend, abandon_on_cancel=True)
+    except TimeoutError:
+        reason = f"Qdrant has not answered within {READY_WITHIN:g} s"
+    if reason and reason != backend.not_ready:  # probes come every few seconds: once is enough
         log.warning("not ready: %s", reason)
+    backend.not_ready = reason
     return JSONResponse({"status": reason or "ok", "time": round(time.time())}, 503 if reason else 200)
 
 
