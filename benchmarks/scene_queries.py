@@ -33,7 +33,7 @@ from soir_qdrant.lab.evaluate.bench import Bench
 from soir_qdrant.lab.evaluate.collect import labelled
 from soir_qdrant.lab.evaluate.datasets import AUTO, load
 from soir_qdrant.lab.evaluate.metrics import average_precision, placed, ranking
-from soir_qdrant.lab.train.progress import HeadPlan, contents
+from soir_qdrant.lab.train.progress import HeadPlan, Progress, contents
 from soir_qdrant.pooling.pool import generalized_max_pool, mean_pool
 from soir_qdrant.pooling.scenes.grids import peak
 from soir_qdrant.pooling.scenes.grids import placed as on_image
@@ -233,14 +233,19 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=500, help="of each folder to train on, at most")
     parser.add_argument("--epochs", type=int, default=25, help=f"of {PASSES} passes over the images")
     parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--fixed", action="store_true", help="the read-out stays that part of the projection")
     parser.add_argument("--cache", type=Path, default=Path("build/scene-queries"))
     parser.add_argument("--out", type=Path, default=Path("build/scene-queries.md"))
     chosen = parser.parse_args()
     looks = Looks(chosen.cache)
     benches = [load(folder, AUTO) for folder in [*chosen.train, *chosen.holdout]]
     data = examples(benches, looks, chosen.images)
+    head = new_head(looks)
+    head.read.requires_grad_(not chosen.fixed)
     plan = HeadPlan(chosen.epochs, batch=16, lr=chosen.lr)
-    head = trained(looks, data, len(chosen.train), plan, chosen.cache, contents(benches, str(chosen.images)))
+    name = "fixed" if chosen.fixed else "trained"
+    state, log = (chosen.cache / f"{name}.{ending}" for ending in ("pt", "jsonl"))
+    trained(head, data, len(chosen.train), Progress(plan, state, log, contents(benches, str(chosen.images))))
     columns = (
         "",
         "vectors",

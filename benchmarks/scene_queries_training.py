@@ -27,7 +27,7 @@ from soir_qdrant.lab.evaluate.bench import Bench, GalleryImage
 from soir_qdrant.lab.evaluate.cache import ArrayCache
 from soir_qdrant.lab.evaluate.collect import RecordingPipeline, labelled
 from soir_qdrant.lab.evaluate.metrics import average_precision, ranking
-from soir_qdrant.lab.train.progress import HeadPlan, Progress, train_epochs
+from soir_qdrant.lab.train.progress import Progress, train_epochs
 from soir_qdrant.models.token_grid import AREA, tiled_grid
 from soir_qdrant.types import Scene, SceneObject, Vector
 
@@ -267,20 +267,16 @@ class Training:
         }
 
 
-def trained(
-    looks: Looks, data: Examples, folders: int, plan: HeadPlan, cache: Path, named: str
-) -> SceneQueries:
-    """Trained on the images of the first folders but every tenth, which is measured, as all of the other folders are.
-    named: see `Progress.data`."""
-    head = new_head(looks)
-    images = range(len(data.tokens))
+def trained(head: SceneQueries, data: Examples, folders: int, progress: Progress) -> None:
+    """Train on the images of the first folders but every tenth, which is measured, as all of the other folders are."""
+    images, plan = range(len(data.tokens)), progress.plan
     training = np.array([i for i in images if data.folder[i] < folders and i % plan.holdout])
     rest = np.setdiff1d(images, training)
     work = Training(head, data)
     print(f"{len(training)} images to train on, {len(rest)} to measure, {len(data.label)} things", flush=True)
     train_epochs(
         head,
-        Progress(plan, cache / "training.pt", cache / "training.jsonl", named),
+        progress,
         PASSES * len(training),
         PASSES * len(training) // plan.batch,
         lambda rows, rng: work.loss(training[rows % len(training)], rng),
@@ -288,4 +284,3 @@ def trained(
         lambda line: print(line, flush=True),
         warm=0.02,
     )
-    return head
