@@ -234,16 +234,17 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=25, help=f"of {PASSES} passes over the images")
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--fixed", action="store_true", help="the read-out stays that part of the projection")
+    parser.add_argument("--compete", action="store_true", help="each token is shared out among the queries")
     parser.add_argument("--cache", type=Path, default=Path("build/scene-queries"))
     parser.add_argument("--out", type=Path, default=Path("build/scene-queries.md"))
     chosen = parser.parse_args()
     looks = Looks(chosen.cache)
     benches = [load(folder, AUTO) for folder in [*chosen.train, *chosen.holdout]]
     data = examples(benches, looks, chosen.images)
-    head = new_head(looks)
+    head = new_head(looks, compete=chosen.compete)
     head.read.requires_grad_(not chosen.fixed)
     plan = HeadPlan(chosen.epochs, batch=16, lr=chosen.lr)
-    name = "fixed" if chosen.fixed else "trained"
+    name = f"trained{'-fixed' * chosen.fixed}{'-compete' * chosen.compete}"
     state, log = (chosen.cache / f"{name}.{ending}" for ending in ("pt", "jsonl"))
     trained(head, data, len(chosen.train), Progress(plan, state, log, contents(benches, str(chosen.images))))
     columns = (

@@ -126,10 +126,12 @@ def examples(benches: Sequence[Bench], looks: Looks, max_images: int) -> Example
 
 
 class SceneQueries(nn.Module):
-    """k queries that look at the tokens of an image. part: float32 [D, D_out] and [D_out], of the projection."""
+    """k queries that look at the tokens of an image. part, shift: float32 [D, D_out] and [D_out], of the projection.
+    compete: each token is shared out among the queries, as in slot attention (arXiv 2006.15055)."""
 
-    def __init__(self, part: Vector, shift: Vector) -> None:
+    def __init__(self, part: Vector, shift: Vector, *, compete: bool = False) -> None:
         super().__init__()
+        self.compete = compete
         self.queries = nn.Parameter(torch.randn(COUNTS[-1], WIDTH))
         self.narrow, self.place = nn.Linear(len(part), WIDTH), nn.Linear(16, WIDTH)
         layer = nn.TransformerDecoderLayer(
@@ -157,8 +159,12 @@ class SceneQueries(nn.Module):
         )
         queries = self.queries.expand(len(tokens), -1, -1)
         decoded = self.decoder(queries, memory, tgt_mask=self.later)
-        likeness = self.ask(decoded) @ self.answer(memory).mT / WIDTH**0.5
-        attention = likeness.float().softmax(-1)
+        likeness = (self.ask(decoded) @ self.answer(memory).mT).float()
+        if self.compete:
+            shares = likeness.softmax(1)
+            attention = shares / shares.sum(-1, keepdim=True)
+        else:
+            attention = (likeness / WIDTH**0.5).softmax(-1)
         return self.projected(attention.to(tokens.dtype) @ tokens), attention
 
     def projected(self, means: Tensor) -> Tensor:
@@ -166,7 +172,7 @@ class SceneQueries(nn.Module):
         return F.normalize(self.read(F.normalize(means, dim=-1)).float(), dim=-1)
 
 
-def new_head(looks: Looks) -> SceneQueries:
+def new_head(looks: Looks, *, compete: bool = False) -> SceneQueries:
     """Untrained. Its read-out is the part of the projection for the feature that the detector reads."""
     pipeline = looks.pipeline
     features, width = pipeline.settings.vector.features, pipeline.encoder.width
@@ -174,7 +180,7 @@ def new_head(looks: Looks) -> SceneQueries:
     rows = slice(*(width * (features.index(FEATURE) + i) for i in range(2)))
     part = pipeline.whitening.matrix[rows]
     torch.manual_seed(0)
-    return SceneQueries(part / len(features) ** 0.5, -pipeline.whitening.mean[rows] @ part)
+    return SceneQueries(part / len(features) ** 0.5, -pipeline.whitening.mean[rows] @ part, compete=compete)
 
 
 def cells_of(grid: Tensor) -> Tensor:
