@@ -9,7 +9,7 @@ import torch
 from conftest import painted
 from models import BOTH, tiny_words
 from PIL import Image
-from qdrant_client import QdrantClient
+from qdrant_client import QdrantClient, models
 from typer.testing import CliRunner
 
 from soir_qdrant import Composed, Settings, SoirIngestor, SoirSearcher, Text
@@ -61,7 +61,10 @@ def test_pictures_are_found_by_words(weights):
     boxes = [(5, 5, 15, 15), (40, 30, 50, 45)]
     images = [painted((boxes[0], (250, 10 * i, 0)), (boxes[1], (0, 10 * i, 250))) for i in range(8)]
     SoirIngestor(client, pipeline=pipeline).add(
-        images, objects=[[SceneObject(box) for box in boxes]] * 8, progress=False
+        images,
+        payloads=[{"shop": "north" if i % 2 else "south"} for i in range(8)],
+        objects=[[SceneObject(box) for box in boxes]] * 8,
+        progress=False,
     )
     searcher = SoirSearcher(client, pipeline=pipeline)
     hits = searcher.search(text="a red mug", limit=3, rerank="codes")
@@ -71,6 +74,10 @@ def test_pictures_are_found_by_words(weights):
     assert np.allclose(np.linalg.norm(vector), 1, atol=1e-5)
     plain = searcher.search(text="a red mug", limit=8, rerank=None, with_vectors=True)
     assert np.allclose([hit.score for hit in plain], [hit.vector @ vector for hit in plain], atol=1e-5)
+    north = models.Filter(must=[models.FieldCondition(key="shop", match=models.MatchValue(value="north"))])
+    among = searcher.search(text="a red mug", limit=8, rerank=None, filter=north)
+    assert [hit.id for hit in among] == [hit.id for hit in plain if hit.payload["shop"] == "north"]
+    assert len(among) == 4
     both = searcher.search(text="a red mug", rerank=None, examples=[images[0]])  # and an image
     assert both[0].score > plain[0].score
     with pytest.raises(ConfigError, match=r"needs a query image, and this query is text.*blip2"):
