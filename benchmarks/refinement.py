@@ -34,7 +34,7 @@ from soir_qdrant.lab.evaluate.bench import Bench, BenchQuery, GalleryImage
 from soir_qdrant.lab.evaluate.collect import labelled
 from soir_qdrant.lab.evaluate.datasets import load
 from soir_qdrant.lab.evaluate.metrics import average_precision, chance_precision, ranking
-from soir_qdrant.lab.evaluate.report import markdown, write_json, write_text
+from soir_qdrant.lab.evaluate.report import beside, markdown, write_json, write_text
 from soir_qdrant.pooling.pool import normalize
 from soir_qdrant.pooling.whitening import fit_whitening
 
@@ -205,8 +205,7 @@ def cell(rows: Rows, way: str, step: int) -> str:
     if value is None:
         return ""
     space = next((space for space in SPACES if way.endswith(f", {space}")), "raw")
-    gain = value - rows[f"mean, {space}|0"]
-    return f"{value.mean():.1f} ({gain.mean():+.1f} ± {gain.std(ddof=1) / len(gain) ** 0.5:.1f})"
+    return beside(value, rows[f"mean, {space}|0"])
 
 
 def _steps(row: str) -> int:

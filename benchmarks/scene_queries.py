@@ -196,14 +196,14 @@ def on_the_thing(bench: Bench, row: Row, questions: Questions) -> str:
 def lines(bench: Bench, looks: Looks, head: SceneQueries) -> Iterator[list[str]]:
     """The cells of each row."""
     rows = rows_of(bench, looks, head)
-    asked = [by_image(bench, looks), by_class(bench, looks)]
-    ours = [questions.precisions(rows[OURS].scores(questions.vectors)[0]) for questions in asked]
+    searches = [by_image(bench, looks), by_class(bench, looks)]
+    ours = [questions.precisions(rows[OURS].scores(questions.vectors)[0]) for questions in searches]
     for title, row in rows.items():
         cells = []
-        for questions, baseline in zip(asked, ours, strict=True):
+        for questions, baseline in zip(searches, ours, strict=True):
             for scores in row.scores(questions.vectors):
                 cells.append(compared(questions.precisions(scores), baseline))
-        cells.insert(2, "" if row.added else on_the_thing(bench, row, asked[0]))
+        cells.insert(2, "" if row.added else on_the_thing(bench, row, searches[0]))
         yield [
             title,
             report.number(row.vectors, 0),
@@ -213,12 +213,8 @@ def lines(bench: Bench, looks: Looks, head: SceneQueries) -> Iterator[list[str]]
 
 
 def compared(values: NDArray[np.float64], baseline: NDArray[np.float64]) -> str:
-    """The mean, the mean difference and its standard error."""
-    difference = values - baseline
-    if not difference.any():
-        return f"{values.mean():.1f}"
-    error = difference.std(ddof=1) / len(difference) ** 0.5
-    return f"{values.mean():.1f} ({difference.mean():+.1f} ± {error:.1f})"
+    """See `report.beside`; the mean alone of what is the baseline."""
+    return report.beside(values, baseline) if (values != baseline).any() else f"{values.mean():.1f}"
 
 
 def main() -> None:

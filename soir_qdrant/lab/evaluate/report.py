@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.box import SIMPLE
 from rich.table import Table
 
@@ -76,6 +78,13 @@ def number(value: float | None, digits: int = 1) -> str:
 def share(value: float | None) -> str:
     """A cell of a share, 0..1."""
     return number(value, 2)
+
+
+def beside(values: NDArray[np.float64], baseline: NDArray[np.float64]) -> str:
+    """A cell of figures of the same queries, [n], n > 1: their mean and, in brackets, the mean difference from the
+    baseline's and its standard error."""
+    gain = values - baseline
+    return f"{values.mean():.1f} ({gain.mean():+.1f} ± {gain.std(ddof=1) / len(gain) ** 0.5:.1f})"
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -179,7 +179,7 @@ class ViTEncoder(Encoder):
         exposed = self._last_blocks
         entering = end - max(len(exposed), 1)  # the block whose tokens enter the exposed ones
         read = range(max(end + 1 - LAYERS, 0), end)
-        after, context = self._run(crops, end, {*read, entering, end - 1, early}, batch.patches)
+        after, context = self._run(crops, end, {*read, entering, early}, batch.patches)
         last = exposed[-1].forward(after[end - 1]) if exposed else self._own.forward(after[end - 1], context)
         weights = torch.from_numpy(batch.weights).to(self.device)
         means = [
