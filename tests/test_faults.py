@@ -12,7 +12,7 @@ from soir_qdrant import SoirSearcher
 from soir_qdrant.errors import CollectionError, ServerError, WeightsError
 from soir_qdrant.models.pretrained import load_config
 from soir_qdrant.models.weights import resolve
-from soir_qdrant.rerank.q_perturbation.matcher import Matcher
+from soir_qdrant.rerank.q_perturbation.blip2 import Blip2Matcher
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes on this system")
@@ -61,7 +61,7 @@ def test_code_beside_weights_is_not_run(tmp_path, monkeypatch):
         load_config(resolve(str(folder)))
     (folder / "processor_config.json").write_text(json.dumps({"auto_map": {"AutoProcessor": "evil.Evil"}}))
     with pytest.raises(WeightsError, match="no BLIP-2"):
-        Matcher.load(str(folder))
+        Blip2Matcher.load(str(folder))
     assert not (tmp_path / "was-run").exists()
 
 

@@ -18,7 +18,7 @@ from service_app import RED, fill, ids, png, search, service, shelf, wait_until
 
 from soir_qdrant import SoirIngestor
 from soir_qdrant.rerank.kinds import register_reranker
-from soir_qdrant.rerank.q_perturbation.matcher import Matcher
+from soir_qdrant.rerank.q_perturbation.blip2 import Blip2Matcher
 from soir_qdrant.rerank.unranked import Unranked
 
 TOKEN = "a long enough token"
@@ -338,9 +338,9 @@ def test_a_search_opens_no_image_and_loads_no_model_to_order_its_hits(planted, m
     _tamper(client, "red-green.png", str(secret))
     used = []
     monkeypatch.setattr("soir_qdrant.rerank.hit_image.load", lambda *_, **__: used.append("an image"))
-    monkeypatch.setattr(Matcher, "load", lambda *_, **__: used.append("a model"))
+    monkeypatch.setattr(Blip2Matcher, "load", lambda *_, **__: used.append("a model"))
     upload = png(shelf(RED, RED))
-    for rerank in ("image", "picture", "patches", "q-perturbation", "text-q-perturbation", "blip2"):
+    for rerank in ("image", "picture", "patches", "q-perturbation", "text-q-perturbation", "blip2", "coca"):
         answer = search(web, upload, rerank=rerank)
         assert (answer.status_code, used) == (422, []), rerank
         assert "choose stored, codes, objects" in answer.json()["detail"]

@@ -24,8 +24,8 @@ from soir_qdrant.ingest.ingestor import SoirIngestor
 from soir_qdrant.lab.evaluate import text_recall
 from soir_qdrant.lab.evaluate.text_recall import Captioned, evaluate, load
 from soir_qdrant.rerank.base import SearchQuery
+from soir_qdrant.rerank.q_perturbation.blip2 import Blip2Matcher
 from soir_qdrant.rerank.q_perturbation.hooks import blip2, perturbed
-from soir_qdrant.rerank.q_perturbation.matcher import Matcher
 from soir_qdrant.rerank.q_perturbation.perturb import PerturbSettings
 from soir_qdrant.rerank.q_perturbation.text_reranker import TextPerturbation
 from soir_qdrant.search.searcher import SoirSearcher
@@ -55,7 +55,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def matcher(model: Any) -> Matcher:  # noqa: F811
+def matcher(model: Any) -> Blip2Matcher:  # noqa: F811
     def pixels(pictures: list[Image.Image]) -> torch.Tensor:
         squeezed = [np.asarray(p.resize((56, 56)), np.float32) / 128 - 1 for p in pictures]
         return torch.from_numpy(np.stack(squeezed)).permute(0, 3, 1, 2)
@@ -64,14 +64,14 @@ def matcher(model: Any) -> Matcher:  # noqa: F811
         ids = torch.tensor([[ord(c) % 50 for c in text.ljust(12)[:12]] for text in texts])
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
-    return Matcher(model, pixels, words)
+    return Blip2Matcher(model, pixels, words)
 
 
-def tokens_of(matcher: Matcher, pictures: list[Captioned]) -> torch.Tensor:
+def tokens_of(matcher: Blip2Matcher, pictures: list[Captioned]) -> torch.Tensor:
     return matcher.image_tokens([Image.open(picture.file) for picture in pictures])
 
 
-def test_hits_of_words_are_ordered_by_the_model_itself(folder: Path, matcher: Matcher) -> None:
+def test_hits_of_words_are_ordered_by_the_model_itself(folder: Path, matcher: Blip2Matcher) -> None:
     """By ITC and ITM of every picture with its stored boxes, as the model's own forward gives them."""
     pictures = load(folder)
     hits = [
@@ -108,7 +108,7 @@ def test_hits_of_words_are_ordered_by_the_model_itself(folder: Path, matcher: Ma
             ).logits_per_image
         assert hit.score == pytest.approx(float(itc.squeeze()) + float(itm.squeeze()[..., 1]), abs=1e-4)
     assert [hit.score for hit in made[1:]] == sorted((hit.score for hit in made[1:]), reverse=True)
-    plain = TextPerturbation(matcher, None, itm=False).rerank(query, hits)
+    plain = TextPerturbation(replace(matcher, itm=False), None).rerank(query, hits)
     assert {hit.id for hit in plain} == {0, 1, 2}
 
 
@@ -120,10 +120,10 @@ class Reading(ColourPipeline):
 
 
 def test_words_are_searched_with_blip2(
-    folder: Path, matcher: Matcher, monkeypatch: pytest.MonkeyPatch
+    folder: Path, matcher: Blip2Matcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By name: the published weights; the first candidates come by the encoder's own vectors."""
-    monkeypatch.setattr(Matcher, "load", lambda weights: matcher)
+    monkeypatch.setattr(Blip2Matcher, "load", lambda weights: matcher)
     client = QdrantClient(":memory:")
     SoirIngestor(client, pipeline=Reading()).add(folder / "pictures", progress=False)
     searcher = SoirSearcher(client, pipeline=Reading())
@@ -143,7 +143,7 @@ def test_folder_is_read_as_published(folder: Path) -> None:
     assert (first.largest, second.largest, third.largest) == (0.05, pytest.approx(50 * 20 / 2400), 1.0)
 
 
-def test_scores_are_those_of_the_model_itself(folder: Path, matcher: Matcher) -> None:
+def test_scores_are_those_of_the_model_itself(folder: Path, matcher: Blip2Matcher) -> None:
     """Pictures and sentences are encoded once each; the model's own forward takes them in pairs."""
     pictures = load(folder)
     words = matcher.words([p.captions[1] for p in pictures])
@@ -164,7 +164,7 @@ def test_scores_are_those_of_the_model_itself(folder: Path, matcher: Matcher) ->
     torch.testing.assert_close(logits[1], itm.logits_per_image[1, 1])
 
 
-def test_recall_counts_sentences_and_small_pictures(folder: Path, matcher: Matcher) -> None:
+def test_recall_counts_sentences_and_small_pictures(folder: Path, matcher: Blip2Matcher) -> None:
     calls: list[None] = []
     plain = evaluate(matcher, load(folder), None, advance=lambda: calls.append(None))
     assert len(calls) == 6
@@ -174,12 +174,12 @@ def test_recall_counts_sentences_and_small_pictures(folder: Path, matcher: Match
     assert evaluate(matcher, load(folder), PerturbSettings(scale=0.0), batch=2) == plain
 
 
-def test_half_precision_as_transformers_loads_it(folder: Path, matcher: Matcher) -> None:
+def test_half_precision_as_transformers_loads_it(folder: Path, matcher: Blip2Matcher) -> None:
     """The Q-Former and its query tokens stay in float32, the rest is halved."""
     half = copy.deepcopy(matcher.model).to(torch.bfloat16)
     half.qformer.float()
     half.query_tokens.data = half.query_tokens.data.float()
-    halved = Matcher(half, lambda pictures: matcher.pixels(pictures).bfloat16(), matcher.words)
+    halved = Blip2Matcher(half, lambda pictures: matcher.pixels(pictures).bfloat16(), matcher.words)
     found = evaluate(halved, load(folder), PerturbSettings(scale=1.0))
     assert found["R@5"] == 100
     with torch.inference_mode():
@@ -197,8 +197,10 @@ def test_a_sentence_whose_picture_is_not_listed_is_lost() -> None:
     }
 
 
-def test_command_prints_both_rows(folder: Path, matcher: Matcher, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Matcher, "load", lambda weights, device: matcher)
+def test_command_prints_both_rows(
+    folder: Path, matcher: Blip2Matcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Blip2Matcher, "load", lambda weights, device: matcher)
     result = CliRunner().invoke(app, ["evaluate-vl", str(folder), "--weights", "mine", "--json"])
     assert result.exit_code == 0, result.output
     rows = json.loads(result.output)

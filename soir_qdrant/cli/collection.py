@@ -133,8 +133,8 @@ RerankOption = Annotated[
     str,
     typer.Option(
         help="order by all that is stored of the objects; by their codes, vectors (objects) or patches alone; by the "
-        "images opened again (image; q-perturbation, which gained nothing over it; with words text-q-perturbation or "
-        "blip2); by another package's name; not at all (none)"
+        "images opened again (image; q-perturbation, which gained nothing over it; with words text-q-perturbation, "
+        "blip2 or coca); by another package's name; not at all (none)"
     ),
 ]
 HtmlOption = Annotated[Path | None, typer.Option(help="write a page: the hits, boxes and heat maps")]

@@ -117,10 +117,11 @@ def evaluate_vl(
 
     from soir_qdrant.lab.evaluate.text_recall import evaluate as measure
     from soir_qdrant.lab.evaluate.text_recall import load
-    from soir_qdrant.rerank.q_perturbation.matcher import PAPER, Matcher
+    from soir_qdrant.rerank.q_perturbation.blip2 import Blip2Matcher
+    from soir_qdrant.rerank.q_perturbation.matcher import PAPER
 
     images = load(folder, captions, boxes)
-    matcher = Matcher.load(weights, device)
+    matcher = Blip2Matcher.load(weights, device)
     settings = replace(PAPER, scale=scale, contribution=contribution)
     rows = {"blip2": None, "q-perturbation": settings}
     with bar("evaluate-vl", len(images) * len(rows) * (1 + itm)) as advance:

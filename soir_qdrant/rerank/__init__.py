@@ -28,7 +28,10 @@ if TYPE_CHECKING:
     from soir_qdrant.rerank.objects import ObjectReranker
     from soir_qdrant.rerank.order import reordered
     from soir_qdrant.rerank.patches import PatchReranker
+    from soir_qdrant.rerank.q_perturbation.blip2 import Blip2Matcher
+    from soir_qdrant.rerank.q_perturbation.coca import CoCaMatcher
     from soir_qdrant.rerank.q_perturbation.image_reranker import QPerturbation
+    from soir_qdrant.rerank.q_perturbation.internvl import InternVLMatcher
     from soir_qdrant.rerank.q_perturbation.matcher import Matcher
     from soir_qdrant.rerank.q_perturbation.perturb import PerturbSettings
     from soir_qdrant.rerank.q_perturbation.text_reranker import TextPerturbation
@@ -36,8 +39,11 @@ if TYPE_CHECKING:
     from soir_qdrant.rerank.stored import StoredReranker
 
 __all__ = [
+    "Blip2Matcher",
+    "CoCaMatcher",
     "CodeReranker",
     "ImageReranker",
+    "InternVLMatcher",
     "Matcher",
     "Need",
     "ObjectReranker",
@@ -61,8 +67,11 @@ __all__ = [
 
 # Loaded on first use, since most of them load the model library.
 _LAZY = {
+    "Blip2Matcher": "q_perturbation.blip2",
+    "CoCaMatcher": "q_perturbation.coca",
     "CodeReranker": "codes",
     "ImageReranker": "image",
+    "InternVLMatcher": "q_perturbation.internvl",
     "Matcher": "q_perturbation.matcher",
     "Need": "base",
     "ObjectReranker": "objects",

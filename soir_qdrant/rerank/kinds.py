@@ -59,10 +59,17 @@ def _q_perturbation(context: RerankContext) -> Reranker:
 
 
 def _blip2(context: RerankContext) -> Reranker:
-    from soir_qdrant.rerank.q_perturbation.matcher import WEIGHTS, Matcher
+    from soir_qdrant.rerank.q_perturbation.blip2 import WEIGHTS, Blip2Matcher
     from soir_qdrant.rerank.q_perturbation.text_reranker import TextPerturbation
 
-    return TextPerturbation(Matcher.load(WEIGHTS), max_pixels=context.max_pixels)
+    return TextPerturbation(Blip2Matcher.load(WEIGHTS), max_pixels=context.max_pixels)
+
+
+def _coca(context: RerankContext) -> Reranker:
+    from soir_qdrant.rerank.q_perturbation.coca import MODEL, WEIGHTS, CoCaMatcher
+    from soir_qdrant.rerank.q_perturbation.text_reranker import TextPerturbation
+
+    return TextPerturbation(CoCaMatcher.load(MODEL, WEIGHTS), max_pixels=context.max_pixels)
 
 
 def _text_q_perturbation(context: RerankContext) -> Reranker:
@@ -81,3 +88,4 @@ register_reranker("picture", _image)  # another name of the same
 register_reranker("q-perturbation", _q_perturbation)
 register_reranker("text-q-perturbation", _text_q_perturbation)
 register_reranker("blip2", _blip2)
+register_reranker("coca", _coca)

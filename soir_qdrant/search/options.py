@@ -49,8 +49,8 @@ class SearchOptions:
             "image": the first 50 (or the limit), by opening their images again and describing their objects anew;
             "q-perturbation": the same, and read by the query, which gained nothing over "image"
             (docs/concepts/q-perturbation.md); "text-q-perturbation": with words, by an encoder that reads
-            them; "blip2": with words, by BLIP-2. A hit whose image
-            cannot be opened keeps its place and score.
+            them; "blip2", "coca": with words, by BLIP-2 or CoCa. A hit whose image cannot be opened keeps its place
+            and score.
             The name of a registered reranker (`register_reranker`), or a Reranker.
         prefetch: candidates to order anew; None leaves the number to the reranker. Pages of "objects",
             "patches", "image" and "q-perturbation" fit together where one `prefetch` covers them.

@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from soir_qdrant.errors import DatasetError
-from soir_qdrant.rerank.q_perturbation.hooks import blip2, perturbed
-from soir_qdrant.rerank.q_perturbation.matcher import Matcher
+from soir_qdrant.rerank.q_perturbation.blip2 import Blip2Matcher
+from soir_qdrant.rerank.q_perturbation.hooks import perturbed
 from soir_qdrant.rerank.q_perturbation.perturb import PerturbSettings
 
 SMALL = 0.1  # of the picture: the paper's "small" are pictures whose largest box covers less
@@ -59,7 +59,7 @@ def load(
 
 @torch.inference_mode()
 def evaluate(
-    matcher: Matcher,
+    matcher: Blip2Matcher,
     items: Sequence[Captioned],
     settings: PerturbSettings | None,
     *,
@@ -87,7 +87,7 @@ class _Scoring:
 
     def __init__(
         self,
-        matcher: Matcher,
+        matcher: Blip2Matcher,
         items: Sequence[Captioned],
         settings: PerturbSettings | None,
         batch: int,
@@ -95,7 +95,7 @@ class _Scoring:
     ) -> None:
         self.matcher, self.items, self.settings = matcher, items, settings
         self.batch, self.advance = batch, advance
-        self.sites = blip2(matcher.model)
+        self.sites = matcher.sites
         texts = [text for item in items for text in item.captions]
         self.words = [matcher.words(texts[i : i + batch]) for i in range(0, len(texts), batch)]
 

@@ -69,8 +69,10 @@ def coca(model: nn.Module) -> list[Site]:
 
 
 def qllama(model: nn.Module) -> list[Site]:
-    """All cross-attentions of InternVL-G's QLLaMA: `cross_attn` of its decoder layers."""
-    modules = [m for name, m in model.named_modules() if name.rpartition(".")[2] == "cross_attn"]
+    """All cross-attentions of InternVL-G's QLLaMA: `cross_attn` of its decoder layers. What pools the vision tower's
+    tokens has that name too, and is left out."""
+    layers = getattr(model, "qllama", model)
+    modules = [m for name, m in layers.named_modules() if name.rpartition(".")[2] == "cross_attn"]
     if not modules:
         raise ConfigError(f"{type(model).__name__} has no module named cross_attn: is it an InternVL-G?")
     return [Site(m, m.num_heads, source="vision_hidden_states", norm="norm2") for m in modules]

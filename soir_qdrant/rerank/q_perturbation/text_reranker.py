@@ -1,10 +1,11 @@
-"""Reranking hits of a text query by BLIP-2 with Q-Perturbation, as in the paper, on the stored boxes."""
+"""Reranking hits of a text query by models of images and sentences with Q-Perturbation, on the stored boxes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from typing import Any
 
 import torch
 from PIL import Image
@@ -13,27 +14,25 @@ from soir_qdrant.images import MAX_PIXELS
 from soir_qdrant.rerank import hit_image
 from soir_qdrant.rerank.base import FirstCandidates, Need, SearchQuery, query_text
 from soir_qdrant.rerank.order import reordered
-from soir_qdrant.rerank.q_perturbation.hooks import blip2, perturbed
-from soir_qdrant.rerank.q_perturbation.matcher import PAPER, Matcher, Words
+from soir_qdrant.rerank.q_perturbation.hooks import perturbed
+from soir_qdrant.rerank.q_perturbation.matcher import PAPER, Matcher
 from soir_qdrant.rerank.q_perturbation.perturb import PerturbSettings
 from soir_qdrant.types import Failure, Hit
 
 
 class TextPerturbation(FirstCandidates):
-    """`rerank="blip2"`: hits by their images, opened again, and the query's words.
+    """`rerank="blip2"`, `"coca"`: hits by their images, opened again, and the query's words.
 
-    The score of an image is its ITC similarity, plus its ITM logit where `itm`, with the Q-Former's queries
-    perturbed in the subspaces of the stored boxes.
+    The score of an image is the model's own, with its queries perturbed in the subspaces of the stored boxes.
 
     Args:
-        matcher: BLIP-2 for retrieval, `Matcher.load(weights)`.
+        matcher: `Blip2Matcher.load(weights)`, `CoCaMatcher.load(model, weights)`, `InternVLMatcher(model, tokenizer)`,
+            or your own.
         settings: of the perturbation; None leaves the model as it is.
-        itm: add the ITM logit.
         candidates: hits to order where `prefetch` does not say.
         max_pixels: of the largest image that is opened.
     """
 
-    name = "blip2"
     needs: frozenset[Need] = frozenset({"payload", "image", "query text"})
 
     def __init__(
@@ -41,13 +40,12 @@ class TextPerturbation(FirstCandidates):
         matcher: Matcher,
         settings: PerturbSettings | None = PAPER,
         *,
-        itm: bool = True,
         candidates: int = 50,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
-        self.matcher, self.settings, self.itm = matcher, settings, itm
+        self.matcher, self.settings = matcher, settings
         self.candidates, self.max_pixels = candidates, max_pixels
-        self.sites = blip2(matcher.model)
+        self.name, self.sites = matcher.name, matcher.sites
 
     def rerank(
         self, query: SearchQuery, hits: Sequence[Hit], *, failed: list[Failure] | None = None
@@ -67,20 +65,16 @@ class TextPerturbation(FirstCandidates):
             ConfigError: for a query without text.
         """
         with torch.inference_mode():
-            words = self.matcher.words([query_text(self, query)])
-            text_row = self.matcher.read(words).float()[0]
-            return reordered(hits, lambda hit: replace(hit, score=self._score(hit, words, text_row)), failed)
+            words = self.matcher.query(query_text(self, query))
+            return reordered(hits, lambda hit: replace(hit, score=self._score(hit, words)), failed)
 
-    def _score(self, hit: Hit, words: Words, text_row: torch.Tensor) -> float:
+    def _score(self, hit: Hit, words: Any) -> float:
         image = hit_image.open_image(hit, self.max_pixels)
         boxes = torch.tensor(hit_image.boxes(hit)).reshape(-1, 4)
-        tokens = self.matcher.image_tokens([Image.fromarray(image.rgb)])
         perturbing = (
             nullcontext()
             if self.settings is None
             else perturbed(self.sites, [boxes], [image.whole], self.settings)
         )
         with perturbing:
-            rows = self.matcher.describe(tokens).float()[0]
-            score = float((rows @ text_row).max())
-            return score + float(self.matcher.match(tokens, words)) if self.itm else score
+            return self.matcher.score(Image.fromarray(image.rgb), words)
