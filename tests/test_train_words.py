@@ -1,6 +1,7 @@
 """`soir train words` and `soir evaluate --words` on small random towers and painted squares."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,8 +16,10 @@ from soir_qdrant import Composed, Settings, SoirIngestor, SoirSearcher, Text
 from soir_qdrant.cli.main import app
 from soir_qdrant.errors import ConfigError, DatasetError
 from soir_qdrant.lab.evaluate.bench import Bench, BenchObject, GalleryImage
-from soir_qdrant.lab.evaluate.words import Caption, captions, evaluate_captions, evaluate_classes
-from soir_qdrant.lab.train.words import Plan, loss_of, pseudo_labels
+from soir_qdrant.lab.evaluate.datasets import load
+from soir_qdrant.lab.evaluate.words import Caption, captions, embedding, evaluate_captions, evaluate_classes
+from soir_qdrant.lab.train.words import UNKNOWN, Plan, examples, loss_of, pseudo_labels, targets, train
+from soir_qdrant.models.heads.queries import QueryHead
 from soir_qdrant.pipeline import Pipeline
 from soir_qdrant.types import Scene, SceneObject
 
@@ -96,11 +99,12 @@ def test_words_are_trained_resumed_and_evaluated(folder, tmp_path):
     assert {"novel mAP@50", "captions R@1"} < set(results)
 
 
-def test_a_killed_training_goes_on_to_the_same_result(folder, tmp_path, monkeypatch):
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_a_killed_training_goes_on_to_the_same_result(folder, tmp_path, monkeypatch, share):
     from soir_qdrant.lab.train.progress import Progress
 
     common = ["train", "words", folder, "--batch", 8, "--queries", 2, "--epochs", 3, "--format", "coco"]
-    common += ["--profile", folder / "profile.json"]
+    common += ["--profile", folder / "profile.json", "--labelled", share]
     assert run(*common, "--out", tmp_path / "whole.safetensors")[0] == 0
     keep = Progress.keep
 
@@ -120,6 +124,63 @@ def test_a_killed_training_goes_on_to_the_same_result(folder, tmp_path, monkeypa
     code, _, error = run(*common, "--out", tmp_path / "whole.safetensors", "--prompt", "a drawing of {}")
     assert code != 0
     assert "of other pictures or labels" in str(error), error
+    code, _, error = run(*common, "--out", tmp_path / "whole.safetensors", "--labelled", 0.75)
+    assert code != 0
+    assert "of another plan" in str(error), error
+
+
+def semi_supervised(folder, cache):
+    """What `soir train words` trains on: images, the encoder, the embeddings of two classes and of a name."""
+    pipeline = Pipeline(Settings.for_profile(str(folder / "profile.json")))
+    images = examples([load(folder, "coco")], pipeline, ["blue", "red"], 1, cache)
+    rows = embedding(pipeline, ["a {}"])(["blue", "red", "mug"])
+    return images, pipeline.encoder, (rows[:2], rows[2:])
+
+
+def test_a_share_of_the_images_has_labels_and_clusters_tell_of_the_others(folder, tmp_path):
+    images, _, embeddings = semi_supervised(folder, tmp_path)
+    plan = Plan(epochs=1, batch=8, labelled=0.25)
+    labels, pseudo = targets(images, embeddings, plan)
+    with_labels = (labels != UNKNOWN).all(1)
+    assert with_labels.sum() == 10  # a quarter of forty
+    assert (labels[~with_labels] == UNKNOWN).all()
+    assert np.array_equal(labels[with_labels], np.stack([one.classes for one in images])[with_labels])
+    by_clusters = pseudo_labels([one.clusters for one in images], np.concatenate(embeddings), plan)
+    assert np.array_equal(pseudo[:, 2], by_clusters[:, 2])  # the name without labels, in every image
+    assert np.array_equal(pseudo[~with_labels], by_clusters[~with_labels])
+    assert (pseudo[with_labels, :2] == UNKNOWN).all()
+    assert {0, 1} <= set(pseudo[~with_labels, :2].ravel())
+    for share, count in ((0.0, 0), (0.5, 20), (1.0, 40)):
+        labels, _ = targets(images, embeddings, replace(plan, labelled=share))
+        assert (labels != UNKNOWN).all(1).sum() == count
+
+
+def test_labels_that_are_not_used_change_nothing(folder, tmp_path):
+    images, encoder, embeddings = semi_supervised(folder, tmp_path / "cache")
+    plan = Plan(epochs=2, batch=8, queries=2, labelled=0.25, holdout=1000)
+    with_labels = (targets(images, embeddings, plan)[0] != UNKNOWN).all(1)
+
+    def trained(examples):
+        torch.manual_seed(0)
+        head = QueryHead(encoder.width, count=2)
+        place = tmp_path / str(len(list(tmp_path.iterdir())))
+        place.mkdir()
+        train(head, examples, encoder.last_block, embeddings, plan, state=place / "state", log=place / "log")
+        return torch.cat([weight.flatten() for weight in head.state_dict().values()])
+
+    def otherwise(change, which):
+        return [change(one) if chosen else one for one, chosen in zip(images, which, strict=True)]
+
+    def other_labels(one):
+        return replace(one, classes=1 - one.classes)
+
+    def other_clusters(one):
+        return replace(one, clusters=-one.clusters)
+
+    plain = trained(images)
+    assert torch.equal(trained(otherwise(other_labels, ~with_labels)), plain)
+    assert not torch.equal(trained(otherwise(other_labels, with_labels)), plain)
+    assert not torch.equal(trained(otherwise(other_clusters, ~with_labels)), plain)
 
 
 def test_what_no_label_tells_is_left_to_clusters():

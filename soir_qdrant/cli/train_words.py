@@ -40,7 +40,12 @@ def words(
     novel: Annotated[Path | None, typer.Option(help=f"names whose labels are not used, {NAMES}")] = None,
     names: Annotated[Path | None, typer.Option(help=f"names to learn from without labels, {NAMES}")] = None,
     labelled: Annotated[
-        float, typer.Option(min=0, max=1, help="share of the images whose labels are used")
+        float,
+        typer.Option(
+            min=0,
+            max=1,
+            help="share of the images whose labels are used; the others' classes are learnt as --names are",
+        ),
     ] = 1.0,
     prompt: Annotated[
         list[str] | None, typer.Option(help="what a name is put into; repeatable (default: a photo of a {})")

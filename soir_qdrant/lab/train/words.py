@@ -37,7 +37,8 @@ UNKNOWN = -1  # a class that an image may show or not
 @dataclass(frozen=True, slots=True)
 class Plan(HeadPlan):
     """See `HeadPlan`. queries, layers: of the head. tiles: see `SceneSettings`. temperature: of both losses. pseudo:
-    weight of the second loss. labelled: share of the images whose labels are used. near, far: standard deviations
+    weight of the second loss. labelled: share of the images whose labels are used; in the others, classes are learnt
+    as names without labels are. near, far: standard deviations
     above a name's mean similarity over all images from which an image counts as showing it, and up to which
     it counts as not; what is between is ignored."""
 
@@ -121,6 +122,27 @@ def pseudo_labels(clusters: Sequence[Vector], names: Vector, plan: Plan) -> NDAr
     return labels
 
 
+def targets(
+    images: Sequence[Example], embeddings: tuple[Vector, Vector], plan: Plan
+) -> tuple[NDArray[np.int8], NDArray[np.int8]]:
+    """What images are trained on: int8 [images, C], 1, 0 or UNKNOWN, by labels, and [images, C + P], by clusters.
+
+    The labels of `plan.labelled` of the images are used. There clusters tell of names without labels alone; of
+    the other images they tell of classes too.
+
+    Args:
+        images, embeddings, plan: see `train`.
+    """
+    with_labels = np.random.default_rng(plan.seed).permutation(len(images)) < round(
+        plan.labelled * len(images)
+    )
+    labels = np.stack([one.classes for one in images])
+    labels[~with_labels] = UNKNOWN
+    pseudo = pseudo_labels([one.clusters for one in images], np.concatenate(embeddings), plan)
+    pseudo[with_labels, : len(embeddings[0])] = UNKNOWN
+    return labels, pseudo
+
+
 def loss_of(scores: Tensor, labels: Tensor, temperature: float) -> Tensor:
     """Each shown class against those that the same image does not show; 0 where there is nothing to tell.
 
@@ -165,16 +187,12 @@ def train(
     """
     training, holdout = split(images, plan)
     classes, names = (torch.from_numpy(np.ascontiguousarray(x)) for x in embeddings)
-    rng = np.random.default_rng(plan.seed)
-    with_labels = rng.permutation(len(training)) < round(plan.labelled * len(training))
-    labels = torch.from_numpy(np.stack([one.classes for one in training]))
-    labels[torch.from_numpy(~with_labels)] = UNKNOWN
-    pseudo = torch.from_numpy(pseudo_labels([one.clusters for one in training], embeddings[1], plan))
+    labels, pseudo = (torch.from_numpy(x) for x in targets(training, embeddings, plan))
 
     def loss(rows: NDArray[np.int64], _rng: np.random.Generator) -> Tensor:
         scores = scores_of(head, block, _tokens([training[i] for i in rows]), torch.cat([classes, names]))
         by_label = loss_of(scores[:, : len(classes)], labels[rows], plan.temperature)
-        by_name = loss_of(scores[:, len(classes) :], pseudo[rows], plan.temperature)
+        by_name = loss_of(scores, pseudo[rows], plan.temperature)
         return by_label + plan.pseudo * by_name
 
     steps = max(len(training) // plan.batch, 1)
