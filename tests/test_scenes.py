@@ -36,7 +36,18 @@ def words(request, tmp_path_factory):
     return folder, tiny_words(folder, request.param)
 
 
-def own_attention_alone(model, pixels):
+def inputs_of(model, pipeline, image):
+    """What the model's tower takes of an image: pixels; SigLIP 2's, what its own processor makes of them."""
+    if model.config.model_type == "siglip2":
+        processors = pytest.importorskip("transformers.models.siglip2.image_processing_pil_siglip2")
+        return processors.Siglip2ImageProcessorPil(patch_size=8, max_num_patches=16)(
+            image, return_tensors="pt"
+        )
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in pipeline.encoder.backbone.normalisation)
+    return {"pixel_values": (torch.from_numpy(image).permute(2, 0, 1)[None] / 255 - mean) / std}
+
+
+def own_attention_alone(model, inputs):
     """What the model itself makes of each patch where a mask lets each token of the last block see only itself."""
     vision = model.vision_model
     layers = vision.encoder.layers if hasattr(vision.encoder, "layers") else vision.encoder.layer
@@ -45,7 +56,7 @@ def own_attention_alone(model, pixels):
         lambda _, args, kwargs: entered.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
     )
     with torch.inference_mode():
-        vision(pixel_values=pixels)
+        vision(**inputs)
     hook.remove()
     x = entered[0]
     alone = torch.full((x.shape[1], x.shape[1]), float("-inf")).fill_diagonal_(0)[None, None]
@@ -56,13 +67,9 @@ def own_attention_alone(model, pixels):
 
 def test_dense_is_the_model_where_each_token_sees_itself(words):
     folder, model = words
-    if "siglip2" in model.config.model_type:
-        pytest.skip("its tower takes patches in place of pixels; the block is SigLIP's")
     pipeline = Pipeline(settings(folder, kind="dense"))
     image = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
-    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in pipeline.encoder.backbone.normalisation)
-    pixels = (torch.from_numpy(image).permute(2, 0, 1)[None] / 255 - mean) / std
-    x2 = own_attention_alone(model, pixels)[:, pipeline.encoder.prefix_tokens :]
+    x2 = own_attention_alone(model, inputs_of(model, pipeline, image))[:, pipeline.encoder.prefix_tokens :]
     vision = model.vision_model
     norm = vision.layernorm if hasattr(vision, "layernorm") else vision.post_layernorm
     with torch.inference_mode():
