@@ -172,7 +172,7 @@ class TestExport:
         _export(part, tmp_path)
         assert not plan.exists()
 
-    @pytest.mark.parametrize("kind", ["clip", "siglip"])
+    @pytest.mark.parametrize("kind", ["clip", "siglip", "siglip2"])
     def test_half_precision_keeps_its_inputs_and_outputs(self, kind, tmp_path, tiny_settings):
         from soir_qdrant.models.encoders.vit import ViTEncoder
         from soir_qdrant.serving.export import export
