@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -62,9 +63,10 @@ class Progress:
     data: str = ""
 
     def resume(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-        """How much was done before; `module` and `optimizer` are as they were then. Only what is trained of
-        the module is kept. Raises ConfigError where `state` is of another plan, or other data."""
+        """How much was done before; `module`, `optimizer` and the log are as they were then. Only what is trained
+        of the module is kept. Raises ConfigError where `state` is of another plan, or other data."""
         if not self.state.is_file():
+            self.log.unlink(missing_ok=True)
             return 0
         saved = torch.load(self.state, map_location="cpu", weights_only=True)
         if saved["plan"] != asdict(self.plan):
@@ -77,6 +79,8 @@ class Progress:
             )
         module.load_state_dict(saved["module"], strict=False)
         optimizer.load_state_dict(saved["optimizer"])
+        if self.log.is_file() and saved.get("logged", math.inf) < self.log.stat().st_size:
+            os.truncate(self.log, saved["logged"])  # it was killed after a line, before the state
         return int(saved["done"])
 
     def note(self, line: Mapping[str, float]) -> None:
@@ -99,6 +103,7 @@ class Progress:
                 "done": done,
                 "module": weights,
                 "optimizer": optimizer.state_dict(),
+                "logged": self.log.stat().st_size,
             },
             part,
         )
