@@ -1,11 +1,13 @@
-"""Queries that are trained on the detector's tokens (`sum`), beside our own vector and in its place.
+"""Scene encoders beside our own vector and in its place: dense vectors, clusters, trained queries (`sum`).
 
     soir needle bench/train-11 --invented --scenes 200 --targets 120 --seed 11
     soir needle bench/test-71 --invented --scenes 60 --targets 48 --seed 71
     python benchmarks/scene_queries.py --train photos/train bench/train-11 --measure photos/dev-things bench/test-71
+    python benchmarks/scene_queries.py --measure photos/dev-things bench/test-71  # without `sum`: nothing is trained
 
-benchmarks/scene_queries_training.py says what is trained, and how. Tokens, vectors and the training as it stands lie in
-the cache folder: a killed run goes on, to the same result, and a second one only measures.
+benchmarks/scene_rows.py says what is compared, benchmarks/scene_queries_training.py what is trained, and how. Tokens,
+vectors and the training as it stands lie in the cache folder: a killed run goes on, to the same result, and a second
+one only measures.
 
 Columns: vectors of an image; mAP in percent by its one vector, and by the best of its vectors, of image queries and
 of named classes; in brackets the difference to our one vector over the same queries, and its standard error; of
@@ -22,10 +24,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from rich.progress import track
-from scene_queries_training import COUNTS, PASSES, Looks, SceneQueries, examples, looked_at, new_head, trained
+from scene_queries_training import PASSES, Looks, SceneQueries, examples, new_head, trained
+from scene_rows import Row, best, described, rows_of
 
 from soir_qdrant import images as image_io
 from soir_qdrant.lab.evaluate import report
@@ -34,42 +36,11 @@ from soir_qdrant.lab.evaluate.collect import labelled
 from soir_qdrant.lab.evaluate.datasets import AUTO, load
 from soir_qdrant.lab.evaluate.metrics import average_precision, placed, ranking
 from soir_qdrant.lab.train.progress import HeadPlan, Progress, contents
-from soir_qdrant.pooling.pool import generalized_max_pool, mean_pool
-from soir_qdrant.pooling.scenes.grids import peak
-from soir_qdrant.pooling.scenes.grids import placed as on_image
-from soir_qdrant.types import Box, Vector
+from soir_qdrant.pooling.pool import mean_pool
+from soir_qdrant.types import Vector
 
-ADDED, WEIGHT = 0.5, 0.25  # of the best query's score beside ours; of queries as objects
 PROTOTYPES = 5  # labelled boxes that a class is searched by
-OURS = "ours: crops, generalized max pooling"
-MEAN = "the mean of the detector's tokens, nothing trained"
 Bools = NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class Row:
-    """A way to search. one: float32 [n, D], of each image; many: its vectors, float32 [k, D]; boxes: where each of
-    these looks, if it does; added: vectors whose best similarity is added to both scores, times ADDED."""
-
-    one: Vector
-    many: list[Vector]
-    boxes: list[list[Box]] | None = None
-    added: list[Vector] | None = None
-
-    @property
-    def vectors(self) -> float:
-        """Of an image, in the mean."""
-        return sum(map(len, [*self.many, *(self.added or [])])) / len(self.many)
-
-    def scores(self, queries: Vector) -> tuple[Vector, Vector]:
-        """By the one vector, and by the best, float32 [m, n]. queries: float32 [m, D]."""
-        bonus = ADDED * best(queries, self.added) if self.added else np.float32(0)
-        return queries @ self.one.T + bonus, best(queries, self.many) + bonus
-
-
-def best(queries: Vector, images: Sequence[Vector]) -> Vector:
-    """The similarity to the most similar vector of each image, float32 [m, n]."""
-    return np.stack([(queries @ rows.T).max(1) for rows in images], 1)
 
 
 @dataclass(frozen=True)
@@ -119,7 +90,9 @@ def by_class(bench: Bench, looks: Looks) -> Questions:
         among[chosen] = False
         entries = [bench.gallery[i] for i in chosen]
         rows = [
-            looks.described(entry, labelled(entry)).object_vectors[entry.instances.index(name)]
+            looks.described(image_io.load(entry.file), labelled(entry)).object_vectors[
+                entry.instances.index(name)
+            ]
             for entry in entries
         ]
         vectors.append(mean_pool(np.stack(rows)))
@@ -131,53 +104,8 @@ def shown(bench: Bench, names: Sequence[str]) -> Bools:
     return np.array([[name in image.instances for image in bench.gallery] for name in names])
 
 
-def rows_of(bench: Bench, looks: Looks, head: SceneQueries) -> dict[str, Row]:
-    """What is compared, by title."""
-    settings = looks.pipeline.settings.vector
-    scenes, whole, means, queries, boxes = [], [], [], list[Vector](), list[list[Box]]()
-    untrained = new_head(looks)
-    for entry in track(bench.gallery, bench.root.name):
-        scenes.append(looks.described(entry))
-        whole.append(looks.whole(entry))
-        grid = torch.from_numpy(looks.grid(entry))
-        means.append(untrained.projected(grid.float().mean((0, 1))).detach().numpy())
-        vectors, maps = looked_at(head, grid)
-        shape = (scenes[-1].height, scenes[-1].width)
-        queries.append(vectors.numpy())
-        boxes.append([on_image(peak(heat), shape, 1.0).box for heat in maps.numpy()])
-    crops = [scene.object_vectors for scene in scenes]
-    crop_boxes = [[item.box for item in scene.objects] for scene in scenes]
-    ours = np.stack([scene.vector for scene in scenes])
-    rows = {
-        "whole image": Row(np.stack(whole), [row[None] for row in whole]),
-        "crops, mean": Row(np.stack([mean_pool(x) for x in crops]), crops, crop_boxes),
-        OURS: Row(ours, crops, crop_boxes),
-        MEAN: Row(np.stack(means), [row[None] for row in means]),
-        f"ours, and {ADDED:g} times that": Row(ours, crops, crop_boxes, [row[None] for row in means]),
-    }
-    first = {k: [x[:k] for x in queries] for k in COUNTS}
-    for k, some in first.items():
-        one = np.stack([generalized_max_pool(x, settings.ridge) for x in some])
-        rows[f"`sum`, {k}"] = Row(one, some, boxes)
-    for k, some in first.items():
-        rows[f"ours, and {ADDED:g} times the best of `sum`, {k}"] = Row(ours, crops, crop_boxes, some)
-    for k, some in first.items():
-        both = [np.concatenate(pair) for pair in zip(crops, some, strict=True)]
-        weights = [
-            np.array([item.score**settings.by_score for item in scene.objects] + [WEIGHT] * k)
-            for scene in scenes
-        ]
-        pooled = zip(both, weights, strict=True)
-        one = np.stack([generalized_max_pool(x, settings.ridge, weight) for x, weight in pooled])
-        all_boxes = [a + b[:k] for a, b in zip(crop_boxes, boxes, strict=True)]
-        rows[f"ours, `sum`, {k}, as more objects of weight {WEIGHT:g}"] = Row(one, both, all_boxes)
-    return rows
-
-
 def on_the_thing(bench: Bench, row: Row, questions: Questions) -> str:
     """Of right first hits by the best vector the share, in percent, whose box is on the thing."""
-    if row.boxes is None:
-        return ""
     right = []
     for vector, scores, relevant, name in zip(
         questions.vectors,
@@ -193,12 +121,12 @@ def on_the_thing(bench: Bench, row: Row, questions: Questions) -> str:
     return report.number(100 * float(np.mean(right)), 0) if right else ""
 
 
-def lines(bench: Bench, looks: Looks, head: SceneQueries) -> Iterator[list[str]]:
+def lines(bench: Bench, looks: Looks, head: SceneQueries | None) -> Iterator[list[str]]:
     """The cells of each row."""
-    rows = rows_of(bench, looks, head)
+    folder = described(bench, looks, head)
     searches = [by_image(bench, looks), by_class(bench, looks)]
-    ours = [questions.precisions(rows[OURS].scores(questions.vectors)[0]) for questions in searches]
-    for title, row in rows.items():
+    ours = [questions.precisions(questions.vectors @ folder.ours.T) for questions in searches]
+    for title, row in rows_of(folder, looks.pipeline.settings.vector):
         cells = []
         for questions, baseline in zip(searches, ours, strict=True):
             for scores in row.scores(questions.vectors):
@@ -217,12 +145,29 @@ def compared(values: NDArray[np.float64], baseline: NDArray[np.float64]) -> str:
     return report.beside(values, baseline) if (values != baseline).any() else f"{values.mean():.1f}"
 
 
+def trained_head(chosen: argparse.Namespace, looks: Looks) -> SceneQueries:
+    """The queries, trained as the options say."""
+    benches = [load(folder, AUTO) for folder in [*chosen.train, *chosen.holdout]]
+    data = examples(benches, looks, chosen.images)
+    head = new_head(looks, compete=chosen.compete)
+    head.read.requires_grad_(not chosen.fixed)
+    plan = HeadPlan(chosen.epochs, batch=16, lr=chosen.lr)
+    name = f"trained{'-fixed' * chosen.fixed}{'-compete' * chosen.compete}"
+    state, log = (chosen.cache / f"{name}.{ending}" for ending in ("pt", "jsonl"))
+    trained(head, data, len(chosen.train), Progress(plan, state, log, contents(benches, str(chosen.images))))
+    return head
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--train", type=Path, nargs="+", required=True, help="labelled folders: COCO, NeedleBench"
+        "--train",
+        type=Path,
+        nargs="*",
+        default=[],
+        help="labelled folders, COCO or NeedleBench; none: without `sum`",
     )
     parser.add_argument("--holdout", type=Path, nargs="*", default=[], help="more, to measure while training")
     parser.add_argument("--measure", type=Path, nargs="*", default=[], help="folders with queries")
@@ -235,14 +180,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/scene-queries.md"))
     chosen = parser.parse_args()
     looks = Looks(chosen.cache)
-    benches = [load(folder, AUTO) for folder in [*chosen.train, *chosen.holdout]]
-    data = examples(benches, looks, chosen.images)
-    head = new_head(looks, compete=chosen.compete)
-    head.read.requires_grad_(not chosen.fixed)
-    plan = HeadPlan(chosen.epochs, batch=16, lr=chosen.lr)
-    name = f"trained{'-fixed' * chosen.fixed}{'-compete' * chosen.compete}"
-    state, log = (chosen.cache / f"{name}.{ending}" for ending in ("pt", "jsonl"))
-    trained(head, data, len(chosen.train), Progress(plan, state, log, contents(benches, str(chosen.images))))
+    head = trained_head(chosen, looks) if chosen.train else None
     columns = (
         "",
         "vectors",

@@ -23,13 +23,13 @@ from torch import Tensor, nn
 
 from soir_qdrant import images as image_io
 from soir_qdrant.config import Settings
-from soir_qdrant.lab.evaluate.bench import Bench, GalleryImage
+from soir_qdrant.lab.evaluate.bench import Bench
 from soir_qdrant.lab.evaluate.cache import ArrayCache
 from soir_qdrant.lab.evaluate.collect import RecordingPipeline, labelled
 from soir_qdrant.lab.evaluate.metrics import average_precision, ranking
 from soir_qdrant.lab.train.progress import Progress, train_epochs
 from soir_qdrant.models.token_grid import AREA, tiled_grid
-from soir_qdrant.types import Scene, SceneObject, Vector
+from soir_qdrant.types import LoadedImage, Scene, SceneObject, Vector
 
 COUNTS = (8, 16, 32)  # queries: the first 8, and the first 16, are trained to do without the others
 WIDTH, LAYERS, HEADS = 96, 2, 3  # of the decoder
@@ -49,19 +49,17 @@ class Looks:
         self.pipeline = RecordingPipeline(Settings.for_profile(), (), cache=cache / "ingested")
         self.tokens = ArrayCache(cache / "tokens", self.pipeline.encoder.fingerprint)
 
-    def described(self, entry: GalleryImage, objects: list[SceneObject] | None = None) -> Scene:
+    def described(self, image: LoadedImage, objects: list[SceneObject] | None = None) -> Scene:
         """What is stored of the image. objects: instead of those that are detected."""
-        return self.pipeline.scenes([image_io.load(entry.file)], [objects])[0]
+        return self.pipeline.scenes([image], [objects])[0]
 
-    def whole(self, entry: GalleryImage) -> Vector:
+    def whole(self, image: LoadedImage) -> Vector:
         """The vector of the whole image as one object, float32 [D_out]."""
-        image = image_io.load(entry.file)
         box = (0.0, 0.0, float(image.width), float(image.height))
         return self.pipeline.scenes([image], [[SceneObject(box)]])[0].vector
 
-    def grid(self, entry: GalleryImage) -> NDArray[np.float16]:
+    def grid(self, image: LoadedImage) -> NDArray[np.float16]:
         """The detector's tokens, normalised as the encoder does at its end: [h, w, D]."""
-        image = image_io.load(entry.file)
         stored = self.tokens.load(image.sha256[:24])
         if stored is None:
             raw = torch.from_numpy(tiled_grid(self.pipeline.encoder, image.rgb, AREA))
@@ -104,13 +102,13 @@ def examples(benches: Sequence[Bench], looks: Looks, max_images: int) -> Example
         for i in track(sorted(rng.permutation(len(labelled_images))[:max_images]), bench.root.name):
             entry = labelled_images[i]
             order = np.sort(rng.permutation(len(entry.objects))[:THINGS])
-            objects = labelled(entry)
-            scene = looks.described(entry, [objects[j] for j in order])
+            loaded, objects = image_io.load(entry.file), labelled(entry)
+            scene = looks.described(loaded, [objects[j] for j in order])
             names = [item.instance or item.name or "" for item in entry.objects]
             things += [(names[j], entry.objects[j].instance is not None) for j in order]
             image += [len(tokens)] * len(order)
             folder.append(number)
-            tokens.append(torch.from_numpy(looks.grid(entry)))
+            tokens.append(torch.from_numpy(looks.grid(loaded)))
             rows.append(scene.object_vectors)
             boxes.append(entry.boxes[order] / ([scene.width, scene.height] * 2))
             listed.append(set(names))
@@ -286,7 +284,7 @@ def trained(head: SceneQueries, data: Examples, folders: int, progress: Progress
         PASSES * len(training),
         PASSES * len(training) // plan.batch,
         lambda rows, rng: work.loss(training[rows % len(training)], rng),
-        lambda: work.measure(rest) | {"core-minutes": round(time.process_time() / 60, 1)},
-        lambda line: print(line, flush=True),
+        lambda: work.measure(rest),
+        lambda line: print(line | {"core-minutes": round(time.process_time() / 60, 1)}, flush=True),
         warm=0.02,
     )
