@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 from rich.progress import track
 from scene_queries_training import COUNTS, FEATURE, Looks, SceneQueries, looked_at
 
@@ -20,9 +21,10 @@ from soir_qdrant.pooling.pool import generalized_max_pool, mean_pool, normalize
 from soir_qdrant.pooling.scenes.cluster import clustered
 from soir_qdrant.pooling.scenes.dense import dense_grid
 from soir_qdrant.pooling.scenes.grids import look, peak, placed
-from soir_qdrant.types import RGB, Box, LoadedImage, Scene, Vector
+from soir_qdrant.types import Box, LoadedImage, Scene, Vector
 
 ADDED, WEIGHT = 0.5, 0.25  # of the best vector's score beside ours; of vectors as objects
+SIDES = (8, 16)  # of the grids of dense vectors
 LAYERS = ("patches-3", "patches-2", "patches-1", "patches")  # after each of the last four blocks
 OURS = "ours: crops, generalized max pooling"
 MEAN = "the mean of the detector's tokens, nothing trained"
@@ -83,40 +85,48 @@ def described(bench: Bench, looks: Looks, head: SceneQueries | None) -> Describe
         folder.scenes.append(looks.described(image))
         everywhere = [(0.0, 0.0, float(image.width), float(image.height))]
         others = {"whole image": Places(looks.whole(image)[None], everywhere)}
-        others |= patch_places(image.rgb, looks.pipeline)
-        if head is not None:
-            others |= query_places(image, looks, head, everywhere)
+        others |= patch_places(image, looks)
+        others |= token_places(image, looks, head, everywhere)
         for title, places in others.items():
             folder.others.setdefault(title, []).append(places)
     return folder
 
 
 @torch.inference_mode()
-def patch_places(image: RGB, pipeline: Pipeline) -> dict[str, Places]:
-    """Dense vectors and clusters of the image, squeezed to a square: of `cls`, what each patch says in the place of
-    the model's descriptor, by itself or with the last block as it was trained; of `layers`, its tokens."""
-    encoder = pipeline.encoder
-    tiles = look(encoder, [image], 1)
-    size = encoder.input_size
-    square = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA)
+def patch_places(image: LoadedImage, looks: Looks) -> dict[str, Places]:
+    """Dense vectors and clusters of the image, nothing trained."""
+    shape, places = image.rgb.shape, {}
+    for title, (grid, features) in grids(image, looks).items():
+        regions = {f"dense, {title}, {side**2}": cells(averaged(grid, side), shape) for side in SIDES}
+        for k in COUNTS:
+            rows, objects = clustered(grid, k, shape)
+            regions[f"clusters, {title}, {k}"] = rows, [item.box for item in objects]
+        for name, (rows, boxes) in regions.items():
+            places[name] = Places(projected(rows, features, looks.pipeline), boxes)
+    return places
+
+
+def grids(image: LoadedImage, looks: Looks) -> dict[str, tuple[Vector, Sequence[str]]]:
+    """Patches of the image, float32 [h, w, F], unit rows, and the features that they are: of `cls`, what each says in
+    the place of the model's descriptor, by itself or with the last block as it was trained; of `layers`, its tokens;
+    these of the image squeezed to a square, as `look` does; and the detector's tokens, which are more."""
+    encoder = looks.pipeline.encoder
+    tiles = look(encoder, [image.rgb], 1)
+    square = cv2.resize(image.rgb, (encoder.input_size,) * 2, interpolation=cv2.INTER_AREA)
     tokens = torch.from_numpy(encoder.features(np.asarray(square)[None], range(-len(LAYERS), 0))[0])
     layers = torch.cat([encoder.last_block.norm(x) for x in tokens.chunk(len(LAYERS), -1)], -1).numpy()
-    grids = {
+    return {
         "`cls`": (dense_grid(tiles, "own")[0], ("cls",)),
         "`cls`, last block as trained": (dense_grid(tiles, "all")[0], ("cls",)),
         "`layers`": (parts_normalized(layers, len(LAYERS)), LAYERS),
+        "the detector's tokens": (normalize(looks.grid(image)), (FEATURE,)),
     }
-    places = {}
-    for title, (grid, features) in grids.items():
-        side, _, dim = grid.shape
-        coarse = normalize(grid.reshape(side // 2, 2, side // 2, 2, dim).mean((1, 3)))
-        regions = {f"dense, {title}, {len(x) ** 2}": cells(x, image.shape) for x in (coarse, grid)}
-        for k in COUNTS:
-            rows, objects = clustered(grid, k, image.shape)
-            regions[f"clusters, {title}, {k}"] = rows, [item.box for item in objects]
-        for name, (rows, boxes) in regions.items():
-            places[name] = Places(projected(rows, features, pipeline), boxes)
-    return places
+
+
+def averaged(grid: Vector, side: int) -> Vector:
+    """A grid, [h, w, F], as one of `side` by `side` means of unit rows; the same where it is that large."""
+    pooled = F.adaptive_avg_pool2d(torch.from_numpy(grid).permute(2, 0, 1), side)
+    return normalize(pooled.permute(1, 2, 0).numpy())
 
 
 def cells(grid: Vector, shape: tuple[int, ...]) -> tuple[Vector, list[Box]]:
@@ -146,17 +156,18 @@ def parts_normalized(rows: Vector, parts: int) -> Vector:
     return normalize(normalize(rows.reshape(*rows.shape[:-1], parts, -1)).reshape(rows.shape))
 
 
-def query_places(
-    image: LoadedImage, looks: Looks, head: SceneQueries, everywhere: list[Box]
+def token_places(
+    image: LoadedImage, looks: Looks, head: SceneQueries | None, everywhere: list[Box]
 ) -> dict[str, Places]:
-    """What trained queries say of the image, and beside it the mean of the tokens that they read."""
+    """The mean of the detector's tokens, and what trained queries say that read them."""
     grid = torch.from_numpy(looks.grid(image))
     mean = grid.float().mean((0, 1))[None].numpy()
-    vectors, maps = looked_at(head, grid)
-    boxes = [placed(peak(heat), image.rgb.shape, 1.0).box for heat in maps.numpy()]
-    return {MEAN: Places(projected(mean, [FEATURE], looks.pipeline), everywhere)} | {
-        f"`sum`, {k}": Places(vectors[:k].numpy(), boxes[:k]) for k in COUNTS
-    }
+    places = {MEAN: Places(projected(mean, [FEATURE], looks.pipeline), everywhere)}
+    if head is not None:
+        vectors, maps = looked_at(head, grid)
+        boxes = [placed(peak(heat), image.rgb.shape, 1.0).box for heat in maps.numpy()]
+        places |= {f"`sum`, {k}": Places(vectors[:k].numpy(), boxes[:k]) for k in COUNTS}
+    return places
 
 
 def rows_of(folder: Described, settings: VectorSettings) -> Iterator[tuple[str, Row]]:
