@@ -80,7 +80,10 @@ def test_pictures_are_found_by_words(weights):
     assert len(among) == 4
     both = searcher.search(text="a red mug", rerank=None, examples=[images[0]])  # and an image
     assert both[0].score > plain[0].score
-    with pytest.raises(ConfigError, match=r"needs a query image, and this query is text.*blip2"):
+    instead = (
+        r'needs a query image, and this query is text.* take rerank="text-q-perturbation", "blip2" or "coca"'
+    )
+    with pytest.raises(ConfigError, match=instead):
         searcher.search(text="a red mug", rerank="q-perturbation")
     with pytest.raises(ConfigError, match="box is for a query image"):
         searcher.search(text="a red mug", box=boxes[0])

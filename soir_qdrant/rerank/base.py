@@ -214,11 +214,11 @@ def query_image(reranker: Reranker, query: SearchQuery) -> LoadedImage:
     """The query's image. Raises ConfigError for text and vectors."""
     if query.image is None:
         other = (
-            'rerank="blip2", which reads images with words' if query.text is not None else 'rerank="codes"'
+            '"codes"' if query.text is None else '"text-q-perturbation", "blip2" or "coca", which read words'
         )
         raise ConfigError(
             f'rerank="{reranker.name}" needs a query image, and this query is {_kind(query)}: search with an '
-            f'image, or take rerank="{other}"'
+            f"image, or take rerank={other}"
         )
     return query.image
 
