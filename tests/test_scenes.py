@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import painted
 from models import BOTH, tiny_encoder, tiny_words
-from qdrant_client import QdrantClient
+from qdrant_client import QdrantClient, models
 
 from soir_qdrant import Settings, SoirIngestor, SoirSearcher
 from soir_qdrant.errors import ConfigError
@@ -150,6 +150,44 @@ def test_images_are_found_by_words_with_a_box_and_no_detector(words, tiles):
     best = point.payload["soir"]["objects"][int((rows @ words_vector).argmax())]
     assert list(hits[0].box) == best["box"]
     assert 0 < best["area"] < 1
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip2", "tipsv2"])
+@pytest.mark.parametrize("kind", ["cluster", "sum"])
+def test_each_profile_searches_and_orders_by_the_regions_that_it_stores(kind, name, tmp_path):
+    tiny_words(tmp_path / "weights", name)
+    profile = Settings.for_profile(f"{kind}-{name}").but(
+        encoder={
+            "weights": str(tmp_path / "weights"),
+            "input_size": SIZE,
+            "dtype": "float32",
+            "device": "cpu",
+        }
+    )
+    assert (profile.scene.kind, profile.detector.kind) == (kind, "none")
+    if kind == "sum":
+        encoder, head = Pipeline(profile).encoder, tmp_path / "words.safetensors"
+        QueryHead(encoder.width, count=4).save(head, trained_for(encoder, 1))
+        profile = profile.but(scene={"head": str(head)})
+    pipeline, client = Pipeline(profile), QdrantClient(":memory:")
+    images = [
+        painted(((5, 5, 25 + i, 25), (250, 40 * i, 0)), ((40, 30, 60, 45), (0, 0, 250))) for i in range(5)
+    ]
+    payloads = [{"shop": "north" if i % 2 else "south"} for i in range(5)]
+    SoirIngestor(client, pipeline=pipeline).add(images, payloads=payloads, progress=False)
+    searcher = SoirSearcher(client, pipeline=pipeline)
+    words = pipeline.text("a red mug")
+    for rerank in ("stored", "objects", None):  # the first is what a search does by default
+        hits = searcher.search(text="a red mug", rerank=rerank, limit=5)
+        assert len(hits) == 5
+        for hit in hits:
+            (point,) = client.retrieve("images", [hit.id], with_vectors=True)
+            similar = np.array(point.vector["objects"]) @ words
+            boxes = [tuple(item["box"]) for item in point.payload["soir"]["objects"]]
+            near = [box for box, value in zip(boxes, similar, strict=True) if value > similar.max() - 0.05]
+            assert hit.box in near  # codes are near the vectors
+    north = models.Filter(must=[models.FieldCondition(key="shop", match=models.MatchValue(value="north"))])
+    assert len(searcher.search(text="a red mug", filter=north)) == 2
 
 
 def test_objects_of_the_user_are_cropped_all_the_same(words):
