@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from soir_qdrant.config import CropSettings
 from soir_qdrant.errors import ObjectsError
+from soir_qdrant.geometry.resize import MUCH, resized
 from soir_qdrant.types import RGB, Box, Mask, SceneObject
 
 Background = Literal["keep", "blur", "grey", "drop"]
@@ -48,19 +49,19 @@ def full_mask(item: SceneObject, width: int, height: int) -> Mask:
     """The object's mask in the frame of the image, bool [H, W]. Raises ObjectsError for another shape."""
     x0, y0, x1, y1 = whole_box(item.box, width, height)
     full = np.zeros((height, width), np.bool_)
+    part = full[y0:y1, x0:x1]
     if item.mask is None:
-        full[y0:y1, x0:x1] = True
-    elif item.mask.shape == (height, width):
-        full[y0:y1, x0:x1] = item.mask[y0:y1, x0:x1]
-    elif item.mask.shape == (y1 - y0, x1 - x0):
-        full[y0:y1, x0:x1] = item.mask
+        part[:] = True
+    elif item.mask.shape == full.shape:
+        part[:] = item.mask[y0:y1, x0:x1]
+    elif item.mask.shape == part.shape:
+        part[:] = item.mask
     else:
         raise ObjectsError(
-            f"mask of shape {item.mask.shape}: expected the image's ({height}, {width}) or the box's "
-            f"({y1 - y0}, {x1 - x0})"
+            f"mask of shape {item.mask.shape}: expected the image's {full.shape} or the box's {part.shape}"
         )
-    if not full.any():
-        full[y0:y1, x0:x1] = True
+    if not part.any():
+        part[:] = True
     return full
 
 
@@ -91,15 +92,28 @@ def square(box: Box, width: int, height: int, *, margin: float, min_side: int = 
 
 
 def square_pixels(
-    plane: NDArray[Any], x: int, y: int, side: int, outside: np.uint8 | np.float32 = GREY
-) -> NDArray[Any]:
-    """The square of an image or mask [H, W, ...] at x, y: [side, side, ...] of the dtype of `outside`, which
-    stands where the square reaches out of the image."""
+    plane: NDArray[np.uint8], x: int, y: int, side: int, outside: np.uint8 = GREY
+) -> NDArray[np.uint8]:
+    """The square of an image or mask [H, W, ...] at x, y: uint8 [side, side, ...], not to be written to. `outside`
+    stands where it reaches out of the image."""
     height, width = plane.shape[:2]
     x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + side, width), min(y + side, height)
+    if (x1 - x0, y1 - y0) == (side, side):
+        return plane[y0:y1, x0:x1]
     pixels = np.full((side, side, *plane.shape[2:]), outside)
     pixels[y0 - y : y1 - y, x0 - x : x1 - x] = plane[y0:y1, x0:x1]
     return pixels
+
+
+def share(mask: Mask | NDArray[np.uint8], size: int) -> NDArray[np.float32]:
+    """How much of each pixel of a smaller or larger square is a mask's, float32 [size, size], 0..1.
+
+    mask: bool or uint8 of 0 and 1, [H, W].
+    """
+    inside = mask.view(np.uint8)
+    if min(inside.shape) < MUCH * size:
+        return resized(inside.astype(np.float32), size, size)
+    return resized(inside * np.uint8(255), size, size).astype(np.float32) / 255
 
 
 def surface(image: RGB, mask: Mask, box: Box, size: int) -> tuple[RGB, NDArray[np.float32]]:
@@ -108,10 +122,7 @@ def surface(image: RGB, mask: Mask, box: Box, size: int) -> tuple[RGB, NDArray[n
     x0, y0, x1, y1 = box
     dx, dy = (x1 - x0) * SURROUNDINGS, (y1 - y0) * SURROUNDINGS
     x0, y0, x1, y1 = whole_box((x0 - dx, y0 - dy, x1 + dx, y1 + dy), image.shape[1], image.shape[0])
-    method = cv2.INTER_AREA if min(y1 - y0, x1 - x0) > size else cv2.INTER_LINEAR
-    part, inside = image[y0:y1, x0:x1], mask[y0:y1, x0:x1].astype(np.float32)
-    pixels, share = (cv2.resize(plane, (size, size), interpolation=method) for plane in (part, inside))
-    return np.asarray(pixels, np.uint8), np.asarray(share, np.float32)
+    return resized(image[y0:y1, x0:x1], size, size), share(mask[y0:y1, x0:x1], size)
 
 
 def crop(
@@ -133,21 +144,17 @@ def crop(
     height, width = mask.shape
     x, y, side = square(box, width, height, margin=margin, min_side=min_side)
     pixels = square_pixels(image, x, y, side)
-    inside = square_pixels(mask, x, y, side, np.float32(0))
-    method = cv2.INTER_AREA if side > size else cv2.INTER_CUBIC
-    small = cv2.resize(pixels, (size, size), interpolation=method)
-    share = cv2.resize(
-        inside, (size, size), interpolation=cv2.INTER_AREA if side > size else cv2.INTER_LINEAR
-    )
+    inside = share(square_pixels(mask.view(np.uint8), x, y, side, np.uint8(0)), size)
+    small = resized(pixels, size, size, cv2.INTER_CUBIC)
     if background != "keep":
         other = (
             np.full_like(small, GREY)
             if background in ("grey", "drop")
             else cv2.GaussianBlur(small, (0, 0), size / 16)
         )
-        blend = share[..., None]
+        blend = inside[..., None]
         small = (small * blend + other * (1 - blend)).round().astype(np.uint8)
-    return small, share
+    return small, inside
 
 
 def min_side(settings: CropSettings, size: int, height: int, width: int) -> int:

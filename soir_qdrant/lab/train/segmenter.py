@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -22,7 +21,7 @@ from torch import Tensor
 from soir_qdrant import images as image_io
 from soir_qdrant.contracts import FeatureSource
 from soir_qdrant.errors import DatasetError
-from soir_qdrant.geometry.crops import square_pixels, whole_box
+from soir_qdrant.geometry.crops import share, square_pixels, whole_box
 from soir_qdrant.geometry.plain_background import QUERY_FRAME
 from soir_qdrant.lab.evaluate.bench import Bench, GalleryImage
 from soir_qdrant.lab.train.progress import (
@@ -231,9 +230,8 @@ def _as_query(rgb: RGB, mask: Mask, box: Box) -> tuple[RGB, Mask, Box]:
 
 
 def _small_mask(mask: NDArray[np.bool_], at: Window) -> NDArray[np.uint8]:
-    cut = square_pixels(mask, *at, np.float32(0))
-    method = cv2.INTER_AREA if at[2] > SIDE else cv2.INTER_LINEAR
-    return np.asarray((cv2.resize(cut, (SIDE, SIDE), interpolation=method) * 255).round(), np.uint8)
+    inside = share(square_pixels(mask.view(np.uint8), *at, np.uint8(0)), SIDE)
+    return np.asarray((inside * 255).round(), np.uint8)
 
 
 def _turned(rng: np.random.Generator, *parts: Tensor) -> list[Tensor]:

@@ -16,7 +16,7 @@ from soir_qdrant.kinds import Parts
 from soir_qdrant.models.compatibility import fitting, trunk
 from soir_qdrant.models.detectors.choice import IOU, THRESHOLD, chosen
 from soir_qdrant.models.detectors.proposals import detector as proposals
-from soir_qdrant.models.devices import pick_device
+from soir_qdrant.models.devices import pick_device, pick_dtype
 from soir_qdrant.models.heads.boxes import PIXELS, Head, TrainedHead, flat
 from soir_qdrant.models.token_grid import AREA, tiled_grid
 from soir_qdrant.types import RGB, Detections
@@ -47,6 +47,7 @@ class LearnedDetector(Detector):
         source: its tokens are read.
         head: trained on the same ones.
         device: where the head runs.
+        dtype: in which precision.
         threshold: least score, an expected IoU, 0..1.
         iou: of the non-maximum suppression.
         max_objects: boxes of an image.
@@ -61,6 +62,7 @@ class LearnedDetector(Detector):
         head: TrainedHead,
         *,
         device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
         threshold: float = THRESHOLD,
         iou: float = IOU,
         max_objects: int = 25,
@@ -68,8 +70,7 @@ class LearnedDetector(Detector):
     ) -> None:
         self.source = source
         self.head = head
-        self.network = head.network.to(device)
-        self.device = device
+        self.network = head.network.to(device, dtype)
         self.threshold = threshold
         self.iou = iou
         self.max_objects = max_objects
@@ -81,9 +82,7 @@ class LearnedDetector(Detector):
 
     def _detect(self, image: RGB) -> Detections:
         size = (image.shape[1], image.shape[0])
-        looks = [
-            named(self.network, inputs(self.source, image, area), size, self.device) for area in self.areas
-        ]
+        looks = [named(self.network, inputs(self.source, image, area), size) for area in self.areas]
         scores, boxes = (np.concatenate(part) for part in zip(*looks, strict=True))
         return chosen(
             scores, boxes, size, threshold=self.threshold, iou=self.iou, max_objects=self.max_objects
@@ -101,7 +100,9 @@ def make(settings: TokenHeadSettings, parts: Parts) -> Detector:
     if head is None:
         return proposals.make(settings, parts)
     areas = [round(AREA * scale) for scale in settings.scales]
-    return LearnedDetector(source, head, device=pick_device(parts.device), areas=areas, **settings.limits)
+    device = pick_device(parts.device)
+    dtype = pick_dtype(parts.dtype, device)
+    return LearnedDetector(source, head, device=device, dtype=dtype, areas=areas, **settings.limits)
 
 
 @torch.inference_mode()
@@ -109,17 +110,15 @@ def named(
     network: Head,
     looked_at: tuple[NDArray[np.floating], NDArray[np.uint8]],
     size: tuple[int, ...],
-    device: str | torch.device = "cpu",
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """What the cells of all levels say of an image: scores [n], 0..1, and boxes [n, 4] in pixels.
 
     Args:
-        network: where it runs is `device`.
+        network: on its device, in its dtype.
         looked_at: of `inputs`.
         size: width and height of the image.
-        device: of the network.
     """
-    tokens, pixels = (x.to(device) for x in batched([looked_at]))
+    tokens, pixels = (x.to(network.tokens.weight) for x in batched([looked_at]))
     logits, boxes = flat(network(tokens, pixels))
     h, w = looked_at[0].shape[:2]
     scale = np.array([size[0] / w, size[1] / h] * 2, np.float32)

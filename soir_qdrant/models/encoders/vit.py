@@ -180,7 +180,8 @@ class ViTEncoder(Encoder):
         entering = end - max(len(exposed), 1)  # the block whose tokens enter the exposed ones
         read = range(max(end + 1 - LAYERS, 0), end)
         after, context = self._run(crops, end, {*read, entering, early}, batch.patches)
-        last = exposed[-1].forward(after[end - 1]) if exposed else self._own.forward(after[end - 1], context)
+        exact = exposed and with_tokens  # the refinement goes through this block again
+        last = exposed[-1].forward(after[end - 1]) if exact else self._own.forward(after[end - 1], context)
         weights = torch.from_numpy(batch.weights).to(self.device)
         means = [
             torch.einsum("bm,bmd->bd", weights, self._readout.norm(x)[:, self.prefix_tokens :])

@@ -110,7 +110,7 @@ def _enlarged(x: Tensor, like: Tensor) -> Tensor:
 
 def _named(said: Tensor, stride: int) -> tuple[Tensor, Tensor]:
     """Logits and boxes, in tokens, of the outputs [B, 5, h, w] of a level."""
-    score, sides = said.split([1, 4], 1)
+    score, sides = said.float().split([1, 4], 1)
     return score[:, 0], _around(sides.clamp(max=4).exp().movedim(1, -1)) * stride
 
 

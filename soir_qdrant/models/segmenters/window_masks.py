@@ -41,25 +41,26 @@ class WindowSegmenter(Segmenter):
     def segment(self, image: RGB, boxes: NDArray[np.floating]) -> list[Mask]:
         """image: uint8 [H, W, 3]; boxes: [k, 4]. See `Segmenter`."""
         return [
-            in_box(whole, box, at, image.shape) for box, at, whole in self._windows(image, boxes, alone=True)
+            in_box(enlarged(chances, at[2]), box, at, image.shape)
+            for box, at, chances in self._windows(image, boxes, alone=True)
         ]
 
     def refine_boxes(self, image: RGB, boxes: NDArray[np.floating]) -> list[tuple[Box, Mask | None]]:
         """image: uint8 [H, W, 3]; boxes: [k, 4]. See `Segmenter`."""
         refined: list[tuple[Box, Mask | None]] = []
-        for box, at, whole in self._windows(image, boxes, alone=self.reads_alone):
-            moved = around(whole, box, at, image.shape)
-            refined.append((moved, in_box(whole, moved, at, image.shape)))
+        for box, at, chances in self._windows(image, boxes, alone=self.reads_alone):
+            moved = around(chances, box, at, image.shape)
+            refined.append((moved, in_box(enlarged(chances, at[2]), moved, at, image.shape)))
         return refined
 
     def _windows(
         self, image: RGB, boxes: NDArray[np.floating], *, alone: bool
-    ) -> Iterator[tuple[Box, Window, Mask]]:
-        """Of each box: itself, its window, and what of that is its object's, bool [side, side]."""
+    ) -> Iterator[tuple[Box, Window, Array]]:
+        """Of each box: itself, its window, and the chances there, float32 [n, n]."""
         if not len(boxes):
             return
         corners = [(float(x0), float(y0), float(x1), float(y1)) for x0, y0, x1, y1 in boxes]
         windows = [window(box, image.shape) for box in corners]
-        chances = self.window_chances(image, corners, windows, alone=alone)
-        for box, at, chance in zip(corners, windows, chances, strict=True):
-            yield box, at, enlarged(chance, at[2])
+        yield from zip(
+            corners, windows, self.window_chances(image, corners, windows, alone=alone), strict=True
+        )

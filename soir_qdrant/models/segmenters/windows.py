@@ -12,6 +12,7 @@ from soir_qdrant.contracts import FeatureSource
 from soir_qdrant.geometry.boxes import intersection_over_union
 from soir_qdrant.geometry.crops import square, square_pixels, whole_box
 from soir_qdrant.geometry.masks import ellipse
+from soir_qdrant.geometry.resize import resized
 from soir_qdrant.models.tokens import LAYER
 from soir_qdrant.types import RGB, Box, Mask
 
@@ -19,6 +20,7 @@ MARGIN = 0.25  # around the box, as a fraction of its longer side
 MAX_DISTANCE = 3.0  # from the box's middle, in half its sides, beyond which all is alike
 MIN_SHARE = 0.05  # of the box that a mask covers
 MIN_IOU = 0.4  # of a box with the one that its mask asks for, below which it stays
+PIECES = 384  # pixels along a window, at most, at which the pieces of a mask are told apart
 MAX_BATCH = 32  # windows that go through a network at once
 FEW_CELLS = 8  # tokens along a window that is looked at alone
 
@@ -33,9 +35,7 @@ def window(box: Box, shape: tuple[int, ...]) -> Window:
 
 def window_image(image: RGB, at: Window, size: int) -> RGB:
     """The pixels of a window, uint8 [size, size, 3], grey outside the image."""
-    pixels = square_pixels(image, *at)
-    method = cv2.INTER_AREA if at[2] > size else cv2.INTER_LINEAR
-    return np.asarray(cv2.resize(pixels, (size, size), interpolation=method), np.uint8)
+    return resized(square_pixels(image, *at), size, size)
 
 
 def box_planes(box: Box, at: Window, size: int) -> Array:
@@ -130,12 +130,15 @@ def in_box(whole: Mask, box: Box, at: Window, shape: tuple[int, ...]) -> Mask:
     return mask if mask.mean() >= MIN_SHARE else ellipse(mask.shape)
 
 
-def around(whole: Mask, box: Box, at: Window, shape: tuple[int, ...]) -> Box:
-    """The box of the largest piece in a window, inside the image; `box` where they have little in common."""
-    count, _, stats, _ = cv2.connectedComponentsWithStats(whole.view(np.uint8))
+def around(chances: Array, box: Box, at: Window, shape: tuple[int, ...]) -> Box:
+    """The box of the largest piece in a window, inside the image, looked for at `PIECES` pixels a side at most; `box`
+    where they have little in common. chances: [n, n], 0..1."""
+    pieces = enlarged(chances, min(at[2], PIECES))
+    count, _, stats, _ = cv2.connectedComponentsWithStats(pieces.view(np.uint8))
     if count < 2:
         return box
-    left, top, width, height, _ = stats[1 + int(stats[1:, cv2.CC_STAT_AREA].argmax())].tolist()
+    largest = stats[1 + int(stats[1:, cv2.CC_STAT_AREA].argmax())]
+    left, top, width, height = (largest[:4] * (at[2] / len(pieces))).round().astype(int).tolist()
     x0, y0 = max(at[0] + left, 0), max(at[1] + top, 0)
     x1, y1 = min(at[0] + left + width, shape[1]), min(at[1] + top + height, shape[0])
     moved = (float(x0), float(y0), float(x1), float(y1))
