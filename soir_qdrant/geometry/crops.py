@@ -113,7 +113,7 @@ def share(mask: Mask | NDArray[np.uint8], size: int) -> NDArray[np.float32]:
     inside = mask.view(np.uint8)
     if min(inside.shape) < MUCH * size:
         return resized(inside.astype(np.float32), size, size)
-    return resized(inside * np.uint8(255), size, size).astype(np.float32) / 255
+    return resized(inside * np.uint8(255), size, size).astype(np.float32) / np.float32(255)
 
 
 def surface(image: RGB, mask: Mask, box: Box, size: int) -> tuple[RGB, NDArray[np.float32]]:

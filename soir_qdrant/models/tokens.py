@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 import cv2
-import numpy as np
 
+from soir_qdrant.geometry.resize import resized
 from soir_qdrant.types import RGB
 
 LAYER = -4  # blocks, counted from the last: these features tell objects from their surroundings best
@@ -19,8 +19,7 @@ def gridded(image: RGB, cell: int, area: int, max_cells: int | None = None) -> t
     panorama beyond them is looked at smaller."""
     fit = sized(image.shape[0], image.shape[1], area)
     width, height = (min(max(1, round(side / cell)), max_cells or area) for side in fit)
-    fitted = cv2.resize(image, (width * cell, height * cell), interpolation=cv2.INTER_AREA)
-    return np.asarray(fitted, np.uint8), (width, height)
+    return resized(image, width * cell, height * cell, cv2.INTER_AREA), (width, height)
 
 
 def sized(height: int, width: int, area: int) -> tuple[int, int]:

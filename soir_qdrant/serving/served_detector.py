@@ -12,6 +12,7 @@ from soir_qdrant.config import Owlv2Settings, TokenHeadSettings
 from soir_qdrant.contracts import Detector
 from soir_qdrant.errors import ConfigError
 from soir_qdrant.geometry.boxes import from_square
+from soir_qdrant.geometry.resize import resized
 from soir_qdrant.kinds import DetectorSettings
 from soir_qdrant.models.detectors.choice import IOU, THRESHOLD, chosen
 from soir_qdrant.models.padding import padded
@@ -92,6 +93,6 @@ def looks(image: RGB, model: ModelSpec, area: int = AREA) -> tuple[dict[str, NDA
     A panorama beyond what the model was exported for is looked at smaller: a TensorRT engine would refuse it.
     """
     fitted, (width, height) = gridded(image, model.fact("patch"), area, model.fact("max_cells"))
-    small = cv2.resize(image, (width * spec.SMALL, height * spec.SMALL), interpolation=cv2.INTER_AREA)
+    small = resized(image, width * spec.SMALL, height * spec.SMALL, cv2.INTER_AREA)
     inputs = {"image": fitted, "small": small, "rows": places(height), "columns": places(width)}
     return inputs, (width, height)

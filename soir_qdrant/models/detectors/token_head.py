@@ -12,6 +12,7 @@ from torch import Tensor
 
 from soir_qdrant.config import TokenHeadSettings
 from soir_qdrant.contracts import Detector, FeatureSource
+from soir_qdrant.geometry.resize import resized
 from soir_qdrant.kinds import Parts
 from soir_qdrant.models.compatibility import fitting, trunk
 from soir_qdrant.models.detectors.choice import IOU, THRESHOLD, chosen
@@ -29,8 +30,7 @@ def inputs(
     [8 h, 8 w, 3]."""
     grid = tiled_grid(source, image, area, keep=area == AREA)  # the segmenter reads that of the usual area
     h, w = grid.shape[:2]
-    small = cv2.resize(image, (w * PIXELS, h * PIXELS), interpolation=cv2.INTER_AREA)
-    return np.asarray(grid, np.float32), np.asarray(small, np.uint8)
+    return np.asarray(grid, np.float32), resized(image, w * PIXELS, h * PIXELS, cv2.INTER_AREA)
 
 
 def batched(looks: list[tuple[NDArray[np.floating], NDArray[np.uint8]]]) -> tuple[Tensor, Tensor]:

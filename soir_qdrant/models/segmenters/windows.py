@@ -20,7 +20,7 @@ MARGIN = 0.25  # around the box, as a fraction of its longer side
 MAX_DISTANCE = 3.0  # from the box's middle, in half its sides, beyond which all is alike
 MIN_SHARE = 0.05  # of the box that a mask covers
 MIN_IOU = 0.4  # of a box with the one that its mask asks for, below which it stays
-PIECES = 384  # pixels along a window, at most, at which the pieces of a mask are told apart
+PIECES = 384  # pixels along a window, at most, at which a mask is cut
 MAX_BATCH = 32  # windows that go through a network at once
 FEW_CELLS = 8  # tokens along a window that is looked at alone
 
@@ -114,8 +114,18 @@ def sampled_tokens(grid: Array, shape: tuple[int, ...], windows: Sequence[Window
 
 
 def enlarged(chances: Array, side: int) -> Mask:
-    """What is likely the object's, at the window's own size, bool [side, side]. chances: [n, n], 0..1."""
-    return np.asarray(cv2.resize(chances, (side, side), interpolation=cv2.INTER_LINEAR) >= 0.5)
+    """What is likely the object's, at the window's own size, bool [side, side]; that of a large one is told at `PIECES`
+    pixels. chances: [n, n], 0..1."""
+    pieces = _likely(chances, side)
+    if len(pieces) == side:
+        return pieces
+    larger = cv2.resize(pieces.view(np.uint8), (side, side), interpolation=cv2.INTER_NEAREST)
+    return np.asarray(larger).view(np.bool_)
+
+
+def _likely(chances: Array, side: int) -> Mask:
+    small = min(side, PIECES)
+    return np.asarray(cv2.resize(chances, (small, small), interpolation=cv2.INTER_LINEAR) >= 0.5)
 
 
 def in_box(whole: Mask, box: Box, at: Window, shape: tuple[int, ...]) -> Mask:
@@ -131,9 +141,9 @@ def in_box(whole: Mask, box: Box, at: Window, shape: tuple[int, ...]) -> Mask:
 
 
 def around(chances: Array, box: Box, at: Window, shape: tuple[int, ...]) -> Box:
-    """The box of the largest piece in a window, inside the image, looked for at `PIECES` pixels a side at most; `box`
-    where they have little in common. chances: [n, n], 0..1."""
-    pieces = enlarged(chances, min(at[2], PIECES))
+    """The box of the largest piece in a window, inside the image; `box` where they have little in common. chances:
+    [n, n], 0..1."""
+    pieces = _likely(chances, at[2])
     count, _, stats, _ = cv2.connectedComponentsWithStats(pieces.view(np.uint8))
     if count < 2:
         return box
