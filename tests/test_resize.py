@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from soir_qdrant.geometry.crops import share
 from soir_qdrant.geometry.resize import MUCH, resized
+from soir_qdrant.models.segmenters.windows import around, enlarged, in_box
 
 SIDES = st.integers(1, 300)
 SMALL = st.integers(8, 40)
@@ -43,3 +44,17 @@ def test_a_mask_keeps_its_share_at_any_size(side: int, filled: float) -> None:
     assert 0 <= part.min()
     assert part.max() <= 1 + 1e-6
     assert abs(part.mean() - mask.mean()) <= 1 / 16
+
+
+def test_a_photograph_ten_times_as_wide_has_the_same_masks() -> None:
+    rows, columns = np.mgrid[:96, :96]
+    chances = (((rows - 48) / 20) ** 2 + ((columns - 40) / 30) ** 2 < 1).astype(np.float32)
+    box, boxes = (30, 80, 230, 220), []
+    for times in (1, 10):
+        at, shape = (0, 0, 300 * times), (300 * times, 300 * times)
+        x0, y0, x1, y1 = (times * value for value in box)
+        boxes.append(np.array(around(chances, (x0, y0, x1, y1), at, shape)) / times)
+        mask = in_box(enlarged(chances, at[2]), (x0, y0, x1, y1), at, shape)
+        assert mask.shape == (y1 - y0, x1 - x0)
+        assert abs(mask.mean() - np.pi * 20 * 30 * (300 / 96) ** 2 / (200 * 140)) < 0.03
+    assert np.abs(boxes[0] - boxes[1]).max() < 1

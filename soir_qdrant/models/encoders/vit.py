@@ -31,7 +31,8 @@ LAYERS = 4  # blocks whose patch tokens describe an object
 class ViTEncoder(Encoder):
     """A vision transformer of `transformers`, run here.
 
-    The read-out (last block, final LayerNorm) always runs in float32, where the family takes it apart.
+    Where the family takes the last block apart, the final LayerNorm runs in float32, and so does that block where
+    tokens are read, which the refinement runs through it again.
 
     Args:
         weights: "embedded", a folder or a hub name.
