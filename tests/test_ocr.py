@@ -145,6 +145,9 @@ def test_the_commands_read_and_find_text(reading, tmp_path):
     hits = json.loads(run.invoke(app, ["search", "--text-in-image", "oat milk", *common]).stdout)
     assert [hit["uri"].rpartition("/")[2] for hit in hits] == ["a.png"]
     assert json.loads(run.invoke(app, ["search", "--text-in-image", "soup", *common]).stdout) == []
+    crop = ["search", str(tmp_path / "a.png"), "--profile", str(profile), *common]
+    for words, count in (("oat milk", 1), ("soup", 0)):
+        assert len(json.loads(run.invoke(app, [*crop, "--text-in-image", words]).stdout)) == count
 
 
 @pytest.mark.slow

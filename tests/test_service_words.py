@@ -46,6 +46,28 @@ def test_words_change_the_thing_in_an_image(web):
     assert grouped[0]["key"] == "south"
 
 
+def test_words_that_were_read_in_the_images_narrow_a_search(tmp_path):
+    images = {"oat.png": shelf(RED, GREEN), "soup.png": shelf(RED, BLUE), "bare.png": shelf(GREEN, BLUE)}
+    for name, image in images.items():
+        (tmp_path / name).write_bytes(png(image))
+    objects = {
+        "oat.png": [SceneObject(TOP, text="OAT MILK"), SceneObject(BOTTOM)],
+        "soup.png": [SceneObject(TOP, text="Tomato soup"), SceneObject(BOTTOM, text="oat flakes")],
+    }
+    client = QdrantClient(":memory:")
+    SoirIngestor(client, "shelves", pipeline=Reading()).add(tmp_path, objects=objects, progress=False)
+    with service(tmp_path, pipeline=Reading(), client=client, filled=False) as web:
+        for query in ({"query": {"text": "red"}}, {"image": png(shelf(RED, RED)), "box": list(TOP)}):
+            assert set(names(search(web, **query))) == set(images)
+            assert set(names(search(web, **query, text_in_image="oat"))) == {"oat.png", "soup.png"}
+            assert names(search(web, **query, text_in_image="milk oat")) == ["oat.png"]
+            assert names(search(web, **query, text_in_image="flour")) == []
+            first = {"must": [{"has_id": [ids(web)["soup.png"]]}]}
+            assert names(search(web, **query, text_in_image="oat", filter=first)) == ["soup.png"]
+        nothing = search(web, query={"text": "red"}, text_in_image=" - ")
+        assert (nothing.status_code, "say which words" in nothing.json()["detail"]) == (422, True)
+
+
 @pytest.mark.parametrize(
     ("query", "said"),
     [
