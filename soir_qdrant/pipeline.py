@@ -15,6 +15,7 @@ from soir_qdrant.geometry.boxes import pick
 from soir_qdrant.geometry.crops import Crops, cut, min_side, square, together, whole_box
 from soir_qdrant.geometry.patches import patch_weights
 from soir_qdrant.geometry.plain_background import box_of_query, plain_foreground
+from soir_qdrant.geometry.resize import Halves
 from soir_qdrant.models.tokens import LAYER
 from soir_qdrant.pooling.features import TEXTURE, side_by_side
 from soir_qdrant.pooling.patches import Projected, described
@@ -190,8 +191,8 @@ class Pipeline(Components):
         size = self.encoder.input_size
         side = self.encoder.texture_size if TEXTURE in self.settings.vector.features else 0
         parts = [
-            cut(image, item, self.settings.crop, size, side)
-            for image, items in zip(images, objects, strict=True)
+            cut(halves, item, self.settings.crop, size, side)
+            for halves, items in zip(map(Halves, images), objects, strict=True)
             for item in items
         ]
         return together(parts, size, side)

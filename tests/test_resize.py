@@ -7,9 +7,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from soir_qdrant.geometry.crops import share
-from soir_qdrant.geometry.resize import MUCH, resized
-from soir_qdrant.models.segmenters.windows import around, enlarged, in_box
+from soir_qdrant.geometry.crops import share, square_pixels
+from soir_qdrant.geometry.resize import MUCH, Halves, resized
+from soir_qdrant.models.segmenters.windows import around, enlarged, in_box, window_image
 
 SIDES = st.integers(1, 300)
 SMALL = st.integers(8, 40)
@@ -58,3 +58,16 @@ def test_a_photograph_ten_times_as_wide_has_the_same_masks() -> None:
         assert mask.shape == (y1 - y0, x1 - x0)
         assert abs(mask.mean() - np.pi * 20 * 30 * (300 / 96) ** 2 / (200 * 140)) < 0.03
     assert np.abs(boxes[0] - boxes[1]).max() < 1
+
+
+def test_objects_share_the_halves_of_their_image() -> None:
+    rng = np.random.default_rng(0)
+    image = cv2.resize(rng.integers(0, 256, (12, 16, 3), np.uint8), (2000, 1500))
+    halves = Halves(image)
+    assert halves.showing(300, 96)[0] is image
+    for at in ((100, 200, 300), (700, 301, 801), (-50, -70, 1600)):
+        alone = cv2.resize(square_pixels(image, *at), (96, 96), interpolation=cv2.INTER_AREA).astype(int)
+        assert np.abs(window_image(halves, at, 96) - alone).mean() < 2
+    plane, scale = halves.showing(1500, 96)
+    assert (plane.shape[:2], scale) == ((375, 500), 0.25)
+    assert halves.showing(1500, 96)[0] is plane

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from soir_qdrant.config import CropSettings
 from soir_qdrant.errors import ObjectsError
-from soir_qdrant.geometry.resize import MUCH, resized
+from soir_qdrant.geometry.resize import MUCH, Halves, resized
 from soir_qdrant.types import RGB, Box, Mask, SceneObject
 
 Background = Literal["keep", "blur", "grey", "drop"]
@@ -116,17 +116,20 @@ def share(mask: Mask | NDArray[np.uint8], size: int) -> NDArray[np.float32]:
     return resized(inside * np.uint8(255), size, size).astype(np.float32) / np.float32(255)
 
 
-def surface(image: RGB, mask: Mask, box: Box, size: int) -> tuple[RGB, NDArray[np.float32]]:
+def surface(image: RGB | Halves, mask: Mask, box: Box, size: int) -> tuple[RGB, NDArray[np.float32]]:
     """A box of an image [H, W, 3] and a little around it, stretched to a square, uint8 [size, size, 3]; and of the
     object's mask, bool [H, W], float32 [size, size], 0..1."""
+    image = Halves.of(image)
     x0, y0, x1, y1 = box
     dx, dy = (x1 - x0) * SURROUNDINGS, (y1 - y0) * SURROUNDINGS
     x0, y0, x1, y1 = whole_box((x0 - dx, y0 - dy, x1 + dx, y1 + dy), image.shape[1], image.shape[0])
-    return resized(image[y0:y1, x0:x1], size, size), share(mask[y0:y1, x0:x1], size)
+    plane, scale = image.showing(min(y1 - y0, x1 - x0), size)
+    top, bottom, left, right = (round(value * scale) for value in (y0, y1, x0, x1))
+    return resized(plane[top:bottom, left:right], size, size), share(mask[y0:y1, x0:x1], size)
 
 
 def crop(
-    image: RGB,
+    image: RGB | Halves,
     mask: Mask,
     box: Box,
     size: int,
@@ -143,7 +146,8 @@ def crop(
     """
     height, width = mask.shape
     x, y, side = square(box, width, height, margin=margin, min_side=min_side)
-    pixels = square_pixels(image, x, y, side)
+    plane, scale = Halves.of(image).showing(side, size)
+    pixels = square_pixels(plane, round(x * scale), round(y * scale), round(side * scale))
     inside = share(square_pixels(mask.view(np.uint8), x, y, side, np.uint8(0)), size)
     small = resized(pixels, size, size, cv2.INTER_CUBIC)
     if background != "keep":
@@ -169,9 +173,10 @@ def margin_of(settings: CropSettings, score: float) -> float:
 
 
 def cut(
-    image: RGB, item: SceneObject, settings: CropSettings, size: int, surface_size: int = 0
+    image: RGB | Halves, item: SceneObject, settings: CropSettings, size: int, surface_size: int = 0
 ) -> tuple[NDArray[Any], ...]:
     """An object's part of each array of `Crops`; without its surface where that has no size."""
+    image = Halves.of(image)
     height, width = image.shape[:2]
     mask, shortest = full_mask(item, width, height), min_side(settings, size, height, width)
     around = crop(

@@ -11,6 +11,34 @@ from numpy.typing import NDArray
 MUCH = 4  # times as large as it is to be: such a plane is halved first, which OpenCV does many times as fast
 
 
+class Halves:
+    """An image, and it at half its sides, at a quarter and so on, each made when it is first read: what is made small
+    for many objects is so in part once for all of them.
+
+    Args:
+        image: uint8 [H, W, ...].
+    """
+
+    def __init__(self, image: NDArray[np.uint8]) -> None:
+        self.shape = image.shape
+        self._planes = [image]
+
+    @classmethod
+    def of(cls, image: NDArray[np.uint8] | Halves) -> Halves:
+        """Of an image, or those that it has."""
+        return image if isinstance(image, Halves) else cls(image)
+
+    def showing(self, side: float, size: int) -> tuple[NDArray[np.uint8], float]:
+        """The smallest that shows `side` pixels of the image by twice `size` or more, else the image itself, and its
+        scale, 1 or less."""
+        level = 0
+        while side >= MUCH * size * 2**level:
+            level += 1
+        while len(self._planes) <= level:
+            self._planes.append(_halved(self._planes[-1]))
+        return self._planes[level], 0.5**level
+
+
 def resized(
     plane: NDArray[Any], width: int, height: int, enlarged_by: int = cv2.INTER_LINEAR
 ) -> NDArray[Any]:
@@ -26,7 +54,11 @@ def resized(
         [height, width, ...].
     """
     while plane.shape[0] >= MUCH * height and plane.shape[1] >= MUCH * width:
-        plane = cv2.resize(plane, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+        plane = _halved(plane)
     smaller = plane.shape[0] > height and plane.shape[1] > width
     method = cv2.INTER_AREA if smaller else enlarged_by
     return np.asarray(cv2.resize(plane, (width, height), interpolation=method), plane.dtype)
+
+
+def _halved(plane: NDArray[Any]) -> NDArray[Any]:
+    return np.asarray(cv2.resize(plane, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA), plane.dtype)

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from soir_qdrant.contracts import FeatureSource
+from soir_qdrant.geometry.resize import Halves
 from soir_qdrant.models.segmenters.window_masks import WindowSegmenter
 from soir_qdrant.models.segmenters.windows import FEW_CELLS, Array, Window, window_image, window_tokens
 from soir_qdrant.models.token_grid import AREA, tiled_grid
@@ -40,8 +41,9 @@ class ServedMasks(WindowSegmenter):
         else:
             tokens = tiled_grid(self._source, image, AREA, max_cells=MAX_CELLS)[None]
             places = at[:, [0, 1, 2, 2]] / np.array([image.shape[1], image.shape[0]] * 2)
+        halves = Halves(image)
         rows: dict[str, NDArray[Any]] = {
-            "windows": np.stack([window_image(image, each, self.side) for each in windows]),
+            "windows": np.stack([window_image(halves, each, self.side) for each in windows]),
             "places": places.astype(np.float32),
             "boxes": inside.reshape(-1, 4).astype(np.float32),
         }

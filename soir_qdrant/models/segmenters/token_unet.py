@@ -9,6 +9,7 @@ import torch
 
 from soir_qdrant.config import TokenUnetSettings
 from soir_qdrant.contracts import FeatureSource, Segmenter
+from soir_qdrant.geometry.resize import Halves
 from soir_qdrant.kinds import Parts
 from soir_qdrant.models.compatibility import fitting, trunk
 from soir_qdrant.models.devices import pick_device, pick_dtype
@@ -86,7 +87,8 @@ class LearnedSegmenter(WindowSegmenter):
     @torch.inference_mode()
     def _batch(self, image: RGB, boxes: list[Box], windows: list[Window], tokens: Array) -> Array:
         side = self.head.side
-        small = np.stack([window_image(image, at, side) for at in windows])
+        halves = Halves(image)
+        small = np.stack([window_image(halves, at, side) for at in windows])
         planes = np.stack([box_planes(box, at, side) for box, at in zip(boxes, windows, strict=True)])
         arrays = (torch.from_numpy(x).to(self.device, self.dtype) for x in (small, planes, tokens))
         logits: torch.Tensor = self.head(*arrays)

@@ -12,7 +12,7 @@ from soir_qdrant.contracts import FeatureSource
 from soir_qdrant.geometry.boxes import intersection_over_union
 from soir_qdrant.geometry.crops import square, square_pixels, whole_box
 from soir_qdrant.geometry.masks import ellipse
-from soir_qdrant.geometry.resize import resized
+from soir_qdrant.geometry.resize import Halves, resized
 from soir_qdrant.models.tokens import LAYER
 from soir_qdrant.types import RGB, Box, Mask
 
@@ -33,9 +33,11 @@ def window(box: Box, shape: tuple[int, ...]) -> Window:
     return square(box, shape[1], shape[0], margin=MARGIN)
 
 
-def window_image(image: RGB, at: Window, size: int) -> RGB:
+def window_image(image: RGB | Halves, at: Window, size: int) -> RGB:
     """The pixels of a window, uint8 [size, size, 3], grey outside the image."""
-    return resized(square_pixels(image, *at), size, size)
+    plane, scale = Halves.of(image).showing(at[2], size)
+    x, y, side = (round(value * scale) for value in at)
+    return resized(square_pixels(plane, x, y, side), size, size)
 
 
 def box_planes(box: Box, at: Window, size: int) -> Array:
