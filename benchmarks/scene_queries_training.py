@@ -266,7 +266,7 @@ class Training:
             relevant = self.data.shown[images][rest][:, self.data.label[thing]]
             precisions[view != thing].append(average_precision(relevant[ranking(scores)]))
         named = {"mAP another view": precisions[True], "mAP same image": precisions[False]}
-        return {"held out loss": round(float(np.mean(losses)), 4)} | {
+        return {"holdout loss": round(float(np.mean(losses)), 4)} | {
             name: round(float(np.mean(some)), 2) for name, some in named.items() if some
         }
 

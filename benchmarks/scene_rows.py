@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -14,6 +13,7 @@ from scene_queries_training import COUNTS, FEATURE, Looks, SceneQueries, looked_
 
 from soir_qdrant import images as image_io
 from soir_qdrant.config import VectorSettings
+from soir_qdrant.geometry.resize import resized
 from soir_qdrant.lab.evaluate.bench import Bench
 from soir_qdrant.pipeline import Pipeline
 from soir_qdrant.pooling.features import sizes
@@ -112,8 +112,8 @@ def grids(image: LoadedImage, looks: Looks) -> dict[str, tuple[Vector, Sequence[
     these of the image squeezed to a square, as `look` does; and the detector's tokens, which are more."""
     encoder = looks.pipeline.encoder
     tiles = look(encoder, [image.rgb], 1)
-    square = cv2.resize(image.rgb, (encoder.input_size,) * 2, interpolation=cv2.INTER_AREA)
-    tokens = torch.from_numpy(encoder.features(np.asarray(square)[None], range(-len(LAYERS), 0))[0])
+    square = resized(image.rgb, encoder.input_size, encoder.input_size)
+    tokens = torch.from_numpy(encoder.features(square[None], range(-len(LAYERS), 0))[0])
     layers = torch.cat([encoder.last_block.norm(x) for x in tokens.chunk(len(LAYERS), -1)], -1).numpy()
     return {
         "`cls`": (dense_grid(tiles, "own")[0], ("cls",)),

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from soir_qdrant.geometry.crops import share, square_pixels
 from soir_qdrant.geometry.resize import MUCH, Halves, resized
-from soir_qdrant.models.segmenters.windows import around, enlarged, in_box, window_image
+from soir_qdrant.models.segmenters.windows import around, in_box, likely, window_image
 
 SIDES = st.integers(1, 300)
 SMALL = st.integers(8, 40)
@@ -53,8 +53,9 @@ def test_a_photograph_ten_times_as_wide_has_the_same_masks() -> None:
     for times in (1, 10):
         at, shape = (0, 0, 300 * times), (300 * times, 300 * times)
         x0, y0, x1, y1 = (times * value for value in box)
-        boxes.append(np.array(around(chances, (x0, y0, x1, y1), at, shape)) / times)
-        mask = in_box(enlarged(chances, at[2]), (x0, y0, x1, y1), at, shape)
+        pieces = likely(chances, at[2])
+        boxes.append(np.array(around(pieces, (x0, y0, x1, y1), at, shape)) / times)
+        mask = in_box(pieces, (x0, y0, x1, y1), at, shape)
         assert mask.shape == (y1 - y0, x1 - x0)
         assert abs(mask.mean() - np.pi * 20 * 30 * (300 / 96) ** 2 / (200 * 140)) < 0.03
     assert np.abs(boxes[0] - boxes[1]).max() < 1

@@ -25,8 +25,8 @@ from soir_qdrant.models.segmenters.token_unet import LearnedSegmenter
 from soir_qdrant.models.segmenters.windows import (
     MAX_BATCH,
     box_planes,
-    enlarged,
     in_box,
+    likely,
     resized_tokens,
     sampled_tokens,
     window,
@@ -364,7 +364,7 @@ class TestWindow:
             image[y0:y1, x0 : (x0 + x1) // 2] = 255  # the left half of the box
             at = window(box, image.shape)
             seen = window_image(image, at, SIDE)[..., 0].astype(np.float32) / 255
-            mask = in_box(enlarged(seen, at[2]), box, at, image.shape)
+            mask = in_box(likely(seen, at[2]), box, at, image.shape)
             true = image[y0:y1, x0:x1, 0] > 0
             assert (mask == true).mean() > 0.9
 

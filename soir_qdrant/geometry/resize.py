@@ -16,26 +16,27 @@ class Halves:
     for many objects is so in part once for all of them.
 
     Args:
-        image: uint8 [H, W, ...].
+        image: uint8 or float32 [H, W, ...].
     """
 
-    def __init__(self, image: NDArray[np.uint8]) -> None:
+    def __init__(self, image: NDArray[Any]) -> None:
         self.shape = image.shape
         self._planes = [image]
 
     @classmethod
-    def of(cls, image: NDArray[np.uint8] | Halves) -> Halves:
+    def of(cls, image: NDArray[Any] | Halves) -> Halves:
         """Of an image, or those that it has."""
         return image if isinstance(image, Halves) else cls(image)
 
-    def showing(self, side: float, size: int) -> tuple[NDArray[np.uint8], float]:
+    def showing(self, side: float, size: int) -> tuple[NDArray[Any], float]:
         """The smallest that shows `side` pixels of the image by twice `size` or more, else the image itself, and its
         scale, 1 or less."""
         level = 0
         while side >= MUCH * size * 2**level:
             level += 1
         while len(self._planes) <= level:
-            self._planes.append(_halved(self._planes[-1]))
+            half = cv2.resize(self._planes[-1], None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+            self._planes.append(half)
         return self._planes[level], 0.5**level
 
 
@@ -53,12 +54,7 @@ def resized(
     Returns:
         [height, width, ...].
     """
-    while plane.shape[0] >= MUCH * height and plane.shape[1] >= MUCH * width:
-        plane = _halved(plane)
+    plane, _ = Halves(plane).showing(min(plane.shape[0] / height, plane.shape[1] / width), 1)
     smaller = plane.shape[0] > height and plane.shape[1] > width
     method = cv2.INTER_AREA if smaller else enlarged_by
     return np.asarray(cv2.resize(plane, (width, height), interpolation=method), plane.dtype)
-
-
-def _halved(plane: NDArray[Any]) -> NDArray[Any]:
-    return np.asarray(cv2.resize(plane, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA), plane.dtype)

@@ -70,9 +70,10 @@ class LearnedSegmenter(WindowSegmenter):
             windows: theirs; see `windows.window`.
             tokens: float32 [k, cells^2, D], of the windows.
         """
+        halves = Halves(image)
         return np.concatenate(
             [
-                self._batch(image, boxes[part], windows[part], tokens[part])
+                self._batch(halves, boxes[part], windows[part], tokens[part])
                 for part in (slice(i, i + MAX_BATCH) for i in range(0, len(boxes), MAX_BATCH))
             ]
         )
@@ -85,10 +86,9 @@ class LearnedSegmenter(WindowSegmenter):
         return resized_tokens(window_tokens(self.source, [image] * len(windows), windows, own), cells)
 
     @torch.inference_mode()
-    def _batch(self, image: RGB, boxes: list[Box], windows: list[Window], tokens: Array) -> Array:
+    def _batch(self, image: Halves, boxes: list[Box], windows: list[Window], tokens: Array) -> Array:
         side = self.head.side
-        halves = Halves(image)
-        small = np.stack([window_image(halves, at, side) for at in windows])
+        small = np.stack([window_image(image, at, side) for at in windows])
         planes = np.stack([box_planes(box, at, side) for box, at in zip(boxes, windows, strict=True)])
         arrays = (torch.from_numpy(x).to(self.device, self.dtype) for x in (small, planes, tokens))
         logits: torch.Tensor = self.head(*arrays)

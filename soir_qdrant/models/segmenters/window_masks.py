@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from soir_qdrant.contracts import Segmenter
-from soir_qdrant.models.segmenters.windows import Array, Window, around, enlarged, in_box, window
+from soir_qdrant.models.segmenters.windows import Array, Window, around, in_box, likely, window
 from soir_qdrant.types import RGB, Box, Mask
 
 
@@ -41,26 +41,26 @@ class WindowSegmenter(Segmenter):
     def segment(self, image: RGB, boxes: NDArray[np.floating]) -> list[Mask]:
         """image: uint8 [H, W, 3]; boxes: [k, 4]. See `Segmenter`."""
         return [
-            in_box(enlarged(chances, at[2]), box, at, image.shape)
-            for box, at, chances in self._windows(image, boxes, alone=True)
+            in_box(pieces, box, at, image.shape)
+            for box, at, pieces in self._windows(image, boxes, alone=True)
         ]
 
     def refine_boxes(self, image: RGB, boxes: NDArray[np.floating]) -> list[tuple[Box, Mask | None]]:
         """image: uint8 [H, W, 3]; boxes: [k, 4]. See `Segmenter`."""
         refined: list[tuple[Box, Mask | None]] = []
-        for box, at, chances in self._windows(image, boxes, alone=self.reads_alone):
-            moved = around(chances, box, at, image.shape)
-            refined.append((moved, in_box(enlarged(chances, at[2]), moved, at, image.shape)))
+        for box, at, pieces in self._windows(image, boxes, alone=self.reads_alone):
+            moved = around(pieces, box, at, image.shape)
+            refined.append((moved, in_box(pieces, moved, at, image.shape)))
         return refined
 
     def _windows(
         self, image: RGB, boxes: NDArray[np.floating], *, alone: bool
-    ) -> Iterator[tuple[Box, Window, Array]]:
-        """Of each box: itself, its window, and the chances there, float32 [n, n]."""
+    ) -> Iterator[tuple[Box, Window, Mask]]:
+        """Of each box: itself, its window, and what of that is its object's, as `likely` has it."""
         if not len(boxes):
             return
         corners = [(float(x0), float(y0), float(x1), float(y1)) for x0, y0, x1, y1 in boxes]
         windows = [window(box, image.shape) for box in corners]
-        yield from zip(
-            corners, windows, self.window_chances(image, corners, windows, alone=alone), strict=True
-        )
+        chances = self.window_chances(image, corners, windows, alone=alone)
+        for box, at, chance in zip(corners, windows, chances, strict=True):
+            yield box, at, likely(chance, at[2])

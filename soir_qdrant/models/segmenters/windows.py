@@ -115,25 +115,20 @@ def sampled_tokens(grid: Array, shape: tuple[int, ...], windows: Sequence[Window
     return np.asarray(tokens[0].movedim(0, -1).reshape(count, cells**2, dim).numpy(), np.float32)
 
 
-def enlarged(chances: Array, side: int) -> Mask:
-    """What is likely the object's, at the window's own size, bool [side, side]; that of a large one is told at `PIECES`
-    pixels. chances: [n, n], 0..1."""
-    pieces = _likely(chances, side)
-    if len(pieces) == side:
-        return pieces
-    larger = cv2.resize(pieces.view(np.uint8), (side, side), interpolation=cv2.INTER_NEAREST)
-    return np.asarray(larger).view(np.bool_)
-
-
-def _likely(chances: Array, side: int) -> Mask:
+def likely(chances: Array, side: int) -> Mask:
+    """What is likely the object's, bool [s, s]: at the size of its window, of a large one at `PIECES` pixels a side.
+    chances: [n, n], 0..1."""
     small = min(side, PIECES)
     return np.asarray(cv2.resize(chances, (small, small), interpolation=cv2.INTER_LINEAR) >= 0.5)
 
 
-def in_box(whole: Mask, box: Box, at: Window, shape: tuple[int, ...]) -> Mask:
-    """A window's pixels, bool [side, side], as the mask of its box, bool [h, w]; the ellipse in it where
-    hardly any is left."""
-    x, y, _ = at
+def in_box(pieces: Mask, box: Box, at: Window, shape: tuple[int, ...]) -> Mask:
+    """What `likely` returned as the mask of its box, bool [h, w]; the ellipse in it where hardly any is left."""
+    x, y, side = at
+    whole = pieces
+    if len(pieces) < side:
+        larger = cv2.resize(pieces.view(np.uint8), (side, side), interpolation=cv2.INTER_NEAREST)
+        whole = np.asarray(larger).view(np.bool_)
     x0, y0, x1, y1 = whole_box(box, shape[1], shape[0])
     mask = np.zeros((y1 - y0, x1 - x0), np.bool_)
     part = whole[max(y0 - y, 0) : y1 - y, max(x0 - x, 0) : x1 - x]
@@ -142,10 +137,9 @@ def in_box(whole: Mask, box: Box, at: Window, shape: tuple[int, ...]) -> Mask:
     return mask if mask.mean() >= MIN_SHARE else ellipse(mask.shape)
 
 
-def around(chances: Array, box: Box, at: Window, shape: tuple[int, ...]) -> Box:
-    """The box of the largest piece in a window, inside the image; `box` where they have little in common. chances:
-    [n, n], 0..1."""
-    pieces = _likely(chances, at[2])
+def around(pieces: Mask, box: Box, at: Window, shape: tuple[int, ...]) -> Box:
+    """The box of the largest piece of what `likely` returned, inside the image; `box` where they have little in
+    common."""
     count, _, stats, _ = cv2.connectedComponentsWithStats(pieces.view(np.uint8))
     if count < 2:
         return box

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from soir_qdrant.contracts import Encoder
+from soir_qdrant.geometry.resize import resized
 from soir_qdrant.models.last_block import LastBlock, entering_last
 from soir_qdrant.types import RGB, SceneObject, Vector
 
@@ -64,8 +65,7 @@ def look(encoder: Encoder, images: Sequence[RGB], tiles: int) -> Tiles:
 
 def _square(image: RGB, size: int) -> RGB:
     """The whole image as a square of `size` pixels, its shape not kept."""
-    method = cv2.INTER_AREA if min(image.shape[:2]) > size else cv2.INTER_CUBIC
-    return np.asarray(cv2.resize(image, (size, size), interpolation=method), np.uint8)
+    return resized(image, size, size, cv2.INTER_CUBIC)
 
 
 def placed(cells: NDArray[np.bool_], shape: tuple[int, ...], score: float) -> SceneObject:

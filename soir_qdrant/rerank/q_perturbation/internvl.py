@@ -11,10 +11,11 @@ from PIL import Image
 from torch import Tensor
 
 from soir_qdrant.errors import ConfigError
+from soir_qdrant.models.encoders.backbone import IMAGENET
 from soir_qdrant.rerank.q_perturbation.hooks import qllama
 from soir_qdrant.rerank.q_perturbation.matcher import unit
 
-MEAN, STD = np.array([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]], np.float32)  # ImageNet's
+MEAN, STD = np.array(IMAGENET, np.float32)
 PREFIX, LENGTH = "summarize:", 80  # of the sentences that the model was trained to match
 
 
