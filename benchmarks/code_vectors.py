@@ -62,6 +62,7 @@ def shard_of(folder: Path, count: int, kind: str) -> edge.EdgeShard:
             size=CODE,
             distance=edge.Distance.Cosine,
             on_disk=True,
+            datatype=edge.VectorStorageDatatype.Float16,
             multivector_config=edge.MultiVectorConfig(edge.MultiVectorComparator.MaxSim),
             hnsw_config=edge.HnswIndexConfig(m=0, ef_construct=100, full_scan_threshold=10),
             quantization_config=forms[kind],

@@ -52,16 +52,16 @@ OPTIONAL = {"scene", "ocr"}  # groups of settings that may be None
 
 
 class CropSettings(Frozen):
-    """margin: added around the box, as a fraction of its longer side. native: cut no less than `input_size` pixels of
-    the image, as the paper does, instead of enlarging small objects. background: what becomes of the pixels outside
-    the mask; "drop" is grey too, and leaves patches that show nothing of the object out of the encoder: objects take
-    half the time. full_score: score from which an object fills its crop; of a fainter one, score / full_score
-    of its size is shown, half at least: with "drop" it takes less time. 0: all fill theirs."""
+    """margin: around the box, as a fraction of its longer side. native: cut no less than `input_size` pixels, as the
+    paper does. background: what becomes of pixels outside the mask; "drop" is grey too, and leaves patches that show
+    nothing of the object out of the encoder. full_score: score from which an object fills its crop; of a fainter one,
+    score / full_score of its size is shown, half at least. texture_score: from which its texture is read, if any."""
 
     margin: float = Field(0.1, ge=0, le=2)
     native: bool = False
     background: Literal["keep", "blur", "grey", "drop"] = "grey"
     full_score: float = Field(0, ge=0, le=1)
+    texture_score: float = Field(0, ge=0, le=1)
 
 
 Feature = Literal["cls", "patches", "patches-1", "patches-2", "patches-3", "texture"]
@@ -260,7 +260,7 @@ def _reading(name: str, scene: SceneSettings | None = None) -> Settings:
 
 
 EMBEDDED = Settings(
-    crop=CropSettings(background="drop", full_score=0.45),
+    crop=CropSettings(background="drop", full_score=0.45, texture_score=0.3),
     detector=TokenHeadSettings(iou=0.65),
     vector=VectorSettings(ridge=2),
 )

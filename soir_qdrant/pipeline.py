@@ -90,20 +90,22 @@ class Pipeline(Components):
         return replace(encoding, texture=self.texture(crops))
 
     def texture(self, crops: Crops) -> Vector:
-        """Of K objects, float32 [K, 2 D]; see `Encoder.texture`. Raises ConfigError for crops without surfaces."""
+        """Of K objects, float32 [K, 2 D], zeros of one without a surface; see `Encoder.texture`. Raises ConfigError for
+        crops without surfaces."""
         if crops.surfaces is None or crops.surface_masks is None:
             raise ConfigError(
                 "crops without surfaces: cut them with `Pipeline.crops`, of settings with textures"
             )
         texture = np.zeros((len(crops.surfaces), 2 * self.encoder.width), np.float32)
-        weights = patch_weights(crops.surface_masks, TEXTURE_CELLS)
-        for part in self._batches(crops):
-            texture[part] = self.encoder.texture(crops.surfaces[part], weights[part])
+        clear = np.flatnonzero(crops.surface_masks.any((1, 2)))
+        weights = patch_weights(crops.surface_masks[clear], TEXTURE_CELLS)
+        for part in self._batches(len(clear)):
+            texture[clear[part]] = self.encoder.texture(crops.surfaces[clear[part]], weights[part])
         return texture
 
-    def _batches(self, crops: Crops) -> list[slice]:
+    def _batches(self, count: int) -> list[slice]:
         size = self.settings.encoder.batch
-        return [slice(i, i + size) for i in range(0, len(crops.pixels), size)]
+        return [slice(i, i + size) for i in range(0, count, size)]
 
     def _encode(self, crops: Crops, patches: bool) -> tuple[Encoding, list[Vector] | None]:
         """The encoding of K crops and, where asked for, what `patches` returns, in one pass if possible."""
@@ -122,7 +124,7 @@ class Pipeline(Components):
         projection, rows = self.patch_projection, list[Vector]()
         if isinstance(projection, Projected):
             return self._encode(Crops(crops.pixels, crops.masks), True)[1] or rows
-        for part in self._batches(crops):
+        for part in self._batches(len(crops.pixels)):
             rows += described(
                 self.encoder.features(crops.pixels[part], [LAYER]), crops.masks[part], projection
             )

@@ -33,6 +33,7 @@ AS_BEFORE = {  # settings that came later, where they refine images as 0.1 did: 
     "normalise": "crop",
     "token": "joint",
 }
+OF_FAINT = ("full_score", "texture_score")  # of the crop's: they decide what is stored of faint objects
 NOT_COMPARED = {"whitening", "by_score"}  # of the vector's: by its digest; weights of objects
 
 
@@ -64,7 +65,7 @@ def fingerprint(
     return {
         "schema": SCHEMA,
         "encoder": encoder,
-        "crop": settings.crop.model_dump(mode="json", exclude={"full_score"}),
+        "crop": settings.crop.model_dump(mode="json", exclude={*OF_FAINT}),
         "vector": vector,
         "whitening": whitening,
         "dim": dim,
@@ -87,13 +88,13 @@ def recipe(
         replaced: detector or segmenter that stand in for those of the settings -> their names.
     """
     groups = settings.model_dump(mode="json")
-    vector, full_score = groups.pop("vector"), groups["crop"]["full_score"]
+    vector, crop = groups.pop("vector"), groups["crop"]
     return {
         "version": VERSION,
         "fingerprint": short_hash(fingerprint),
         "by_score": vector["by_score"],
         "replaced": dict(replaced or {}),
-        **({"full_score": full_score} if full_score else {}),
+        **{name: crop[name] for name in OF_FAINT if crop[name]},
         **{
             name: _by_content(name, values)
             for name, values in groups.items()

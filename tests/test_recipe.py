@@ -56,6 +56,7 @@ OTHER_POINTS = {
     "segmenter.head": None,
     "vector.by_score": 0.1,
     "crop.full_score": 0.5,
+    "crop.texture_score": 0.5,
 }
 SAME_POINTS = {"encoder.batch": 2, "encoder.dtype": "float32", "encoder.device": "cpu"}  # but for rounding
 SCENE = {

@@ -13,6 +13,7 @@ from soir_qdrant.errors import ConfigError
 from soir_qdrant.geometry.crops import Crops, surface
 from soir_qdrant.pipeline import Pipeline
 from soir_qdrant.pooling.features import side_by_side, sizes
+from soir_qdrant.pooling.whitening import Whitening
 from soir_qdrant.types import Encoding, LoadedImage, SceneObject, Vector
 
 BOX = (20.0, 10.0, 60.0, 50.0)
@@ -72,6 +73,46 @@ def test_it_is_as_long_as_two_means_and_wants_to_be_read() -> None:
     encoding = Encoding(np.ones((2, 4), np.float32), np.ones((2, 4, 4), np.float32))
     with pytest.raises(ConfigError, match="texture"):
         side_by_side(encoding, ("cls", "texture"))
+
+
+def test_a_part_that_nothing_was_read_of_is_left_out_of_the_vector() -> None:
+    """Such as the texture of a faint object: the rest is what it would be, and fills the vector."""
+    rng = np.random.default_rng(0)
+    matrix = np.zeros((12, 6), np.float32)
+    matrix[:8, ::2], matrix[8:, 1::2] = rng.normal(size=(8, 3)), rng.normal(size=(4, 3))
+    lengths = np.array([1, 0.5, 1, 0.5, 1, 0.5], np.float32)
+    whitening = Whitening(rng.normal(size=12).astype(np.float32), matrix, np.ones(6, np.float32), "", lengths)
+    rows = rng.normal(size=(2, 12)).astype(np.float32)
+    rows[1, :8], rows[1, 8:] = rows[0, :8], 0
+    clear, faint = whitening(rows)
+    np.testing.assert_array_equal(faint[1::2], 0)
+    np.testing.assert_allclose(faint[::2], clear[::2] * np.sqrt(1.25), rtol=1e-5)
+    np.testing.assert_allclose(whitening(rows[1]), faint, rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_faint_object_is_described_without_its_texture(tmp_path: Path) -> None:
+    from models import tiny_encoder
+
+    from soir_qdrant.models.encoders.vit import ViTEncoder
+
+    encoder = ViTEncoder(str(tiny_encoder(tmp_path)), input_size=48, dtype="float32")
+    settings = Settings().but(
+        detector={"kind": "none"},
+        segmenter={"kind": "box"},
+        vector={"whitening": None},
+        crop={"texture_score": 0.3},
+    )
+    pipeline = Pipeline(settings, encoder=encoder)
+    photo = np.random.default_rng(0).integers(0, 256, (60, 100, 3), np.uint8)
+    objects = [SceneObject(BOX, score=score) for score in (0.9, 0.29, 0.3)]
+    crops = pipeline.crops([photo], [objects])
+    clear, faint, again = pipeline.features(pipeline.encode(crops))
+    np.testing.assert_array_equal(clear, again)
+    own = 5 * encoder.width  # CLS and four blocks; the texture comes last
+    np.testing.assert_allclose(faint[:own], clear[:own], atol=1e-6)
+    assert not faint[own:].any()
+    assert clear[own:].any()
 
 
 @pytest.mark.slow

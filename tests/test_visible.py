@@ -9,7 +9,7 @@ from hypothesis.extra.numpy import arrays
 
 from soir_qdrant.errors import ConfigError
 from soir_qdrant.geometry.patches import batches, patch_weights, visible
-from soir_qdrant.models.encoders.vit import ViTEncoder
+from soir_qdrant.models.encoders.vit import ViTEncoder, only
 
 SIDE, PATCH = 8, 8  # patches along a side; pixels of each
 
@@ -78,6 +78,26 @@ def test_a_crop_is_described_by_its_object_alone(tmp_path, kind):
     everything = encoder_of(tmp_path, kind).encode(crops, masks)
     assert np.abs(everything.layers[0] - encoding.layers[0]).max() > 1e-3
     np.testing.assert_allclose(everything.layers[2:4], encoding.layers[2:4], atol=1e-5)  # whole, empty: all
+
+
+@pytest.mark.parametrize("kind", ["dinov2", "dinov2-registers", "clip"])
+@pytest.mark.slow
+def test_some_patches_enter_as_they_do_among_all(tmp_path, kind):
+    """Also where the grid is not the one that positions were learnt on, nor a square."""
+    encoder = encoder_of(tmp_path, kind)
+    rng = np.random.default_rng(0)
+    for height, width in ((SIDE, SIDE), (3, 5)) if kind != "clip" else ((SIDE, SIDE),):
+        shape = (3, height * encoder.patch, width * encoder.patch, 3)
+        images = rng.integers(0, 256, shape, np.uint8)
+        some = np.sort(np.stack([rng.permutation(height * width)[:7] for _ in images]), 1)
+        blocks = encoder.depth - 1
+        few = encoder.trunk(images, patches=some)
+        everywhere = torch.from_numpy(images).permute(0, 3, 1, 2)
+        x, context = encoder.backbone.embed(everywhere * encoder._scale + encoder._shift)
+        x = only(x, torch.from_numpy(some), encoder.prefix_tokens)
+        for i in range(blocks):
+            x = encoder.backbone.block(i, x, context)
+            torch.testing.assert_close(few[i], x)
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from soir_qdrant.config import CropSettings
 from soir_qdrant.errors import ObjectsError
-from soir_qdrant.geometry.resize import MUCH, Halves, resized
+from soir_qdrant.geometry.resize import Halves, resized
 from soir_qdrant.types import RGB, Box, Mask, SceneObject
 
 Background = Literal["keep", "blur", "grey", "drop"]
@@ -110,10 +110,8 @@ def share(mask: Mask | NDArray[np.uint8], size: int) -> NDArray[np.float32]:
 
     mask: bool or uint8 of 0 and 1, [H, W].
     """
-    inside = mask.view(np.uint8)
-    if min(inside.shape) < MUCH * size:
-        return resized(inside.astype(np.float32), size, size)
-    return resized(inside * np.uint8(255), size, size).astype(np.float32) / np.float32(255)
+    inside = mask.view(np.uint8) * np.uint8(255)
+    return resized(inside, size, size).astype(np.float32) / np.float32(255)
 
 
 def surface(image: RGB | Halves, mask: Mask, box: Box, size: int) -> tuple[RGB, NDArray[np.float32]]:
@@ -156,8 +154,7 @@ def crop(
             if background in ("grey", "drop")
             else cv2.GaussianBlur(small, (0, 0), size / 16)
         )
-        blend = inside[..., None]
-        small = (small * blend + other * (1 - blend)).round().astype(np.uint8)
+        small = np.asarray(cv2.blendLinear(small, other, inside, 1 - inside))
     return small, inside
 
 
@@ -188,7 +185,15 @@ def cut(
         min_side=shortest,
         background=settings.background,
     )
-    return (*around, *surface(image, mask, item.box, surface_size)) if surface_size else around
+    if not surface_size:
+        return around
+    if item.score < settings.texture_score:
+        return (*around, *_no_surface(surface_size))
+    return (*around, *surface(image, mask, item.box, surface_size))
+
+
+def _no_surface(size: int) -> tuple[RGB, NDArray[np.float32]]:
+    return np.zeros((size, size, 3), np.uint8), np.zeros((size, size), np.float32)
 
 
 def together(parts: Sequence[tuple[NDArray[Any], ...]], size: int, surface_size: int = 0) -> Crops:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +114,7 @@ def calibrate(
 def object_rows(
     pipeline: Pipeline, images: list[LoadedImage], objects: list[list[SceneObject] | None]
 ) -> NDArray[np.float32]:
-    """The rows of all objects of some images before whitening, float32 [K, F]."""
-    detected = pipeline.find(images, objects)
-    return pipeline.features(pipeline.encode(pipeline.crops([image.rgb for image in images], detected)))
+    """The rows of all objects of some images before whitening, float32 [K, F]; the faint ones as clear ones are
+    described, since a projection is of all features."""
+    clear = [[replace(item, score=1.0) for item in items] for items in pipeline.find(images, objects)]
+    return pipeline.features(pipeline.encode(pipeline.crops([image.rgb for image in images], clear)))

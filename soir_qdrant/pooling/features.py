@@ -32,9 +32,11 @@ def feature(encoding: Encoding, name: str) -> Vector:
 
 
 def side_by_side(encoding: Encoding, names: Sequence[str]) -> Vector:
-    """Float32 [K, F], unit rows: the features in the order of their names, all of the same length."""
+    """Float32 [K, F], unit rows: the features in the order of their names, all of the same length; a feature that is
+    zero, such as the texture of a faint object, stays so."""
     parts = [normalize(feature(encoding, name)) for name in names]
-    return normalize(np.concatenate(parts, axis=1))
+    rows: Vector = np.concatenate(parts, axis=1) / np.sqrt(np.float32(len(parts)))
+    return rows
 
 
 def features_of(fitted_for: str) -> list[str]:

@@ -181,11 +181,12 @@ def _rankings(collected: Collected, settings: Settings, rows: Sequence[str]) -> 
 def _calibrated(collected: Collected, pipeline: Pipeline) -> Ranks:
     """As `default`, with the whitening refitted on the gallery's own objects."""
     rows = np.concatenate(collected.rows)
+    whole = rows[rows.all(1)]  # faint objects have no texture
     prior = pipeline.prior
     if prior is None:
-        white = fit_whitening(rows)
+        white = fit_whitening(whole)
     else:
-        white = adapt(prior, rows.mean(0), np.cov(rows, rowvar=False), len(rows))
+        white = adapt(prior, whole.mean(0), np.cov(whole, rowvar=False), len(whole))
     pooled = pool(pipeline, white(rows), collected)
     return [ranking(row) for row in white(np.stack(collected.query_rows)) @ pooled.T]
 

@@ -53,6 +53,17 @@ class Backbone(ABC):
         """Normalised pixels [B, 3, H, W] -> tokens [B, N, D] that enter the first block, and the context of
         this call, such as rotary positions, which depend on the grid. H, W: multiples of `patch`."""
 
+    def embed_patches(self, pixels: Tensor, patches: Tensor, grid: tuple[int, int]) -> Tensor | None:  # noqa: ARG002
+        """The tokens that `embed` returns, of some patches alone: [B, prefix + m, D]. None: this family has no way
+        that is shorter than `embed`.
+
+        Args:
+            pixels: normalised, of those patches, [B, m, 3, patch, patch].
+            patches: int64 [B, m], their places in the grid.
+            grid: patches along the height and the width of an image.
+        """
+        return None
+
     def block(self, i: int, x: Tensor, context: Context) -> Tensor:
         """Tokens [B, N, D] through the block with this index, in the context that `embed` gave."""
         after: Tensor | tuple[Tensor, ...] = self.blocks[i](x, **context)

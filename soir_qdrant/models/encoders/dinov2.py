@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from soir_qdrant.models.encoders.backbone import Backbone, Context
@@ -22,6 +24,18 @@ class Dinov2(Backbone):
 
     def embed(self, pixels: Tensor) -> tuple[Tensor, Context]:
         return self.model.embeddings(pixels), {}
+
+    def embed_patches(self, pixels: Tensor, patches: Tensor, grid: tuple[int, int]) -> Tensor:
+        embeddings, (height, width) = self.model.embeddings, grid
+        projection = embeddings.patch_embeddings.projection
+        rows = F.linear(pixels.flatten(2), projection.weight.flatten(1), projection.bias)
+        like = rows.new_empty(1, 1 + height * width, rows.shape[2])
+        positions = embeddings.interpolate_pos_encoding(like, height * self.patch, width * self.patch)[0]
+        prefix = torch.cat([embeddings.cls_token[0] + positions[:1], *self._registers()])
+        return torch.cat([prefix.expand(len(rows), -1, -1), rows + positions[1:][patches]], 1)
+
+    def _registers(self) -> list[Tensor]:
+        return []
 
     def last_block(self, i: int = -1) -> LastBlock:
         layer, config = self.blocks[i], self.model.config
@@ -50,3 +64,6 @@ class Dinov2Registers(Dinov2):
     def __init__(self, model: Any) -> None:
         super().__init__(model)
         self.prefix_tokens = 1 + int(model.config.num_register_tokens)
+
+    def _registers(self) -> list[Tensor]:
+        return [self.model.embeddings.register_tokens[0]]

@@ -140,11 +140,11 @@ def in_box(pieces: Mask, box: Box, at: Window, shape: tuple[int, ...]) -> Mask:
 def around(pieces: Mask, box: Box, at: Window, shape: tuple[int, ...]) -> Box:
     """The box of the largest piece of what `likely` returned, inside the image; `box` where they have little in
     common."""
-    count, _, stats, _ = cv2.connectedComponentsWithStats(pieces.view(np.uint8))
-    if count < 2:
+    outlines, _ = cv2.findContours(pieces.view(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    if not outlines:
         return box
-    largest = stats[1 + int(stats[1:, cv2.CC_STAT_AREA].argmax())]
-    left, top, width, height = (largest[:4] * (at[2] / len(pieces))).round().astype(int).tolist()
+    largest = np.array(cv2.boundingRect(max(outlines, key=cv2.contourArea)))
+    left, top, width, height = (largest * (at[2] / len(pieces))).round().astype(int).tolist()
     x0, y0 = max(at[0] + left, 0), max(at[1] + top, 0)
     x1, y1 = min(at[0] + left + width, shape[1]), min(at[1] + top + height, shape[0])
     moved = (float(x0), float(y0), float(x1), float(y1))
