@@ -1,5 +1,6 @@
 """The feature "texture": what the surface of an object looks like, beside what the object is."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +89,9 @@ def test_a_part_that_nothing_was_read_of_is_left_out_of_the_vector() -> None:
     np.testing.assert_array_equal(faint[1::2], 0)
     np.testing.assert_allclose(faint[::2], clear[::2] * np.sqrt(1.25), rtol=1e-5)
     np.testing.assert_allclose(whitening(rows[1]), faint, rtol=1e-6)
+    whole = replace(whitening, lengths=None)  # one that knows no parts
+    np.testing.assert_allclose(whole(rows[1])[::2], faint[::2], rtol=1e-5)
+    np.testing.assert_array_equal(whole(rows[1])[1::2], 0)
 
 
 @pytest.mark.slow

@@ -27,7 +27,7 @@ class Whitening:
     variance: float32 [D_out], of each column over the rows it was fitted on, before normalising.
     fitted_for: names those rows, so that it is not applied to others.
     lengths: float32 [D_out]; columns of one length are a part of the vector, which is normalised by itself to that
-    length before all are, and zero where all that it reads of x is. None: there are no parts.
+    length before all are. None: there are no parts.
     """
 
     mean: Vector
@@ -41,13 +41,12 @@ class Whitening:
         return int(self.matrix.shape[1])
 
     def __call__(self, x: Floats) -> Vector:
-        """x: float [..., D] -> float32 [..., D_out], unit rows."""
+        """x: float [..., D] -> float32 [..., D_out], unit rows. A zero in x stands for what was not read, such as the
+        texture of a faint object, and counts as the mean."""
         x = np.asarray(x, np.float32)
-        rows = (x - self.mean) @ self.matrix
+        rows = np.where(x == 0, np.float32(0), x - self.mean) @ self.matrix
         for columns, length in self.parts if self.lengths is not None else ():
             rows[..., columns] = normalize(rows[..., columns]) * length
-            if not x.all():
-                rows[..., columns] *= x[..., self.matrix[:, columns].any(1)].any(-1, keepdims=True)
         return normalize(rows)
 
     @property
