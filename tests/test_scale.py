@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from qdrant_client import QdrantClient
 import soir_qdrant
 from soir_qdrant import SoirIngestor
 from soir_qdrant.config import Settings
+from soir_qdrant.errors import ServerError
 from soir_qdrant.pipeline import Pipeline
 from soir_qdrant.qdrant.last_ingest import recall
 
@@ -117,6 +118,37 @@ def test_an_actor_that_dies_is_replaced(stand_in, target, images, tmp_path):
     assert (tmp_path / "died").exists()
     assert report.added + report.skipped == COUNT + 1
     assert stand_in.memory.count("images").count == COUNT
+
+
+def test_a_parquet_file_brings_addresses_payload_and_objects(stand_in, target, images, tmp_path):
+    import pyarrow.parquet
+    from scale_actors import LightEmbed
+
+    from soir_qdrant.scale import ingest
+
+    uris = sorted(map(str, images.glob("0*.png")))
+    table = pyarrow.table({"uri": uris, "payload": [json.dumps({"row": i}) for i in range(len(uris))]})
+    pyarrow.parquet.write_table(table, tmp_path / "uris.parquet")
+    report = ingest(tmp_path / "uris.parquet", target, actors=1, batch_size=4, embed=LightEmbed)
+    assert (report.added, report.failed) == (len(uris), [])
+    points, _ = stand_in.memory.scroll("images", limit=100)
+    assert {point.payload["soir"]["uri"]: point.payload["row"] for point in points} == {
+        uri: row for row, uri in enumerate(uris)
+    }
+
+
+def test_what_stops_the_actors_is_said(stand_in, target, images):
+    from scale_actors import LightEmbed, MeanColour
+
+    from soir_qdrant.scale import ingest
+
+    with pytest.raises(ServerError, match=r"cannot go on: could not look for collection .*refused.*the same"):
+        ingest(images, replace(target, url="http://127.0.0.1:1"), actors=1, embed=LightEmbed)
+    other = MeanColour()
+    other.fingerprint = {"encoder": "another", "dim": 3}
+    SoirIngestor(stand_in.client(), pipeline=other).add(picture(0))
+    with pytest.raises(ServerError, match=r"another encoder or other settings(.*\n)+.*into a new collection"):
+        ingest(images, target, actors=1, embed=LightEmbed)
 
 
 def test_a_driver_that_dies_is_started_again(stand_in, target, images):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -54,8 +55,8 @@ def described(stand_in):
     sink = pytest.importorskip("soir_qdrant.scale.sink", reason="ray is not installed: the extra ray has it")
     target = scale.Target(stand_in.url, onnx="none is needed")
 
-    def run(*files):
-        rows = OneActor(target)(pyarrow.table({"uri": [str(file) for file in files]}))
+    def run(*files, **columns):
+        rows = OneActor(target)(pyarrow.table({"uri": [str(file) for file in files], **columns}))
         return sink.QdrantSink(target).write([rows])
 
     return run
@@ -106,3 +107,21 @@ def test_places_of_equal_and_of_moved_files_are_noted(stand_in, described, folde
     (payload,) = stored(stand_in.memory).values()
     assert payload["soir"]["uri"] == str(later)
     assert set(payload["soir"]["uris"]) == {str(later), str(twin), str(folder / "0.png")}
+
+
+@pytest.mark.slow
+def test_rows_bring_bytes_payload_and_objects(stand_in, described, folder):
+    """The files of the first and the last are nowhere; the second has no bytes, and the last an empty box."""
+    box = {"box": [5, 5, 25, 25], "label": "mug"}
+    report = described(
+        *("gone/a.png", folder / "2.png", "gone/d.png"),
+        bytes=[(folder / "0.png").read_bytes(), None, (folder / "4.png").read_bytes()],
+        payload=[json.dumps({"shop": "north"}), None, None],
+        objects=[json.dumps([box]), None, json.dumps([{"box": [5, 5, 5, 5]}])],
+    )
+    assert (report.added, [failure.name for failure in report.failed]) == (2, ["gone/d.png"])
+    by_uri = {payload["soir"]["uri"]: payload for payload in stored(stand_in.memory).values()}
+    assert by_uri.keys() == {"gone/a.png", str(folder / "2.png")}
+    first = by_uri["gone/a.png"]
+    assert (first["shop"], first["soir"]["labels"], first["soir"]["count"]) == ("north", ["mug"], 1)
+    assert first["soir"]["objects"][0]["box"] == box["box"]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL.Image import Image
 
-from soir_qdrant.errors import ConfigError, ServerError
+from soir_qdrant.errors import ConfigError, ServerError, SoirError
 from soir_qdrant.images import Images, LeftOut, iter_sources, uri_of
 from soir_qdrant.ingest.outcome import ShowProgress, bar, unreadable
 from soir_qdrant.qdrant.last_ingest import remember
@@ -21,6 +21,7 @@ from soir_qdrant.types import IngestReport
 
 PARQUET = ".parquet"
 LOCAL = "local"  # an address of Ray: started here, for this call
+_CAUSE = "The above exception was the direct cause of the following exception:"  # in a traceback of Python
 _EVERY = 1.0  # seconds between two looks at how many images are done
 
 
@@ -86,16 +87,26 @@ def _completed(report: IngestReport, left_out: LeftOut, target: Target) -> Inges
 
 
 def _write(described: Any, sink: Any) -> None:
-    """Raises ServerError with the actors' last word, where they cannot go on."""
+    """Raises ServerError with what an actor raised, where they cannot go on."""
     import ray
 
     try:
         described.write_datasink(sink, ray_remote_args={"num_cpus": 0})  # actors may have all the cores
     except ray.exceptions.RayError as error:
-        reason = str(error).strip().splitlines()[-1]
         raise ServerError(
-            f"the actors cannot go on: {reason}. What came before is stored, and the same call goes on"
+            f"the actors cannot go on: {_reason(str(error))}. What came before is stored, and the same call goes on"
         ) from error
+
+
+def _reason(traceback: str) -> str:
+    """The message of what an actor raised, out of the text that Ray makes of it: what an exception says stands
+    behind the last frame, and Ray's own exception behind that of its cause."""
+    *causes, last = traceback.strip().split(_CAUSE)
+    raised = causes[-1] if causes and "UserCodeException" in last else last
+    lines = raised.strip().splitlines()
+    frames = [i for i, line in enumerate(lines) if line.startswith("  ")]
+    message = "\n".join(lines[frames[-1] + 1 :]) if frames else lines[-1]
+    return message.partition(": ")[2] if message.startswith(SoirError.__module__) else message
 
 
 class Counter:
