@@ -9,7 +9,7 @@ FASTEMBED := fastembed loguru mmh3 py-rust-stemmers
 # Compiled files are written, whatever the environment says: without them each worker compiles everything anew.
 PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help install demo test fast lint docs bench bench-real bench-serving clean
+.PHONY: help install demo test test-ray fast lint docs bench bench-real bench-serving clean
 
 help:  ## show this
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -29,6 +29,10 @@ demo: $(READY)  ## ingest and search the photographs that ship: prints a table a
 
 test: $(READY)  ## all tests
 	$(PYTEST)
+
+test-ray: $(READY)  ## the tests with Ray actors, which the others leave out: adds the extra ray to .venv (500 MB)
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[ray]'
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest tests/test_scale.py tests/test_scale_options.py
 
 fast: $(READY)  ## the tests that load no model
 	$(PYTEST) -m 'not slow'
