@@ -1,8 +1,8 @@
 """Ready-made conditions on what is stored of an image, for `models.Filter(must=[...])`.
 
-The flat ones (`has_label`, `has_text`, `min_count`) use an index of the payload. The others look into the list of
-objects; those that ask two things of the same object are nested, which Qdrant evaluates more slowly:
-put a flat condition beside them where there is one. A label may be a list of them, of which the object has one. Each
+On a server all use indexes of the payload, but for regions, which have none: put a label or another condition beside
+them. Those that ask two things of the same object are nested: what the index of one of them finds is looked through.
+A label may be a list of them, of which the object has one. Each
 raises ConfigError for an argument of another type, or out of range.
 """
 
