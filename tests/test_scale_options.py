@@ -12,9 +12,10 @@ from qdrant_client import QdrantClient
 from typer.testing import CliRunner
 
 from soir_qdrant import scale
-from soir_qdrant.cli.main import app
+from soir_qdrant.cli.main import app, main
+from soir_qdrant.errors import ServerError
 from soir_qdrant.images import ReadOptions
-from soir_qdrant.types import IngestReport
+from soir_qdrant.types import Failure, IngestReport
 
 
 def test_every_option_of_ingest_reaches_the_actors(stand_in, folder, monkeypatch):
@@ -27,10 +28,11 @@ def test_every_option_of_ingest_reaches_the_actors(stand_in, folder, monkeypatch
     monkeypatch.setattr(scale, "ingest", ingest)
     monkeypatch.setenv("SOIR_TRITON_TOKEN", "secret")
     command = f"ingest {folder} --url {stand_in.url} --ray local --profile fast --ocr --triton triton:8001"
-    options = "--models models --vector-name picture --timeout 7 --retry-for 9 --exclude 0.png"
+    options = "--models models --vector-name picture --timeout 7 --retry-for 9 --exclude 0.png --actors 3 --gpus 0.5"
     done = CliRunner().invoke(app, [*command.split(), *options.split()])
     assert done.exit_code == 0, done.output
     target = request["target"]
+    assert (request["address"], request["actors"], request["gpus"]) == ("local", 3, 0.5)
     assert target.settings["profile"] == "fast"
     assert target.settings["ocr"] is not None
     assert (target.vector_name, target.timeout, target.retry.total) == ("picture", 7, 9)
@@ -39,6 +41,28 @@ def test_every_option_of_ingest_reaches_the_actors(stand_in, folder, monkeypatch
     assert target.reading == ReadOptions(exclude=["0.png"])
     store = target.store()
     assert (store.vector_name, store.timeout, store.retry.total) == ("picture", 7, 9)
+
+
+def test_exit_codes_are_those_of_one_process(stand_in, folder, monkeypatch):
+    """0, 1 where images failed, 3 where the actors cannot go on, and 2 without a server."""
+
+    def code(outcome, *place):
+        def ingest(*_, **__):
+            if isinstance(outcome, Exception):
+                raise outcome
+            return outcome
+
+        monkeypatch.setattr(scale, "ingest", ingest)
+        monkeypatch.setattr("sys.argv", ["soir", "ingest", str(folder), *place, "--ray", "local"])
+        with pytest.raises(SystemExit) as left:
+            main()
+        return left.value.code
+
+    at = ("--url", stand_in.url)
+    assert code(IngestReport(added=6), *at) == 0
+    assert code(IngestReport(failed=[Failure("a.png", "damaged")]), *at) == 1
+    assert code(ServerError("the actors cannot go on"), *at) == 3
+    assert code(IngestReport(), "--path", str(folder / "db")) == 2
 
 
 class OneActor(scale.Embed):
