@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 # Threads that wait give their core away: beside a busy process, spinning ones cost twice the time. OpenMP
 # reads this once, when torch is imported; who imported torch before, or set it, has decided.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Torch's oneDNN keeps what it compiled for the last 1,024 shapes: photographs of many sizes fill gigabytes.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
 __version__ = "0.2.0.dev0"
 __all__ = [

@@ -250,3 +250,30 @@ def test_progress_in_a_notebook_is_a_bar(monkeypatch):
     monkeypatch.setattr(outcome.Progress, "stop", lambda self: None)
     ingestor(QdrantClient(":memory:")).add([picture(0)])
     assert len(shown) == 1
+
+
+@pytest.mark.parametrize(("own", "forgotten"), [({}, True), ({"CAPACITY": "500"}, False)])
+@pytest.mark.slow
+def test_what_torch_compiles_for_a_size_is_not_remembered_for_ever(own, forgotten):
+    """Else photographs of many sizes fill the memory. Who sets oneDNN's variable has decided."""
+    code = """
+        import soir_qdrant, torch
+
+        layer = torch.nn.Conv2d(16, 16, 3)
+        with torch.inference_mode():
+            for side in [20, *range(30, 130), 20]:
+                layer(torch.zeros(1, 16, side, side))
+    """
+    environment = {f"ONEDNN_PRIMITIVE_CACHE_{name}": value for name, value in own.items()}
+    environment |= {name: value for name, value in os.environ.items() if not name.startswith("ONEDNN")}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env=environment | {"ONEDNN_VERBOSE": "profile_create"},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    compiled = [line for line in done.stdout.splitlines() if ",convolution," in line]
+    assert ("_ih20oh18" in compiled[-1]) == forgotten
+    assert "_ih20oh18" in compiled[0]
