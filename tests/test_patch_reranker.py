@@ -182,7 +182,9 @@ def test_pictures_that_cannot_be_read_keep_their_place(
     Path(str(gone.uri)).unlink()
     Image.fromarray(painted((A, (9, 9, 9)))).save(str(changed.uri))
     hits = searcher.search(query, box=A, rerank=reranker(pipeline, tmp_path))
-    assert [(h.id, h.score, h.box) for h in hits[1:3]] == [(h.id, h.score, h.box) for h in (gone, changed)]
+    assert [(h.id, h.box) for h in hits[1:3]] == [(h.id, h.box) for h in (gone, changed)]
+    # local mode rounds one and the same score in two ways, by where its arrays lie
+    assert [h.score for h in hits[1:3]] == pytest.approx([gone.score, changed.score], abs=1e-7)
     assert f"hit {gone.id} keeps its place" in caplog.text
     assert "another image than was ingested" in caplog.text
 

@@ -96,8 +96,10 @@ def test_text_is_said_and_a_string_is_a_path(weights):
     searcher = SoirSearcher(client, pipeline=pipeline)
     hits = searcher.search(text="a red mug")
     (many,) = searcher.search_many([Text("a red mug")])
-    assert [hit.score for hit in searcher.search(Text("a red mug"))] == [hit.score for hit in hits]
-    assert [hit.score for hit in many] == [hit.score for hit in hits]
+    for others in (searcher.search(Text("a red mug")), many):
+        assert [hit.id for hit in others] == [hit.id for hit in hits]
+        # local mode rounds one and the same score in two ways, by where its arrays lie
+        assert [hit.score for hit in others] == pytest.approx([hit.score for hit in hits], abs=1e-7)
     with pytest.raises(ImageError, match=r"no such file.*text='a red mug'"):
         searcher.search("a red mug")
     with pytest.raises(ConfigError, match="a heat map is made with an image"):

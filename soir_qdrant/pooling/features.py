@@ -33,9 +33,10 @@ def feature(encoding: Encoding, name: str) -> Vector:
 
 def side_by_side(encoding: Encoding, names: Sequence[str]) -> Vector:
     """Float32 [K, F], unit rows: the features in the order of their names, all of the same length; a feature that is
-    zero, such as the texture of a faint object, stays so."""
+    zero, such as the texture of a faint object, stays so, and its row is as much shorter."""
     parts = [normalize(feature(encoding, name)) for name in names]
-    rows: Vector = np.concatenate(parts, axis=1) / np.sqrt(np.float32(len(parts)))
+    read = np.mean([part.any(1) for part in parts], axis=0, dtype=np.float32)
+    rows: Vector = normalize(np.concatenate(parts, axis=1)) * np.sqrt(read)[:, None]
     return rows
 
 
