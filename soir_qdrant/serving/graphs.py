@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from soir_qdrant.contracts import TEXTURE_LAYER
-from soir_qdrant.models.encoders.backbone import IMAGENET, OPENAI, Normalisation
+from soir_qdrant.models.encoders.backbone import IMAGENET, OPENAI, Normalisation, only
 from soir_qdrant.models.encoders.text import TextEncoder
-from soir_qdrant.models.encoders.vit import LAYERS, ViTEncoder, only
+from soir_qdrant.models.encoders.vit import LAYERS, ViTEncoder
 from soir_qdrant.models.last_block import LastBlock
 from soir_qdrant.models.tokens import AFTER
 from soir_qdrant.pooling.patches import PatchProjection

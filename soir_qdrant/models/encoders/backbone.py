@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, TypeAlias
 
 import torch
@@ -13,6 +13,7 @@ from soir_qdrant.models.last_block import LastBlock
 
 Normalisation: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]  # mean and std of the pixels, 0..1
 Context: TypeAlias = Mapping[str, Any]  # what every block of one call is given beside its tokens
+Normalise: TypeAlias = Callable[[Tensor], Tensor]  # pixels of 0..255, in the dtype of the model afterwards
 
 IMAGENET: Normalisation = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 OPENAI: Normalisation = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
@@ -53,16 +54,17 @@ class Backbone(ABC):
         """Normalised pixels [B, 3, H, W] -> tokens [B, N, D] that enter the first block, and the context of
         this call, such as rotary positions, which depend on the grid. H, W: multiples of `patch`."""
 
-    def embed_patches(self, pixels: Tensor, patches: Tensor, grid: tuple[int, int]) -> Tensor | None:  # noqa: ARG002
-        """The tokens that `embed` returns, of some patches alone: [B, prefix + m, D]. None: this family has no way
-        that is shorter than `embed`.
+    def embed_patches(self, pixels: Tensor, patches: Tensor, normalise: Normalise) -> tuple[Tensor, Context]:
+        """`embed`, of some patches alone: tokens [B, prefix + m, D], and the context. A family with a shorter way than
+        `embed` takes it.
 
         Args:
-            pixels: normalised, of those patches, [B, m, 3, patch, patch].
+            pixels: not normalised, [B, 3, H, W].
             patches: int64 [B, m], their places in the grid.
-            grid: patches along the height and the width of an image.
+            normalise: of any shape [..., 3, height, width].
         """
-        return None
+        tokens, context = self.embed(normalise(pixels))
+        return only(tokens, patches, self.prefix_tokens), context
 
     def block(self, i: int, x: Tensor, context: Context) -> Tensor:
         """Tokens [B, N, D] through the block with this index, in the context that `embed` gave."""
@@ -90,3 +92,18 @@ class Backbone(ABC):
     def to(self, device: torch.device, dtype: torch.dtype) -> None:
         """Move the model, in place."""
         self.model = self.model.to(device, dtype)
+
+
+def only(tokens: Tensor, patches: Tensor, prefix: int) -> Tensor:
+    """Of tokens [B, N, D], the `prefix` first and, of those after them, `patches`, int64 [B, m]."""
+    places = patches[..., None].expand(-1, -1, tokens.shape[2])
+    return torch.cat([tokens[:, :prefix], tokens[:, prefix:].gather(1, places)], 1)
+
+
+def pixels_of(images: Tensor, patches: Tensor, side: int) -> Tensor:
+    """The pixels of some patches, int64 [B, m], of images [B, 3, H, W]: [B, m, 3, side, side]."""
+    height, width = images.shape[2] // side, images.shape[3] // side
+    cells = images.unflatten(3, (width, side)).unflatten(2, (height, side)).permute(0, 2, 4, 1, 3, 5)
+    each = torch.arange(len(images), device=images.device)[:, None]
+    some: Tensor = cells[each, patches // width, patches % width]
+    return some

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from soir_qdrant.models.encoders.backbone import Backbone, Context
+from soir_qdrant.models.encoders.backbone import Backbone, Context, Normalise, pixels_of
 from soir_qdrant.models.last_block import LastBlock, activation_of, attention_of, named
 
 
@@ -25,14 +25,15 @@ class Dinov2(Backbone):
     def embed(self, pixels: Tensor) -> tuple[Tensor, Context]:
         return self.model.embeddings(pixels), {}
 
-    def embed_patches(self, pixels: Tensor, patches: Tensor, grid: tuple[int, int]) -> Tensor:
-        embeddings, (height, width) = self.model.embeddings, grid
+    def embed_patches(self, pixels: Tensor, patches: Tensor, normalise: Normalise) -> tuple[Tensor, Context]:
+        embeddings, (height, width) = self.model.embeddings, pixels.shape[2:]
         projection = embeddings.patch_embeddings.projection
-        rows = F.linear(pixels.flatten(2), projection.weight.flatten(1), projection.bias)
-        like = rows.new_empty(1, 1 + height * width, rows.shape[2])
-        positions = embeddings.interpolate_pos_encoding(like, height * self.patch, width * self.patch)[0]
+        cells = normalise(pixels_of(pixels, patches, self.patch))
+        rows = F.linear(cells.flatten(2), projection.weight.flatten(1), projection.bias)
+        like = rows.new_empty(1, 1 + (height // self.patch) * (width // self.patch), rows.shape[2])
+        positions = embeddings.interpolate_pos_encoding(like, height, width)[0]
         prefix = torch.cat([embeddings.cls_token[0] + positions[:1], *self._registers()])
-        return torch.cat([prefix.expand(len(rows), -1, -1), rows + positions[1:][patches]], 1)
+        return torch.cat([prefix.expand(len(rows), -1, -1), rows + positions[1:][patches]], 1), {}
 
     def _registers(self) -> list[Tensor]:
         return []

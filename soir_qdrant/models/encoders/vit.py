@@ -224,14 +224,13 @@ class ViTEncoder(Encoder):
         """Tokens that enter the first block, of these patches alone, and the context. pixels: uint8 [B, 3, H, W]."""
         grid = pixels.shape[2] // self.patch, pixels.shape[3] // self.patch
         if patches is None or patches.shape[1] == grid[0] * grid[1]:
-            return self.backbone.embed((pixels * self._scale + self._shift).to(self.dtype))
-        some = torch.from_numpy(patches).to(self.device)
-        cells = (pixels_of(pixels, some, self.patch) * self._scale + self._shift).to(self.dtype)
-        x = self.backbone.embed_patches(cells, some, grid)
-        if x is not None:
-            return x, {}
-        x, context = self._embed(pixels, None)
-        return only(x, some, self.prefix_tokens), context
+            return self.backbone.embed(self._normalised(pixels))
+        return self.backbone.embed_patches(
+            pixels, torch.from_numpy(patches).to(self.device), self._normalised
+        )
+
+    def _normalised(self, pixels: Tensor) -> Tensor:
+        return (pixels * self._scale + self._shift).to(self.dtype)
 
 
 def make(settings: VitSettings, parts: Parts) -> ViTEncoder:
@@ -270,18 +269,3 @@ class _ModelsOwn:
 
     def read(self, x: Tensor) -> Tensor:
         return self.backbone.read(x.to(self.dtype)).float()
-
-
-def only(tokens: Tensor, patches: Tensor, prefix: int) -> Tensor:
-    """Of tokens [B, N, D], the `prefix` first and, of those after them, `patches`, int64 [B, m]."""
-    places = patches[..., None].expand(-1, -1, tokens.shape[2])
-    return torch.cat([tokens[:, :prefix], tokens[:, prefix:].gather(1, places)], 1)
-
-
-def pixels_of(images: Tensor, patches: Tensor, side: int) -> Tensor:
-    """The pixels of some patches, int64 [B, m], of images [B, 3, H, W]: [B, m, 3, side, side]."""
-    height, width = images.shape[2] // side, images.shape[3] // side
-    cells = images.unflatten(3, (width, side)).unflatten(2, (height, side)).permute(0, 2, 4, 1, 3, 5)
-    each = torch.arange(len(images), device=images.device)[:, None]
-    some: Tensor = cells[each, patches // width, patches % width]
-    return some
