@@ -137,6 +137,23 @@ def test_a_parquet_file_brings_addresses_payload_and_objects(stand_in, target, i
     }
 
 
+def test_rows_kept_in_a_file_fill_a_collection_that_is_not_there_yet(stand_in, target, images, tmp_path):
+    import ray
+
+    from soir_qdrant.scale import Embed, QdrantSink
+
+    rows = ray.data.from_items([{"uri": str(file)} for file in sorted(images.glob("0*.png"))])
+    described = rows.map_batches(Embed, fn_constructor_args=(target,), batch_format="pyarrow", concurrency=1)
+    described.write_parquet(str(tmp_path / "rows"))
+    sink = QdrantSink(replace(target, collection="copy", keep_objects=True))
+    ray.data.read_parquet(str(tmp_path / "rows")).write_datasink(sink, ray_remote_args={"num_cpus": 0})
+    made, copy = (stand_in.memory.get_collection(name) for name in ("images", "copy"))
+    assert (made.points_count, copy.points_count) == (0, 10)
+    assert sink.report.added == 10
+    assert copy.config.metadata == made.config.metadata
+    assert copy.payload_schema.keys() == made.payload_schema.keys()
+
+
 def test_what_stops_the_actors_is_said(stand_in, target, images):
     from scale_actors import LightEmbed, MeanColour
 

@@ -22,10 +22,11 @@ from soir_qdrant.types import Failure, IngestReport
 
 
 class QdrantSink(Datasink[IngestReport]):  # type: ignore[misc]
-    """For `dataset.write_datasink(QdrantSink(target))`, on rows of `Embed`, which makes the collection.
+    """For `dataset.write_datasink(QdrantSink(target))`, on rows of `Embed`, as they come or out of a file of them.
 
-    Points go in by `insert_only`, where client and server know it: a block that is written again, after a
-    lost actor, changes nothing. Requests are bounded and tried again like those of `SoirIngestor`.
+    Where there is no collection, it is made once, with its fingerprint and indexes, before anything is written. Points
+    go in by `insert_only`, where client and server know it: a block that is written again, after a lost actor, changes
+    nothing. Requests are bounded and tried again like those of `SoirIngestor`.
 
     Args:
         target: the collection.
@@ -38,6 +39,11 @@ class QdrantSink(Datasink[IngestReport]):  # type: ignore[misc]
     def __init__(self, target: Target, counter: Any = None) -> None:
         self.target, self.counter = target, counter
         self.report = IngestReport()
+
+    def on_write_start(self, *_: Any, **__: Any) -> None:
+        """Make the collection where there is none: rows of a file may go to another server than when they were made."""
+        if not self.target.store().exists():
+            self.target.ingestor().run(IngestReport(), lambda _: None, "skip").open()
 
     def write(self, blocks: Iterable[Any], *_: Any, **__: Any) -> IngestReport:
         """Write the points of some blocks. Returns what became of their images."""
