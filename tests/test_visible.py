@@ -9,7 +9,8 @@ from hypothesis.extra.numpy import arrays
 
 from soir_qdrant.errors import ConfigError
 from soir_qdrant.geometry.patches import batches, patch_weights, visible
-from soir_qdrant.models.encoders.vit import ViTEncoder, only
+from soir_qdrant.models.encoders.backbone import only
+from soir_qdrant.models.encoders.vit import ViTEncoder
 
 SIDE, PATCH = 8, 8  # patches along a side; pixels of each
 
