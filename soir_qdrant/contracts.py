@@ -51,13 +51,17 @@ class Segmenter(Protocol):
         self,
         image: RGB,  # noqa: ARG002
         boxes: NDArray[np.floating],
+        *,
+        alone: bool = False,  # noqa: ARG002
     ) -> list[tuple[Box, Mask | None]]:
-        """Detected boxes moved to what is seen of their objects, each with its mask in the frame of the moved
-        box; see `segment`. Unless overridden: the boxes as they are, without masks.
+        """Boxes moved to what is seen of their objects, each with its mask in the frame of the moved box; see
+        `segment`. Unless overridden: the boxes as they are, without masks.
 
         Args:
             image: uint8 [H, W, 3].
             boxes: [k, 4].
+            alone: whether each is looked at by itself, as one that was drawn; else they are the detector's, which has
+                looked at the whole image.
         """
         return [((x0, y0, x1, y1), None) for x0, y0, x1, y1 in np.asarray(boxes, np.float64).tolist()]
 

@@ -166,9 +166,8 @@ class Pipeline(Components):
 
     def _different(self, items: list[SceneObject]) -> list[SceneObject]:
         """Suppressed again: two boxes of one object may be the same only once they are fitted."""
-        if not items:
-            return []
-        boxes, scores = np.array([item.box for item in items]), np.array([item.score for item in items])
+        boxes = np.array([item.box for item in items]).reshape(-1, 4)
+        scores = np.array([item.score for item in items])
         settings = self.settings.detector
         best, _ = pick(boxes, scores, iou=settings.fitted_iou, max_count=settings.max_objects)
         return [items[i] for i in best]
@@ -273,13 +272,15 @@ class Pipeline(Components):
     def query_crop(self, image: RGB, *, box: Box | None = None, mask: Mask | None = None) -> Crops:
         """The query object, alone.
 
-        image: uint8 [H, W, 3]. box: the object in it (the whole image). mask: bool [H, W], its pixels,
-        such as a cut-out's opaque ones; without one, they are told by a plain background, else by the
-        segmenter. Raises ObjectsError for a box that holds no pixel of the image.
+        image: uint8 [H, W, 3]. box: the object in it (the whole image). mask: bool [H, W], its pixels, such as a
+        cut-out's opaque ones; without one, they are told by a plain background, else by the segmenter, which
+        moves the box to them. Raises ObjectsError for a box that holds no pixel of the image.
         """
-        if mask is None:
-            mask = plain_foreground(image, box)
-        box = box_of_query(image, mask) if box is None else box
+        mask = plain_foreground(image, box) if mask is None else mask
+        if box is None:
+            box = box_of_query(image, mask)
+        elif mask is None and whole_box(box, *image.shape[1::-1]) != (0, 0, *image.shape[1::-1]):
+            ((box, mask),) = self.query_segmenter.refine_boxes(image, np.array([box]), alone=True)
         (item,) = self.segment(image, [SceneObject(box, mask)], self.query_segmenter)
         return self.crops([image], [[item]])
 

@@ -52,13 +52,13 @@ def test_a_box_may_end_a_hair_beyond_a_pixel(pipeline, picture, kind):
 
 
 def test_two_boxes_that_fit_one_mask_are_one_object(pipeline, picture):
-    """Their IoU is 0.41; both are fitted to the red thing. The better one stays, and the blue thing."""
+    """Their IoU is 0.5; both are fitted to the red thing. The better one stays, and the blue thing."""
 
     class Detector:
         name = "two on red"
 
         def detect(self, images):
-            boxes = [(40, 40, 95, 90), (200, 130, 260, 200), (60, 35, 115, 95)]
+            boxes = [(42, 40, 100, 90), (200, 130, 260, 200), (58, 36, 115, 95)]
             return [Detections(np.array(boxes, np.float32), np.array([0.9, 0.8, 0.7], np.float32))] * len(
                 images
             )
@@ -70,6 +70,13 @@ def test_two_boxes_that_fit_one_mask_are_one_object(pipeline, picture):
         pipeline.settings.but(segmenter={"kind": "box"}), detector=Detector(), encoder=pipeline.encoder
     ).find([picture], [None])
     assert len(kept[0]) == 3  # nothing fits boxes there, and these are not the same
+
+
+def test_a_box_drawn_too_large_is_moved_to_the_thing_in_it(pipeline, picture):
+    exact = pipeline.query_crop(picture.rgb, box=(50, 40, 110, 90))
+    drawn = pipeline.query_crop(picture.rgb, box=(40, 32, 120, 98))
+    covered = [crops.masks[0] > 0.5 for crops in (exact, drawn)]
+    assert (covered[0] & covered[1]).sum() / (covered[0] | covered[1]).sum() > 0.9
 
 
 def test_no_more_objects_than_the_settings_allow(pipeline, picture):

@@ -41,7 +41,7 @@ def settings(tmp_path_factory):
         torch.nn.init.normal_(out.weight[:1], std=0.5)  # scores; boxes about as large as each other
         torch.nn.init.normal_(out.weight[1:], std=0.1)
     head.save(folder / "detector.safetensors", fitted_for)
-    MaskHead(24, (8, 8, 8, 8)).save(folder / "segmenter.safetensors", fitted_for)
+    MaskHead(24, (8, 8, 8)).save(folder / "segmenter.safetensors", fitted_for)
     return Settings().but(
         encoder={"weights": weights, "adapter": None, "input_size": 48, "dtype": "float32", "device": "cpu"},
         detector={"head": str(folder / "detector.safetensors"), "max_objects": 5, "threshold": 0.01},

@@ -55,16 +55,15 @@ def boxes(shape, count: int):
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("alone", [0, 1])
-def test_windows_around_boxes(trunk, shape, alone):
+def test_windows_around_boxes(trunk, shape):
     image = np.zeros((*shape, 3), np.uint8)
-    segmenter = ServedMasks(Engine(spec.token_unet(dim=384, side=96, alone=alone)), trunk)
+    segmenter = ServedMasks(Engine(spec.token_unet(dim=384, side=96)), trunk)
     assert len(segmenter.segment(image, boxes(shape, 3))) == 3
     assert len(segmenter.refine_boxes(image, boxes(shape, 3))) == 3
 
 
 def test_windows_of_one_grid_share_a_request(trunk):
-    engine = Engine(spec.token_unet(dim=384, side=96, alone=0))
+    engine = Engine(spec.token_unet(dim=384, side=96))
     count = spec.MAX_WINDOWS + 1
     ServedMasks(engine, trunk).refine_boxes(np.zeros((40, 60, 3), np.uint8), boxes((40, 60), count))
     assert engine.requests == 2

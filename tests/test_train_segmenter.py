@@ -19,7 +19,7 @@ from soir_qdrant.lab.train.segmenter import MAX_OBJECTS, Plan, Views, examples, 
 from soir_qdrant.models import artifacts
 from soir_qdrant.models.compatibility import DATA, trunk
 from soir_qdrant.models.heads.blocks import GroupNorm
-from soir_qdrant.models.heads.masks import CELL, SIDE, MaskHead
+from soir_qdrant.models.heads.masks import CELLS, SIDE, MaskHead
 from soir_qdrant.models.segmenters.box import BoxSegmenter
 from soir_qdrant.models.segmenters.grabcut import GrabCutSegmenter
 from soir_qdrant.models.segmenters.token_unet import LearnedSegmenter
@@ -60,7 +60,7 @@ def folder_of(place, scenes):
 
 def fresh():
     torch.manual_seed(0)
-    return MaskHead(9, widths=(8, 8, 16, 16))
+    return MaskHead(9, widths=(8, 16, 16))
 
 
 def files(folder):
@@ -95,10 +95,10 @@ def test_a_saved_head_predicts_what_it_predicted(tmp_path):
     head = loud(fresh())
     head.save(tmp_path / "head.safetensors", "colours@1")
     loaded = MaskHead.load(tmp_path / "head.safetensors")
-    assert (loaded.fitted_for, loaded.reads, loaded.side) == ("colours@1", "grid", SIDE)
+    assert loaded.fitted_for == "colours@1"
     assert not loaded.training
     small = torch.randint(0, 256, (2, SIDE, SIDE, 3)).float()
-    planes, tokens = torch.randn(2, SIDE, SIDE, 2), torch.randn(2, (SIDE // CELL) ** 2, 9)
+    planes, tokens = torch.randn(2, SIDE, SIDE, 2), torch.randn(2, CELLS**2, 9)
     with torch.inference_mode():
         before, after = (one(small, planes, tokens) for one in (head, loaded))
     assert before.std() > 0.1
@@ -120,7 +120,7 @@ class TestBatches:
         segmenter = LearnedSegmenter(ColourTokens(), head)
         corners = [tuple(box) for box in BOXES.tolist()]
         windows = [window(box, IMAGE.shape) for box in corners]
-        tokens = np.random.default_rng(0).normal(size=(len(BOXES), (SIDE // CELL) ** 2, 9)).astype(np.float32)
+        tokens = np.random.default_rng(0).normal(size=(len(BOXES), CELLS**2, 9)).astype(np.float32)
         chances = segmenter.chances(IMAGE, corners, windows, tokens)
         for i in (0, MAX_BATCH, len(BOXES) - 1):
             parts = (
@@ -196,7 +196,7 @@ class TestTokens:
 
 
 def test_it_learns_to_cut_out_discs_and_goes_on_after_an_interruption(tmp_path):
-    bench, plan = folder_of(tmp_path, 20), Plan(epochs=6, batch=8, holdout=10)
+    bench, plan = folder_of(tmp_path, 20), Plan(epochs=14, batch=8, holdout=10)
     scenes = examples([bench], ColourTokens(), tmp_path / "cache")
     assert len(scenes) == 20
 
@@ -211,10 +211,9 @@ def test_it_learns_to_cut_out_discs_and_goes_on_after_an_interruption(tmp_path):
     with pytest.raises(KilledError):
         train(fresh(), scenes, plan, **files(tmp_path), report=killed)
     resumed = train(fresh(), scenes, plan, **files(tmp_path))
-    for one, other in zip(whole.parameters(), resumed.parameters(), strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=0)
+    torch.testing.assert_close(resumed.state_dict(), whole.state_dict(), rtol=0, atol=0)
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert [line["epoch"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert [line["epoch"] for line in lines] == [*range(1, 15)]
     assert lines[-1]["iou"] > 0.9 > 0.7 > measure(fresh(), Views(scenes[9:10]))
 
     whole.save(tmp_path / "head.safetensors", "colours@1")
@@ -241,24 +240,29 @@ def test_a_normalisation_in_half_precision_rounds_its_answer_alone(side):
     torch.testing.assert_close(layer(x).float(), exact, atol=0.02, rtol=0.01)
 
 
-def test_a_head_of_another_resolution_is_run_at_its_own(tmp_path):
-    """Files that name no resolution are of 64 pixels, and of windows alone."""
-    weights = {name: x.numpy() for name, x in fresh().state_dict().items()}
-    artifacts.save(tmp_path / "old.safetensors", weights, fitted_for="colours@1")
-    head = MaskHead.load(tmp_path / "old.safetensors")
-    assert (head.side, head.cells, head.reads) == (64, 8, "window")
-    segmenter = LearnedSegmenter(ColourTokens(), head)
-    (mask,) = segmenter.segment(np.zeros((120, 160, 3), np.uint8), np.array([[20, 20, 60, 50]]))
-    assert mask.shape == (30, 40)
+def test_a_head_is_run_without_normalisations_and_says_the_same():
+    head = loud(fresh())
+    for layer in head.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            torch.nn.init.normal_(layer.running_mean)
+            torch.nn.init.uniform_(layer.running_var, 0.5, 2)
+    fused = head.fused()
+    assert not any(isinstance(layer, torch.nn.BatchNorm2d) for layer in fused.modules())
+    small = torch.randint(0, 256, (2, SIDE, SIDE, 3)).float()
+    planes, tokens = torch.randn(2, SIDE, SIDE, 2), torch.randn(2, CELLS**2, 9)
+    with torch.inference_mode():
+        torch.testing.assert_close(
+            fused(small, planes, tokens), head(small, planes, tokens), atol=1e-4, rtol=1e-4
+        )
 
 
 def test_what_is_no_head_is_refused(tmp_path):
-    weights = {name: x.numpy() for name, x in fresh().state_dict().items()}
-    artifacts.save(tmp_path / "new.safetensors", weights, fitted_for="colours@1", tokens="thoughts")
-    with pytest.raises(ConfigError, match="thoughts"):
-        MaskHead.load(tmp_path / "new.safetensors")
-    del weights["middle.0.0.weight"]
-    artifacts.save(tmp_path / "part.safetensors", weights, fitted_for="colours@1")
+    weights = {name: x.numpy() for name, x in fresh().state_dict().items() if x.ndim}
+    artifacts.save(tmp_path / "old.safetensors", weights, fitted_for="colours@1")
+    with pytest.raises(ConfigError, match="another version; make one anew with `soir train segmenter`"):
+        MaskHead.load(tmp_path / "old.safetensors")
+    del weights["bottom.0.0.weight"]
+    artifacts.save(tmp_path / "part.safetensors", weights, fitted_for="colours@1", version="2")
     with pytest.raises(ConfigError, match="not the file of a segmenter"):
         MaskHead.load(tmp_path / "part.safetensors")
 

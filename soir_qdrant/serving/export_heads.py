@@ -13,6 +13,7 @@ from soir_qdrant.config import Settings, TokenHeadSettings, TokenUnetSettings
 from soir_qdrant.kinds import Parts
 from soir_qdrant.models.detectors import token_head
 from soir_qdrant.models.encoders.vit import ViTEncoder
+from soir_qdrant.models.heads.masks import CELLS, SIDE
 from soir_qdrant.models.segmenters import token_unet
 from soir_qdrant.models.segmenters.windows import Window, box_planes, sampled_tokens, window, window_image
 from soir_qdrant.models.token_grid import from_tiles, tiled_grid
@@ -96,9 +97,9 @@ def _segmenter(segmenter: token_unet.LearnedSegmenter, encoder: ViTEncoder, fing
     windows: list[Window] = [window(box, shape) for box in boxes]
     grid = tiled_grid(encoder, image, AREA)
     at = np.array(windows, np.float64)
-    inside = (np.array(boxes).reshape(-1, 2, 2) - at[:, None, :2]) * (head.side / at[:, None, 2:])
+    inside = (np.array(boxes).reshape(-1, 2, 2) - at[:, None, :2]) * (SIDE / at[:, None, 2:])
     places = at[:, [0, 1, 2, 2]] / np.tile(shape[1::-1], 2)
-    pixels = np.stack([window_image(image, each, head.side) for each in windows])
+    pixels = np.stack([window_image(image, each, SIDE) for each in windows])
     whole = (
         grid[None],
         pixels[None],
@@ -111,15 +112,15 @@ def _segmenter(segmenter: token_unet.LearnedSegmenter, encoder: ViTEncoder, fing
         _: NDArray[Any], looked_at: NDArray[Any], *_others: NDArray[Any]
     ) -> tuple[NDArray[Any], ...]:
         count = looked_at.shape[0] * looked_at.shape[1]
-        sampled = sampled_tokens(grid, shape, windows[:count], head.cells)
-        planes = np.stack([box_planes(box, w, head.side) for box, w in zip(boxes, windows, strict=True)])
-        small = looked_at.reshape(count, head.side, head.side, 3)
+        sampled = sampled_tokens(grid, shape, windows[:count], CELLS)
+        planes = np.stack([box_planes(box, w, SIDE) for box, w in zip(boxes, windows, strict=True)])
+        small = looked_at.reshape(count, SIDE, SIDE, 3)
         with torch.inference_mode():
             logits = head(*(torch.from_numpy(x) for x in (small, planes[:count], sampled)))
-        return (logits.sigmoid().reshape(*looked_at.shape[:2], head.side, head.side).numpy(),)
+        return (logits.sigmoid().reshape(*looked_at.shape[:2], SIDE, SIDE).numpy(),)
 
     return Part(
-        spec.token_unet(dim=encoder.width, side=head.side, alone=int(head.reads == "window")),
+        spec.token_unet(dim=encoder.width, side=SIDE),
         TokenUnetGraph(head),
         fingerprint,
         [whole, two],

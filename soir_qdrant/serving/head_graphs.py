@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from soir_qdrant.models.encoders.vit import ViTEncoder
 from soir_qdrant.models.heads.boxes import PIXELS, Head, flat
-from soir_qdrant.models.heads.masks import MaskHead
+from soir_qdrant.models.heads.masks import CELLS, SIDE, MaskHead
 from soir_qdrant.models.segmenters.windows import MAX_DISTANCE
 from soir_qdrant.models.token_grid import SHARED
 from soir_qdrant.models.tokens import AFTER
@@ -75,7 +75,6 @@ class TokenUnetGraph(nn.Module):
     def __init__(self, head: MaskHead) -> None:
         super().__init__()
         self.head = deepcopy(head).cpu().float()
-        self.side, self.cells = head.side, head.cells
 
     def forward(self, tokens: Tensor, windows: Tensor, places: Tensor, boxes: Tensor) -> Tensor:
         logits = self.head(
@@ -85,21 +84,19 @@ class TokenUnetGraph(nn.Module):
         return chances
 
     def sampled(self, tokens: Tensor, places: Tensor) -> Tensor:
-        """As `windows.sampled_tokens`, [g * m, cells^2, D]."""
-        middles = (torch.arange(self.cells) + 0.5) / self.cells
+        """As `windows.sampled_tokens`, [g * m, CELLS^2, D]."""
+        middles = (torch.arange(CELLS) + 0.5) / CELLS
         x, y = (2 * (places[..., i, None] + middles * places[..., i + 2, None]) - 1 for i in (0, 1))
-        shape = (*places.shape[:2], self.cells, self.cells)
+        shape = (*places.shape[:2], CELLS, CELLS)
         at = torch.stack([x[..., None, :].expand(shape), y[..., None].expand(shape)], -1)
         cells = F.grid_sample(
             tokens.permute(0, 3, 1, 2), at.flatten(1, 2), padding_mode="border", align_corners=False
         )
-        return cells.permute(0, 2, 3, 1).reshape(
-            places.shape[0] * places.shape[1], self.cells**2, tokens.shape[3]
-        )
+        return cells.permute(0, 2, 3, 1).reshape(places.shape[0] * places.shape[1], CELLS**2, tokens.shape[3])
 
     def planes(self, boxes: Tensor) -> Tensor:
-        """As `windows.box_planes`, [k, side, side, 2]."""
-        middles = (torch.arange(self.side) + 0.5)[None, :, None]
+        """As `windows.box_planes`, [k, SIDE, SIDE, 2]."""
+        middles = (torch.arange(SIDE) + 0.5)[None, :, None]
         low, high = boxes[:, None, :2], boxes[:, None, 2:]
         inside = ((middles - low).clamp(-0.5, 0.5) + 0.5) * ((high - middles).clamp(-0.5, 0.5) + 0.5)
         squares = ((middles - (low + high) / 2) / ((high - low) / 2).clamp(min=1)) ** 2

@@ -41,7 +41,7 @@ PROFILES: Mapping[str, tuple[ModelSpec, ...]] = {
     "embedded": (
         specs.tokens(patch=14, dim=384, skip=2),
         specs.token_head(patch=14, dim=384),
-        specs.token_unet(dim=384, side=96, alone=0),
+        specs.token_unet(dim=384, side=96),
         specs.encoder(size=224, patch=14, dim=384, dim_out=384, row_dim=64),
         specs.texture(size=126, cells=9, dim=384, skip=8),
         specs.scene(dim=1024, row_dim=64),

@@ -26,9 +26,8 @@ class ServedMasks(WindowSegmenter):
     name = "embedded"
 
     def __init__(self, session: Session, source: FeatureSource) -> None:
-        model = of_kind(session, "token_unet")
+        self.side = of_kind(session, "token_unet").fact("side")
         self._session, self._source = session, source
-        self.side, self.reads_alone = model.fact("side"), bool(model.fact("alone"))
         self.fingerprint = session.fingerprint
 
     def window_chances(self, image: RGB, boxes: list[Box], windows: list[Window], *, alone: bool) -> Array:
@@ -59,6 +58,5 @@ class ServedMasks(WindowSegmenter):
 
     def _own(self, image: RGB, windows: list[Window]) -> Array:
         """The tokens of windows that are looked at alone, float32 [k, n, n, D]."""
-        cells = self.side // CELL if self.reads_alone else FEW_CELLS
-        tokens = window_tokens(self._source, [image] * len(windows), windows, cells)
-        return tokens.reshape(len(windows), cells, cells, -1)
+        tokens = window_tokens(self._source, [image] * len(windows), windows, FEW_CELLS)
+        return tokens.reshape(len(windows), FEW_CELLS, FEW_CELLS, -1)

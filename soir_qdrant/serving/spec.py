@@ -143,12 +143,12 @@ def token_head(*, patch: int, dim: int, max_cells: int = MAX_CELLS) -> ModelSpec
     )
 
 
-def token_unet(*, dim: int, side: int, alone: int) -> ModelSpec:
+def token_unet(*, dim: int, side: int) -> ModelSpec:
     """The trained segmenter: windows of an image, and the tokens around them, to the chance of each of their pixels to
     be the object's.
 
     tokens: of g grids (clients send one). windows: m of each. places: x, y, width, height of a window, as shares of the
-    grid. boxes: in pixels of the window. side: of a window. alone: 1 where the head was trained on tokens of its own.
+    grid. boxes: in pixels of the window. side: of a window.
     """
 
     def at(*rest: int) -> tuple[tuple[int, ...], ...]:
@@ -158,7 +158,7 @@ def token_unet(*, dim: int, side: int, alone: int) -> ModelSpec:
     return ModelSpec(
         SEGMENTER,
         "token_unet",
-        _facts(dim=dim, side=side, alone=alone),
+        _facts(dim=dim, side=side),
         (
             Tensor("tokens", "FP32", (-1, -1, -1, dim), *grids),
             Tensor("windows", "UINT8", (-1, -1, side, side, 3), *at(side, side, 3)),

@@ -63,8 +63,8 @@ class Progress:
     data: str = ""
 
     def resume(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-        """How much was done before; `module`, `optimizer` and the log are as they were then. Only what is trained
-        of the module is kept. Raises ConfigError where `state` is of another plan, or other data."""
+        """How much was done before; `module`, `optimizer` and the log are as they were then. What is
+        frozen of the module is not kept. Raises ConfigError where `state` is of another plan, or other data."""
         if not self.state.is_file():
             self.log.unlink(missing_ok=True)
             return 0
@@ -93,8 +93,8 @@ class Progress:
     ) -> None:
         """Write the log's line, then the state, whole or not at all."""
         self.note(line)
-        trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
-        weights = {name: x for name, x in module.state_dict().items() if name in trained}
+        frozen = {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
+        weights = {name: x for name, x in module.state_dict().items() if name not in frozen}
         part = self.state.with_name(f".{self.state.name}.part")
         torch.save(
             {

@@ -35,7 +35,7 @@ from soir_qdrant.lab.train.progress import (
 )
 from soir_qdrant.lab.train.views import jittered
 from soir_qdrant.models.compatibility import trunk
-from soir_qdrant.models.heads.masks import CELL, SIDE, MaskHead
+from soir_qdrant.models.heads.masks import CELLS, SIDE, MaskHead
 from soir_qdrant.models.segmenters.windows import (
     FEW_CELLS,
     Window,
@@ -49,7 +49,6 @@ from soir_qdrant.models.segmenters.windows import (
 from soir_qdrant.models.token_grid import AREA, tiled_grid
 from soir_qdrant.types import RGB, Box, Mask
 
-CELLS = SIDE // CELL  # tokens along a window
 MAX_OBJECTS = 12  # of an image
 JITTERS = (0.06, 0.12)  # of a box, one view of the object each; see `views.jittered`
 QUERIES, AS_QUERY = 4, 0.04  # objects that are also seen in a crop as tight as a query, and its jitter
@@ -70,13 +69,11 @@ class Plan(HeadPlan):
 
 def untrained(start: Path | None, fitted_for: str) -> tuple[Callable[[int], MaskHead], str]:
     """The head to train, new or of a file; see `starting_head`."""
-    return starting_head(start, fitted_for, MaskHead, _grid_head)
+    return starting_head(start, fitted_for, MaskHead, _of_file)
 
 
-def _grid_head(file: Path) -> tuple[MaskHead, str]:
-    """One of a file, that reads the tokens which views are kept with, and whose."""
+def _of_file(file: Path) -> tuple[MaskHead, str]:
     head = MaskHead.load(file)
-    head.reads = "grid"
     return head, head.fitted_for
 
 

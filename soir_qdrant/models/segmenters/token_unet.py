@@ -13,7 +13,7 @@ from soir_qdrant.geometry.resize import Halves
 from soir_qdrant.kinds import Parts
 from soir_qdrant.models.compatibility import fitting, trunk
 from soir_qdrant.models.devices import pick_device, pick_dtype
-from soir_qdrant.models.heads.masks import MaskHead
+from soir_qdrant.models.heads.masks import CELLS, SIDE, MaskHead
 from soir_qdrant.models.segmenters.grabcut import GrabCutSegmenter
 from soir_qdrant.models.segmenters.window_masks import WindowSegmenter
 from soir_qdrant.models.segmenters.windows import (
@@ -54,21 +54,20 @@ class LearnedSegmenter(WindowSegmenter):
         self.device = torch.device(device)
         self.fingerprint = f"{self.name} {_digest(head)}"  # what its masks depend on, but for the encoder
         self.dtype = dtype
-        self.head = head.to(self.device, self.dtype)
-        self.reads_alone = head.reads == "window"
+        self.head = head.fused().to(self.device, self.dtype)
 
     def window_chances(self, image: RGB, boxes: list[Box], windows: list[Window], *, alone: bool) -> Array:
         """See `WindowSegmenter`."""
         return self.chances(image, boxes, windows, self._tokens(image, windows, alone=alone))
 
     def chances(self, image: RGB, boxes: list[Box], windows: list[Window], tokens: Array) -> Array:
-        """The chance of each pixel of k windows to be the object's, float32 [k, side, side].
+        """The chance of each pixel of k windows to be the object's, float32 [k, SIDE, SIDE].
 
         Args:
             image: uint8 [H, W, 3].
             boxes: k of them, x0, y0, x1, y1 in pixels.
             windows: theirs; see `windows.window`.
-            tokens: float32 [k, cells^2, D], of the windows.
+            tokens: float32 [k, CELLS^2, D], of the windows.
         """
         halves = Halves(image)
         return np.concatenate(
@@ -79,17 +78,15 @@ class LearnedSegmenter(WindowSegmenter):
         )
 
     def _tokens(self, image: RGB, windows: list[Window], *, alone: bool) -> Array:
-        cells = self.head.cells
         if not alone:
-            return sampled_tokens(tiled_grid(self.source, image, AREA), image.shape, windows, cells)
-        own = cells if self.reads_alone else FEW_CELLS
-        return resized_tokens(window_tokens(self.source, [image] * len(windows), windows, own), cells)
+            return sampled_tokens(tiled_grid(self.source, image, AREA), image.shape, windows, CELLS)
+        few = window_tokens(self.source, [image] * len(windows), windows, FEW_CELLS)
+        return resized_tokens(few, CELLS)
 
     @torch.inference_mode()
     def _batch(self, image: Halves, boxes: list[Box], windows: list[Window], tokens: Array) -> Array:
-        side = self.head.side
-        small = np.stack([window_image(image, at, side) for at in windows])
-        planes = np.stack([box_planes(box, at, side) for box, at in zip(boxes, windows, strict=True)])
+        small = np.stack([window_image(image, at, SIDE) for at in windows])
+        planes = np.stack([box_planes(box, at, SIDE) for box, at in zip(boxes, windows, strict=True)])
         arrays = (torch.from_numpy(x).to(self.device, self.dtype) for x in (small, planes, tokens))
         logits: torch.Tensor = self.head(*arrays)
         return np.asarray(logits.float().sigmoid().cpu().numpy(), np.float32)
@@ -111,7 +108,7 @@ def make(settings: TokenUnetSettings, parts: Parts) -> Segmenter:
 
 def _digest(head: MaskHead) -> str:
     """Eight hex digits of the weights, as they are in float32."""
-    digest = hashlib.sha256(head.reads.encode())
+    digest = hashlib.sha256()
     for name, weights in sorted(head.state_dict().items()):
         digest.update(name.encode() + weights.float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:8]

@@ -17,15 +17,10 @@ class WindowSegmenter(Segmenter):
     """A mask for each box, by a network that reads windows and tokens.
 
     Detected boxes (`refine_boxes`) take their tokens from those of the whole image, which the detector has
-    computed; other boxes (`segment`), such as a query's, are looked at alone, smaller. A network that was
-    trained on the tokens of windows alone gets those for both.
-
-    Attributes:
-        reads_alone: whether it was.
+    computed; other boxes (`segment`), such as a query's, are looked at alone, smaller.
     """
 
     name = "learned"
-    reads_alone: bool
 
     @abstractmethod
     def window_chances(self, image: RGB, boxes: list[Box], windows: list[Window], *, alone: bool) -> Array:
@@ -45,10 +40,12 @@ class WindowSegmenter(Segmenter):
             for box, at, pieces in self._windows(image, boxes, alone=True)
         ]
 
-    def refine_boxes(self, image: RGB, boxes: NDArray[np.floating]) -> list[tuple[Box, Mask | None]]:
+    def refine_boxes(
+        self, image: RGB, boxes: NDArray[np.floating], *, alone: bool = False
+    ) -> list[tuple[Box, Mask | None]]:
         """image: uint8 [H, W, 3]; boxes: [k, 4]. See `Segmenter`."""
         refined: list[tuple[Box, Mask | None]] = []
-        for box, at, pieces in self._windows(image, boxes, alone=self.reads_alone):
+        for box, at, pieces in self._windows(image, boxes, alone=alone):
             moved = around(pieces, box, at, image.shape)
             refined.append((moved, in_box(pieces, moved, at, image.shape)))
         return refined
