@@ -5,7 +5,7 @@
 Queries are objects of the gallery's own images, --each of every instance, in boxes as a user draws them: as
 labelled, each side off by up to 10 and 20 % of the box' own, all sides 20 % too far out or in. The image that the box
 was drawn in does not count. mAP of `search()` (the default) and the share of queries whose first hit is right; each
-also with the box fitted to its mask first, as detected ones are. --db keeps what was ingested: a second run searches.
+also with the box first moved as detected ones are, by tokens of the whole image. --db keeps what was ingested.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def drawn(box: Box, off: np.ndarray, width: int, height: int) -> Box:
     return (float(left), float(top), float(min(x1 + off[2] * w, width)), float(min(y1 + off[3] * h, height)))
 
 
-def asked(bench: Bench, each: int) -> Iterator[tuple[GalleryImage, str, Box]]:
+def queries_of(bench: Bench, each: int) -> Iterator[tuple[GalleryImage, str, Box]]:
     """Of every instance that several images show: images that it is asked for from, and its box there."""
     places: dict[str, list[tuple[GalleryImage, Box]]] = defaultdict(list)
     for entry in bench.gallery:
@@ -68,8 +68,10 @@ def measured(bench: Bench, client: QdrantClient, pipeline: Pipeline, each: int) 
     print(summary(SoirIngestor(client, name, pipeline=pipeline).add(files)), flush=True)
     searcher = SoirSearcher(client, name, pipeline=pipeline)
     holds = {str(entry.file): {item.instance for item in entry.objects} for entry in bench.gallery}
-    queries = [(entry, instance, box, load_image(entry.file)) for entry, instance, box in asked(bench, each)]
-    for name, draw in WAYS.items():
+    queries = [
+        (entry, instance, box, load_image(entry.file)) for entry, instance, box in queries_of(bench, each)
+    ]
+    for drawn_so, draw in WAYS.items():
         rng, rows = np.random.default_rng(0), defaultdict[str, list[tuple[float, bool]]](list)
         for entry, instance, box, image in queries:
             at = drawn(box, draw(rng), image.width, image.height)
@@ -81,7 +83,7 @@ def measured(bench: Bench, client: QdrantClient, pipeline: Pipeline, each: int) 
                 )
                 rows[way].append((average_precision(ranked), bool(ranked[0])))
         yield (
-            f"{name}: "
+            f"{drawn_so}: "
             + ", ".join(
                 f"{way} {np.mean([ap for ap, _ in row]):.1f} mAP, {100 * np.mean([first for _, first in row]):.0f} %"
                 for way, row in rows.items()

@@ -13,6 +13,7 @@ from soir_qdrant.lab.train.detector import Plan, _owners, assign, average, loss,
 from soir_qdrant.lab.train.looks import Example, _example
 from soir_qdrant.models import artifacts
 from soir_qdrant.models.detectors.token_head import LearnedDetector, batched, inputs
+from soir_qdrant.models.heads.blocks import GroupNorm
 from soir_qdrant.models.heads.boxes import STRIDES, Head, TrainedHead, flat
 
 
@@ -214,3 +215,15 @@ def test_a_cell_is_to_name_the_smallest_box_whose_middle_is_near():
     assert owner[2, 2] == 0
     assert owner[9, 9] == 2  # smaller than a cell
     assert owner[0, 11] == owner[7, 7] == -1
+
+
+@pytest.mark.parametrize("side", [24, 48])  # torch's own is slow below 32
+def test_a_normalisation_in_half_precision_rounds_its_answer_alone(side):
+    layer = GroupNorm(8, 64)
+    for weights in layer.parameters():
+        torch.nn.init.normal_(weights)
+    layer = layer.bfloat16()
+    x = torch.randn(2, 64, side, side).bfloat16()
+    exact = torch.nn.functional.group_norm(x.float(), 8, layer.weight.float(), layer.bias.float(), layer.eps)
+    assert layer(x).dtype == torch.bfloat16
+    torch.testing.assert_close(layer(x).float(), exact, atol=0.02, rtol=0.01)

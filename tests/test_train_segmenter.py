@@ -18,7 +18,6 @@ from soir_qdrant.lab.train.progress import contents, place_of
 from soir_qdrant.lab.train.segmenter import MAX_OBJECTS, Plan, Views, examples, measure, train, untrained
 from soir_qdrant.models import artifacts
 from soir_qdrant.models.compatibility import DATA, trunk
-from soir_qdrant.models.heads.blocks import GroupNorm
 from soir_qdrant.models.heads.masks import CELLS, SIDE, MaskHead
 from soir_qdrant.models.segmenters.box import BoxSegmenter
 from soir_qdrant.models.segmenters.grabcut import GrabCutSegmenter
@@ -226,18 +225,6 @@ def test_it_learns_to_cut_out_discs_and_goes_on_after_an_interruption(tmp_path):
         x0, y0, x1, y1 = box.astype(int)
         part = true[y0:y1, x0:x1]
         assert (mask & part).sum() / (mask | part).sum() > 0.9
-
-
-@pytest.mark.parametrize("side", [24, 48])  # torch's own is slow below 32
-def test_a_normalisation_in_half_precision_rounds_its_answer_alone(side):
-    layer = GroupNorm(8, 64)
-    for weights in layer.parameters():
-        torch.nn.init.normal_(weights)
-    layer = layer.bfloat16()
-    x = torch.randn(2, 64, side, side).bfloat16()
-    exact = torch.nn.functional.group_norm(x.float(), 8, layer.weight.float(), layer.bias.float(), layer.eps)
-    assert layer(x).dtype == torch.bfloat16
-    torch.testing.assert_close(layer(x).float(), exact, atol=0.02, rtol=0.01)
 
 
 def test_a_head_is_run_without_normalisations_and_says_the_same():

@@ -82,8 +82,8 @@ TABLE: tuple[Known, ...] = (
     _shipped(
         "segmenter",
         "soir train segmenter",
-        1.4,
-        "cd3b88388ce64ec88e88d3f439920ceb506d5e5c5e7d952c31ff5e6e3da75b1a",
+        1.2,
+        "4b13555e10b740ed4774b7b006de3d5f264b1e1c72569694343c2ac042de1143",
     ),
     _shipped(
         "whitening",

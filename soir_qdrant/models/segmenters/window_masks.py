@@ -16,8 +16,8 @@ from soir_qdrant.types import RGB, Box, Mask
 class WindowSegmenter(Segmenter):
     """A mask for each box, by a network that reads windows and tokens.
 
-    Detected boxes (`refine_boxes`) take their tokens from those of the whole image, which the detector has
-    computed; other boxes (`segment`), such as a query's, are looked at alone, smaller.
+    Detected boxes take their tokens from those of the whole image, which the detector has computed; other boxes, such
+    as a query's, are looked at alone, smaller.
     """
 
     name = "learned"
