@@ -62,34 +62,28 @@ def queries_of(bench: Bench, each: int) -> Iterator[tuple[GalleryImage, str, Box
 
 
 def measured(bench: Bench, client: QdrantClient, pipeline: Pipeline, each: int) -> Iterator[str]:
-    """A line for each way of drawing."""
+    """A line for each way of drawing, and of searching with it. An image is opened, and looked at whole, once."""
     files = [entry.file for entry in bench.gallery]
     name = bench.root.name
     print(summary(SoirIngestor(client, name, pipeline=pipeline).add(files)), flush=True)
     searcher = SoirSearcher(client, name, pipeline=pipeline)
     holds = {str(entry.file): {item.instance for item in entry.objects} for entry in bench.gallery}
-    queries = [
-        (entry, instance, box, load_image(entry.file)) for entry, instance, box in queries_of(bench, each)
-    ]
-    for drawn_so, draw in WAYS.items():
-        rng, rows = np.random.default_rng(0), defaultdict[str, list[tuple[float, bool]]](list)
-        for entry, instance, box, image in queries:
-            at = drawn(box, draw(rng), image.width, image.height)
+    rngs = {drawn_so: np.random.default_rng(0) for drawn_so in WAYS}
+    rows = defaultdict[tuple[str, str], list[tuple[float, bool]]](list)
+    for entry, instance, box in queries_of(bench, each):
+        image = load_image(entry.file)
+        for drawn_so, draw in WAYS.items():
+            at = drawn(box, draw(rngs[drawn_so]), image.width, image.height)
             ((fitted, _),) = pipeline.segmenter.refine_boxes(image.rgb, np.array([at]))
             for way, place in (("as drawn", at), ("fitted", fitted)):
                 hits = searcher.search(image.rgb, box=place, limit=len(files))
                 ranked = np.array(
                     [instance in holds[str(hit.uri)] for hit in hits if hit.uri != str(entry.file)]
                 )
-                rows[way].append((average_precision(ranked), bool(ranked[0])))
-        yield (
-            f"{drawn_so}: "
-            + ", ".join(
-                f"{way} {np.mean([ap for ap, _ in row]):.1f} mAP, {100 * np.mean([first for _, first in row]):.0f} %"
-                for way, row in rows.items()
-            )
-            + f" ({len(queries)} queries)"
-        )
+                rows[drawn_so, way].append((average_precision(ranked), bool(ranked[0])))
+    for (drawn_so, way), row in rows.items():
+        precision, right = np.mean(row, axis=0)
+        yield f"{drawn_so}, {way}: {precision:.1f} mAP, {100 * right:.0f} % ({len(row)} queries)"
 
 
 def main() -> None:

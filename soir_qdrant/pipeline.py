@@ -12,7 +12,7 @@ from soir_qdrant.components import Components
 from soir_qdrant.contracts import TEXTURE_CELLS, Segmenter
 from soir_qdrant.errors import ConfigError
 from soir_qdrant.geometry.boxes import pick
-from soir_qdrant.geometry.crops import Crops, cut, min_side, square, together, whole_box
+from soir_qdrant.geometry.crops import Crops, cut, is_whole, min_side, square, together
 from soir_qdrant.geometry.patches import patch_weights
 from soir_qdrant.geometry.plain_background import box_of_query, plain_foreground
 from soir_qdrant.geometry.resize import Halves
@@ -177,10 +177,7 @@ class Pipeline(Components):
     ) -> list[SceneObject]:
         """The same objects, each with a mask. image: uint8 [H, W, 3]."""
         segmenter = segmenter or self.segmenter
-        height, width = image.shape[:2]
-        bare = [item for item in objects if item.mask is None]
-        whole = [whole_box(item.box, width, height) == (0, 0, width, height) for item in bare]
-        parts = [item for item, all_of_it in zip(bare, whole, strict=True) if not all_of_it]
+        parts = [item for item in objects if item.mask is None and not is_whole(item.box, image.shape)]
         if not parts:
             return objects
         boxes = np.array([item.box for item in parts], np.float64)  # rounded, a frame may lose a pixel
@@ -279,7 +276,7 @@ class Pipeline(Components):
         mask = plain_foreground(image, box) if mask is None else mask
         if box is None:
             box = box_of_query(image, mask)
-        elif mask is None and whole_box(box, *image.shape[1::-1]) != (0, 0, *image.shape[1::-1]):
+        elif mask is None and not is_whole(box, image.shape):
             ((box, mask),) = self.query_segmenter.refine_boxes(image, np.array([box]), alone=True)
         (item,) = self.segment(image, [SceneObject(box, mask)], self.query_segmenter)
         return self.crops([image], [[item]])

@@ -59,7 +59,8 @@ def test_windows_around_boxes(trunk, shape):
     image = np.zeros((*shape, 3), np.uint8)
     segmenter = ServedMasks(Engine(spec.token_unet(dim=384, side=96)), trunk)
     assert len(segmenter.segment(image, boxes(shape, 3))) == 3
-    assert len(segmenter.refine_boxes(image, boxes(shape, 3))) == 3
+    for alone in (False, True):
+        assert len(segmenter.refine_boxes(image, boxes(shape, 3), alone=alone)) == 3
 
 
 def test_windows_of_one_grid_share_a_request(trunk):

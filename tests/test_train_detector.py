@@ -13,8 +13,7 @@ from soir_qdrant.lab.train.detector import Plan, _owners, assign, average, loss,
 from soir_qdrant.lab.train.looks import Example, _example
 from soir_qdrant.models import artifacts
 from soir_qdrant.models.detectors.token_head import LearnedDetector, batched, inputs
-from soir_qdrant.models.heads.blocks import GroupNorm
-from soir_qdrant.models.heads.boxes import STRIDES, Head, TrainedHead, flat
+from soir_qdrant.models.heads.boxes import STRIDES, GroupNorm, Head, TrainedHead, flat
 
 
 def scenes(folder, count):

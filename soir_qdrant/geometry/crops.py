@@ -45,6 +45,11 @@ def whole_box(box: Box, width: int, height: int) -> tuple[int, int, int, int]:
     return x0, y0, x1, y1
 
 
+def is_whole(box: Box, shape: tuple[int, ...]) -> bool:
+    """Whether a box is that of a whole image. shape: its H, W, ... . Raises ObjectsError as `whole_box` does."""
+    return whole_box(box, shape[1], shape[0]) == (0, 0, shape[1], shape[0])
+
+
 def full_mask(item: SceneObject, width: int, height: int) -> Mask:
     """The object's mask in the frame of the image, bool [H, W]. Raises ObjectsError for another shape."""
     x0, y0, x1, y1 = whole_box(item.box, width, height)

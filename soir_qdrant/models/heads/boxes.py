@@ -13,12 +13,29 @@ from torch import Tensor, nn
 
 from soir_qdrant.errors import ConfigError
 from soir_qdrant.models import artifacts
-from soir_qdrant.models.heads.blocks import block
 
 PIXELS = 8  # side of a cell in the small image that the head sees beside the tokens
 WIDTHS = (128, 160, 192)  # channels of the three levels
 STRIDES = (1, 2, 4)  # of their cells, in tokens
 VERSION = "2"  # of the network; heads of another one cannot be read
+GROUPS = 8  # of a normalisation
+FEW = 1024  # places of a map, below which torch 2 normalises few channels in half precision five times slower
+
+
+class GroupNorm(nn.GroupNorm):
+    """In float32 where torch is slow in half precision, with an answer of the dtype of x."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype == torch.float32 or x.shape[-2] * x.shape[-1] >= FEW:
+            return super().forward(x)
+        weight, bias = self.weight.float(), self.bias.float()
+        return F.group_norm(x.float(), self.num_groups, weight, bias, self.eps).to(x.dtype)
+
+
+def _block(into: int, out: int, *, stride: int = 1, dilation: int = 1) -> nn.Sequential:
+    """Convolution of 3 x 3, normalisation, SiLU: [B, into, h, w] -> [B, out, h / stride, w / stride]."""
+    convolution = nn.Conv2d(into, out, 3, stride=stride, padding=dilation, dilation=dilation)
+    return nn.Sequential(convolution, GroupNorm(GROUPS, out), nn.SiLU())
 
 
 class Head(nn.Module):
@@ -37,7 +54,7 @@ class Head(nn.Module):
         self.tokens = nn.Conv2d(dim, a, 1)
         self.pixels = nn.Conv2d(3 * PIXELS**2, a, 1)
         self.fine = _residual(a, 2)
-        self.down = nn.ModuleList([block(a, b, stride=2), block(b, c, stride=2)])
+        self.down = nn.ModuleList([_block(a, b, stride=2), _block(b, c, stride=2)])
         self.deep = nn.ModuleList([_residual(b, 2), _residual(c, 2)])
         self.lateral = nn.ModuleList([nn.Conv2d(c, b, 1), nn.Conv2d(b, a, 1)])
         self.merged = nn.ModuleList([_residual(b, 1), _residual(a, 1)])
@@ -95,7 +112,7 @@ def flat(levels: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 
 
 def _residual(width: int, count: int) -> nn.ModuleList:
-    return nn.ModuleList(block(width, width, dilation=1 + i % 2) for i in range(count))
+    return nn.ModuleList(_block(width, width, dilation=1 + i % 2) for i in range(count))
 
 
 def _run(blocks: nn.Module, x: Tensor) -> Tensor:
