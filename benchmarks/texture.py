@@ -19,36 +19,26 @@ from numpy.typing import NDArray
 
 from soir_qdrant import images as image_io
 from soir_qdrant.cli.console import bar
+from soir_qdrant.components import SHIPPED
 from soir_qdrant.config import Settings
 from soir_qdrant.contracts import TEXTURE_CELLS
 from soir_qdrant.geometry.crops import surface
 from soir_qdrant.lab.calibrate import Moments
 from soir_qdrant.lab.evaluate.datasets import AUTO, load
+from soir_qdrant.lab.train.surfaces import windows
 from soir_qdrant.pipeline import Pipeline
-from soir_qdrant.pooling.features import TEXTURE, features_of
+from soir_qdrant.pooling.features import sizes
 from soir_qdrant.pooling.pool import normalize
 from soir_qdrant.pooling.whitening import Whitening, whitening_of
-from soir_qdrant.types import RGB, Box
+from soir_qdrant.types import RGB
 
 BOXES, WINDOWS = 12, 5  # labelled ones, and random ones, of an image
-SHRINK = 0.01
+SHRINK = 0.1
 P = TEXTURE_CELLS**2  # patches, all of which count alike here
 OBJECT, SURFACE = 640, 384  # columns of the projection, and of textures
 FRONT, CODES = 192, 256  # of the first so many columns, those that are the projection's
-WEIGHT = 0.5  # length of the texture's part for 1 of the object's
-
-
-def windows(image: RGB, rng: np.random.Generator) -> list[Box]:
-    """Random ones, of 6 to 60 % of the longer side."""
-    height, width = image.shape[:2]
-    boxes: list[Box] = []
-    for _ in range(WINDOWS):
-        side = np.exp(rng.uniform(np.log(0.06), np.log(0.6))) * max(height, width)
-        shape = np.exp(rng.normal(0, 0.4))
-        w, h = min(width, side * shape), min(height, side / shape)
-        x, y = rng.uniform(0, width - w), rng.uniform(0, height - h)
-        boxes.append((x, y, x + w, y + h))
-    return boxes
+SHARE = 6**-0.5  # of the texture in a row: one of six features of the same length
+WEIGHT = 0.7  # length of the texture's part for 1 of the object's
 
 
 def changed(part: RGB, rng: np.random.Generator) -> RGB:
@@ -72,7 +62,7 @@ def moments(folders: list[Path], pipeline: Pipeline) -> Moments:
             image = image_io.load(entry.file).rgb
             all_of_it = np.ones(image.shape[:2], np.bool_)
             boxes = [item.box for item in entry.objects]
-            boxes = [boxes[i] for i in rng.permutation(len(boxes))[:BOXES]] + windows(image, rng)
+            boxes = [boxes[i] for i in rng.permutation(len(boxes))[:BOXES]] + windows(image, rng, WINDOWS)
             parts = np.stack([changed(surface(image, all_of_it, box, side)[0], rng) for box in boxes])
             collected.add(
                 normalize(pipeline.encoder.texture(parts, np.full((len(parts), P), 1 / P, np.float32)))
@@ -81,19 +71,31 @@ def moments(folders: list[Path], pipeline: Pipeline) -> Moments:
     return collected
 
 
-def beside(projection: Whitening, texture: Whitening, features: int) -> Whitening:
-    """One projection of rows of so many features, the last of which is the texture."""
-    rows, share = len(projection.mean), features**-0.5
+def of_objects(projection: Whitening, rows: int) -> Whitening:
+    """Its part for the features that are not the texture, `rows` numbers; all of one that has no parts."""
+    if projection.lengths is None:
+        return projection
+    columns, scale = projection.lengths == 1, np.float32(np.sqrt(1 - SHARE**2))
+    return Whitening(
+        projection.mean[:rows] / scale,
+        projection.matrix[:rows, columns] * scale,
+        projection.variance[columns],
+        projection.fitted_for,
+    )
+
+
+def beside(projection: Whitening, texture: Whitening, fitted_for: str) -> Whitening:
+    """One projection of the first's features and, last, the texture."""
+    rows = len(projection.mean)
     matrix: NDArray[np.float32] = np.zeros((rows + len(texture.mean), OBJECT + SURFACE), np.float32)
     first, second = projection.truncated(OBJECT), texture.truncated(SURFACE)
-    matrix[:rows, :OBJECT] = first.matrix / np.sqrt(1 - share**2)
-    matrix[rows:, OBJECT:] = second.matrix / share
+    matrix[:rows, :OBJECT] = first.matrix / np.sqrt(1 - SHARE**2)
+    matrix[rows:, OBJECT:] = second.matrix / SHARE
     lengths = np.repeat(np.float32([1, WEIGHT]), [OBJECT, SURFACE])
     front = [*range(FRONT), *range(OBJECT, OBJECT + CODES - FRONT)]
     order = [*front, *(i for i in range(OBJECT + SURFACE) if i not in front)]
-    mean = np.concatenate([projection.mean * np.sqrt(1 - share**2), texture.mean * share])
+    mean = np.concatenate([projection.mean * np.sqrt(1 - SHARE**2), texture.mean * SHARE])
     variance = np.concatenate([first.variance, second.variance])
-    fitted_for = f"{projection.fitted_for}+{TEXTURE}"
     return Whitening(
         np.asarray(mean, np.float32), matrix[:, order], variance[order], fitted_for, lengths[order]
     )
@@ -104,14 +106,21 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folders", nargs="+", type=Path, help="COCO or NeedleBench folders")
-    parser.add_argument("--projection", required=True, type=Path, help="of the other features")
+    parser.add_argument(
+        "--projection", default=SHIPPED, type=Path, help="of the other features (the shipped one's part)"
+    )
+    parser.add_argument("--head", default="shipped", help="of `soir train texture`")
     parser.add_argument("--out", required=True, type=Path)
     options = parser.parse_args()
     projection = Whitening.load(options.projection)
-    pipeline = Pipeline(Settings.for_profile("embedded").but(vector={"whitening": None}))
+    settings = Settings.for_profile("embedded").but(
+        encoder={"texture": options.head}, vector={"whitening": None}
+    )
+    pipeline = Pipeline(settings)
+    others = sum(sizes(settings.vector.features, pipeline.encoder)[:-1])
     textures = moments(options.folders, pipeline)
     texture = whitening_of(textures.mean, textures.covariance, SURFACE, SHRINK)
-    beside(projection, texture, len(features_of(projection.fitted_for)) + 1).save(options.out)
+    beside(of_objects(projection, others), texture, pipeline.whitened).save(options.out)
     print(f"{options.out}: of {textures.count} textures, beside {options.projection}")
 
 

@@ -73,7 +73,7 @@ class VectorSettings(Frozen):
 
     features: what describes an object, side by side: "cls", the encoder's descriptor; "patches", the mean
     of the patch tokens under the mask; "patches-1" to "patches-3", the same one to three blocks earlier;
-    "texture", mean and standard deviation of an early block's tokens under the mask, of the stretched box.
+    "texture", what early blocks say of the stretched box under the mask (`Encoder.texture`).
     whitening: "shipped", "0.1" (what shipped with that version, for features without "texture"), a file made by
     `soir calibrate`, or None.
     pooling: "mean", "gmp" (generalized max pooling, with `ridge`: the larger, the nearer to the mean), or "mao" (the

@@ -163,16 +163,21 @@ class Encoder(FeatureSource, Protocol):
         """Side in pixels of the squares that `texture` reads."""
         return TEXTURE_CELLS * self.patch
 
+    @property
+    def texture_dim(self) -> int:
+        """Numbers of a texture."""
+        return 2 * self.width
+
     def texture(self, surfaces: NDArray[np.uint8], weights: NDArray[np.float32]) -> Vector:
-        """Mean and standard deviation of the tokens after an early block, each token normalised: what a surface
-        looks like, not what the thing is. Unless overridden, of `features`.
+        """What a surface looks like, not what the thing is: what a trained head reads of the tokens after early blocks.
+        Unless overridden, mean and standard deviation of those after one, each token normalised, of `features`.
 
         Args:
             surfaces: uint8 [B, T, T, 3], RGB, T = `texture_size`, B >= 1.
             weights: float32 [B, P], of the patches, row by row; they sum to 1.
 
         Returns:
-            float32 [B, 2 D].
+            float32 [B, `texture_dim`].
         """
         tokens = self.features(surfaces, [TEXTURE_LAYER])
         centred = tokens - tokens.mean(-1, keepdims=True)

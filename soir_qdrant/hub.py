@@ -18,13 +18,14 @@ from soir_qdrant.errors import ConfigError, WeightsError
 PROFILE = "profile.json"
 SCHEME = "hub:"
 SHIPPED = frozenset({"shipped", "0.1"})  # names of parts that ship with the package
-HEADS = {
-    "encoder": "adapter",
-    "detector": "head",
-    "segmenter": "head",
-    "vector": "whitening",
-    "scene": "head",
-}  # settings of files
+HEADS = {  # settings of files, and what their copies are called
+    ("encoder", "adapter"): "encoder",
+    ("encoder", "texture"): "texture",
+    ("detector", "head"): "detector",
+    ("segmenter", "head"): "segmenter",
+    ("vector", "whitening"): "vector",
+    ("scene", "head"): "scene",
+}
 CARD = """---
 library_name: soir_qdrant
 tags: [image-retrieval, instance-retrieval, qdrant]
@@ -112,7 +113,7 @@ def write(folder: Path, changes: Mapping[str, Any], *, name: str, licence: str =
             raise ConfigError(
                 f"{group}.{setting} {value!r}: no safetensors file there; give what `soir train` wrote"
             )
-        target = folder / f"{group}.safetensors"
+        target = folder / f"{HEADS[group, setting]}.safetensors"
         if not (target.exists() and target.samefile(source)):
             shutil.copyfile(source, target)
         settings[group][setting] = target.name
@@ -168,7 +169,7 @@ def _fetched(repo: str) -> Path:
 
 def _files(settings: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     """Group, setting and value of those that name a trained file."""
-    for group, setting in HEADS.items():
+    for group, setting in HEADS:
         values = settings.get(group)
         value = values.get(setting) if isinstance(values, Mapping) else None
         if isinstance(value, str):
@@ -179,7 +180,7 @@ def _local_paths(settings: Mapping[str, Any]) -> Iterator[str]:
     """Settings, with their values, that are paths but none of a trained file."""
     for group, values in settings.items():
         for setting, value in values.items() if isinstance(values, Mapping) else ():
-            if isinstance(value, str) and value.startswith(("/", ".", "~")) and HEADS.get(group) != setting:
+            if isinstance(value, str) and value.startswith(("/", ".", "~")) and (group, setting) not in HEADS:
                 yield f"{group}.{setting} {value!r}"
 
 

@@ -12,11 +12,13 @@ from soir_qdrant.kinds import DetectorSettings, EncoderSettings, SceneSettings, 
 class VitSettings(EncoderSettings):
     """Of `vit`: a vision transformer of `transformers`. weights: "embedded", a folder or a hub name. adapter:
     what `soir train encoder` made to be added to them: "shipped" (added to the embedded weights alone), a
-    file, or None."""
+    file, or None. texture: what reads the feature "texture", the same: "shipped", a file made by `soir train texture`,
+    or None; without one that was trained for the encoder, it is statistics of an early block."""
 
     kind: str = "vit"
     weights: str = "embedded"
     adapter: str | None = "shipped"
+    texture: str | None = "shipped"
 
 
 class TokenHeadSettings(DetectorSettings):

@@ -90,13 +90,13 @@ class Pipeline(Components):
         return replace(encoding, texture=self.texture(crops))
 
     def texture(self, crops: Crops) -> Vector:
-        """Of K objects, float32 [K, 2 D], zeros of one without a surface; see `Encoder.texture`. Raises ConfigError for
+        """Of K objects, float32 [K, T], zeros of one without a surface; see `Encoder.texture`. Raises ConfigError for
         crops without surfaces."""
         if crops.surfaces is None or crops.surface_masks is None:
             raise ConfigError(
                 "crops without surfaces: cut them with `Pipeline.crops`, of settings with textures"
             )
-        texture = np.zeros((len(crops.surfaces), 2 * self.encoder.width), np.float32)
+        texture = np.zeros((len(crops.surfaces), self.encoder.texture_dim), np.float32)
         clear = np.flatnonzero(crops.surface_masks.any((1, 2)))
         weights = patch_weights(crops.surface_masks[clear], TEXTURE_CELLS)
         for part in self._batches(len(clear)):

@@ -102,7 +102,7 @@ class Encoding:
     last block's comes last. tokens: [B, N, D], those that enter the first of the encoder's `last_blocks`,
     prefix tokens first: a NumPy array or a torch tensor, on the encoder's device. patches: float16
     [B, h, w, D], what late interaction compares; of an encoder with a `projection` the rows of it,
-    [B, h, w, d]. texture: float32 [B, 2 D], see `Encoder.texture`. None, each, where it was not asked for.
+    [B, h, w, d]. texture: float32 [B, T], see `Encoder.texture`. None, each, where it was not asked for.
     """
 
     descriptor: Vector

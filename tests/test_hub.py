@@ -176,6 +176,12 @@ def test_every_trained_file_is_pushed_and_parts_that_ship_are_names(profile, tmp
     assert set(WHITENINGS) == hub.SHIPPED
     hub.write(tmp_path / "old", {"vector": {"whitening": "0.1"}, "detector": {"head": trained}}, name=REPO)
     assert hub.read(str(tmp_path / "old"))["vector"] == {"whitening": "0.1"}
+    two = {"encoder": {"adapter": trained, "texture": str(tmp_path / "other.safetensors")}}
+    (tmp_path / "other.safetensors").write_bytes(b"another")
+    hub.write(tmp_path / "both", two, name=REPO)
+    read = hub.read(str(tmp_path / "both"))["encoder"]
+    assert Path(read["adapter"]).read_bytes() == Path(trained).read_bytes()
+    assert Path(read["texture"]).read_bytes() == b"another"
 
 
 def test_a_push_overwrites_nothing_else(profile, tmp_path):

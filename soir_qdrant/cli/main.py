@@ -19,6 +19,7 @@ from soir_qdrant.cli.console import err, out, plain, write_anything
 from soir_qdrant.cli.mcp import mcp
 from soir_qdrant.cli.serve import serve
 from soir_qdrant.cli.train import training
+from soir_qdrant.cli.train_texture import texture as texture  # registers itself with `training`
 from soir_qdrant.cli.train_words import words as words  # registers itself with `training`
 from soir_qdrant.cli.weights import weights
 from soir_qdrant.errors import SoirError

@@ -24,16 +24,18 @@ class Fitted(Protocol):
 Part = TypeVar("Part", bound=Fitted)
 
 
-def fitting(named: str | None, setting: str, load: Callable[[Path], Part], wanted: str) -> Part | None:
+def fitting(
+    named: str | None, setting: str, load: Callable[[Path], Part], wanted: str, part: str = ""
+) -> Part | None:
     """The part that the settings name; None where they want none, or the shipped one is of another encoder.
 
-    named: "shipped", a file, or None. setting: its name, such as "detector.head"; the shipped file and the
-    command that makes one have the name before the dot. wanted: what it must be fitted for. Raises
+    named: "shipped", a file, or None. setting: its name, such as "detector.head". wanted: what it must be fitted for.
+    part: name of the shipped file and of the command that makes one; empty: what is before the setting's dot. Raises
     ConfigError where the user's file is of another encoder.
     """
     if named is None:
         return None
-    part = setting.partition(".")[0]
+    part = part or setting.partition(".")[0]
     trained = load(DATA / f"{part}.safetensors" if named == "shipped" else Path(named).expanduser())
     if trained.fitted_for == wanted:
         return trained
@@ -46,9 +48,9 @@ def fitting(named: str | None, setting: str, load: Callable[[Path], Part], wante
 
 
 def trunk(fingerprint: str) -> str:
-    """An encoder's fingerprint without what detector and segmenter do not see: the size of its crops, and an
-    adapter of blocks that come after the tokens which they read."""
-    return untouched(fingerprint.rpartition("/")[0], AFTER)
+    """An encoder's fingerprint without what detector and segmenter do not see: the size of its crops, what reads
+    textures, and an adapter of blocks that come after the tokens which they read."""
+    return re.sub(r"~[0-9a-f]{8}", "", untouched(fingerprint.rpartition("/")[0], AFTER))
 
 
 def untouched(fingerprint: str, blocks: int) -> str:

@@ -86,10 +86,16 @@ TABLE: tuple[Known, ...] = (
         "4b13555e10b740ed4774b7b006de3d5f264b1e1c72569694343c2ac042de1143",
     ),
     _shipped(
+        "texture",
+        "soir train texture",
+        1.9,
+        "8aaf4bccb8b729176cf87195bfab8c7bc91b4abf1b86d4a4465f994910d19559",
+    ),
+    _shipped(
         "whitening",
         "soir train projection` and `benchmarks/texture.py",
-        5.5,
-        "26ed2f01f591932656fba602583d6085df77df74a18736e587de849b92f60f33",
+        4.7,
+        "7ef23d14dd1f96d7d59cb3620a5a00e8b1f67c06203665589fcbe4a6dbb8f371",
     ),
     _shipped(
         "whitening-0.1",

@@ -47,4 +47,4 @@ def features_of(fitted_for: str) -> list[str]:
 
 def sizes(names: Sequence[str], encoder: Encoder) -> list[int]:
     """How many numbers each feature has."""
-    return [{"cls": encoder.dim, TEXTURE: 2 * encoder.width}.get(name, encoder.width) for name in names]
+    return [{"cls": encoder.dim, TEXTURE: encoder.texture_dim}.get(name, encoder.width) for name in names]

@@ -137,7 +137,7 @@ def _of_texture(encoder: ViTEncoder) -> Part:
     small = np.stack([cv2.resize(mask, (size, size), interpolation=cv2.INTER_AREA) for mask in masks])
     weights = patch_weights(small, TEXTURE_CELLS)
     return Part(
-        spec.texture(size=size, cells=TEXTURE_CELLS, dim=encoder.width, skip=-1 - TEXTURE_LAYER),
+        spec.texture(size=size, cells=TEXTURE_CELLS, dim=encoder.texture_dim, skip=-1 - TEXTURE_LAYER),
         graphs.TextureGraph(encoder),
         encoder.fingerprint,
         [(surfaces[:1], weights[:1]), (surfaces, weights)],

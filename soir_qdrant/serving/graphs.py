@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from soir_qdrant.contracts import TEXTURE_LAYER
 from soir_qdrant.models.encoders.backbone import IMAGENET, OPENAI, Normalisation, only
 from soir_qdrant.models.encoders.text import TextEncoder
 from soir_qdrant.models.encoders.vit import LAYERS, ViTEncoder
+from soir_qdrant.models.heads.texture import TextureHead
 from soir_qdrant.models.last_block import LastBlock
 from soir_qdrant.models.tokens import AFTER
 from soir_qdrant.pooling.patches import PatchProjection
@@ -137,15 +137,21 @@ class TokensGraph(nn.Module):
 
 
 class TextureGraph(nn.Module):
-    """surfaces uint8 [B, T, T, 3], weights [B, P] -> float32 [B, 2 D]: `contracts.Encoder.texture`."""
+    """surfaces uint8 [B, T, T, 3], weights [B, P] -> float32 [B, texture_dim]: `contracts.Encoder.texture`."""
 
     def __init__(self, encoder: ViTEncoder) -> None:
         super().__init__()
-        self.trunk = Trunk(encoder, max(encoder.depth + TEXTURE_LAYER, 0) + 1, torch.float32)
+        self.read = [max(encoder.depth + layer, 0) for layer in TextureHead.layers]
+        self.trunk = Trunk(encoder, max(self.read) + 1, torch.float32)
+        self.head = deepcopy(encoder.texture_head)
         self.prefix_tokens = encoder.prefix_tokens
 
     def forward(self, surfaces: Tensor, weights: Tensor) -> Tensor:
-        tokens = self.trunk(surfaces)[-1][:, self.prefix_tokens :]
+        after = self.trunk(surfaces)
+        if self.head is not None:
+            rows: Tensor = self.head([after[i][:, self.prefix_tokens :] for i in self.read], weights)
+            return rows
+        tokens = after[-1][:, self.prefix_tokens :]
         even = F.layer_norm(tokens, tokens.shape[-1:], eps=1e-6)
         mean = weights[:, None] @ even
         spread = weights[:, None] @ (even - mean) ** 2

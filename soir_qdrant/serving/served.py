@@ -108,6 +108,11 @@ class ServedEncoder(Encoder):
         order = np.argsort(np.concatenate([part.rows for part in parts]))
         return {name: np.concatenate([answer[name] for answer in answers])[order] for name in wanted}
 
+    @property
+    def texture_dim(self) -> int:
+        """See `Encoder`."""
+        return self._texture.spec.fact("dim") if self._texture else super().texture_dim
+
     def texture(self, surfaces: NDArray[np.uint8], weights: NDArray[np.float32]) -> Vector:
         """See `Encoder`. Raises ConfigError where that is not served."""
         if self._texture is None:

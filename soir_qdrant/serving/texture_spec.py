@@ -10,14 +10,14 @@ TEXTURE = "soir_texture"
 def texture(*, size: int, cells: int, dim: int, skip: int) -> ModelSpec:
     """The first blocks of an encoder, on objects' boxes stretched to squares: see `contracts.Encoder.texture`.
 
-    size, cells: side in pixels, and in patches. dim: of a token. skip: blocks after the one that is read.
+    size, cells: side in pixels, and in patches. dim: of a texture. skip: blocks after the last one that is read.
     """
     return ModelSpec(
         TEXTURE,
         "texture",
         tuple(sorted({"size": size, "cells": cells, "dim": dim, "skip": skip}.items())),
         (Tensor("surfaces", "UINT8", (size, size, 3)), Tensor("weights", "FP32", (cells * cells,))),
-        (Tensor("texture", "FP32", (2 * dim,)),),
+        (Tensor("texture", "FP32", (dim,)),),
         max_batch=32,
         usual_batch=16,
         delay_us=2000,

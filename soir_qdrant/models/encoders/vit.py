@@ -20,6 +20,7 @@ from soir_qdrant.models.devices import pick_device, pick_dtype
 from soir_qdrant.models.encoders.backbone import Backbone, Context
 from soir_qdrant.models.encoders.families import load_backbone
 from soir_qdrant.models.encoders.lora import Adapter
+from soir_qdrant.models.heads.texture import TextureHead
 from soir_qdrant.models.last_block import LastBlock
 from soir_qdrant.models.tokens import LAYER
 from soir_qdrant.models.weights import EMBEDDED, resolve
@@ -41,7 +42,7 @@ class ViTEncoder(Encoder):
         dtype: "auto" takes bfloat16 where the device has it; see `pick_dtype`.
         batch: crops that run at once.
         blocks: how many of the last ones are exposed to the refinement.
-        adapter: see `EncoderSettings`.
+        adapter, texture: see `VitSettings`.
         object_only: whether `encode` leaves out the patches that show nothing of the object (unless it is
             asked for tokens, which are of all patches).
 
@@ -60,6 +61,7 @@ class ViTEncoder(Encoder):
         batch: int = 32,
         blocks: int = 1,
         adapter: str | None = "shipped",
+        texture: str | None = None,
         object_only: bool = False,
     ) -> None:
         self.weights = resolve(weights)
@@ -87,11 +89,14 @@ class ViTEncoder(Encoder):
         mean, std = (
             torch.tensor(v, device=self.device).view(1, 3, 1, 1) for v in self.backbone.normalisation
         )
+        head = fitting(texture, "encoder.texture", TextureHead.load, self.weights.sha256, part="texture")
+        content = self.weights.sha256[:12] + (f"~{head.name}" if head else "")
+        self.texture_head = head and head.to(self.device, self.dtype)
         self._scale, self._shift = 1 / (255 * std), -mean / std
         self.batch, self.object_only = batch, object_only
         self.name = self.weights.origin.name
         self.input_size = input_size
-        content = self.weights.sha256[:12] + (f"+{self.adapter.name}" if self.adapter else "")
+        content += f"+{self.adapter.name}" if self.adapter else ""
         self.fingerprint = f"{self.weights.origin.name}@{content}/{input_size}px"
 
     @property
@@ -144,6 +149,27 @@ class ViTEncoder(Encoder):
         grids = [after[i][:, self.prefix_tokens :].unflatten(1, (height, width)) for i in wanted]
         grid: Vector = torch.cat(grids, -1).cpu().numpy()
         return grid
+
+    @property
+    def texture_dim(self) -> int:
+        """See `Encoder`."""
+        return self.texture_head.length if self.texture_head else super().texture_dim
+
+    @torch.inference_mode()
+    def texture(self, surfaces: NDArray[np.uint8], weights: NDArray[np.float32]) -> Vector:
+        """See `Encoder`."""
+        if self.texture_head is None:
+            return super().texture(surfaces, weights)
+        tokens = [x.to(self.dtype) for x in self.texture_tokens(surfaces)]
+        shares = torch.from_numpy(weights).to(self.device, self.dtype)
+        rows: Vector = self.texture_head(tokens, shares).cpu().numpy()
+        return rows
+
+    def texture_tokens(self, surfaces: NDArray[np.uint8]) -> list[Tensor]:
+        """What a head of textures reads, float32 [B, P, D] each. surfaces: see `texture`."""
+        read = [max(self.depth + layer, 0) for layer in TextureHead.layers]
+        after, _ = self._run(surfaces, max(read) + 1, {*read})
+        return [after[i][:, self.prefix_tokens :] for i in read]
 
     def trunk(
         self, images: NDArray[np.uint8], *, skip: int = 0, patches: NDArray[np.int64] | None = None
@@ -243,6 +269,7 @@ def make(settings: VitSettings, parts: Parts) -> ViTEncoder:
         batch=settings.batch,
         blocks=parts.settings.vector.blocks,
         adapter=settings.adapter,
+        texture=settings.texture if "texture" in parts.settings.vector.features else None,
         object_only=parts.settings.object_only,
     )
 

@@ -1,0 +1,124 @@
+"""Train the head that reads textures: two looks at a thing are to be alike, those at all others not.
+
+Where a thing comes again, in another place, the two looks are of two places; else of one, as two cameras might have
+taken it. InfoNCE both ways, and a spread over the sphere (KoLeo: Sablayrolles et al., 1806.03198), as copy detectors
+are trained (Pizzi et al., 2202.10261).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from soir_qdrant.contracts import TEXTURE_CELLS
+from soir_qdrant.geometry.patches import patch_weights
+from soir_qdrant.lab.train.progress import Progress, set_rate
+from soir_qdrant.lab.train.surfaces import Looks, view
+from soir_qdrant.models.encoders.vit import ViTEncoder
+from soir_qdrant.models.heads.texture import TextureHead
+
+TEMPERATURE, SPREAD = 0.07, 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """steps of `batch` things, each seen twice; again: share of things that come again; every: steps between two
+    lines of the log, and states."""
+
+    steps: int = 1500
+    batch: int = 128
+    lr: float = 1e-3
+    decay: float = 0.02
+    seed: int = 0
+    again: float = 0.35
+    every: int = 50
+
+
+def loss(rows: Tensor) -> Tensor:
+    """rows: [2 B, L], unit; the two looks at a thing follow one another."""
+    count = len(rows)
+    alike = (rows @ rows.T / TEMPERATURE).masked_fill(torch.eye(count, dtype=torch.bool), -torch.inf)
+    partner = torch.arange(count) ^ 1
+    others = rows @ rows.T - 4 * torch.eye(count // 2).repeat_interleave(2, 0).repeat_interleave(2, 1)
+    nearest = (2 - 2 * others.amax(1)).clamp_min(1e-4).sqrt()
+    return F.cross_entropy(alike, partner) - SPREAD * nearest.log().mean()
+
+
+def train(
+    head: TextureHead,
+    seen: Looks,
+    encoder: ViTEncoder,
+    plan: Plan,
+    *,
+    state: Path,
+    log: Path,
+    data: str = "",
+    report: Callable[[dict[str, float]], None] = lambda _: None,
+) -> TextureHead:
+    """Train in place; returns the head. state, log, data: see `Progress`: it goes on where it was killed, to the same
+    result. Memory: of a few batches."""
+    progress = Progress(plan, state, log, data)
+    adam = torch.optim.AdamW(head.parameters(), lr=plan.lr, weight_decay=plan.decay)
+    total = right = 0.0
+    first = progress.resume(head, adam)
+    head.train()
+    for step, (tokens, weights) in enumerate(_batches(seen, encoder, plan, first), first):
+        set_rate(adam, plan.lr, step / plan.steps, 0.02)
+        with torch.autocast("cpu", torch.bfloat16, enabled=encoder.dtype is torch.bfloat16):
+            rows = head(tokens, weights)
+        value = loss(rows.float())
+        adam.zero_grad()
+        value.backward()
+        adam.step()
+        total += float(value.detach())
+        right += _first(rows.detach().float())
+        if (step + 1) % plan.every == 0 or step + 1 == plan.steps:
+            since = (step % plan.every) + 1
+            line = {"step": step + 1, "loss": round(total / since, 4), "first": round(right / since, 4)}
+            progress.keep(step + 1, head, adam, line)
+            report(line)
+            total = right = 0.0
+    return head.eval()
+
+
+def _first(rows: Tensor) -> float:
+    """Share of looks whose nearest is the other look at their thing."""
+    alike = (rows @ rows.T).fill_diagonal_(-1)
+    return float((alike.argmax(1) == torch.arange(len(rows)) ^ 1).float().mean())
+
+
+def _batches(
+    seen: Looks, encoder: ViTEncoder, plan: Plan, first: int
+) -> Iterator[tuple[list[Tensor], Tensor]]:
+    """What the head reads in each step, the same whatever was done before; the next ones are made meanwhile."""
+
+    def batch(step: int) -> tuple[list[Tensor], Tensor]:
+        rng = np.random.default_rng((plan.seed, step))
+        size = encoder.texture_size
+        made = np.stack(
+            [
+                view(seen.pixels[i], seen.pixels[int(rng.integers(len(seen)))], size, rng)
+                for pair in seen.pairs(plan.batch, plan.again, rng)
+                for i in pair
+            ]
+        )
+        masks = made[..., 3].astype(np.float32) / np.float32(255)
+        masks[masks.sum((1, 2)) < 1] = 1  # nothing of it is left
+        weights = torch.from_numpy(patch_weights(masks, TEXTURE_CELLS))
+        return [x.clone() for x in encoder.texture_tokens(made[..., :3])], weights  # learnt from
+
+    ahead = os.cpu_count() or 1  # the head learns meanwhile, but for less than they take
+    with ThreadPoolExecutor(ahead) as pool:
+        waiting = [pool.submit(batch, step) for step in range(first, min(first + 2 * ahead, plan.steps))]
+        for step in range(first, plan.steps):
+            yield waiting.pop(0).result()
+            if step + 2 * ahead < plan.steps:
+                waiting.append(pool.submit(batch, step + 2 * ahead))
