@@ -62,7 +62,7 @@ SAME_POINTS = {"encoder.batch": 2, "encoder.dtype": "float32", "encoder.device":
 SCENE = {
     f"scene.{name}" for name in ("kind", "tiles", "vector", "attention", "count", "head")
 }  # test_scenes.py
-ELSEWHERE = {"profile", "encoder.adapter", "encoder.texture", "encoder.kind"} | SCENE  # a name alone; tests of their own
+ELSEWHERE = {"profile", "encoder.adapter", "encoder.texture", "encoder.kind"} | SCENE  # tests of their own
 KINDS = {
     "detector.head": "embedded",
     "detector.scales": "embedded",
