@@ -12,6 +12,7 @@ things are needed: PCA whitens. What is kept of each part, and how much the seco
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from soir_qdrant import images as image_io
 from soir_qdrant.cli.console import bar
 from soir_qdrant.components import SHIPPED
-from soir_qdrant.config import Settings
+from soir_qdrant.config import Settings, VectorSettings
 from soir_qdrant.contracts import TEXTURE_CELLS
 from soir_qdrant.geometry.crops import surface
 from soir_qdrant.lab.calibrate import Moments
@@ -110,18 +111,29 @@ def main() -> None:
         "--projection", default=SHIPPED, type=Path, help="of the other features (the shipped one's part)"
     )
     parser.add_argument("--head", default="shipped", help="of `soir train texture`")
+    parser.add_argument("--profile", default="embedded", help="whose encoder they are of")
     parser.add_argument("--out", required=True, type=Path)
     options = parser.parse_args()
     projection = Whitening.load(options.projection)
-    settings = Settings.for_profile("embedded").but(
-        encoder={"texture": options.head}, vector={"whitening": None}
+    settings = Settings.for_profile(options.profile).but(
+        encoder={"texture": options.head},
+        vector={"whitening": None, "features": VectorSettings().features},
     )
     pipeline = Pipeline(settings)
+    if _plain(projection.fitted_for) != _plain(pipeline.whitened):
+        parser.error(
+            f"--projection was fitted for {projection.fitted_for!r}, and --profile's is {pipeline.whitened!r}"
+        )
     others = sum(sizes(settings.vector.features, pipeline.encoder)[:-1])
     textures = moments(options.folders, pipeline)
     texture = whitening_of(textures.mean, textures.covariance, SURFACE, SHRINK)
     beside(of_objects(projection, others), texture, pipeline.whitened).save(options.out)
     print(f"{options.out}: of {textures.count} textures, beside {options.projection}")
+
+
+def _plain(fitted_for: str) -> str:
+    """The encoder and its crops, without what reads textures, and the features."""
+    return re.sub(r"~[0-9a-f]{8}", "", fitted_for.rpartition(" ")[0])
 
 
 if __name__ == "__main__":

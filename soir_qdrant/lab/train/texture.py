@@ -44,12 +44,13 @@ class Plan:
 
 def loss(rows: Tensor) -> Tensor:
     """rows: [2 B, L], unit; the two looks at a thing follow one another."""
-    count = len(rows)
-    alike = (rows @ rows.T / TEMPERATURE).masked_fill(torch.eye(count, dtype=torch.bool), -torch.inf)
-    partner = torch.arange(count) ^ 1
-    others = rows @ rows.T - 4 * torch.eye(count // 2).repeat_interleave(2, 0).repeat_interleave(2, 1)
+    things = torch.arange(len(rows), device=rows.device) // 2
+    alike = rows @ rows.T
+    itself = torch.eye(len(rows), dtype=torch.bool, device=rows.device)
+    others = alike.masked_fill(things[:, None] == things, -1)
     nearest = (2 - 2 * others.amax(1)).clamp_min(1e-4).sqrt()
-    return F.cross_entropy(alike, partner) - SPREAD * nearest.log().mean()
+    known = F.cross_entropy((alike / TEMPERATURE).masked_fill(itself, -torch.inf), _partners(rows))
+    return known - SPREAD * nearest.log().mean()
 
 
 def train(
@@ -66,13 +67,15 @@ def train(
     """Train in place; returns the head. state, log, data: see `Progress`: it goes on where it was killed, to the same
     result. Memory: of a few batches."""
     progress = Progress(plan, state, log, data)
+    head.to(encoder.device)
     adam = torch.optim.AdamW(head.parameters(), lr=plan.lr, weight_decay=plan.decay)
     total = right = 0.0
     first = progress.resume(head, adam)
     head.train()
+    device = encoder.device.type
     for step, (tokens, weights) in enumerate(_batches(seen, encoder, plan, first), first):
         set_rate(adam, plan.lr, step / plan.steps, 0.02)
-        with torch.autocast("cpu", torch.bfloat16, enabled=encoder.dtype is torch.bfloat16):
+        with torch.autocast(device, torch.bfloat16, enabled=encoder.dtype is torch.bfloat16):
             rows = head(tokens, weights)
         value = loss(rows.float())
         adam.zero_grad()
@@ -89,10 +92,15 @@ def train(
     return head.eval()
 
 
+def _partners(rows: Tensor) -> Tensor:
+    """The places of the other looks."""
+    return torch.arange(len(rows), device=rows.device) ^ 1
+
+
 def _first(rows: Tensor) -> float:
     """Share of looks whose nearest is the other look at their thing."""
     alike = (rows @ rows.T).fill_diagonal_(-1)
-    return float((alike.argmax(1) == torch.arange(len(rows)) ^ 1).float().mean())
+    return float((alike.argmax(1) == _partners(rows)).float().mean())
 
 
 def _batches(
@@ -112,7 +120,7 @@ def _batches(
         )
         masks = made[..., 3].astype(np.float32) / np.float32(255)
         masks[masks.sum((1, 2)) < 1] = 1  # nothing of it is left
-        weights = torch.from_numpy(patch_weights(masks, TEXTURE_CELLS))
+        weights = torch.from_numpy(patch_weights(masks, TEXTURE_CELLS)).to(encoder.device)
         return [x.clone() for x in encoder.texture_tokens(made[..., :3])], weights  # learnt from
 
     ahead = os.cpu_count() or 1  # the head learns meanwhile, but for less than they take
