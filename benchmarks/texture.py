@@ -1,12 +1,13 @@
-"""The part of the projection that ships for textures, fitted on photographs and set beside one fitted by
+"""The part of the projection that ships for textures, fitted on looks at things and set beside one fitted by
 `soir train projection`.
 
 python benchmarks/texture.py photos/train photos/coco bench/fit-2d-0 bench/fit-3d-0 bench/inv-0 \\
     --projection projection.safetensors --out whitening.safetensors
 
-Labelled boxes and random windows of each image, some of them darker, paler or mirrored; 20 ms a box. No labels of
-things are needed: PCA whitens. What is kept of each part, and how much the second weighs, was measured
-(docs/lab/real-photographs.md). The first columns are of both, so that codes, which are a vector's first numbers, are.
+Labelled boxes under their masks, and random windows: what `soir train texture` learns from, and its cache, where
+--cache names that. No labels of things are needed: PCA whitens. What is kept of each part, and how much the second
+weighs, was measured (docs/lab/real-photographs.md). The first columns are of both, so that codes, which are a vector's
+first numbers, are.
 """
 
 from __future__ import annotations
@@ -18,57 +19,43 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from soir_qdrant import images as image_io
 from soir_qdrant.cli.console import bar
 from soir_qdrant.components import SHIPPED
 from soir_qdrant.config import Settings, VectorSettings
 from soir_qdrant.contracts import TEXTURE_CELLS
-from soir_qdrant.geometry.crops import surface
+from soir_qdrant.geometry.crops import SURROUNDINGS
+from soir_qdrant.geometry.patches import patch_weights
+from soir_qdrant.geometry.resize import resized
 from soir_qdrant.lab.calibrate import Moments
 from soir_qdrant.lab.evaluate.datasets import AUTO, load
-from soir_qdrant.lab.train.surfaces import windows
+from soir_qdrant.lab.train.surfaces import BOX, SIDE, Looks, looks
 from soir_qdrant.pipeline import Pipeline
 from soir_qdrant.pooling.features import sizes
 from soir_qdrant.pooling.pool import normalize
 from soir_qdrant.pooling.whitening import Whitening, whitening_of
-from soir_qdrant.types import RGB
 
-BOXES, WINDOWS = 12, 5  # labelled ones, and random ones, of an image
+BATCH = 32
 SHRINK = 0.1
-P = TEXTURE_CELLS**2  # patches, all of which count alike here
 OBJECT, SURFACE = 640, 384  # columns of the projection, and of textures
 FRONT, CODES = 192, 256  # of the first so many columns, those that are the projection's
 SHARE = 6**-0.5  # of the texture in a row: one of six features of the same length
 WEIGHT = 0.7  # length of the texture's part for 1 of the object's
 
 
-def changed(part: RGB, rng: np.random.Generator) -> RGB:
-    """Two of three darker or brighter, paler or more colourful, tinted; every other mirrored."""
-    pixels = part.astype(np.float32) / 255
-    if rng.random() < 2 / 3:
-        pixels = pixels ** np.exp(rng.normal(0, 0.25)) * np.exp(rng.normal(0, 0.08, 3))
-        grey = pixels.mean(-1, keepdims=True)
-        pixels = (grey + (pixels - grey) * np.exp(rng.normal(0, 0.25))) * np.exp(rng.normal(0, 0.1))
-    if rng.random() < 0.5:
-        pixels = pixels[:, ::-1]
-    return np.asarray(np.clip(pixels, 0, 1) * 255, np.uint8)
-
-
-def moments(folders: list[Path], pipeline: Pipeline) -> Moments:
+def moments(seen: Looks, pipeline: Pipeline) -> Moments:
     """Of the textures, unit rows."""
-    rng, collected, side = np.random.default_rng(0), Moments(), pipeline.encoder.texture_size
-    images = [entry for folder in folders for entry in load(folder, AUTO).gallery]
-    with bar("textures", len(images)) as advance:
-        for entry in images:
-            image = image_io.load(entry.file).rgb
-            all_of_it = np.ones(image.shape[:2], np.bool_)
-            boxes = [item.box for item in entry.objects]
-            boxes = [boxes[i] for i in rng.permutation(len(boxes))[:BOXES]] + windows(image, rng, WINDOWS)
-            parts = np.stack([changed(surface(image, all_of_it, box, side)[0], rng) for box in boxes])
-            collected.add(
-                normalize(pipeline.encoder.texture(parts, np.full((len(parts), P), 1 / P, np.float32)))
-            )
-            advance()
+    collected, side = Moments(), pipeline.encoder.texture_size
+    around = round((SIDE - BOX * (1 + 2 * SURROUNDINGS)) / 2)
+    with bar("textures", len(seen)) as advance:
+        for start in range(0, len(seen), BATCH):
+            middles = [look[around:-around, around:-around] for look in seen.pixels[start : start + BATCH]]
+            surfaces = np.stack([resized(np.asarray(middle), side, side) for middle in middles])
+            masks = surfaces[..., 3].astype(np.float32) / np.float32(255)
+            masks[~masks.any((1, 2))] = 1
+            weights = patch_weights(masks, TEXTURE_CELLS)
+            collected.add(normalize(pipeline.encoder.texture(surfaces[..., :3], weights)))
+            for _ in middles:
+                advance()
     return collected
 
 
@@ -112,6 +99,7 @@ def main() -> None:
     )
     parser.add_argument("--head", default="shipped", help="of `soir train texture`")
     parser.add_argument("--profile", default="embedded", help="whose encoder they are of")
+    parser.add_argument("--cache", type=Path, help="of `soir train texture` (default: beside --out)")
     parser.add_argument("--out", required=True, type=Path)
     options = parser.parse_args()
     projection = Whitening.load(options.projection)
@@ -125,7 +113,10 @@ def main() -> None:
             f"--projection was fitted for {projection.fitted_for!r}, and --profile's is {pipeline.whitened!r}"
         )
     others = sum(sizes(settings.vector.features, pipeline.encoder)[:-1])
-    textures = moments(options.folders, pipeline)
+    benches = [load(folder, AUTO) for folder in options.folders]
+    with bar("looks", sum(len(bench.gallery) + len(bench.queries) for bench in benches)) as advance:
+        seen = looks(benches, pipeline, options.cache or options.out.with_suffix(".cache"), advance)
+    textures = moments(seen, pipeline)
     texture = whitening_of(textures.mean, textures.covariance, SURFACE, SHRINK)
     beside(of_objects(projection, others), texture, pipeline.whitened).save(options.out)
     print(f"{options.out}: of {textures.count} textures, beside {options.projection}")

@@ -95,7 +95,7 @@ TABLE: tuple[Known, ...] = (
         "whitening",
         "soir train projection` and `benchmarks/texture.py",
         4.7,
-        "7ef23d14dd1f96d7d59cb3620a5a00e8b1f67c06203665589fcbe4a6dbb8f371",
+        "ade88cf536a7d91f02d5d08b7cc631571f324f0f0a66dccfc5d427de2810d019",
     ),
     _shipped(
         "whitening-0.1",

@@ -12,7 +12,7 @@ from soir_qdrant.qdrant.payload import KEY, PATCHES, code_cosines, unpack_patche
 from soir_qdrant.rerank import hit_image
 from soir_qdrant.types import Hit, Vector
 
-WEIGHT = 0.7  # of the patches in the score; see docs/concepts/search.md
+WEIGHT = 0.5  # of the patches in the score; see docs/concepts/search.md
 
 
 def stored_patches(hit: Hit, dim: int) -> list[Vector] | None:
