@@ -6,9 +6,11 @@ import torch
 import transformers
 from models import FAMILIES, tiny_encoder
 
+from soir_qdrant.config import Settings
 from soir_qdrant.contracts import Encoder
 from soir_qdrant.errors import ConfigError, WeightsError
 from soir_qdrant.models.encoders.vit import ViTEncoder
+from soir_qdrant.pipeline import Pipeline
 
 pytestmark = pytest.mark.slow
 
@@ -114,7 +116,9 @@ def test_dinov3s_positions_keep_their_precision(tmp_path):
 
 def test_the_shipped_encoder_is_what_it_was(encoder):
     """Fingerprint and encoding of a fixed crop, as collections hold them."""
-    assert encoder.fingerprint == "DINOv2 ViT-S/14, first 11 blocks@198644e37de3+9ffd13c9.2/224px"
+    assert encoder.fingerprint == "DINOv2 ViT-S/14, first 11 blocks@198644e37de3~7d35a8fb+9ffd13c9.2/224px"
+    old = Pipeline(Settings.for_profile("embedded-0.1")).encoder  # without textures: version 0.1's collections go on
+    assert old.fingerprint == "DINOv2 ViT-S/14, first 11 blocks@198644e37de3+9ffd13c9.2/224px"
     y, x = np.mgrid[:224, :224]
     crop = np.stack([x, y, (x + y) // 2], -1).astype(np.uint8)[None]
     mask = np.zeros((1, 224, 224), np.float32)

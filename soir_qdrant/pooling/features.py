@@ -47,4 +47,5 @@ def features_of(fitted_for: str) -> list[str]:
 
 def sizes(names: Sequence[str], encoder: Encoder) -> list[int]:
     """How many numbers each feature has."""
-    return [{"cls": encoder.dim, TEXTURE: encoder.texture_dim}.get(name, encoder.width) for name in names]
+    numbers = {"cls": "dim", TEXTURE: "texture_dim"}
+    return [int(getattr(encoder, numbers.get(name, "width"))) for name in names]
