@@ -117,7 +117,9 @@ def test_dinov3s_positions_keep_their_precision(tmp_path):
 def test_the_shipped_encoder_is_what_it_was(encoder):
     """Fingerprint and encoding of a fixed crop, as collections hold them."""
     assert encoder.fingerprint == "DINOv2 ViT-S/14, first 11 blocks@198644e37de3~7d35a8fb+9ffd13c9.2/224px"
-    old = Pipeline(Settings.for_profile("embedded-0.1")).encoder  # without textures: version 0.1's collections go on
+    old = Pipeline(
+        Settings.for_profile("embedded-0.1")
+    ).encoder  # without textures: version 0.1's collections go on
     assert old.fingerprint == "DINOv2 ViT-S/14, first 11 blocks@198644e37de3+9ffd13c9.2/224px"
     y, x = np.mgrid[:224, :224]
     crop = np.stack([x, y, (x + y) // 2], -1).astype(np.uint8)[None]
