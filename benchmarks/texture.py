@@ -42,13 +42,15 @@ SHARE = 6**-0.5  # of the texture in a row: one of six features of the same leng
 WEIGHT = 0.7  # length of the texture's part for 1 of the object's
 
 
-def moments(seen: Looks, pipeline: Pipeline) -> Moments:
+def moments(examples: Looks, pipeline: Pipeline) -> Moments:
     """Of the textures, unit rows."""
     collected, side = Moments(), pipeline.encoder.texture_size
     around = round((SIDE - BOX * (1 + 2 * SURROUNDINGS)) / 2)
-    with bar("textures", len(seen)) as advance:
-        for start in range(0, len(seen), BATCH):
-            middles = [look[around:-around, around:-around] for look in seen.pixels[start : start + BATCH]]
+    with bar("textures", len(examples)) as advance:
+        for start in range(0, len(examples), BATCH):
+            middles = [
+                look[around:-around, around:-around] for look in examples.pixels[start : start + BATCH]
+            ]
             surfaces = np.stack([resized(np.asarray(middle), side, side) for middle in middles])
             masks = surfaces[..., 3].astype(np.float32) / np.float32(255)
             masks[~masks.any((1, 2))] = 1
@@ -115,8 +117,8 @@ def main() -> None:
     others = sum(sizes(settings.vector.features, pipeline.encoder)[:-1])
     benches = [load(folder, AUTO) for folder in options.folders]
     with bar("looks", sum(len(bench.gallery) + len(bench.queries) for bench in benches)) as advance:
-        seen = looks(benches, pipeline, options.cache or options.out.with_suffix(".cache"), advance)
-    textures = moments(seen, pipeline)
+        examples = looks(benches, pipeline, options.cache or options.out.with_suffix(".cache"), advance)
+    textures = moments(examples, pipeline)
     texture = whitening_of(textures.mean, textures.covariance, SURFACE, SHRINK)
     beside(of_objects(projection, others), texture, pipeline.whitened).save(options.out)
     print(f"{options.out}: of {textures.count} textures, beside {options.projection}")

@@ -26,7 +26,7 @@ def texture(
     file: OutOption,
     profile: ProfileOption = None,
     format_: FormatOption = "auto",
-    steps: Annotated[int, typer.Option(min=1, help="of 128 things, each seen twice")] = 1500,
+    steps: Annotated[int, typer.Option(min=1, help="of 128 things, each looked at twice")] = 1500,
     lr: Annotated[float, typer.Option(min=0, help="of AdamW, at its highest")] = 1e-3,
     seed: SeedOption = 0,
 ) -> None:
@@ -47,11 +47,11 @@ def texture(
     pipeline, benches = make_pipeline(settings), load_benches(folders, format_)
     encoder = local(pipeline)
     with bar("looks", sum(len(bench.gallery) + len(bench.queries) for bench in benches)) as advance:
-        seen = looks(benches, pipeline, file.with_suffix(".cache"), advance)
+        examples = looks(benches, pipeline, file.with_suffix(".cache"), advance)
     torch.manual_seed(seed)
     plan, head = Plan(steps=steps, lr=lr, seed=seed), TextureHead(encoder.width)
     with bar("steps", -(-steps // plan.every)) as advance:
         data = contents(benches, encoder.weights.sha256)
-        train(head, seen, encoder, plan, **beside(file), data=data, report=curve(advance))
+        train(head, examples, encoder, plan, **beside(file), data=data, report=curve(advance))
     head.save(file, encoder.weights.sha256)
-    announce(file, f"trained on {len(seen)} looks")
+    announce(file, f"trained on {len(examples)} looks")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -47,5 +47,5 @@ def features_of(fitted_for: str) -> list[str]:
 
 def sizes(names: Sequence[str], encoder: Encoder) -> list[int]:
     """How many numbers each feature has."""
-    numbers = {"cls": "dim", TEXTURE: "texture_dim"}
-    return [int(getattr(encoder, numbers.get(name, "width"))) for name in names]
+    numbers: dict[str, Callable[[], int]] = {"cls": lambda: encoder.dim, TEXTURE: lambda: encoder.texture_dim}
+    return [numbers.get(name, lambda: encoder.width)() for name in names]

@@ -25,7 +25,7 @@ from soir_qdrant.types import RGB, Box, Mask, SceneObject
 BOX, SIDE = 112, 180  # pixels that a box is stretched to, and of the look around it that is kept
 MAX_OBJECTS, WINDOWS = 12, 4  # of an image; windows only where nothing comes again
 MIN_SIDE = 16  # of a box, in pixels
-LAID, PLAIN = 0.4, 0.3  # chance that a thing is laid on another ground; of these, that it is one colour
+LAID, PLAIN = 0.4, 0.3  # chance that a thing is laid on another background; of these, that it is one colour
 
 
 class Looks:
@@ -91,10 +91,10 @@ def looks(
                 _keep(files[-1], [(query.instance, look(image.rgb, _mask(item, image.rgb), item.box))])
             advance()
         folders.append(files)
-    found = Looks(folders)
-    if len(found) < 2:
+    examples = Looks(folders)
+    if len(examples) < 2:
         raise DatasetError("fewer than two looks in these folders: there is nothing to tell apart")
-    return found
+    return examples
 
 
 def _of_image(
@@ -147,7 +147,7 @@ def look(image: RGB, mask: Mask, box: Box) -> NDArray[np.uint8]:
 
 
 def view(
-    seen: NDArray[np.uint8], other: NDArray[np.uint8], size: int, rng: np.random.Generator
+    original: NDArray[np.uint8], other: NDArray[np.uint8], size: int, rng: np.random.Generator
 ) -> NDArray[np.uint8]:
     """A look as another camera might have taken it, its box off as a detector's: uint8 [size, size, 4]. other: a look
     whose pixels it may be laid on."""
@@ -163,21 +163,21 @@ def view(
     )
     matrix = aside @ np.vstack([np.column_stack([turn, shift]), [0, 0, 1]])
     rgb = cv2.warpPerspective(
-        seen[..., :3], matrix, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101
+        original[..., :3], matrix, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101
     )
     inside = cv2.warpPerspective(
-        np.ascontiguousarray(seen[..., 3]), matrix, (size, size), flags=cv2.INTER_LINEAR
+        np.ascontiguousarray(original[..., 3]), matrix, (size, size), flags=cv2.INTER_LINEAR
     )
     if rng.random() < 0.3:
         change = cv2.dilate if rng.random() < 0.6 else cv2.erode
         inside = change(inside, np.ones((int(rng.integers(2, 7)),) * 2, np.uint8))
-    if seen[..., 3].mean() < 250 and rng.random() < LAID:  # of all 255: a window, or the whole box
+    if original[..., 3].mean() < 250 and rng.random() < LAID:  # of all 255: a window, or the whole box
         start = int(rng.integers(0, SIDE - size))
-        ground = other[start : start + size, start : start + size, :3]
+        background = other[start : start + size, start : start + size, :3]
         if rng.random() < PLAIN:
-            ground = np.full_like(rgb, rng.integers(0, 256, 3) if rng.random() < 0.5 else 255)
+            background = np.full_like(rgb, rng.integers(0, 256, 3) if rng.random() < 0.5 else 255)
         share = inside[..., None].astype(np.float32) / 255
-        rgb = np.asarray(rgb * share + ground * (1 - share), np.uint8)
+        rgb = np.asarray(rgb * share + background * (1 - share), np.uint8)
     rgb = camera(_smaller(np.asarray(rgb, np.uint8), rng), rng)
     if rng.random() < 0.2:  # something in front of it
         w, h = rng.uniform(0.1, 0.45, 2) * size

@@ -30,7 +30,7 @@ TEMPERATURE, SPREAD = 0.07, 0.05
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """steps of `batch` things, each seen twice; again: share of things that come again; every: steps between two
+    """steps of `batch` things, each looked at twice; again: share of things that come again; every: steps between two
     lines of the log, and states."""
 
     steps: int = 1500
@@ -55,7 +55,7 @@ def loss(rows: Tensor) -> Tensor:
 
 def train(
     head: TextureHead,
-    seen: Looks,
+    examples: Looks,
     encoder: ViTEncoder,
     plan: Plan,
     *,
@@ -73,7 +73,7 @@ def train(
     first = progress.resume(head, adam)
     head.train()
     device = encoder.device.type
-    for step, (tokens, weights) in enumerate(_batches(seen, encoder, plan, first), first):
+    for step, (tokens, weights) in enumerate(_batches(examples, encoder, plan, first), first):
         set_rate(adam, plan.lr, step / plan.steps, 0.02)
         with torch.autocast(device, torch.bfloat16, enabled=encoder.dtype is torch.bfloat16):
             rows = head(tokens, weights)
@@ -104,24 +104,24 @@ def _first(rows: Tensor) -> float:
 
 
 def _batches(
-    seen: Looks, encoder: ViTEncoder, plan: Plan, first: int
+    examples: Looks, encoder: ViTEncoder, plan: Plan, first: int
 ) -> Iterator[tuple[list[Tensor], Tensor]]:
-    """What the head reads in each step, the same whatever was done before; the next ones are made meanwhile."""
+    """What the head reads in each step, the same whatever was done before; the next ones are prepared meanwhile."""
 
     def batch(step: int) -> tuple[list[Tensor], Tensor]:
         rng = np.random.default_rng((plan.seed, step))
         size = encoder.texture_size
-        made = np.stack(
+        views = np.stack(
             [
-                view(seen.pixels[i], seen.pixels[int(rng.integers(len(seen)))], size, rng)
-                for pair in seen.pairs(plan.batch, plan.again, rng)
+                view(examples.pixels[i], examples.pixels[int(rng.integers(len(examples)))], size, rng)
+                for pair in examples.pairs(plan.batch, plan.again, rng)
                 for i in pair
             ]
         )
-        masks = made[..., 3].astype(np.float32) / np.float32(255)
+        masks = views[..., 3].astype(np.float32) / np.float32(255)
         masks[masks.sum((1, 2)) < 1] = 1  # nothing of it is left
         weights = torch.from_numpy(patch_weights(masks, TEXTURE_CELLS)).to(encoder.device)
-        return [x.clone() for x in encoder.texture_tokens(made[..., :3])], weights  # learnt from
+        return [x.clone() for x in encoder.texture_tokens(views[..., :3])], weights  # learnt from
 
     ahead = os.cpu_count() or 1  # the head learns meanwhile, but for less than they take
     with ThreadPoolExecutor(ahead) as pool:
