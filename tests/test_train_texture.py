@@ -131,6 +131,7 @@ class TestLooks:
         one, other = view(seen, seen, 126, rng), view(seen, seen, 126, rng)
         assert one.shape == (126, 126, 4)
         assert one.dtype == np.uint8
+        assert view(seen, seen, 288, rng).shape == (288, 288, 4)  # of larger patches: more than a look has
         assert not np.array_equal(one, other)
         np.testing.assert_array_equal(
             view(seen, seen, 126, np.random.default_rng(5)), view(seen, seen, 126, np.random.default_rng(5))

@@ -31,7 +31,8 @@ LAID, PLAIN = 0.4, 0.3  # chance that a thing is laid on another background; of 
 class Looks:
     """Boxes of some folders, with what is around them, left on disk.
 
-    pixels: uint8 [n, SIDE, SIDE, 4], the last the mask; things: whose look each is, by folder those that come again.
+    pixels: uint8 [n, SIDE, SIDE, 4], the last the mask. once: places there of things with one look; again: of things
+    with several, by folder.
     """
 
     def __init__(self, folders: Sequence[list[Path]]) -> None:
@@ -171,9 +172,9 @@ def view(
     if rng.random() < 0.3:
         change = cv2.dilate if rng.random() < 0.6 else cv2.erode
         inside = change(inside, np.ones((int(rng.integers(2, 7)),) * 2, np.uint8))
-    if original[..., 3].mean() < 250 and rng.random() < LAID:  # of all 255: a window, or the whole box
-        start = int(rng.integers(0, SIDE - size))
-        background = other[start : start + size, start : start + size, :3]
+    if original[..., 3].mean() < 250 and rng.random() < LAID:  # a window is 255 all over
+        side, start = min(size, SIDE), int(rng.integers(0, max(SIDE - size, 1)))
+        background = resized(other[start : start + side, start : start + side, :3], size, size)
         if rng.random() < PLAIN:
             background = np.full_like(rgb, rng.integers(0, 256, 3) if rng.random() < 0.5 else 255)
         share = inside[..., None].astype(np.float32) / 255
