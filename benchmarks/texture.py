@@ -22,13 +22,11 @@ from numpy.typing import NDArray
 from soir_qdrant.cli.console import bar
 from soir_qdrant.components import SHIPPED
 from soir_qdrant.config import Settings, VectorSettings
-from soir_qdrant.contracts import TEXTURE_CELLS
 from soir_qdrant.geometry.crops import SURROUNDINGS
-from soir_qdrant.geometry.patches import patch_weights
 from soir_qdrant.geometry.resize import resized
 from soir_qdrant.lab.calibrate import Moments
 from soir_qdrant.lab.evaluate.datasets import AUTO, load
-from soir_qdrant.lab.train.surfaces import BOX, SIDE, Looks, looks
+from soir_qdrant.lab.train.surfaces import BOX, SIDE, Looks, looks, weights_of
 from soir_qdrant.pipeline import Pipeline
 from soir_qdrant.pooling.features import sizes
 from soir_qdrant.pooling.pool import normalize
@@ -52,10 +50,7 @@ def moments(examples: Looks, pipeline: Pipeline) -> Moments:
                 look[around:-around, around:-around] for look in examples.pixels[start : start + BATCH]
             ]
             surfaces = np.stack([resized(np.asarray(middle), side, side) for middle in middles])
-            masks = surfaces[..., 3].astype(np.float32) / np.float32(255)
-            masks[~masks.any((1, 2))] = 1
-            weights = patch_weights(masks, TEXTURE_CELLS)
-            collected.add(normalize(pipeline.encoder.texture(surfaces[..., :3], weights)))
+            collected.add(normalize(pipeline.encoder.texture(surfaces[..., :3], weights_of(surfaces))))
             for _ in middles:
                 advance()
     return collected

@@ -74,12 +74,12 @@ def files(folder):
 
 def looks_of(count, things):
     """Looks in memory: `things` names them, "" is of nothing that comes again."""
-    seen = Looks([])
-    seen.pixels = [np.zeros((SIDE, SIDE, 4), np.uint8)] * count
+    examples = Looks([])
+    examples.pixels = [np.zeros((SIDE, SIDE, 4), np.uint8)] * count
     named = {name: [i for i in range(count) if things[i] == name] for name in dict.fromkeys(things)}
-    seen.once = [[i] for i in named.pop("", [])]
-    seen.again = [list(named.values())]
-    return seen
+    examples.once = [[i] for i in named.pop("", [])]
+    examples.again = [list(named.values())]
+    return examples
 
 
 class TestLooks:
@@ -89,15 +89,15 @@ class TestLooks:
         for x, y in ((40, 20), (0, 0), (80, 40)):
             image[:], mask[:] = 0, False
             image[y : y + 20, x : x + 20], mask[y : y + 20, x : x + 20] = 200, True
-            seen = look(image, mask, (x, y, x + 20, y + 20))
-            assert seen.shape == (SIDE, SIDE, 4)
+            examples = look(image, mask, (x, y, x + 20, y + 20))
+            assert examples.shape == (SIDE, SIDE, 4)
             start = (SIDE - BOX) // 2
-            assert seen[start + 8 : -start - 8, start + 8 : -start - 8].min() >= 195
-            assert seen[start + 8 : -start - 8, start + 8 : -start - 8, 3].min() == 255
+            assert examples[start + 8 : -start - 8, start + 8 : -start - 8].min() >= 195
+            assert examples[start + 8 : -start - 8, start + 8 : -start - 8, 3].min() == 255
 
     def test_things_that_come_again_are_drawn_from_two_places_and_no_thing_twice(self):
-        seen = looks_of(30, [f"thing{i % 5}" for i in range(20)] + [""] * 10)
-        pairs = seen.pairs(8, 0.5, np.random.default_rng(0))
+        examples = looks_of(30, [f"thing{i % 5}" for i in range(20)] + [""] * 10)
+        pairs = examples.pairs(8, 0.5, np.random.default_rng(0))
         assert len(pairs) == 8
         again = [pair for pair in pairs if pair[0] < 20]
         assert len(again) == 4
@@ -107,18 +107,18 @@ class TestLooks:
 
     def test_they_are_computed_once(self, folder, weights, tmp_path):
         pipeline = pipeline_of(weights)
-        seen = looks([folder], pipeline, tmp_path)
-        assert len(seen) == 2 * THINGS
-        assert len(seen.again[0]) == THINGS
+        examples = looks([folder], pipeline, tmp_path)
+        assert len(examples) == 2 * THINGS
+        assert len(examples.again[0]) == THINGS
         stamps = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.npy")}
         assert len(looks([folder], pipeline, tmp_path)) == 2 * THINGS
         assert stamps == {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.npy")}
 
     def test_images_without_labels_are_looked_at_through_windows(self, folder, weights, tmp_path):
         bare = [replace(entry, objects=[]) for entry in folder.gallery[:2]]
-        seen = looks([replace(folder, gallery=bare)], pipeline_of(weights), tmp_path)
-        assert len(seen.once) == len(seen) > 2
-        assert not seen.again
+        examples = looks([replace(folder, gallery=bare)], pipeline_of(weights), tmp_path)
+        assert len(examples.once) == len(examples) > 2
+        assert not examples.again
         with pytest.raises(DatasetError, match="nothing to tell apart"):
             looks([replace(folder, gallery=[])], pipeline_of(weights), tmp_path)
 
@@ -127,14 +127,19 @@ class TestLooks:
         image = rng.integers(0, 256, (8, 8, 3), np.uint8).repeat(20, 0).repeat(20, 1)
         mask = np.zeros((160, 160), np.bool_)
         mask[40:120, 40:120] = True
-        seen = look(image, mask, (40, 40, 120, 120))
-        one, other = view(seen, seen, 126, rng), view(seen, seen, 126, rng)
+        examples = look(image, mask, (40, 40, 120, 120))
+        one, other = view(examples, examples, 126, rng), view(examples, examples, 126, rng)
         assert one.shape == (126, 126, 4)
         assert one.dtype == np.uint8
-        assert view(seen, seen, 288, rng).shape == (288, 288, 4)  # of larger patches: more than a look has
+        assert view(examples, examples, 288, rng).shape == (
+            288,
+            288,
+            4,
+        )  # of larger patches: more than a look has
         assert not np.array_equal(one, other)
         np.testing.assert_array_equal(
-            view(seen, seen, 126, np.random.default_rng(5)), view(seen, seen, 126, np.random.default_rng(5))
+            view(examples, examples, 126, np.random.default_rng(5)),
+            view(examples, examples, 126, np.random.default_rng(5)),
         )
         inside = one[..., 3] > 127
         assert 0.6 < inside.mean() / (112 / 126) ** 2 < 1.4
@@ -151,8 +156,8 @@ class TestTraining:
         self, folder, weights, tmp_path
     ):
         pipeline = pipeline_of(weights)
-        seen, encoder = looks([folder], pipeline, tmp_path / "cache"), pipeline.encoder
-        head = train(fresh(), seen, encoder, PLAN, **files(tmp_path), data="boards")
+        examples, encoder = looks([folder], pipeline, tmp_path / "cache"), pipeline.encoder
+        head = train(fresh(), examples, encoder, PLAN, **files(tmp_path), data="boards")
         curve = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
         assert [line["step"] for line in curve] == [10, 20, 30]
         assert curve[-1]["loss"] < curve[0]["loss"] - 0.2
@@ -168,8 +173,8 @@ class TestTraining:
         again = tmp_path / "again"
         again.mkdir()
         with pytest.raises(Killed):
-            train(fresh(), seen, encoder, PLAN, **files(again), data="boards", report=kill)
-        resumed = train(fresh(), seen, encoder, PLAN, **files(again), data="boards")
+            train(fresh(), examples, encoder, PLAN, **files(again), data="boards", report=kill)
+        resumed = train(fresh(), examples, encoder, PLAN, **files(again), data="boards")
         for name, expected in head.state_dict().items():
             torch.testing.assert_close(resumed.state_dict()[name], expected, atol=1e-5, rtol=1e-4)
         assert (again / "log.jsonl").read_text() == (tmp_path / "log.jsonl").read_text()

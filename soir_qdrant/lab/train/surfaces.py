@@ -11,8 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from soir_qdrant import images as image_io
+from soir_qdrant.contracts import TEXTURE_CELLS
 from soir_qdrant.errors import DatasetError
 from soir_qdrant.geometry.crops import SURROUNDINGS, full_mask
+from soir_qdrant.geometry.patches import patch_weights
 from soir_qdrant.geometry.plain_background import box_of_query, plain_foreground
 from soir_qdrant.geometry.resize import resized
 from soir_qdrant.lab.evaluate.bench import Bench, GalleryImage
@@ -185,6 +187,13 @@ def view(
         x, y = int(rng.uniform(0, size - w)), int(rng.uniform(0, size - h))
         rgb[y : y + int(h), x : x + int(w)] = rng.integers(0, 256, 3)
     return np.dstack([rgb, inside])
+
+
+def weights_of(views: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Of the patches of each view, uint8 [B, T, T, 4]: see `Encoder.texture`; all alike where nothing of it is left."""
+    masks = views[..., 3].astype(np.float32) / np.float32(255)
+    masks[masks.sum((1, 2)) < 1] = 1
+    return patch_weights(masks, TEXTURE_CELLS)
 
 
 def _smaller(rgb: RGB, rng: np.random.Generator) -> RGB:

@@ -18,10 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from soir_qdrant.contracts import TEXTURE_CELLS
-from soir_qdrant.geometry.patches import patch_weights
 from soir_qdrant.lab.train.progress import Progress, set_rate
-from soir_qdrant.lab.train.surfaces import Looks, view
+from soir_qdrant.lab.train.surfaces import Looks, view, weights_of
 from soir_qdrant.models.encoders.vit import ViTEncoder
 from soir_qdrant.models.heads.texture import TextureHead
 
@@ -118,9 +116,7 @@ def _batches(
                 for i in pair
             ]
         )
-        masks = views[..., 3].astype(np.float32) / np.float32(255)
-        masks[masks.sum((1, 2)) < 1] = 1  # nothing of it is left
-        weights = torch.from_numpy(patch_weights(masks, TEXTURE_CELLS)).to(encoder.device)
+        weights = torch.from_numpy(weights_of(views)).to(encoder.device)
         return [x.clone() for x in encoder.texture_tokens(views[..., :3])], weights  # learnt from
 
     ahead = os.cpu_count() or 1  # the head learns meanwhile, but for less than they take
