@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, ValidationInfo, field_validator
 
@@ -55,13 +55,15 @@ class CropSettings(Frozen):
     """margin: around the box, as a fraction of its longer side. native: cut no less than `input_size` pixels, as the
     paper does. background: what becomes of pixels outside the mask; "drop" is grey too, and leaves patches that show
     nothing of the object out of the encoder. full_score: score from which an object fills its crop; of a fainter one,
-    score / full_score of its size is shown, half at least. texture_score: from which its texture is read, if any."""
+    score / full_score of its size is shown, half at least. texture_score: from which its texture is read, if any.
+    query_turns: a query is also looked at turned by so many degrees, both ways, and its features are the mean."""
 
     margin: float = Field(0.1, ge=0, le=2)
     native: bool = False
     background: Literal["keep", "blur", "grey", "drop"] = "grey"
     full_score: float = Field(0, ge=0, le=1)
     texture_score: float = Field(0, ge=0, le=1)
+    query_turns: tuple[Annotated[float, Field(gt=0, le=180)], ...] = Field((), max_length=8)
 
 
 Feature = Literal["cls", "patches", "patches-1", "patches-2", "patches-3", "texture"]
@@ -71,14 +73,12 @@ WITHOUT_TEXTURE: tuple[Feature, ...] = ("cls", "patches-3", "patches-2", "patche
 class VectorSettings(Frozen):
     """How the objects of an image become its one vector.
 
-    features: what describes an object, side by side: "cls", the encoder's descriptor; "patches", the mean
-    of the patch tokens under the mask; "patches-1" to "patches-3", the same one to three blocks earlier;
-    "texture", what early blocks say of the stretched box under the mask (`Encoder.texture`).
-    whitening: "shipped", "0.1" (what shipped with that version, for features without "texture"), a file made by
-    `soir calibrate`, or None.
+    features: what describes an object, side by side: "cls", the encoder's descriptor; "patches", the mean of the patch
+    tokens under the mask; "patches-1" to "patches-3", the same one to three blocks earlier; "texture", what early
+    blocks say of the stretched box under the mask (`Encoder.texture`).
+    whitening: "shipped", "0.1" (that version's, for features without "texture"), a file of `soir calibrate`, or None.
     pooling: "mean", "gmp" (generalized max pooling, with `ridge`: the larger, the nearer to the mean), or "mao" (the
-    refined joint token).
-    by_score: power of an object's score that it weighs with in "mean" and "gmp"; 0: all weigh the same.
+    refined joint token). by_score: power of an object's score that it weighs with in "mean" and "gmp"; 0: all alike.
     refine_query: with "mao", whether a query's own token is refined too, under its own mask, as the paper's authors
     do: what all refined tokens share is then on both sides.
     iterations, lr, weight_decay, alpha: of MaO; the paper's 80 steps are too many (docs/concepts/refinement.md).
@@ -260,7 +260,7 @@ def _reading(name: str, scene: SceneSettings | None = None) -> Settings:
 
 
 EMBEDDED = Settings(
-    crop=CropSettings(background="drop", full_score=0.45, texture_score=0.3),
+    crop=CropSettings(background="drop", full_score=0.45, texture_score=0.3, query_turns=(30, 60)),
     detector=TokenHeadSettings(iou=0.65),
     vector=VectorSettings(ridge=2),
 )

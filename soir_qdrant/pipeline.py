@@ -12,10 +12,11 @@ from soir_qdrant.components import Components
 from soir_qdrant.contracts import TEXTURE_CELLS, Segmenter
 from soir_qdrant.errors import ConfigError
 from soir_qdrant.geometry.boxes import pick
-from soir_qdrant.geometry.crops import Crops, cut, is_whole, min_side, square, together
+from soir_qdrant.geometry.crops import Crops, cut, is_whole, together
 from soir_qdrant.geometry.patches import patch_weights
 from soir_qdrant.geometry.plain_background import box_of_query, plain_foreground
 from soir_qdrant.geometry.resize import Halves
+from soir_qdrant.geometry.turned import both_ways
 from soir_qdrant.models.tokens import LAYER
 from soir_qdrant.pooling.features import TEXTURE, side_by_side
 from soir_qdrant.pooling.patches import Projected, described
@@ -195,12 +196,6 @@ class Pipeline(Components):
         ]
         return together(parts, size, side)
 
-    def window(self, box: Box, shape: tuple[int, ...]) -> tuple[int, int, int]:
-        """x, y and side, in pixels, of the square that the crop of a box is cut from. shape: H, W, ... ."""
-        settings = self.settings.crop
-        shortest = min_side(settings, self.encoder.input_size, shape[0], shape[1])
-        return square(box, shape[1], shape[0], margin=settings.margin, min_side=shortest)
-
     def encode_whole(self, crops: Crops) -> Encoding:
         """`encode` with tokens. Raises ConfigError for an encoder that has none."""
         encoding = self.encode(crops, with_tokens=True)
@@ -257,14 +252,17 @@ class Pipeline(Components):
     def query_look(
         self, image: RGB, *, box: Box | None = None, mask: Mask | None = None, patches: bool = False
     ) -> QueryLook:
-        """One query object; see `query_crop`. patches: with those of late interaction."""
-        crops = self.query_crop(image, box=box, mask=mask)
+        """One query object; see `query_crop`. patches: with those of late interaction, of the object as it is; its
+        features are the mean of those that it has so and turned, see `CropSettings.query_turns`."""
+        refined, item = self.settings.vector.refines_queries, self._query_object(image, box, mask)
+        turns = () if refined else self.settings.crop.query_turns
+        crops = self.crops(*both_ways(image, item, turns, self.encoder.input_size))
         encoding, rows = self._encode(crops, patches)
         rows_of_it = None if rows is None else rows[0]
-        if self.settings.vector.refines_queries:
+        if refined:
             token = self._refined(encoding, crops.masks)[0]
             return QueryLook(token, token, rows_of_it)
-        return QueryLook(encoding.descriptor[0], self.features(encoding)[0], rows_of_it)
+        return QueryLook(encoding.descriptor[0], self.features(encoding).mean(0), rows_of_it)
 
     def query_crop(self, image: RGB, *, box: Box | None = None, mask: Mask | None = None) -> Crops:
         """The query object, alone.
@@ -273,13 +271,17 @@ class Pipeline(Components):
         cut-out's opaque ones; without one, they are told by a plain background, else by the segmenter, which
         moves the box to them. Raises ObjectsError for a box that holds no pixel of the image.
         """
+        return self.crops([image], [[self._query_object(image, box, mask)]])
+
+    def _query_object(self, image: RGB, box: Box | None, mask: Mask | None) -> SceneObject:
+        """See `query_crop`."""
         mask = plain_foreground(image, box) if mask is None else mask
         if box is None:
             box = box_of_query(image, mask)
         elif mask is None and not is_whole(box, image.shape):
             ((box, mask),) = self.query_segmenter.refine_boxes(image, np.array([box]), alone=True)
         (item,) = self.segment(image, [SceneObject(box, mask)], self.query_segmenter)
-        return self.crops([image], [[item]])
+        return item
 
     def _refined(
         self,

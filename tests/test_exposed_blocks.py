@@ -74,7 +74,7 @@ def test_maps_are_those_of_all_blocks(deeper: Pipeline, tmp_path: Path) -> None:
     np.testing.assert_allclose(one.before, expected, atol=1e-4)
     vector = deeper.describe(encoding, crops.masks)[0]
     canvas = np.zeros((image.height, image.width), np.float32)
-    localization._lay(canvas, expected, deeper.window(A, canvas.shape))
+    localization._lay(canvas, expected, localization._window(deeper, A, canvas.shape))
     heat = localization.heat(deeper, Look(encoding.descriptor[0], vector), image, [A])
     np.testing.assert_allclose(heat, canvas, atol=1e-4)
 

@@ -59,6 +59,7 @@ OTHER_POINTS = {
     "crop.texture_score": 0.5,
 }
 SAME_POINTS = {"encoder.batch": 2, "encoder.dtype": "float32", "encoder.device": "cpu"}  # but for rounding
+OF_QUERIES = {"crop.query_turns": [45]}
 SCENE = {
     f"scene.{name}" for name in ("kind", "tiles", "vector", "attention", "count", "head")
 }  # test_scenes.py
@@ -94,7 +95,7 @@ def test_every_setting_is_known_to_change_points_or_not():
         for group, values in settings:
             if isinstance(values, BaseModel):
                 fields |= {f"{group}.{field}" for field in type(values).model_fields}
-    assert fields == {*INCOMPARABLE, *OTHER_POINTS, *SAME_POINTS} | ELSEWHERE
+    assert fields == {*INCOMPARABLE, *OTHER_POINTS, *SAME_POINTS, *OF_QUERIES} | ELSEWHERE
 
 
 @pytest.mark.parametrize("name", INCOMPARABLE)
@@ -134,6 +135,11 @@ def test_what_makes_other_points_of_comparable_vectors_changes_the_recipe_alone(
     ours, theirs = short(settings), short(but(settings, name, OTHER_POINTS[name]))
     assert ours[0] == theirs[0]
     assert ours[1] != theirs[1]
+
+
+@pytest.mark.parametrize("name", OF_QUERIES)
+def test_how_a_query_is_looked_at_changes_no_point(settings, name):
+    assert short(settings) == short(but(settings, name, OF_QUERIES[name]))
 
 
 @pytest.mark.parametrize("name", SAME_POINTS)

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from soir_qdrant.geometry.crops import full_mask
+from soir_qdrant.geometry.crops import full_mask, min_side, square
 from soir_qdrant.types import Box, LoadedImage, Mask, SceneObject, Vector
 
 if TYPE_CHECKING:
@@ -79,9 +79,16 @@ def heat(pipeline: Pipeline, query: Look, image: LoadedImage, objects: list[Box]
             _lay(
                 canvas,
                 np.clip(inner, 0, 1) * min(float(weight), 1.0),
-                pipeline.window(item.box, canvas.shape),
+                _window(pipeline, item.box, canvas.shape),
             )
     return canvas
+
+
+def _window(pipeline: Pipeline, box: Box, shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """x, y and side, in pixels, of the square that the crop of a box is cut from. shape: H, W, ... ."""
+    settings = pipeline.settings.crop
+    shortest = min_side(settings, pipeline.encoder.input_size, shape[0], shape[1])
+    return square(box, shape[1], shape[0], margin=settings.margin, min_side=shortest)
 
 
 def _lay(canvas: NDArray[np.float32], inner: NDArray[np.float32], window: tuple[int, int, int]) -> None:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from soir_qdrant.kinds import PartSettings
 from soir_qdrant.pipeline import Pipeline
+from soir_qdrant.recipe import OF_QUERIES
 from soir_qdrant.types import LoadedImage, Mask, Scene, SceneObject, Vector
 
 FORMAT = 2  # of the files, and of what the plain rows are
@@ -115,7 +116,7 @@ def recipe_of(pipeline: Pipeline) -> dict[str, Any]:
     files["whitening"] = [settings.vector.whitening or ""]
     return {
         "format": FORMAT,
-        "settings": settings.model_dump(mode="json"),
+        "settings": settings.model_dump(mode="json", exclude={"crop": OF_QUERIES}),
         "fingerprint": pipeline.fingerprint,
         "files": {part: [_digest(part, name) for name in names] for part, names in files.items()},
         "code": code_digest(),
