@@ -33,7 +33,7 @@ def image():
 
 def test_a_thing_turned_by_a_quarter_is_as_numpy_turns_it(image):
     rgb, mask = image
-    view, item = turned(rgb, SceneObject(BOX, mask), 90, 224)
+    ((view, item),) = turned(rgb, SceneObject(BOX, mask), [90], 224)
     x0, y0, x1, y1 = (round(v) for v in item.box)
     assert (x1 - x0, y1 - y0) == pytest.approx((40, 80), abs=1)
     expected = np.rot90(rgb[40:80, 60:140])
@@ -56,7 +56,7 @@ def test_what_is_turned_keeps_its_area_wherever_it_lies(image, degrees, box):
     if min(item.box[2] - x, item.box[3] - y) < 4:
         return
     area = full_mask(item, 200, 160).sum()
-    view, there = turned(rgb, item, degrees, 224)
+    ((view, there),) = turned(rgb, item, [degrees], 224)
     assert view.shape[2] == 3
     assert view.dtype == np.uint8
     mask = full_mask(there, view.shape[1], view.shape[0])
@@ -65,7 +65,7 @@ def test_what_is_turned_keeps_its_area_wherever_it_lies(image, degrees, box):
 
 def test_a_large_thing_is_turned_at_the_pixels_that_a_crop_needs():
     rgb = np.zeros((2000, 2000, 3), np.uint8)
-    view, item = turned(rgb, SceneObject((100, 100, 1900, 1900)), 30, 224)
+    ((view, item),) = turned(rgb, SceneObject((100, 100, 1900, 1900)), [30], 224)
     assert view.shape == (672, 672, 3)
     assert item.box[2] - item.box[0] < 672
 
@@ -75,7 +75,7 @@ def test_a_thing_of_which_nothing_is_left_stays_as_it_is():
     rgb, mask = np.zeros((1280, 1600, 3), np.uint8), np.zeros((1280, 1600), bool)
     mask[400, 560] = True
     item = SceneObject((0.0, 0.0, 1600.0, 1280.0), mask)
-    view, there = turned(rgb, item, 45, 14)
+    ((view, there),) = turned(rgb, item, [45], 14)
     assert view is rgb
     assert there is item
 
@@ -105,7 +105,7 @@ def test_a_thing_that_lies_askew_is_more_like_its_query(shipped_encoder, image):
     """Than it would be to a query that is looked at upright alone."""
     rgb, mask = image
     settings = Settings.for_profile("embedded")
-    askew, item = turned(rgb, SceneObject(BOX, mask), 75, 224)
+    ((askew, item),) = turned(rgb, SceneObject(BOX, mask), [75], 224)
     picture = LoadedImage(askew, "askew", None, "0" * 64)
     similar = {}
     for turns in (settings.crop.query_turns, ()):

@@ -17,19 +17,23 @@ AROUND = 1.1  # side of what is turned, in diagonals of the box
 SHOWN = 3  # times the pixels of a crop's side that it is turned with at most
 
 
-def turned(image: RGB, item: SceneObject, degrees: float, size: int) -> tuple[RGB, SceneObject]:
+def turned(
+    image: RGB, item: SceneObject, degrees: Sequence[float], size: int
+) -> list[tuple[RGB, SceneObject]]:
     """An object and what is around it, turned about the middle of its box.
 
     Args:
         image: uint8 [H, W, 3].
         item: one object of it.
-        degrees: counter-clockwise.
+        degrees: counter-clockwise, of each view.
         size: of the crop that will be cut, in pixels of its side.
 
     Returns:
-        Another image, uint8 [S, S, 3], beyond the edge of the first as at it, and the object there: its mask turned
-        with it, its box around that. As they were where nothing of the mask is left.
+        For each view another image, uint8 [S, S, 3], beyond the edge of the first as at it, and the object there: its
+        mask turned with it, its box around that. As they were where nothing of the mask is left.
     """
+    if not degrees:
+        return []
     height, width = image.shape[:2]
     x0, y0, x1, y1 = item.box
     side = max(round(AROUND * float(np.hypot(x1 - x0, y1 - y0))), 2)
@@ -40,15 +44,18 @@ def turned(image: RGB, item: SceneObject, degrees: float, size: int) -> tuple[RG
     inside = full_mask(item, width, height)[rows, columns].astype(np.uint8) * 255
     inside = cv2.copyMakeBorder(inside, *beyond, cv2.BORDER_CONSTANT, value=(0,))
     shown = min(side, SHOWN * size)
-    turn = cv2.getRotationMatrix2D(((shown - 1) / 2, (shown - 1) / 2), degrees, 1)
-    view = cv2.warpAffine(
-        resized(pixels, shown, shown), turn, (shown, shown), borderMode=cv2.BORDER_REPLICATE
-    )
-    mask = cv2.warpAffine(resized(inside, shown, shown), turn, (shown, shown)) > 127
-    if not mask.any():
-        return image, item
-    rgb = np.asarray(view, np.uint8)
-    return rgb, replace(item, box=box_of_query(rgb, mask), mask=mask)
+    pixels, inside = resized(pixels, shown, shown), resized(inside, shown, shown)
+    views = []
+    for angle in degrees:
+        turn = cv2.getRotationMatrix2D(((shown - 1) / 2, (shown - 1) / 2), angle, 1)
+        mask = cv2.warpAffine(inside, turn, (shown, shown)) > 127
+        if not mask.any():
+            views.append((image, item))
+            continue
+        view = cv2.warpAffine(pixels, turn, (shown, shown), borderMode=cv2.BORDER_REPLICATE)
+        rgb = np.asarray(view, np.uint8)
+        views.append((rgb, replace(item, box=box_of_query(rgb, mask), mask=mask)))
+    return views
 
 
 def both_ways(
@@ -56,5 +63,5 @@ def both_ways(
 ) -> tuple[list[RGB], list[list[SceneObject]]]:
     """An object as it is, and turned by each of `turns` degrees to one side and to the other: images, and what of each
     is looked at. size: see `turned`."""
-    views = [turned(image, item, side * degrees, size) for degrees in turns for side in (-1, 1)]
+    views = turned(image, item, [side * angle for angle in turns for side in (-1, 1)], size)
     return [image, *(rgb for rgb, _ in views)], [[item], *([view] for _, view in views)]
