@@ -20,7 +20,7 @@ BOX = (60.0, 40.0, 140.0, 80.0)
 
 @pytest.fixture(scope="module")
 def image():
-    """An arrow in two colours on a noisy ground, and its mask."""
+    """An arrow in two colours on a noisy background, and its mask."""
     rgb = np.random.default_rng(0).integers(90, 150, (160, 200, 3), np.uint8)
     mask = np.zeros((160, 200), np.uint8)
     cv2.fillPoly(

@@ -110,6 +110,17 @@ def square_pixels(
     return pixels
 
 
+def bordered(
+    plane: NDArray[np.uint8], left: int, top: int, right: int, bottom: int, border: int
+) -> NDArray[np.uint8]:
+    """A rectangle of an image or mask [H, W, ...] that may reach out of it, uint8 [bottom - top, right - left, ...].
+    border: OpenCV's kind of what stands beyond; a constant one is zero."""
+    height, width = plane.shape[:2]
+    part = plane[max(top, 0) : max(bottom, 1), max(left, 0) : max(right, 1)]
+    beyond = max(-top, 0), max(bottom - height, 0), max(-left, 0), max(right - width, 0)
+    return np.asarray(cv2.copyMakeBorder(part, *beyond, border, value=(0,)), np.uint8)
+
+
 def share(mask: Mask | NDArray[np.uint8], size: int) -> NDArray[np.float32]:
     """How much of each pixel of a smaller or larger square is a mask's, float32 [size, size], 0..1.
 

@@ -1,4 +1,4 @@
-"""A query object as a camera held askew would show it."""
+"""A query object as a tilted camera would show it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import replace
 import cv2
 import numpy as np
 
-from soir_qdrant.geometry.crops import full_mask
+from soir_qdrant.geometry.crops import bordered, full_mask
 from soir_qdrant.geometry.plain_background import box_of_query
 from soir_qdrant.geometry.resize import resized
 from soir_qdrant.types import RGB, SceneObject
@@ -38,23 +38,22 @@ def turned(
     x0, y0, x1, y1 = item.box
     side = max(round(AROUND * float(np.hypot(x1 - x0, y1 - y0))), 2)
     left, top = round((x0 + x1 - side) / 2), round((y0 + y1 - side) / 2)
-    rows, columns = slice(max(top, 0), top + side), slice(max(left, 0), left + side)
-    beyond = max(-top, 0), max(top + side - height, 0), max(-left, 0), max(left + side - width, 0)
-    pixels = cv2.copyMakeBorder(image[rows, columns], *beyond, cv2.BORDER_REPLICATE)
-    inside = full_mask(item, width, height)[rows, columns].astype(np.uint8) * 255
-    inside = cv2.copyMakeBorder(inside, *beyond, cv2.BORDER_CONSTANT, value=(0,))
+    corners = left, top, left + side, top + side
+    pixels = bordered(image, *corners, cv2.BORDER_REPLICATE)
+    mask = full_mask(item, width, height).view(np.uint8) * np.uint8(255)
+    inside = bordered(mask, *corners, cv2.BORDER_CONSTANT)
     shown = min(side, SHOWN * size)
     pixels, inside = resized(pixels, shown, shown), resized(inside, shown, shown)
     views = []
     for angle in degrees:
         turn = cv2.getRotationMatrix2D(((shown - 1) / 2, (shown - 1) / 2), angle, 1)
-        mask = cv2.warpAffine(inside, turn, (shown, shown)) > 127
-        if not mask.any():
+        visible = cv2.warpAffine(inside, turn, (shown, shown)) > 127
+        if not visible.any():
             views.append((image, item))
             continue
         view = cv2.warpAffine(pixels, turn, (shown, shown), borderMode=cv2.BORDER_REPLICATE)
         rgb = np.asarray(view, np.uint8)
-        views.append((rgb, replace(item, box=box_of_query(rgb, mask), mask=mask)))
+        views.append((rgb, replace(item, box=box_of_query(rgb, visible), mask=visible)))
     return views
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from soir_qdrant import images as image_io
 from soir_qdrant.contracts import TEXTURE_CELLS
 from soir_qdrant.errors import DatasetError
-from soir_qdrant.geometry.crops import SURROUNDINGS, full_mask
+from soir_qdrant.geometry.crops import SURROUNDINGS, bordered, full_mask
 from soir_qdrant.geometry.patches import patch_weights
 from soir_qdrant.geometry.plain_background import box_of_query, plain_foreground
 from soir_qdrant.geometry.resize import resized
@@ -133,18 +133,14 @@ def windows(image: RGB, rng: np.random.Generator, count: int) -> list[Box]:
 
 def look(image: RGB, mask: Mask, box: Box) -> NDArray[np.uint8]:
     """A box, stretched to BOX pixels, and what is around it, uint8 [SIDE, SIDE, 4]; beyond the image it is mirrored."""
-    height, width = mask.shape
     x0, y0, x1, y1 = box
     dx, dy = ((b - a) * (SIDE / BOX - 1) / 2 for a, b in ((x0, x1), (y0, y1)))
-    left, top, right, bottom = round(x0 - dx), round(y0 - dy), round(x1 + dx), round(y1 + dy)
-    rows, columns = slice(max(top, 0), max(bottom, 1)), slice(max(left, 0), max(right, 1))
-    beyond = max(-top, 0), max(bottom - height, 0), max(-left, 0), max(right - width, 0)
-    around = cv2.copyMakeBorder(image[rows, columns], *beyond, cv2.BORDER_REFLECT_101)
-    inside = mask[rows, columns].astype(np.uint8) * 255
-    inside = cv2.copyMakeBorder(inside, *beyond, cv2.BORDER_CONSTANT, value=(0,))
+    corners = round(x0 - dx), round(y0 - dy), round(x1 + dx), round(y1 + dy)
+    around = bordered(image, *corners, cv2.BORDER_REFLECT_101)
+    inside = bordered(mask.view(np.uint8) * np.uint8(255), *corners, cv2.BORDER_CONSTANT)
     planes = (
-        resized(np.asarray(around, np.uint8), SIDE, SIDE),
-        resized(np.asarray(inside, np.uint8), SIDE, SIDE),
+        resized(around, SIDE, SIDE),
+        resized(inside, SIDE, SIDE),
     )
     return np.dstack(planes)
 
