@@ -2,10 +2,10 @@
 
 python benchmarks/code_vectors.py --points 10000 100000
 
-Synthetic images of 14 objects (the mean of real photographs) in 1,024 numbers, codes of 256, one shard with HNSW.
-Bytes are those of requests and answers as JSON, as over HTTP; ms the median of a search with its parsing, without
-the encoding of the query. Same: how many of the ten hits are those of the other way, both without the graph, whose
-approximation differs from shard to shard and finds little among random vectors.
+Synthetic images of 14 objects (the mean of real photographs) in 1,024 numbers, codes of 512 in the payload and of 256
+in Qdrant, one shard with HNSW. Bytes are those of requests and answers as JSON, as over HTTP; ms the median of a search
+with its parsing, without the encoding of the query. Same: how many of the ten hits are those of the other way, both
+without the graph, whose approximation differs from shard to shard and finds little among random vectors.
 """
 
 from __future__ import annotations
@@ -20,11 +20,14 @@ from typing import Any
 import numpy as np
 import qdrant_edge as edge
 
+from soir_qdrant.ingest.details import CODES, SHORT_CODES
+from soir_qdrant.qdrant.codes import encode
 from soir_qdrant.qdrant.collection import DIGITS
-from soir_qdrant.qdrant.payload import code_cosines, encode
+from soir_qdrant.qdrant.payload import code_cosines
+from soir_qdrant.qdrant.schema import CODE_NUMBERS
 from soir_qdrant.rerank.codes import WEIGHT
 
-DIM, CODE, SHORT, OBJECTS, QUERIES = 1024, 256, 64, 14, 30
+DIM, OBJECTS, QUERIES = 1024, 14, 30
 CANDIDATES, HITS = 100, 10
 KINDS = ("payload", "scalar", "binary")
 
@@ -59,7 +62,7 @@ def shard_of(folder: Path, count: int, kind: str) -> edge.EdgeShard:
     vectors = {"": edge.EdgeVectorParams(size=DIM, distance=edge.Distance.Cosine, hnsw_config=hnsw)}
     if kind != "payload":
         vectors["codes"] = edge.EdgeVectorParams(
-            size=CODE,
+            size=CODE_NUMBERS,
             distance=edge.Distance.Cosine,
             on_disk=True,
             datatype=edge.VectorStorageDatatype.Float16,
@@ -74,8 +77,8 @@ def shard_of(folder: Path, count: int, kind: str) -> edge.EdgeShard:
         mean = rows.mean(0)
         vector: dict[str, Any] = {"": (mean / np.linalg.norm(mean)).tolist()}
         if kind != "payload":
-            vector["codes"] = rows[:, :CODE].tolist()
-        points.append(edge.Point(i, vector, payload(rows, i, CODE if kind == "payload" else SHORT)))
+            vector["codes"] = rows[:, :CODE_NUMBERS].tolist()
+        points.append(edge.Point(i, vector, payload(rows, i, CODES if kind == "payload" else SHORT_CODES)))
         if len(points) == 250 or i == count - 1:
             shard.update(edge.UpdateOperation.upsert_points(points))
             points = []
@@ -110,7 +113,7 @@ def in_qdrant(shard: edge.EdgeShard, query: Any, *, exact: bool = False) -> tupl
     )
     codes = edge.Prefetch(
         limit=CANDIDATES,
-        query=edge.Query.Nearest([numbers[:CODE]], using="codes"),
+        query=edge.Query.Nearest([numbers[:CODE_NUMBERS]], using="codes"),
         prefetches=[nearest],
         params=edge.SearchParams(quantization=edge.QuantizationSearchParams(rescore=False)),
     )
@@ -123,7 +126,7 @@ def in_qdrant(shard: edge.EdgeShard, query: Any, *, exact: bool = False) -> tupl
         limit=HITS, query=formula, prefetches=[nearest, codes], with_payload=True, with_vector=False
     )
     answer = json.dumps([{"id": p.id, "score": p.score, "payload": p.payload} for p in shard.query(request)])
-    sent = 2 * len(json.dumps(numbers)) + len(json.dumps(numbers[:CODE]))
+    sent = 2 * len(json.dumps(numbers)) + len(json.dumps(numbers[:CODE_NUMBERS]))
     return [point["id"] for point in json.loads(answer)], len(answer) + sent
 
 

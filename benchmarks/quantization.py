@@ -26,6 +26,7 @@ from qdrant_client import models
 from soir_qdrant import SoirIngestor, SoirSearcher
 from soir_qdrant.config import Settings
 from soir_qdrant.geometry.boxes import intersection_over_union
+from soir_qdrant.ingest.details import CODES
 from soir_qdrant.lab.evaluate.bench import Bench
 from soir_qdrant.lab.evaluate.collect import RecordingPipeline, labelled
 from soir_qdrant.lab.evaluate.datasets import load
@@ -35,7 +36,7 @@ from soir_qdrant.qdrant.edge.client import EdgeClient
 from soir_qdrant.qdrant.payload import Origin, build_payload
 from soir_qdrant.types import RGB, Box, LoadedImage, QueryLook, Scene, SceneObject
 
-NAME, OBJECTS, LISTED, CODES, WRITTEN, FIRST = "images", 14, 1000, 256, 50, 10**6
+NAME, OBJECTS, LISTED, WRITTEN, FIRST = "images", 14, 1000, 50, 10**6
 PRESETS = ("none", "scalar", "turbo", "binary")
 WAYS = {
     "rescored": None,

@@ -36,10 +36,11 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # the stand-in for
 from soir_qdrant import images as image_io
 from soir_qdrant.components import DATA
 from soir_qdrant.config import Settings
+from soir_qdrant.ingest.details import CODES
 from soir_qdrant.qdrant.payload import Origin, build_payload
 from soir_qdrant.types import LoadedImage, Scene, SceneObject
 
-DIM, OBJECTS, PATCHES, CODES = 1024, 14, 77, 256  # of a photograph: docs/lab/real-photographs.md
+DIM, OBJECTS, PATCHES = 1024, 14, 77  # of a photograph: docs/lab/real-photographs.md
 LINKS, OF_ID = 2 * 16 * 4, 40  # bytes of a point in Qdrant's graph (m = 16), and of its id
 SHARD = 10_000_000  # points at most
 QUERIES = 50  # whose median a search's time is

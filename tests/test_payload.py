@@ -1,3 +1,4 @@
+import base64
 import uuid
 
 import numpy as np
@@ -7,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from soir_qdrant.errors import ConfigError
+from soir_qdrant.qdrant.codes import decode, encode
 from soir_qdrant.qdrant.identity import Place, check_id, point_id
 from soir_qdrant.qdrant.payload import (
     Origin,
@@ -14,8 +16,6 @@ from soir_qdrant.qdrant.payload import (
     best_object,
     build_payload,
     clean_payload,
-    decode,
-    encode,
     object_area,
     shown,
 )
@@ -96,15 +96,37 @@ def test_users_payloads():
             clean_payload(bad)
 
 
-@given(st.integers(0, 1000), st.integers(1, 64))
-def test_codes_keep_the_direction(seed, count):
-    row = unit(64, seed=seed)
-    kept, head = decode(encode(row, count)), row[:count]
+@given(
+    seed=st.integers(0, 1000),
+    count=st.integers(1, 64),
+    spread=st.sampled_from([0, 1, 5]),
+    scale=st.sampled_from([1e-6, 1, 1e6]),
+)
+def test_codes_keep_the_direction(seed, count, spread, scale):
+    row = scale * unit(64, seed=seed)
+    row[seed % 64] *= 1 + spread  # some encoders have numbers far larger than the rest
+    code, head = encode(row, count), row[:count]
+    kept = decode(code)
     assert kept.shape == (count,)
-    cosine = kept @ head / np.linalg.norm(kept) / np.linalg.norm(head)
-    assert cosine > 0.999
+    assert kept @ head / np.linalg.norm(kept) / np.linalg.norm(head) > 0.98
+    assert np.array_equal(decode(encode(-row, count)), -kept)
+    assert len(code) <= 2 + 4 * (count / 2 / 3 + 1)  # half a byte a number, three bytes in four characters
+
+
+def test_codes_of_short_and_empty_vectors():
+    row = unit(64, seed=1)
     assert len(decode(encode(row, 999))) == 64
     assert not decode(encode(np.zeros(5, np.float32), 4)).any()
+    assert len(decode(encode(np.zeros(5, np.float32), 3))) == 3
+    assert len(encode(row, 0)) == 2
+
+
+def test_codes_of_version_0_1_have_a_byte_a_number():
+    old = base64.b64encode(np.array([127, -3, 0], np.int8).tobytes()).decode()
+    assert decode(old).tolist() == [127, -3, 0]
+    objects = [{"box": [0, 0, 1, 1], "code": old}, {"box": [1, 0, 2, 1], "code": encode(np.eye(3)[1], 3)}]
+    payload = {"soir": {"objects": objects}}
+    assert [best_object(payload, row).index for row in np.eye(3, dtype=np.float32)[:2]] == [0, 1]
 
 
 def test_best_object():

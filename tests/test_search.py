@@ -12,6 +12,7 @@ from qdrant_client.http.exceptions import UnexpectedResponse
 
 from soir_qdrant.errors import CollectionError, ConfigError, ImageError, ObjectsError, ServerError
 from soir_qdrant.ingest.ingestor import SoirIngestor
+from soir_qdrant.qdrant.codes import encode
 from soir_qdrant.qdrant.filters import (
     has_label,
     has_text,
@@ -21,7 +22,6 @@ from soir_qdrant.qdrant.filters import (
     object_larger_than,
     object_smaller_than,
 )
-from soir_qdrant.qdrant.payload import encode
 from soir_qdrant.qdrant.transport import Retry
 from soir_qdrant.report import hit_report
 from soir_qdrant.rerank import CodeReranker

@@ -9,8 +9,8 @@ from service_app import BLUE, BOTTOM, GREEN, RED, TOP, fill, ids, png, service, 
 from typer.testing import CliRunner
 
 from soir_qdrant import SoirIngestor
+from soir_qdrant.qdrant.codes import decode, encode
 from soir_qdrant.qdrant.collection import Store
-from soir_qdrant.qdrant.payload import decode, encode
 from soir_qdrant.types import Failure, SceneObject
 
 IMAGES = "/v1/collections/shelves/images"

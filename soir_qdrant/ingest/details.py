@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from soir_qdrant.pipeline import Pipeline
     from soir_qdrant.qdrant.collection import Store
 
-CODES = 256  # numbers of each object's vector in the payload; see docs/concepts/search.md
-SHORT_CODES = 64  # the same where Qdrant orders by code vectors, and those of the payload only tell the box
+CODES = 512  # numbers of each object's vector in the payload; see docs/concepts/search.md
+SHORT_CODES = 128  # the same where Qdrant orders by code vectors, and those of the payload only tell the box
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,9 +55,9 @@ class SoirIngestor:
             removal and `sync` touch those of their own alone. None: the images without any.
         keep_objects: also store every object's own vector, in the multivector "objects", for
             `search(rerank="objects")`; an existing collection that has it gets them in any case.
-        object_codes: how many numbers of each object's vector to keep in the payload, one byte each, so that
+        object_codes: how many numbers of each object's vector to keep in the payload, half a byte each, so that
             a hit can name the object that matched, and `search(rerank="codes")` finds more; 0 for none; None
-            is as the collection was made, by default 256, or 64 where it has code vectors.
+            is as the collection was made, by default 512, or 128 where it has code vectors.
         code_vectors: of a new collection: keep the codes as a multivector too, in this form, so that Qdrant itself
             orders hits by them and sends their payloads alone (docs/concepts/search.md).
         object_patches: also keep each object's patches there, 0.8 kB an object, so that `search` orders hits by them

@@ -8,10 +8,9 @@ image, and where known `label`, `code` and `text`), `text` (read elsewhere in th
 different ones, sorted), `count`, and `patches` (of each object, see `pack_patches`). Where no object was found,
 the whole image is listed as the one `stand_in`, and `count` is 0. The user's own keys lie beside "soir".
 
-`code` is a sketch of the object's vector: its first c numbers (256 by default) scaled to
--127..127, one byte each, base64. It costs 344 characters an object, lets a hit say which object matched,
-and orders hits anew (`rerank="codes"`). `best_object` takes the object's own vectors instead where the
-collection keeps them.
+`code` is a sketch of the object's vector: its first c numbers (512 by default), four bits each (codes.py). It
+costs 346 characters an object, lets a hit say which object matched, and orders hits anew
+(`rerank="codes"`). `best_object` takes the object's own vectors instead where the collection keeps them.
 """
 
 from __future__ import annotations
@@ -27,6 +26,7 @@ from numpy.typing import NDArray
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from soir_qdrant.errors import ConfigError, SoirError
+from soir_qdrant.qdrant.codes import decode, encode
 from soir_qdrant.qdrant.identity import KEY as KEY
 from soir_qdrant.qdrant.identity import Place, as_payload
 from soir_qdrant.recipe import short_hash as short_hash
@@ -144,19 +144,6 @@ def object_area(item: SceneObject, width: int, height: int) -> float:
     if mask.shape == (height, width):
         mask = mask[int(y0) : int(np.ceil(y1)), int(x0) : int(np.ceil(x1))]
     return float(mask.sum()) / (width * height)
-
-
-def encode(row: Vector, count: int) -> str:
-    """The first `count` numbers of a vector, float32 [D], as base64 of int8, the largest scaled to 127."""
-    head = np.asarray(row[:count], np.float32)
-    largest = float(np.abs(head).max(initial=0.0))
-    scaled = head * (127 / largest) if largest > 0 else head
-    return base64.b64encode(scaled.round().astype(np.int8).tobytes()).decode()
-
-
-def decode(code: str) -> Vector:
-    """What `encode` kept, float32 [count], up to a factor."""
-    return np.frombuffer(base64.b64decode(code), np.int8).astype(np.float32)
 
 
 def pack_patches(rows: Vector) -> str:

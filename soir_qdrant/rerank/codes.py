@@ -8,8 +8,9 @@ from dataclasses import replace
 import numpy as np
 
 from soir_qdrant.errors import ConfigError
+from soir_qdrant.qdrant.codes import decode
 from soir_qdrant.qdrant.ordering import ByCodes
-from soir_qdrant.qdrant.payload import KEY, best_object, decode
+from soir_qdrant.qdrant.payload import KEY, best_object
 from soir_qdrant.rerank.base import Need, Page, SearchQuery, Window, candidate_blocks
 from soir_qdrant.types import Failure, Hit, Vector
 

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from qdrant_client import models
 
 from soir_qdrant.errors import ConfigError
+from soir_qdrant.qdrant.codes import decode
 from soir_qdrant.qdrant.identity import PointId, visible
-from soir_qdrant.qdrant.payload import KEY, decode
+from soir_qdrant.qdrant.payload import KEY
 from soir_qdrant.qdrant.transport import Retry
 from soir_qdrant.service.collections import Collections, plain_id
 from soir_qdrant.service.schemas_overview import DuplicateGroup, Duplicates, Method, ObjectMap, ObjectPoint
