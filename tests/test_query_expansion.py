@@ -36,7 +36,7 @@ def test_an_image_that_surely_holds_the_thing_shows_what_else_it_looks_like():
 
 
 def test_nothing_joins_the_query_unless_it_looks_like_it():
-    doubtful = [image(f"perhaps {i}", 0.45 * FRONT + 0.893 * SIDE) for i in range(3)]
+    doubtful = [image(f"perhaps {i}", 0.35 * FRONT + 0.937 * SIDE) for i in range(3)]
     assert order(CodeReranker(expand=3), AWAY, ANOTHER, *doubtful)[3:] == [ANOTHER.id, AWAY.id]
 
 

@@ -16,7 +16,7 @@ from soir_qdrant.types import Failure, Hit, Vector
 
 WEIGHT = 0.7  # of the best object in the score; the rest is the image's. See docs/concepts/search.md
 EXPAND = 1  # images whose best objects join the query
-MIN_COSINE = 0.5  # of an object that joins the query; others look too little like it to be sure
+MIN_COSINE = 0.4  # of an object that joins the query; others look too little like it to be sure
 
 
 class CodeReranker:
