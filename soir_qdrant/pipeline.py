@@ -262,7 +262,8 @@ class Pipeline(Components):
         if refined:
             token = self._refined(encoding, crops.masks)[0]
             return QueryLook(token, token, rows_of_it)
-        return QueryLook(encoding.descriptor[0], self.features(encoding).mean(0), rows_of_it)
+        looks = self.features(encoding)
+        return QueryLook(encoding.descriptor[0], looks.mean(0), rows_of_it, looks)
 
     def query_crop(self, image: RGB, *, box: Box | None = None, mask: Mask | None = None) -> Crops:
         """The query object, alone.

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from soir_qdrant.errors import ConfigError
-from soir_qdrant.qdrant.codes import encode
+from soir_qdrant.qdrant.codes import MARGIN, encode
 from soir_qdrant.qdrant.payload import KEY
 from soir_qdrant.rerank import CodeReranker
 from soir_qdrant.rerank.base import SearchQuery
@@ -38,6 +38,22 @@ def test_an_image_that_surely_holds_the_thing_shows_what_else_it_looks_like():
 def test_nothing_joins_the_query_unless_it_looks_like_it():
     doubtful = [image(f"perhaps {i}", 0.35 * FRONT + 0.937 * SIDE) for i in range(3)]
     assert order(CodeReranker(expand=3), AWAY, ANOTHER, *doubtful)[3:] == [ANOTHER.id, AWAY.id]
+
+
+def test_a_look_that_is_turned_counts_where_it_is_more_like_the_object():
+    """And never against an object that looks like the query as it is."""
+    looks = np.stack([FRONT, SIDE])
+    query = SearchQuery((FRONT + SIDE) / 2**0.5, looks=looks)
+    upright, turned, neither = image("upright", FRONT), image("turned", OTHER, SIDE), image("neither", OTHER)
+    hits = CodeReranker(weight=1, expand=0).rerank(query, [neither, turned, upright])
+    assert [hit.id for hit in hits] == ["upright", "turned", "neither"]
+    assert [hit.score for hit in hits] == pytest.approx([1, 1 - MARGIN, 0], abs=1e-6)
+    assert hits[1].object == 1
+    both = image("as it is, and turned", SIDE, FRONT)
+    (hit,) = CodeReranker().rerank(query, [both])
+    assert hit.object == 1
+    _, hit = CodeReranker(weight=1).rerank(query, [upright, image("between", FRONT + SIDE)])
+    assert hit.score == pytest.approx(1 - MARGIN, abs=1e-6)  # what joins the query joins each look
 
 
 def test_the_score_of_an_image_without_codes_stays():

@@ -222,6 +222,29 @@ def test_patches_come_where_they_are_needed(client, needs, pipeline, of_query, o
     assert all("patches" not in hit.payload["soir"] for hit in soir.search(query, rerank=reranker))
 
 
+class Turned(Patchy):
+    """Looks at its query from the other side too."""
+
+    def query_look(self, image, *, box=None, mask=None, patches=False):
+        row = self.query(image, box=box, mask=mask)
+        return QueryLook(row, row, None, np.stack([row, row[::-1]]))
+
+
+def test_what_a_query_looks_like_turned_comes_with_it(client):
+    """Unless its vector is of more than one image."""
+    reranker, soir = ByNumber({"payload"}), SoirSearcher(client, pipeline=Turned())
+    query, other = painted((A, RED), (B, BLUE)), painted((A, BLUE))
+    soir.search(query, box=B, rerank=reranker)
+    soir.search(query, rerank=reranker, examples=[other])
+    soir.search(ColourPipeline().query(query), rerank=reranker)
+    one, several, vector = reranker.queries
+    upright = ColourPipeline().query(query, box=B)
+    np.testing.assert_allclose(one.rows, np.stack([upright, upright[::-1]]), atol=1e-6)
+    for plain in (several, vector):
+        assert plain.looks is None
+        np.testing.assert_array_equal(plain.rows, plain.vector[None])
+
+
 def test_a_query_image_is_not_held_for_those_that_do_not_read_it(client):
     """Nor are those of more than one request (32) for the others, but the one that was ranked last."""
     reranker, pixels = ByNumber(), []

@@ -92,6 +92,7 @@ def test_a_query_is_the_mean_of_what_it_looks_like_to_both_sides(shipped_encoder
     ]
     assert len(each) == 5
     assert np.allclose(look.row, np.mean(each, axis=0), atol=2e-3)
+    assert np.allclose(look.looks, each, atol=2e-3)
     plain = Pipeline(settings.but(crop={"query_turns": ()}), encoder=shipped_encoder)
     upright = plain.query_look(rgb, box=BOX, mask=mask, patches=True)
     assert np.allclose(upright.row, each[0], atol=2e-3)

@@ -16,6 +16,7 @@ from soir_qdrant.types import Vector
 MARK = "4:"
 TOP = 7  # the highest level
 POWER = 1.5  # 1 would space the levels evenly
+MARGIN = 0.05  # by how much more alike a look that is turned must be; see docs/concepts/search.md
 _LEVELS = np.arange(16, dtype=np.float32) - (TOP + 1)  # of each nibble
 _VALUES = (np.sign(_LEVELS) * np.abs(_LEVELS) ** POWER).astype(np.float32)  # and what it stands for
 
@@ -38,3 +39,19 @@ def decode(code: str) -> Vector:
     nibbles = np.stack([packed >> 4, packed & 15], axis=1).ravel()
     values: Vector = _VALUES[nibbles[nibbles > 0]]
     return values
+
+
+def cosines(codes: Vector, query: Vector) -> Vector:
+    """How like each object is to a query, float32 [k], -1..1.
+
+    Args:
+        codes: float32 [k, c], as `decode` gives them.
+        query: float32 [D], or [L, D] of the query as it is and then turned. The most alike look counts, and those that
+            are turned count for `MARGIN` less.
+    """
+    looks = np.atleast_2d(query)[:, : codes.shape[1]]
+    lengths = np.linalg.norm(codes, axis=1)[:, None] * np.linalg.norm(looks, axis=1)
+    alike = codes @ looks.T / np.maximum(lengths, 1e-6)
+    alike[:, 1:] -= np.float32(MARGIN)
+    best: Vector = alike.max(axis=1)
+    return best

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from soir_qdrant.errors import ConfigError, SoirError
-from soir_qdrant.qdrant.codes import decode, encode
+from soir_qdrant.qdrant.codes import cosines, decode, encode
 from soir_qdrant.qdrant.identity import KEY as KEY
 from soir_qdrant.qdrant.identity import Place, as_payload
 from soir_qdrant.recipe import short_hash as short_hash
@@ -172,14 +172,11 @@ def unpack_signs(packed: NDArray[np.uint8]) -> Vector:
 
 
 def code_cosines(payload: Mapping[str, Any], query: Vector) -> Vector | None:
-    """The cosine of each object's code with the query's first numbers, float32 [k]; None without codes."""
+    """How like each object is to the query by its code, float32 [k]; None without codes. See `codes.cosines`."""
     objects = payload.get(KEY, {}).get("objects") or []
     if not objects or not all("code" in item for item in objects):
         return None
-    codes = np.stack([decode(item["code"]) for item in objects])
-    head = query[: codes.shape[1]]
-    cosines: Vector = codes @ head / np.maximum(np.linalg.norm(codes, axis=1) * np.linalg.norm(head), 1e-6)
-    return cosines
+    return cosines(np.stack([decode(item["code"]) for item in objects]), query)
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,8 +195,8 @@ def best_object(
     """The stored object that is most like the query, or None where that cannot be known.
 
     query: float32 [D]. rows: the point's object vectors, [k, D], where the collection keeps them: the
-    largest dot product wins. Without them the codes in the payload decide: the largest cosine with
-    the query's first numbers. A single object needs neither.
+    largest dot product wins. Without them the codes in the payload decide, and the query may be several looks,
+    float32 [L, D]: see `codes.cosines`. A single object needs neither.
     """
     objects = payload.get(KEY, {}).get("objects") or []
     scores: NDArray[np.float32] | None

@@ -45,6 +45,8 @@ class SearchQuery:
         text: the words that were searched with; None for images and vectors.
         patches: float32 [n, d], unit rows, of the thing in the image, for late interaction; None where the
             reranker does not read patches, or the pipeline has none at hand.
+        looks: float32 [L, D], unit rows, of the thing as it is, and then turned (`CropSettings.query_turns`); None
+            where nothing but `vector` says what it looks like.
     """
 
     vector: Vector
@@ -52,6 +54,12 @@ class SearchQuery:
     box: Box | None = None
     text: str | None = None
     patches: Vector | None = None
+    looks: Vector | None = None
+
+    @property
+    def rows(self) -> Vector:
+        """The looks, or the vector alone: float32 [L, D]."""
+        return self.vector[None] if self.looks is None else self.looks
 
 
 @dataclass(frozen=True, slots=True)

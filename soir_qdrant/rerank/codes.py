@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from soir_qdrant.errors import ConfigError
-from soir_qdrant.qdrant.codes import decode
+from soir_qdrant.qdrant.codes import cosines, decode
 from soir_qdrant.qdrant.ordering import ByCodes
 from soir_qdrant.qdrant.payload import KEY, best_object
 from soir_qdrant.rerank.base import Need, Page, SearchQuery, Window, candidate_blocks
@@ -23,8 +23,8 @@ class CodeReranker:
     """`rerank="codes"`: each block of candidates by the image's score and its best object's.
 
     The score of an image, -1..1, is the weighted mean of the dot product of its vector with the query's and
-    of the largest cosine of its objects' codes with the query's first numbers. The box is that object's. An
-    image without codes keeps its score.
+    of the largest cosine of its objects' codes with the query's first numbers, of the look at the query that is most
+    like the object (`codes.cosines`). The box is that object's. An image without codes keeps its score.
 
     Then the query is expanded, and the block is scored once more: the best object of the first image joins
     the query, by the square of its cosine, where that is at least MIN_COSINE (alpha query expansion:
@@ -70,8 +70,8 @@ class CodeReranker:
     ) -> list[Hit]:
         """The same hits, best first, with the box of their best object. All can be scored."""
         del failed
-        ranked = self._ranked(hits, query.vector)
-        expanded = expanded_query(query.vector, ranked[: self.expand])
+        ranked = self._ranked(hits, query.rows)
+        expanded = expanded_query(query.rows, ranked[: self.expand])
         return ranked if expanded is None else self._ranked(hits, expanded)
 
     def _ranked(self, hits: Sequence[Hit], query: Vector) -> list[Hit]:
@@ -88,9 +88,9 @@ class CodeReranker:
 
 
 def expanded_query(query: Vector, hits: Sequence[Hit]) -> Vector | None:
-    """The query with the codes of the hits' best objects added; None where none joins.
+    """The looks of a query with the codes of the hits' best objects added to each; None where none joins.
 
-    query: float32 [D]. hits: with `object`, best first. Returns float32 [D], of any length.
+    query: float32 [L, D]. hits: with `object`, best first. Returns float32 [L, D], of any length.
     """
     expanded: Vector | None = None
     for hit in hits:
@@ -99,9 +99,9 @@ def expanded_query(query: Vector, hits: Sequence[Hit]) -> Vector | None:
             continue
         code = decode(item["code"])
         code /= max(float(np.linalg.norm(code)), 1e-6)
-        length = max(float(np.linalg.norm(query[: len(code)])), 1e-6)
-        cosine = float(code @ query[: len(code)]) / length
+        (cosine,) = cosines(code[None], query)
         if cosine >= MIN_COSINE:
-            expanded = query / length if expanded is None else expanded
-            expanded[: len(code)] += np.float32(cosine**2) * code
+            lengths = np.linalg.norm(query[:, : len(code)], axis=1, keepdims=True)
+            expanded = query / np.maximum(lengths, 1e-6) if expanded is None else expanded
+            expanded[:, : len(code)] += cosine**2 * code
     return expanded

@@ -21,19 +21,19 @@ def stored_patches(hit: Hit, dim: int) -> list[Vector] | None:
     return None if packed is None else [unpack_patches(one, dim) for one in packed]
 
 
-def by_patches(hit: Hit, query: Vector, objects: Sequence[Vector], vector: Vector, weight: float) -> Hit:
+def by_patches(hit: Hit, query: Vector, objects: Sequence[Vector], looks: Vector, weight: float) -> Hit:
     """A hit with its score by codes and patches, and the box of the object that both like best.
 
     Args:
         hit: with the score that it has by codes.
         query: the query's patches, float32 [n, d], unit rows.
         objects: those of each of the hit's objects, likewise.
-        vector: the query's, float32 [D].
+        looks: of the query, float32 [L, D]; see `SearchQuery.rows`.
         weight: of late interaction in the score, 0..1.
     """
     boxes = hit_image.boxes(hit)
     late = late_interaction(query, objects)
-    by_code = code_cosines(hit.payload, vector)
+    by_code = code_cosines(hit.payload, looks)
     if by_code is None or len(by_code) != len(late):
         by_code = np.zeros_like(late)
     best = int(np.argmax(late + by_code))

@@ -33,6 +33,6 @@ class StoredReranker(CodeReranker):
 
         patches, dim = query.patches, query.patches.shape[1]
         scored = (
-            by_patches(hit, patches, stored_patches(hit, dim) or [], query.vector, WEIGHT) for hit in ranked
+            by_patches(hit, patches, stored_patches(hit, dim) or [], query.rows, WEIGHT) for hit in ranked
         )
         return sorted(scored, key=lambda hit: -hit.score)

@@ -128,7 +128,7 @@ class QueryEncoder:
                     f"bank: {len(self.bank)} numbers a row, and vectors here have {len(vector)}"
                 )
             vector = vector - np.float32(BANK_WEIGHT) * self.bank
-        return replace(main, vector=checked(vector, self.store.dim, self.store.collection))
+        return replace(main, vector=checked(vector, self.store.dim, self.store.collection), looks=None)
 
     def _single(self, query: Query, box: Box | None, patches: bool = False) -> SearchQuery:
         vector = as_vector(query)
@@ -145,10 +145,12 @@ class QueryEncoder:
         with stage("decode"):
             image, box = open_query(query, box, self.max_pixels)
         with self.lock, stage("encode"):
-            if not patches or not self.pipeline.has_patches:
+            if not self.pipeline.has_patches:
                 return SearchQuery(self.pipeline.query(image.rgb, box=box, mask=image.alpha), image, box)
-            look = self.pipeline.query_look(image.rgb, box=box, mask=image.alpha, patches=True)
-            return SearchQuery(self.pipeline.whiten(look.row), image, box, patches=look.patches)
+            look = self.pipeline.query_look(image.rgb, box=box, mask=image.alpha, patches=patches)
+            whiten = self.pipeline.whiten
+            looks = None if look.looks is None else whiten(look.looks)
+            return SearchQuery(whiten(look.row), image, box, patches=look.patches, looks=looks)
 
     def _text(self, text: Text) -> Vector:
         """The vector of words, or the mean over their prompts."""
@@ -171,7 +173,7 @@ class QueryEncoder:
             vector = main.vector + weight * (words - self._text(Text(query.instead_of)))
         else:
             vector = (1 - weight) * main.vector + weight * words
-        return replace(main, vector=checked(vector, self.store.dim, self.store.collection))
+        return replace(main, vector=checked(vector, self.store.dim, self.store.collection), looks=None)
 
     def check_answer(self, points: Sequence[models.ScoredPoint]) -> None:
         """Raises CollectionError where the name has since become that of a collection which another pipeline

@@ -84,7 +84,7 @@ class Asking:
         """The candidates that this kind of reranking takes by itself, in its order."""
         first = min(reranker.candidates, self.total)
         request: dict[str, Any] = {"query": vector, "limit": first, "prefetch": first}
-        if {"query image", "patches"} & reranker.needs:
+        if {"query image", "patches", "payload"} & reranker.needs:  # what it looks like turned comes with it
             request |= {"query": str(query.file), "box": query.box}
         self.searcher.exact_boxes = "box" in reranker.needs
         start = time.perf_counter()
