@@ -56,7 +56,7 @@ class CropSettings(Frozen):
     paper does. background: what becomes of pixels outside the mask; "drop" is grey too, and leaves patches that show
     nothing of the object out of the encoder. full_score: score from which an object fills its crop; of a fainter one,
     score / full_score of its size is shown, half at least. texture_score: from which its texture is read, if any.
-    query_turns: a query is also looked at turned by so many degrees, both ways, and its features are the mean."""
+    query_turns: a query is also looked at turned by so many degrees, both ways: docs/concepts/search.md."""
 
     margin: float = Field(0.1, ge=0, le=2)
     native: bool = False
