@@ -97,6 +97,22 @@ def test_a_picture_that_is_chosen_while_a_search_runs_is_not_answered_by_it(page
     assert page.locator(".card").count() == 0
 
 
+@pytest.mark.parametrize("view", ["", "?c=shelves&browse="])
+def test_pictures_that_come_late_are_not_shown_in_another_collection(page, origin, view):
+    facets, images = withheld(page, "**/empty/facets*"), withheld(page, "**/shelves/images?*")
+    page.goto(f"{origin}{view}")
+    status(page, "Looking through" if view else "3 pictures")
+    page.wait_for_timeout(300)
+    page.select_option("#collection", "empty")
+    page.wait_for_timeout(100)
+    images[0].continue_()
+    page.wait_for_timeout(500)
+    assert "went wrong" not in page.locator("#status").inner_text()
+    assert page.locator(".card").count() == 0
+    facets[0].continue_()
+    status(page, "soir ingest FOLDER --collection empty")
+
+
 def test_objects_that_come_late_are_not_those_of_another_picture(page):
     choose(page, shelf(RED, GREEN))
     waiting = withheld(page, "**/objects*")

@@ -235,13 +235,13 @@ def test_addresses_that_others_reach_need_a_token():
 
 
 def test_one_client_cannot_keep_the_models_to_itself(tmp_path):
-    with service(tmp_path / "photos", rate=0.5, burst=3) as web:
+    with service(tmp_path / "photos", rate=0.01, burst=3) as web:
         picture = png(shelf(RED, RED))
         answers = [search(web, picture) for _ in range(5)]
     assert [answer.status_code for answer in answers] == [200, 200, 200, 429, 429]
     assert int(answers[-1].headers["retry-after"]) >= 1
     for address in ("/v1/images", "/v1/collections/shelves/images"):
-        with service(tmp_path / "photos", rate=0.5, burst=1) as web:
+        with service(tmp_path / "photos", rate=0.01, burst=1) as web:
             mask = f"{address}/{ids(web)['red-green.png']}/mask?object=0"
             assert [web.get(mask).status_code for _ in range(2)] == [200, 429]
 

@@ -248,6 +248,7 @@ async function chooseCollection(name) {
   const { kind } = state.query ?? {};
   const own = { upload: { kind, box: tool.box }, text: state.query }; // queries that need no picture of the collection
   const chosen = { ...emptyState(name), query: own[kind] ?? null };
+  begin(); // what still comes is of the other collection
   state = chosen;
   await fillFilters();
   if (state !== chosen) return undefined; // a picture was chosen meanwhile
@@ -263,6 +264,7 @@ async function fillFilters() {
 
 /** Show what an address says. */
 async function restore() {
+  begin();
   state = fromAddress(location.search);
   source = sources.get(history.state?.source) ?? null;
   earlier.splice(0, earlier.length, ...(history.state?.earlier ?? (state.query?.after ? [null] : [])));
