@@ -23,6 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from soir_qdrant.lab.needlebench.folder import complete, write_json
+
 Box = tuple[int, int, int, int]  # x0, y0, x1, y1
 
 GALLERY, QUERIES = 18, 5  # photographs of a brand
@@ -58,9 +60,8 @@ class Folder:
         self.origin[file] = origin
 
     def write(self) -> None:
-        annotations = {"gallery": self.gallery, "queries": self.queries}
-        (self.path / "annotations.json").write_text(json.dumps(annotations))
-        (self.path / "origin.json").write_text(json.dumps(self.origin, indent=0))
+        write_json(self.path / "origin.json", self.origin)
+        complete(self.path, self.gallery, self.queries)
         print(f"{self.path}: {len(self.gallery)} photographs, {len(self.queries)} queries")
 
 

@@ -106,10 +106,10 @@ def test_codes_keep_the_direction(seed, count, spread, scale):
     row = scale * unit(64, seed=seed)
     row[seed % 64] *= 1 + spread  # some encoders have numbers far larger than the rest
     code, head = encode(row, count), row[:count]
-    kept = decode(code)
-    assert kept.shape == (count,)
-    assert kept @ head / np.linalg.norm(kept) / np.linalg.norm(head) > 0.98
-    assert np.array_equal(decode(encode(-row, count)), -kept)
+    decoded = decode(code)
+    assert decoded.shape == (count,)
+    assert decoded @ head / np.linalg.norm(decoded) / np.linalg.norm(head) > 0.98
+    assert np.array_equal(decode(encode(-row, count)), -decoded)
     assert len(code) <= 2 + 4 * (count / 2 / 3 + 1)  # half a byte a number, three bytes in four characters
 
 

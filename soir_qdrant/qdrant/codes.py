@@ -17,8 +17,9 @@ MARK = "4:"
 TOP = 7  # the highest level
 POWER = 1.5  # 1 would space the levels evenly
 MARGIN = 0.05  # by how much more alike a look that is turned must be; see docs/concepts/search.md
-_LEVELS = np.arange(16, dtype=np.float32) - (TOP + 1)  # of each nibble
-_VALUES = (np.sign(_LEVELS) * np.abs(_LEVELS) ** POWER).astype(np.float32)  # and what it stands for
+_LEVELS = np.arange(16) - (TOP + 1)  # of each four bits
+_VALUES = (np.sign(_LEVELS) * np.abs(_LEVELS) ** POWER).astype(np.float32)  # and what they stand for
+_PAIRS = np.stack([np.repeat(_VALUES, 16), np.tile(_VALUES, 16)], axis=1)  # float32 [256, 2], of each byte
 
 
 def encode(row: Vector, count: int) -> str:
@@ -32,13 +33,12 @@ def encode(row: Vector, count: int) -> str:
 
 
 def decode(code: str) -> Vector:
-    """What `encode` kept, float32 [count], up to a factor."""
+    """The numbers of a code, float32 [count], up to a factor."""
     if not code.startswith(MARK):
         return np.frombuffer(base64.b64decode(code), np.int8).astype(np.float32)
     packed = np.frombuffer(base64.b64decode(code[len(MARK) :]), np.uint8)
-    nibbles = np.stack([packed >> 4, packed & 15], axis=1).ravel()
-    values: Vector = _VALUES[nibbles[nibbles > 0]]
-    return values
+    values = _PAIRS[packed].ravel()
+    return values[:-1] if len(packed) and not packed[-1] & 15 else values
 
 
 def cosines(codes: Vector, query: Vector) -> Vector:

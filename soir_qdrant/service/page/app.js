@@ -99,6 +99,12 @@ function begin() {
   return running.signal;
 }
 
+/** Go on with another state: what the search before it still brings is of the one that was left. */
+function become(next) {
+  begin();
+  state = next;
+}
+
 /** Run what the state says, and show it. push: whether it becomes a new address. */
 async function search(push = true) {
   const signal = begin();
@@ -199,8 +205,7 @@ async function chooseFile(file) {
   if (!opened) return undefined;
   source = opened;
   sources.set(source.key, source);
-  begin();
-  state = { ...emptyState(state.collection), filters: state.filters, group: state.group, query: { kind: "upload", box: null } };
+  become({ ...emptyState(state.collection), filters: state.filters, group: state.group, query: { kind: "upload", box: null } });
   await openQuery();
   shown = NOTHING;
   draw();
@@ -248,8 +253,7 @@ async function chooseCollection(name) {
   const { kind } = state.query ?? {};
   const own = { upload: { kind, box: tool.box }, text: state.query }; // queries that need no picture of the collection
   const chosen = { ...emptyState(name), query: own[kind] ?? null };
-  begin(); // what still comes is of the other collection
-  state = chosen;
+  become(chosen);
   await fillFilters();
   if (state !== chosen) return undefined; // a picture was chosen meanwhile
   await openQuery();
@@ -264,8 +268,7 @@ async function fillFilters() {
 
 /** Show what an address says. */
 async function restore() {
-  begin();
-  state = fromAddress(location.search);
+  become(fromAddress(location.search));
   source = sources.get(history.state?.source) ?? null;
   earlier.splice(0, earlier.length, ...(history.state?.earlier ?? (state.query?.after ? [null] : [])));
   const first = service.collections.find(({ count }) => count) ?? service.collections[0];
@@ -291,7 +294,7 @@ function wire() {
   click("detect", detectObjects);
   click("another", () => {
     source = null;
-    state = { ...emptyState(state.collection), filters: state.filters };
+    become({ ...emptyState(state.collection), filters: state.filters });
     openQuery();
     search();
   });
