@@ -114,6 +114,7 @@ def test_the_package_and_its_help_load_no_torch():
         (["evaluate", "empty", "--novel", "names.txt"], 2, "--novel goes with --words"),
         (["needle", "new", "--shelves", "--split", "test"], 2, "--split is not for --shelves"),
         (["needle", "new", "--retaken", "empty", "--scenes", "3"], 2, "--scenes is not for --retaken"),
+        (["needle", "new", "--marks", "empty", "--targets", "3"], 2, "--targets is not for --marks"),
         (["needle", "new", "--things", "empty", "--grounds", "empty", "--shipped"], 2, "choose one"),
         (["train", "detector", "empty", "--out", "a", "--share", "0.5"], 2, "--share goes with --start"),
         (["train", "detector", "empty", "--out", "a", "--start", "a", "--share", "0"], 2, "--out is --start"),

@@ -1,24 +1,31 @@
 """Shelves of invented products, and photographs taken again: what training sees beside single cut-outs."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from soir_qdrant.errors import DatasetError
 from soir_qdrant.lab.evaluate.bench import Bench, BenchObject, GalleryImage, load
-from soir_qdrant.lab.needlebench import retaken, shelves
+from soir_qdrant.lab.needlebench import marks, retaken, shelves
 from soir_qdrant.lab.needlebench.invent import Inventor
 from soir_qdrant.lab.needlebench.sources import Sources
 
 
 @pytest.fixture(scope="module")
-def rows(tmp_path_factory) -> Bench:
+def inventor() -> Inventor:
     pack = Sources.shipped()
     drawings = [cutout.path for cutout in pack.dev.cutouts if cutout.kind != "photo"]
+    return Inventor(drawings, [pack.dev.grounds[0].read()], np.random.default_rng(0))
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory, inventor) -> Bench:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shelves, "BRANDS", 5)
         patch.setattr(shelves, "EMBLEMS", 3)
-        inventor = Inventor(drawings, [pack.dev.grounds[0].read()], np.random.default_rng(0))
         out = tmp_path_factory.mktemp("shelves") / "0"
         return load(shelves.generate(out, scenes=4, seed=2, inventor=inventor, progress=False))
 
@@ -88,8 +95,9 @@ def test_nothing_is_written_where_something_else_lies(tmp_path):
     bench = Bench(source, [photograph(source, masked=False)], [])
     with pytest.raises(DatasetError, match="not empty"):
         shelves.generate(source, progress=False)
-    with pytest.raises(DatasetError, match="the photographs themselves"):
-        retaken.generate(source, bench, progress=False)
+    for kind in (retaken, marks):
+        with pytest.raises(DatasetError, match="the photographs themselves"):
+            kind.generate(source, bench, progress=False)
     other = tmp_path / "mine"
     other.mkdir()
     (other / "diary.txt").write_text("mine")
@@ -120,3 +128,49 @@ def test_another_camera_changes_the_pixels_and_not_what_they_show():
         assert other.shape == image.shape
         assert other.dtype == np.uint8
         assert other[25:35, 30:50].mean() > other[:10].mean() + 20
+
+
+def test_photographs_with_marks_keep_their_own_labels(tmp_path, inventor):
+    entry = replace(photograph(tmp_path, masked=False), exhaustive=False)
+    bench = Bench(tmp_path, [entry] * 6, [])
+    printed = load(marks.generate(tmp_path / "out", bench, scenes=5, inventor=inventor, progress=False))
+    assert len(printed.gallery) == 5
+    for one in printed.gallery:
+        assert not one.exhaustive
+        assert [item.box for item in one.objects[:3]] == [item.box for item in entry.objects]
+        names = [item.name for item in one.objects]
+        assert names == ["crate", "person", "pin", *["mark"] * (len(names) - 3)]
+    assert sum(len(one.objects) for one in printed.gallery) > 5 * 3
+
+
+def test_marks_change_what_is_in_their_boxes_and_hide_no_thing(tmp_path, inventor):
+    entry = photograph(tmp_path, masked=False)
+    before = np.asarray(Image.open(entry.file).convert("RGB"))
+    for seed in range(20):
+        rgb = before.copy()
+        boxes = np.array(marks.draw(rgb, entry, inventor, np.random.default_rng(seed))).reshape(-1, 4)
+        changed = (rgb != before).any(2)
+        for i, box in enumerate(boxes):
+            x0, y0, x1, y1 = box.astype(int)
+            assert changed[y0:y1, x0:x1].mean() > 0.1
+            changed[max(y0 - 5, 0) : y1 + 5, max(x0 - 5, 0) : x1 + 5] = False  # their edges are soft
+            assert (share_inside(entry.boxes, box) <= marks.MAX_HIDDEN + 1e-6).all()
+            assert not share_inside(np.delete(boxes, i, 0), box).any()
+        assert not changed.any()
+
+
+def share_inside(boxes, box):
+    """How much of each of some boxes lies in another one."""
+    common = np.minimum(boxes[:, 2:], box[2:]) - np.maximum(boxes[:, :2], box[:2])
+    return common.clip(min=0).prod(1) / (boxes[:, 2:] - boxes[:, :2]).prod(1)
+
+
+def test_a_mark_stands_out_from_what_is_below_it(inventor):
+    for level in (30, 128, 230):
+        for seed in range(10):
+            rgb = np.full((240, 320, 3), level, np.uint8)
+            rng = np.random.default_rng(seed)
+            bare = GalleryImage(Path("plain.png"), None, [])
+            for x0, y0, x1, y1 in marks.draw(rgb, bare, inventor, rng):
+                inside = rgb[int(y0) : int(y1), int(x0) : int(x1)].astype(int)
+                assert np.abs(inside - level).max() > 40

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -24,6 +25,7 @@ from soir_qdrant.models.heads.boxes import TrainedHead
 from soir_qdrant.pipeline import Pipeline
 from soir_qdrant.pooling.pool import normalize
 from soir_qdrant.pooling.whitening import Whitening, divided_further
+from soir_qdrant.recipe import SHIPPED
 
 
 def test_the_scatter_is_that_of_rows_about_the_mean_of_their_thing():
@@ -92,6 +94,12 @@ def test_plain_coco_teaches_what_an_object_is_but_not_which(tmp_path):
     done = CliRunner().invoke(app, ["train", "detector", *learn, "--epochs", "1"])
     assert done.exit_code == 0, done.output
     assert TrainedHead.load(file).fitted_for
+    again = [*learn[:-1], str(tmp_path / "again.safetensors"), "--start", "shipped", "--share", "0"]
+    done = CliRunner().invoke(app, ["train", "detector", *again, "--epochs", "1"])
+    assert done.exit_code == 0, done.output
+    shipped = TrainedHead.load(SHIPPED / "detector.safetensors").network.state_dict()
+    for name, weights in TrainedHead.load(tmp_path / "again.safetensors").network.state_dict().items():
+        torch.testing.assert_close(weights, shipped[name])
     done = CliRunner().invoke(app, ["train", "projection", *learn])
     assert done.exit_code != 0
     assert "nothing to tell apart" in str(done.exception)

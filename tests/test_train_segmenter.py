@@ -284,6 +284,13 @@ def test_mended_masks_are_other_data(tmp_path):
     assert contents([Bench(tmp_path, [outlined], [])]) != contents([Bench(tmp_path, [moved], [])])
 
 
+def test_what_else_may_be_in_an_image_is_other_data_and_the_same_tokens(tmp_path):
+    bench = load(folder_of(tmp_path, 2).root)
+    partly = replace(bench, gallery=[replace(entry, exhaustive=False) for entry in bench.gallery])
+    assert contents([bench]) != contents([partly])
+    assert place_of(tmp_path, bench, labels=False) == place_of(tmp_path, partly, labels=False)
+
+
 def test_images_count_alike_however_many_objects_they_have(tmp_path):
     for i, count in enumerate([2, 0, 40]):
         np.save(tmp_path / f"{i}.npy", np.zeros(count, [("small", np.uint8)]))

@@ -51,6 +51,10 @@ def needle(
         Path | None,
         typer.Option(help="a COCO folder: its photographs, and each thing again as another camera takes it"),
     ] = None,
+    marks: Annotated[
+        Path | None,
+        typer.Option(help="a COCO folder: its photographs with invented emblems and words printed on things"),
+    ] = None,
     things: Annotated[
         Path | None, typer.Option(help="your own: a folder of cut-outs, one object each")
     ] = None,
@@ -58,6 +62,7 @@ def needle(
 ) -> None:
     """Generate a NeedleBench: labelled scenes with small objects in photographs."""
     from soir_qdrant.lab.evaluate.datasets import load
+    from soir_qdrant.lab.needlebench import marks as prints
     from soir_qdrant.lab.needlebench import retaken as photographs
     from soir_qdrant.lab.needlebench import shelves as rows
     from soir_qdrant.lab.needlebench.needle import generate
@@ -70,6 +75,10 @@ def needle(
     if retaken is not None:
         check_chosen(context, {"folder", "retaken", "seed"}, "is not for --retaken")
         out.print(f"{photographs.generate(folder, load(retaken, 'coco'), seed=seed)}: written")
+        return
+    if marks is not None:
+        check_chosen(context, {"folder", "marks", "scenes", "seed"}, "is not for --marks")
+        out.print(f"{prints.generate(folder, load(marks, 'coco'), scenes=scenes, seed=seed)}: written")
         return
     if invented and (shipped or things is not None or (split, track) != ("dev", "2d")):
         raise typer.BadParameter("--invented is cut-outs to train on: --split dev --track 2d, and no others")

@@ -39,8 +39,21 @@ CacheOption = Annotated[
     Path | None,
     typer.Option(help="keeps the views, for encoder and projection (default: beside --out)"),
 ]
+
+
+def _starting_head(context: typer.Context, start: Path | None) -> Path | None:
+    """The file of "shipped": the part that ships and that the command trains."""
+    from soir_qdrant.recipe import SHIPPED
+
+    return SHIPPED / f"{context.info_name}.safetensors" if start == Path("shipped") else start
+
+
 StartOption = Annotated[
-    Path | None, typer.Option(help="file of a head to go on from (default: one without training)")
+    Path | None,
+    typer.Option(
+        callback=_starting_head,
+        help="a head to go on from, a file or shipped (default: one without training)",
+    ),
 ]
 SeedOption = Annotated[int, typer.Option(help="of everything that is random")]
 

@@ -139,23 +139,28 @@ def _gallery_image(folder: Path, source: Path, entry: Any, where: str) -> Galler
     mask = entry.get("mask")
     objects = _list(entry, "objects", source, where)
     _expect(len(objects) <= MAX_OBJECTS, source, f"{where}: more than {MAX_OBJECTS} objects")
+    exhaustive = entry.get("exhaustive", True)
+    _expect(isinstance(exhaustive, bool), source, f"{where}.exhaustive must be true or false")
     return GalleryImage(
         file=_file(folder, source, entry.get("file"), f"{where}.file"),
         mask=None if mask is None else _file(folder, source, mask, f"{where}.mask"),
         objects=[_object(source, o, f"{where}.objects[{i}]") for i, o in enumerate(objects)],
+        exhaustive=exhaustive,
     )
 
 
 def _object(source: Path, entry: Any, where: str) -> BenchObject:
     _expect(isinstance(entry, dict), source, f"{where} must be an object")
     instance = entry.get("instance")
+    name = entry.get("name")
     _expect(instance is None or isinstance(instance, str), source, f"{where}.instance must be text or null")
+    _expect(name is None or isinstance(name, str), source, f"{where}.name must be text or null")
     box = entry.get("box")
     numbers = isinstance(box, list) and len(box) == 4 and all(_is_number(v) for v in box)
     _expect(numbers, source, f"{where}.box must be four numbers, is {box!r}")
     x0, y0, x1, y1 = (float(v) for v in box)
     _expect(0 <= x0 < x1 and 0 <= y0 < y1, source, f"{where}.box must be x0 < x1, y0 < y1, is {box!r}")
-    return BenchObject(instance, (x0, y0, x1, y1))
+    return BenchObject(instance, (x0, y0, x1, y1), name)
 
 
 def _query(folder: Path, source: Path, entry: Any, where: str) -> BenchQuery:

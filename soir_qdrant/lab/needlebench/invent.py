@@ -79,6 +79,14 @@ class Inventor:
     photos: Sequence[RGB]
     rng: np.random.Generator
 
+    @classmethod
+    def of_all(cls, seed: int, *, fetch: bool = False) -> Inventor:
+        """Of the full sources: their `dev` photographs and the drawings that no split shows. fetch: gets them
+        where they are not there yet."""
+        sources = Sources.full(fetch=fetch)
+        photos = [background.read() for background in sources.dev.grounds]
+        return cls(unused(sources), photos, np.random.default_rng((seed, 1)))
+
     def outline(self) -> RGBA:
         """A drawing in one piece, that is neither a line nor its whole box."""
         for _ in range(1000):

@@ -18,9 +18,8 @@ from rich.progress import track as progress_bar
 from soir_qdrant.lab.evaluate.bench import MAX_OBJECTS
 from soir_qdrant.lab.needlebench.compose import RGBA, develop, encode_jpeg, encode_png, relight
 from soir_qdrant.lab.needlebench.folder import complete, prepare
-from soir_qdrant.lab.needlebench.invent import Inventor, unused
+from soir_qdrant.lab.needlebench.invent import Inventor
 from soir_qdrant.lab.needlebench.packets import Printer
-from soir_qdrant.lab.needlebench.sources import Sources
 from soir_qdrant.types import RGB
 
 VERSION = 1  # of the recipe: raise it when the same arguments give other pixels
@@ -74,7 +73,7 @@ def generate(
     out = out.expanduser()
     if not prepare(out, {"shelves": VERSION, "scenes": scenes, "seed": seed}):
         return out
-    inventor = inventor or _inventor(seed)
+    inventor = inventor or Inventor.of_all(seed)
     printer = Printer(inventor, np.random.default_rng((seed, 2)))
     brands = [printer.design() for _ in range(BRANDS)]
     products = {
@@ -101,12 +100,6 @@ def generate(
     again = [name for name in (products | emblems) if visible.count(name) > 1]
     queries = [_query(out, i, name, (products | emblems)[name], seed) for i, name in enumerate(again)]
     return complete(out, gallery, queries)
-
-
-def _inventor(seed: int) -> Inventor:
-    sources = Sources.full()
-    photos = [background.read() for background in sources.dev.grounds]
-    return Inventor(unused(sources), photos, np.random.default_rng((seed, 1)))
 
 
 def _shelf(canvas: Canvas, products: dict[str, RGBA], rng: np.random.Generator) -> None:

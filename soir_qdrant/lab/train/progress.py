@@ -168,7 +168,8 @@ def contents(benches: Sequence[Bench], *also: str) -> str:
     digest = hashlib.sha256(repr(also).encode())
     for bench in benches:
         for entry in bench.gallery:
-            digest.update(f"{_named(entry.file)} {entry.objects!r}".encode())
+            whole = "" if entry.exhaustive else " not exhaustive"
+            digest.update(f"{_named(entry.file)} {entry.objects!r}{whole}".encode())
             if entry.masked:
                 digest.update(
                     repr(entry.outlines).encode() if entry.mask is None else entry.mask.read_bytes()
@@ -186,7 +187,9 @@ def place_of(cache: Path, bench: Bench, *depends_on: str, labels: bool = True) -
     """Where a cache keeps what was computed of a folder: of its images and labels (`labels`) as they are now,
     by an encoder and whatever else decided."""
     if not labels:
-        bare = [replace(entry, objects=[], mask=None, outlines=None) for entry in bench.gallery]
+        bare = [
+            replace(entry, objects=[], mask=None, outlines=None, exhaustive=True) for entry in bench.gallery
+        ]
         bench = Bench(bench.root, bare, [])
     return cache / f"{bench.root.name}-{contents([bench], *depends_on)}"
 

@@ -1,0 +1,195 @@
+"""Photographs with marks drawn onto them: emblems, words and stripes on what is there, to train the detector on.
+
+A logo on a shirt, a badge on a door, print on a box: few photographs have such things labelled, and a detector
+that has not learnt them takes them for texture. Here they are invented and printed onto labelled
+photographs, turned, seen from aside and shaded by what is below them; the photographs' own labels stay.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from rich.progress import track as progress_bar
+
+from soir_qdrant import images as image_io
+from soir_qdrant.errors import DatasetError
+from soir_qdrant.lab.evaluate.bench import MAX_OBJECTS, Bench, BenchObject, GalleryImage
+from soir_qdrant.lab.needlebench.compose import encode_jpeg
+from soir_qdrant.lab.needlebench.emblems import Stamp, stamp
+from soir_qdrant.lab.needlebench.folder import complete, prepare
+from soir_qdrant.lab.needlebench.invent import Inventor
+from soir_qdrant.types import RGB, Box
+
+VERSION = 1  # of the recipe: raise it when the same arguments give other pixels
+COUNT = (1, 6)  # marks tried on a photograph, the second exclusive
+AREA = (0.0012, 0.04)  # shares of the photograph that a mark's box covers
+ON_THINGS = 0.75  # share of the marks that are tried on a labelled thing
+MAX_SIDE = 0.75  # of the side of the thing that a mark is on
+MIN_SIDE = 10  # pixels of a mark's shorter side
+MAX_HIDDEN = 0.4  # share of a thing that a mark may hide
+TRIES = 8
+TURN = 20.0  # degrees
+CORNERS = 0.14  # how far a mark's corners move, in shares of its sides
+CONTRAST = 0.22  # least difference in brightness between a mark and what is below it, 0..1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Warped:
+    """A mark as it lies in the photograph. ink: float32 [h, w, 3], 0..1, straight; share: float32 [h, w]."""
+
+    ink: NDArray[np.float32]
+    share: NDArray[np.float32]
+
+
+def generate(
+    out: Path,
+    bench: Bench,
+    *,
+    scenes: int = 200,
+    seed: int = 0,
+    inventor: Inventor | None = None,
+    progress: bool = True,
+) -> Path:
+    """Write the photographs with marks, in NeedleBench's format without queries; a folder that is complete with
+    the same arguments stays as it is.
+
+    Args:
+        out: the folder.
+        bench: photographs with boxes.
+        scenes: how many of the photographs, chosen by the seed; all, where there are no more.
+        seed: of every choice.
+        inventor: gives the silhouettes that some marks have; None takes the full sources' drawings.
+
+    Raises:
+        DatasetError: something else is in the folder, or it is that of the photographs.
+    """
+    out = out.expanduser()
+    if any(entry.file.is_relative_to(out.resolve()) for entry in bench.gallery):
+        raise DatasetError(f"{out} holds the photographs themselves; choose another folder to write")
+    if not prepare(out, _recipe(bench, seed, scenes)):
+        return out
+    inventor = inventor or Inventor.of_all(seed, fetch=True)
+    order = np.random.default_rng((seed, 5)).permutation(len(bench.gallery)).astype(int)[:scenes].tolist()
+    gallery = []
+    for i, number in enumerate(progress_bar(order, "marks", disable=not progress)):
+        entry, rng = bench.gallery[number], np.random.default_rng((seed, 6, number))
+        rgb = image_io.load(entry.file).rgb.copy()
+        boxes = draw(rgb, entry, inventor, rng)
+        file = f"gallery/{i:05d}.jpg"
+        (out / file).write_bytes(encode_jpeg(rgb, int(rng.integers(75, 95))))
+        gallery.append(_labelled(file, entry, boxes))
+    return complete(out, gallery, [])
+
+
+def _recipe(bench: Bench, seed: int, scenes: int) -> dict[str, Any]:
+    entries = [(e.file.name, e.exhaustive, [(o.name, *o.box) for o in e.objects]) for e in bench.gallery]
+    labels = hashlib.sha256(json.dumps(entries).encode()).hexdigest()[:16]
+    return {"marks": VERSION, "labels": labels, "seed": seed, "scenes": scenes}
+
+
+def _labelled(file: str, entry: GalleryImage, marks: list[Box]) -> dict[str, Any]:
+    things = [*entry.objects[: MAX_OBJECTS - len(marks)], *(BenchObject(None, box, "mark") for box in marks)]
+    objects = [{"instance": None, "name": thing.name, "box": list(thing.box)} for thing in things]
+    return {"file": file, "mask": None, "exhaustive": entry.exhaustive, "objects": objects}
+
+
+def draw(rgb: RGB, entry: GalleryImage, inventor: Inventor, rng: np.random.Generator) -> list[Box]:
+    """Print marks onto a photograph, in place. rgb: uint8 [H, W, 3]. Returns their boxes; there may be none
+    where no place is free."""
+    things, marks = entry.boxes, list[Box]()
+    for _ in range(int(rng.integers(*COUNT))):
+        mark = stamp(inventor, rng)
+        for _ in range(TRIES):
+            warped, x, y = _posed(mark, things, rgb.shape[:2], rng)
+            place = _box(warped, x, y)
+            if place is not None and _free(place, things, marks, rgb.shape[:2]):
+                _print(rgb, warped, x, y, rng)
+                marks.append(place)
+                break
+    return marks
+
+
+def _posed(
+    mark: Stamp, things: NDArray[np.float32], shape: tuple[int, ...], rng: np.random.Generator
+) -> tuple[Warped, int, int]:
+    """A mark at its size, turned and seen from aside, and where its upper left corner comes to."""
+    height, width = shape[0], shape[1]
+    area = float(np.exp(rng.uniform(*np.log(AREA)))) * height * width
+    x0, y0, x1, y1 = 0.0, 0.0, float(width), float(height)
+    if len(things) and rng.random() < ON_THINGS:
+        x0, y0, x1, y1 = things[int(rng.integers(len(things)))].astype(float).tolist()
+    h, w = mark.share.shape
+    scale = min((area / (h * w)) ** 0.5, MAX_SIDE * (x1 - x0) / w, MAX_SIDE * (y1 - y0) / h)
+    warped = _warp(mark, max(scale, 1e-3), rng)
+    high, wide = warped.share.shape
+    x, y = (rng.uniform(low, max(low, end)) for low, end in ((x0, x1 - wide), (y0, y1 - high)))
+    return warped, int(x), int(y)
+
+
+def _warp(mark: Stamp, scale: float, rng: np.random.Generator) -> Warped:
+    h, w = mark.share.shape
+    angle = np.deg2rad(rng.normal(0, TURN / 2))
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    corners = np.array([[0, 0], [w, 0], [w, h], [0, h]], np.float32)
+    placed = ((corners + rng.uniform(-CORNERS, CORNERS, (4, 2)) * (w, h)) * scale) @ turn.T
+    placed -= placed.min(0)
+    size = tuple((np.ceil(placed.max(0)).astype(int) + 1).tolist())
+    # Shrunk smoothly first: a warp alone would alias.
+    small = (max(4, round(w * min(scale, 1))), max(4, round(h * min(scale, 1))))
+    layers = np.dstack([mark.ink * mark.share[..., None], mark.share])
+    layers = cv2.resize(layers, small, interpolation=cv2.INTER_AREA)
+    inside = (corners * (small[0] / w, small[1] / h)).astype(np.float32)
+    matrix = cv2.getPerspectiveTransform(inside, placed.astype(np.float32))
+    bent = np.asarray(cv2.warpPerspective(layers, matrix, size), np.float32)
+    ink = bent[..., :3] / np.maximum(bent[..., 3:], np.float32(1e-4))
+    return Warped(np.asarray(ink, np.float32), bent[..., 3].clip(0, 1))
+
+
+def _box(warped: Warped, x: int, y: int) -> Box | None:
+    """Of what can be seen of it, in the photograph's pixels; None where it is too small to be seen."""
+    rows, columns = (np.flatnonzero((warped.share > 0.5).any(axis)) for axis in (1, 0))
+    if min(len(rows), len(columns)) < MIN_SIDE:
+        return None
+    return float(x + columns[0]), float(y + rows[0]), float(x + columns[-1] + 1), float(y + rows[-1] + 1)
+
+
+def _free(place: Box, things: NDArray[np.float32], marks: list[Box], shape: tuple[int, ...]) -> bool:
+    """Whether a mark may be here: inside the photograph, on no other mark, and hiding no thing."""
+    if place[0] < 0 or place[1] < 0 or place[2] > shape[1] or place[3] > shape[0]:
+        return False
+    others = np.array([*things.tolist(), *marks], np.float32).reshape(-1, 4)
+    common = np.minimum(others[:, 2:], place[2:]) - np.maximum(others[:, :2], place[:2])
+    hidden = common.clip(min=0).prod(1) / np.maximum((others[:, 2:] - others[:, :2]).prod(1), 1e-6)
+    limits = np.r_[np.full(len(things), MAX_HIDDEN), np.zeros(len(marks))]
+    return bool((hidden <= limits).all())
+
+
+def _print(rgb: RGB, warped: Warped, x: int, y: int, rng: np.random.Generator) -> None:
+    """Lay the ink onto the photograph, in place: lighter and darker as what is below it is."""
+    h, w = warped.share.shape
+    y0, x0 = max(y, 0), max(x, 0)
+    y1, x1 = min(y + h, rgb.shape[0]), min(x + w, rgb.shape[1])
+    ink, share = warped.ink[y0 - y : y1 - y, x0 - x : x1 - x], warped.share[y0 - y : y1 - y, x0 - x : x1 - x]
+    below = rgb[y0:y1, x0:x1].astype(np.float32) / 255
+    light = cv2.GaussianBlur(below.mean(2), (0, 0), float(rng.uniform(0.8, 2.5)))
+    mean = float(np.average(light, weights=share + 1e-6))
+    ink = _visible(ink, share, mean)
+    folds = np.clip((light + 0.05) / (mean + 0.05), 0.5, 1.6) ** rng.uniform(0.2, 0.9)
+    soft = cv2.GaussianBlur(share, (0, 0), float(rng.uniform(0.4, 1.1))) * rng.uniform(0.75, 1)
+    mixed = below * (1 - soft[..., None]) + np.clip(ink * folds[..., None], 0, 1) * soft[..., None]
+    rgb[y0:y1, x0:x1] = np.round(mixed * 255)
+
+
+def _visible(ink: NDArray[np.float32], share: NDArray[np.float32], below: float) -> NDArray[np.float32]:
+    """The ink, made darker or lighter where it would not stand out from what is below it, 0..1."""
+    mean = float(np.average(ink.mean(2), weights=share + 1e-6))
+    if abs(mean - below) >= CONTRAST:
+        return ink
+    return ink * np.float32(0.3) if below > 0.5 else 1 - (1 - ink) * np.float32(0.3)
