@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,6 +16,22 @@ if TYPE_CHECKING:
 JsonOption = Annotated[bool, typer.Option("--json", help="print JSON, for scripts")]
 MaxPixelsOption = Annotated[int, typer.Option(min=1, help="of the largest image that is decoded")]
 BatchOption = Annotated[int, typer.Option(min=1, help="images at once; bounds the memory")]
+
+
+def _starting_head(context: typer.Context, start: Path | None) -> Path | None:
+    """The file of "shipped": the part that ships and that the command trains."""
+    from soir_qdrant.recipe import SHIPPED
+
+    return SHIPPED / f"{context.info_name}.safetensors" if start == Path("shipped") else start
+
+
+StartOption = Annotated[
+    Path | None,
+    typer.Option(
+        callback=_starting_head,
+        help="a head to go on from, a file or shipped (default: one without training)",
+    ),
+]
 
 
 def box_of(text: str | None) -> tuple[float, float, float, float] | None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from soir_qdrant.cli.console import ProfileOption, bar, err, out
-from soir_qdrant.cli.options import check_not_chosen
+from soir_qdrant.cli.options import StartOption, check_not_chosen
 
 if TYPE_CHECKING:
     from soir_qdrant.lab.evaluate.bench import Bench
@@ -38,22 +38,6 @@ BlocksOption = Annotated[int, typer.Option(min=1, max=4, help="how many of the l
 CacheOption = Annotated[
     Path | None,
     typer.Option(help="keeps the views, for encoder and projection (default: beside --out)"),
-]
-
-
-def _starting_head(context: typer.Context, start: Path | None) -> Path | None:
-    """The file of "shipped": the part that ships and that the command trains."""
-    from soir_qdrant.recipe import SHIPPED
-
-    return SHIPPED / f"{context.info_name}.safetensors" if start == Path("shipped") else start
-
-
-StartOption = Annotated[
-    Path | None,
-    typer.Option(
-        callback=_starting_head,
-        help="a head to go on from, a file or shipped (default: one without training)",
-    ),
 ]
 SeedOption = Annotated[int, typer.Option(help="of everything that is random")]
 
