@@ -269,7 +269,7 @@ PROFILES: dict[str, Settings] = {
     "embedded-0.1": Settings(
         profile="embedded-0.1", vector=VectorSettings(features=WITHOUT_TEXTURE, whitening="0.1")
     ),
-    "fast": EMBEDDED.but(detector={"threshold": 0.3}).model_copy(update={"profile": "fast"}),
+    "fast": EMBEDDED.but(detector={"threshold": 0.35}).model_copy(update={"profile": "fast"}),
     "paper": Settings(
         profile="paper",
         encoder=VitSettings(weights="facebook/dinov2-base"),

@@ -61,24 +61,11 @@ def needle(
     grounds: Annotated[Path | None, typer.Option(help="your own: photographs to lay them on")] = None,
 ) -> None:
     """Generate a NeedleBench: labelled scenes with small objects in photographs."""
-    from soir_qdrant.lab.evaluate.datasets import load
-    from soir_qdrant.lab.needlebench import marks as prints
-    from soir_qdrant.lab.needlebench import retaken as photographs
-    from soir_qdrant.lab.needlebench import shelves as rows
     from soir_qdrant.lab.needlebench.needle import generate
 
-    if shelves:
-        check_chosen(context, {"folder", "shelves", "scenes", "seed"}, "is not for --shelves")
-        written = rows.generate(folder, scenes=scenes, seed=seed)
-        out.print(f"{written}: {scenes} scenes")
-        return
-    if retaken is not None:
-        check_chosen(context, {"folder", "retaken", "seed"}, "is not for --retaken")
-        out.print(f"{photographs.generate(folder, load(retaken, 'coco'), seed=seed)}: written")
-        return
-    if marks is not None:
-        check_chosen(context, {"folder", "marks", "scenes", "seed"}, "is not for --marks")
-        out.print(f"{prints.generate(folder, load(marks, 'coco'), scenes=scenes, seed=seed)}: written")
+    special = _to_train_on(context, folder, scenes, seed, shelves=shelves, retaken=retaken, marks=marks)
+    if special is not None:
+        out.print(f"{special}: written")
         return
     if invented and (shipped or things is not None or (split, track) != ("dev", "2d")):
         raise typer.BadParameter("--invented is cut-outs to train on: --split dev --track 2d, and no others")
@@ -86,6 +73,34 @@ def needle(
     chosen: dict[str, Any] = {"split": split, "track": track, "scenes": scenes, "targets": targets}
     written = generate(folder, **chosen, seed=seed, sources=sources, crowded=crowded)
     out.print(f"{written}: {scenes} scenes, {targets} queries")
+
+
+def _to_train_on(
+    context: typer.Context,
+    folder: Path,
+    scenes: int,
+    seed: int,
+    *,
+    shelves: bool,
+    retaken: Path | None,
+    marks: Path | None,
+) -> Path | None:
+    """The folder, written as one of these says; None where none does."""
+    from soir_qdrant.lab.evaluate.datasets import load
+    from soir_qdrant.lab.needlebench import marks as prints
+    from soir_qdrant.lab.needlebench import retaken as photographs
+    from soir_qdrant.lab.needlebench import shelves as rows
+
+    if shelves:
+        check_chosen(context, {"folder", "shelves", "scenes", "seed"}, "is not for --shelves")
+        return rows.generate(folder, scenes=scenes, seed=seed)
+    if retaken is not None:
+        check_chosen(context, {"folder", "retaken", "seed"}, "is not for --retaken")
+        return photographs.generate(folder, load(retaken, "coco"), seed=seed)
+    if marks is not None:
+        check_chosen(context, {"folder", "marks", "scenes", "seed"}, "is not for --marks")
+        return prints.generate(folder, load(marks, "coco"), scenes=scenes, seed=seed)
+    return None
 
 
 def _sources(

@@ -77,7 +77,7 @@ TABLE: tuple[Known, ...] = (
         "detector",
         "soir train detector",
         4.8,
-        "632570bcf58160540b6b6d8a15163c3ab331d71e163b9c440480fde8a018f579",
+        "f8858b3cfe330aa23e9c1db5a59788c812060e33febb55f8aa98aaa8cb222e5b",
     ),
     _shipped(
         "segmenter",

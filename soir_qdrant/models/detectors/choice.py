@@ -7,7 +7,7 @@ import numpy as np
 from soir_qdrant.geometry.boxes import Floats, suppressed
 from soir_qdrant.types import Detections
 
-THRESHOLD, IOU = 0.2, 0.7  # see docs/concepts/detector.md; boxes are suppressed again once they are fitted
+THRESHOLD, IOU = 0.25, 0.7  # see docs/concepts/detector.md; boxes are suppressed again once they are fitted
 MAX_CELLS = 1000  # that may name a box
 
 
