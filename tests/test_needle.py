@@ -306,6 +306,8 @@ def put(path, value):
         (put(["gallery", 0, "objects", 0, "box"], [6, 4, 8]), "four numbers"),
         (put(["gallery", 0, "objects", 0, "box"], [6, 4, float("nan"), 8]), "four numbers"),
         (put(["gallery", 0, "objects", 0, "instance"], 5), "instance must be text or null"),
+        (put(["gallery", 0, "objects", 0, "name"], 5), "name must be text or null"),
+        (put(["gallery", 0, "exhaustive"], "no"), "exhaustive must be true or false"),
         (put(["queries", 0, "instance"], "y"), "no scene holds 'y'"),
         (put(["queries", 0, "instance"], None), "instance must be text"),
     ],

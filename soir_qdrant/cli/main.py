@@ -60,7 +60,10 @@ app.command(
     name="evaluate-vl",
     epilog="Example:  soir evaluate-vl flickr30k --weights Salesforce/blip2-itm-vit-g-coco",
 )(lab.evaluate_vl)
-app.command(epilog="Example:  soir needle bench/dev-2d --split dev --track 2d --scenes 200")(lab.needle)
+app.command(
+    epilog="Example:  soir needle bench/dev-2d --split dev --track 2d --scenes 200; to train on: "
+    "soir needle bench/marks --marks photos/coco --scenes 500"
+)(lab.needle)
 app.command(epilog="Example:  soir export --out models; tritonserver --model-repository models")(
     models.export
 )

@@ -16,7 +16,7 @@ SIDE = 240  # pixels of an emblem's longer side
 WORDS = 0.35  # share of the emblems that are a word alone
 BELOW = 0.25  # share that have a word below them
 PATCHES = 0.3  # share that are on a patch of another colour
-INKS = 0.25  # share whose parts have two colours
+INKS = 0.25  # share whose lower part has another colour
 
 Shape = NDArray[np.uint8]  # [h, w], 255 inside
 
