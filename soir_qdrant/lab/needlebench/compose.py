@@ -64,6 +64,22 @@ def resize_area(rgba: RGBA, pixels: float, pose: Pose, rng: np.random.Generator)
     return trim(np.round(out).astype(np.uint8))
 
 
+def bent_corners(
+    width: int, height: int, scale: float, angle: float, corner_shift: float, rng: np.random.Generator
+) -> tuple[NDArray[np.float32], NDArray[np.float32], tuple[int, int]]:
+    """Where the corners of a picture come to that is scaled, turned, and bent a little.
+
+    angle: radians. corner_shift: how far each corner may move, of its side. Returns the corners, clockwise from the
+    upper left, and their places in the picture that just holds them, float32 [4, 2]; and its (width, height).
+    """
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) * scale
+    corners = np.array([[0, 0], [width, 0], [width, height], [0, height]], np.float32)
+    placed = (corners + rng.uniform(-corner_shift, corner_shift, (4, 2)) * (width, height)) @ turn.T
+    placed -= placed.min(0)
+    wide, high = (np.ceil(placed.max(0)).astype(int) + 1).tolist()
+    return corners, placed.astype(np.float32), (wide, high)
+
+
 def _shrink(rgba: RGBA, scale: float) -> RGBA:
     """Averages before a strong reduction, which a bilinear warp alone would alias."""
     if scale >= 0.7:

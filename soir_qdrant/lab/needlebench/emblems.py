@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from soir_qdrant.lab.needlebench.invent import Inventor
-from soir_qdrant.lab.needlebench.packets import FONTS, LETTERS
+from soir_qdrant.lab.needlebench.packets import FONTS, LETTERS, rounded
 
 SIDE = 240  # pixels of an emblem's longer side
 WORDS = 0.35  # share of the emblems that are a word alone
@@ -162,10 +162,7 @@ def _patch(shape: tuple[int, ...], rng: np.random.Generator) -> Shape:
         cv2.ellipse(canvas, (w // 2, h // 2), (w // 2, h // 2), 0, 0, 360, 255, -1, cv2.LINE_AA)
         return canvas
     corner = int(rng.choice([0, 0, 0.15, 0.4]) * min(h, w))
-    cv2.rectangle(canvas, (corner, corner), (w - 1 - corner, h - 1 - corner), 255, -1)
-    return np.asarray(
-        cv2.dilate(canvas, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * corner + 1,) * 2)), np.uint8
-    )
+    return rounded(canvas, corner)
 
 
 def _above(upper: Shape, lower: Shape, gap: int) -> Shape:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import shutil
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from soir_qdrant.errors import DatasetError
-from soir_qdrant.lab.evaluate.bench import ANNOTATIONS
+from soir_qdrant.lab.evaluate.bench import ANNOTATIONS, Bench
 from soir_qdrant.models.artifacts import write_whole
 
 log = logging.getLogger(__name__)
@@ -38,6 +39,22 @@ def prepare(root: Path, recipe: dict[str, Any]) -> bool:
         shutil.rmtree(root / part, ignore_errors=True)
         (root / part).mkdir()
     return True
+
+
+def prepare_beside(root: Path, bench: Bench, recipe: dict[str, Any]) -> bool:
+    """`prepare` for a folder made of the photographs of another one.
+
+    Raises DatasetError too where the folder is that of the photographs."""
+    if any(entry.file.is_relative_to(root.resolve()) for entry in bench.gallery):
+        raise DatasetError(f"{root} holds the photographs themselves; choose another folder to write")
+    return prepare(root, recipe)
+
+
+def labels_digest(bench: Bench, *also: Any) -> str:
+    """Sixteen hex digits that name photographs, their labels, and what else is JSON-able."""
+    entries = [(e.file.name, [(o.name, *o.box) for o in e.objects]) for e in bench.gallery]
+    content = [entries, *also] if also else entries
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
 def complete(root: Path, gallery: list[dict[str, Any]], queries: list[dict[str, Any]]) -> Path:

@@ -48,11 +48,7 @@ def invented(seed: int, *, fetch: bool = False) -> Sources:
 
 def draw(folder: Path, sources: Sources, seed: int, *, things: int = THINGS, grounds: int = GROUNDS) -> None:
     """Write `things/` (PNG with alpha; those in one folder share a silhouette) and `grounds/` (JPEG)."""
-    inventor = Inventor(
-        unused(sources),
-        [background.read() for background in sources.dev.grounds],
-        np.random.default_rng((seed, 0)),
-    )
+    inventor = Inventor.of(sources, np.random.default_rng((seed, 0)))
     for i in range(0, things, ALIKE):
         family = folder / "things" / f"{i // ALIKE:04d}"
         family.mkdir(parents=True)
@@ -80,12 +76,9 @@ class Inventor:
     rng: np.random.Generator
 
     @classmethod
-    def of_all(cls, seed: int, *, fetch: bool = False) -> Inventor:
-        """Of the full sources: their `dev` photographs and the drawings that no split shows. fetch: gets them
-        where they are not there yet."""
-        sources = Sources.full(fetch=fetch)
-        photos = [background.read() for background in sources.dev.grounds]
-        return cls(unused(sources), photos, np.random.default_rng((seed, 1)))
+    def of(cls, sources: Sources, rng: np.random.Generator) -> Inventor:
+        """Of their `dev` photographs and the drawings that no split shows."""
+        return cls(unused(sources), [background.read() for background in sources.dev.grounds], rng)
 
     def outline(self) -> RGBA:
         """A drawing in one piece, that is neither a line nor its whole box."""

@@ -7,9 +7,6 @@ photographs, turned, seen from aside and shaded by what is below them; the photo
 
 from __future__ import annotations
 
-import hashlib
-import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +16,13 @@ from numpy.typing import NDArray
 from rich.progress import track as progress_bar
 
 from soir_qdrant import images as image_io
-from soir_qdrant.errors import DatasetError
+from soir_qdrant.geometry.boxes import areas, overlap
 from soir_qdrant.lab.evaluate.bench import MAX_OBJECTS, Bench, BenchObject, GalleryImage
-from soir_qdrant.lab.needlebench.compose import encode_jpeg
+from soir_qdrant.lab.needlebench.compose import bent_corners, encode_jpeg
 from soir_qdrant.lab.needlebench.emblems import Stamp, stamp
-from soir_qdrant.lab.needlebench.folder import complete, prepare
+from soir_qdrant.lab.needlebench.folder import complete, labels_digest, prepare_beside
 from soir_qdrant.lab.needlebench.invent import Inventor
+from soir_qdrant.lab.needlebench.sources import Sources
 from soir_qdrant.types import RGB, Box
 
 VERSION = 1  # of the recipe: raise it when the same arguments give other pixels
@@ -38,14 +36,6 @@ TRIES = 8
 TURN = 20.0  # degrees
 CORNERS = 0.14  # how far a mark's corners move, in shares of its sides
 CONTRAST = 0.22  # least difference in brightness between a mark and what is below it, 0..1
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Warped:
-    """A mark as it lies in the photograph. ink: float32 [h, w, 3], 0..1, straight; share: float32 [h, w]."""
-
-    ink: NDArray[np.float32]
-    share: NDArray[np.float32]
 
 
 def generate(
@@ -71,11 +61,10 @@ def generate(
         DatasetError: something else is in the folder, or it is that of the photographs.
     """
     out = out.expanduser()
-    if any(entry.file.is_relative_to(out.resolve()) for entry in bench.gallery):
-        raise DatasetError(f"{out} holds the photographs themselves; choose another folder to write")
-    if not prepare(out, _recipe(bench, seed, scenes)):
+    labels = labels_digest(bench, [entry.exhaustive for entry in bench.gallery])
+    if not prepare_beside(out, bench, {"marks": VERSION, "labels": labels, "seed": seed, "scenes": scenes}):
         return out
-    inventor = inventor or Inventor.of_all(seed, fetch=True)
+    inventor = inventor or Inventor.of(Sources.full(fetch=True), np.random.default_rng((seed, 1)))
     order = np.random.default_rng((seed, 5)).permutation(len(bench.gallery)).astype(int)[:scenes].tolist()
     gallery = []
     for i, number in enumerate(progress_bar(order, "marks", disable=not progress)):
@@ -86,12 +75,6 @@ def generate(
         (out / file).write_bytes(encode_jpeg(rgb, int(rng.integers(75, 95))))
         gallery.append(_labelled(file, entry, boxes))
     return complete(out, gallery, [])
-
-
-def _recipe(bench: Bench, seed: int, scenes: int) -> dict[str, Any]:
-    entries = [(e.file.name, e.exhaustive, [(o.name, *o.box) for o in e.objects]) for e in bench.gallery]
-    labels = hashlib.sha256(json.dumps(entries).encode()).hexdigest()[:16]
-    return {"marks": VERSION, "labels": labels, "seed": seed, "scenes": scenes}
 
 
 def _labelled(file: str, entry: GalleryImage, marks: list[Box]) -> dict[str, Any]:
@@ -118,7 +101,7 @@ def draw(rgb: RGB, entry: GalleryImage, inventor: Inventor, rng: np.random.Gener
 
 def _posed(
     mark: Stamp, things: NDArray[np.float32], shape: tuple[int, ...], rng: np.random.Generator
-) -> tuple[Warped, int, int]:
+) -> tuple[Stamp, int, int]:
     """A mark at its size, turned and seen from aside, and where its upper left corner comes to."""
     height, width = shape[0], shape[1]
     area = float(np.exp(rng.uniform(*np.log(AREA)))) * height * width
@@ -133,26 +116,23 @@ def _posed(
     return warped, int(x), int(y)
 
 
-def _warp(mark: Stamp, scale: float, rng: np.random.Generator) -> Warped:
+def _warp(mark: Stamp, scale: float, rng: np.random.Generator) -> Stamp:
+    """The mark as it lies in the photograph."""
     h, w = mark.share.shape
     angle = np.deg2rad(rng.normal(0, TURN / 2))
-    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    corners = np.array([[0, 0], [w, 0], [w, h], [0, h]], np.float32)
-    placed = ((corners + rng.uniform(-CORNERS, CORNERS, (4, 2)) * (w, h)) * scale) @ turn.T
-    placed -= placed.min(0)
-    size = tuple((np.ceil(placed.max(0)).astype(int) + 1).tolist())
+    corners, placed, size = bent_corners(w, h, scale, angle, CORNERS, rng)
     # Shrunk smoothly first: a warp alone would alias.
     small = (max(4, round(w * min(scale, 1))), max(4, round(h * min(scale, 1))))
     layers = np.dstack([mark.ink * mark.share[..., None], mark.share])
     layers = cv2.resize(layers, small, interpolation=cv2.INTER_AREA)
     inside = (corners * (small[0] / w, small[1] / h)).astype(np.float32)
-    matrix = cv2.getPerspectiveTransform(inside, placed.astype(np.float32))
+    matrix = cv2.getPerspectiveTransform(inside, placed)
     bent = np.asarray(cv2.warpPerspective(layers, matrix, size), np.float32)
     ink = bent[..., :3] / np.maximum(bent[..., 3:], np.float32(1e-4))
-    return Warped(np.asarray(ink, np.float32), bent[..., 3].clip(0, 1))
+    return Stamp(np.asarray(ink, np.float32), bent[..., 3].clip(0, 1))
 
 
-def _box(warped: Warped, x: int, y: int) -> Box | None:
+def _box(warped: Stamp, x: int, y: int) -> Box | None:
     """Of what can be seen of it, in the photograph's pixels; None where it is too small to be seen."""
     rows, columns = (np.flatnonzero((warped.share > 0.5).any(axis)) for axis in (1, 0))
     if min(len(rows), len(columns)) < MIN_SIDE:
@@ -165,13 +145,12 @@ def _free(place: Box, things: NDArray[np.float32], marks: list[Box], shape: tupl
     if place[0] < 0 or place[1] < 0 or place[2] > shape[1] or place[3] > shape[0]:
         return False
     others = np.array([*things.tolist(), *marks], np.float32).reshape(-1, 4)
-    common = np.minimum(others[:, 2:], place[2:]) - np.maximum(others[:, :2], place[:2])
-    hidden = common.clip(min=0).prod(1) / np.maximum((others[:, 2:] - others[:, :2]).prod(1), 1e-6)
+    hidden = overlap(np.array([place]), others)[0] / np.maximum(areas(others), 1e-6)
     limits = np.r_[np.full(len(things), MAX_HIDDEN), np.zeros(len(marks))]
     return bool((hidden <= limits).all())
 
 
-def _print(rgb: RGB, warped: Warped, x: int, y: int, rng: np.random.Generator) -> None:
+def _print(rgb: RGB, warped: Stamp, x: int, y: int, rng: np.random.Generator) -> None:
     """Lay the ink onto the photograph, in place: lighter and darker as what is below it is."""
     h, w = warped.share.shape
     y0, x0 = max(y, 0), max(x, 0)

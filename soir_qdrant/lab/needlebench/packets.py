@@ -95,10 +95,7 @@ class Printer:
             cv2.ellipse(alpha, (w // 2, h // 2), (w // 2 - 1, h // 2 - 1), 0, 0, 360, 255, -1)
             return alpha
         corner = int(rng.choice([1, 1, 0.12 * min(h, w), 0.35 * min(h, w)]))
-        cv2.rectangle(alpha, (corner, corner), (w - 1 - corner, h - 1 - corner), 255, -1)
-        return np.asarray(
-            cv2.dilate(alpha, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * corner + 1,) * 2))
-        )
+        return rounded(alpha, corner)
 
     def _base(self, h: int, w: int) -> FloatImage:
         if self.rng.random() < 0.3:
@@ -135,6 +132,14 @@ class Printer:
         letters = self.rng.choice(list(LETTERS), int(self.rng.integers(2, 9)))
         word = "".join(letters)
         return word if self.rng.random() < 0.5 else word.capitalize()
+
+
+def rounded(canvas: NDArray[np.uint8], corner: int) -> NDArray[np.uint8]:
+    """An empty canvas, [h, w], filled with a rectangle whose corners have this radius, in pixels."""
+    h, w = canvas.shape
+    cv2.rectangle(canvas, (corner, corner), (w - 1 - corner, h - 1 - corner), 255, -1)
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * corner + 1,) * 2)
+    return np.asarray(cv2.dilate(canvas, disc), np.uint8)
 
 
 def _lettered(art: FloatImage, word: str, design: Design) -> RGB:

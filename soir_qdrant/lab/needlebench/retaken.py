@@ -7,8 +7,6 @@ photograph, or with its own surroundings in a box that is off. To tune the encod
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,10 +18,9 @@ from numpy.typing import NDArray
 from rich.progress import track as progress_bar
 
 from soir_qdrant import images as image_io
-from soir_qdrant.errors import DatasetError
 from soir_qdrant.lab.evaluate.bench import Bench, GalleryImage
-from soir_qdrant.lab.needlebench.compose import RGBA, crop_ground, encode_jpeg, encode_png
-from soir_qdrant.lab.needlebench.folder import complete, prepare
+from soir_qdrant.lab.needlebench.compose import RGBA, bent_corners, crop_ground, encode_jpeg, encode_png
+from soir_qdrant.lab.needlebench.folder import complete, labels_digest, prepare_beside
 from soir_qdrant.types import RGB, Box, Mask
 
 VERSION = 1  # of the recipe: raise it when the same arguments give other pixels
@@ -50,9 +47,8 @@ def generate(
         DatasetError: something else is in the folder, or it is that of the photographs.
     """
     out = out.expanduser()
-    if any(entry.file.is_relative_to(out.resolve()) for entry in bench.gallery):
-        raise DatasetError(f"{out} holds the photographs themselves; choose another folder to write")
-    if not prepare(out, _recipe(bench, seed, unknown)):
+    recipe = {"retaken": VERSION, "labels": labels_digest(bench), "seed": seed, "unknown": list(unknown)}
+    if not prepare_beside(out, bench, recipe):
         return out
     gallery: list[dict[str, Any]] = []
     queries: list[dict[str, Any]] = []
@@ -72,12 +68,6 @@ def generate(
                 (out / file).write_bytes(encode_png(view))
                 queries.append({"file": file, "instance": item["instance"]})
     return complete(out, gallery, queries)
-
-
-def _recipe(bench: Bench, seed: int, unknown: tuple[str, ...]) -> dict[str, Any]:
-    entries = [(e.file.name, [(o.name, *o.box) for o in e.objects]) for e in bench.gallery]
-    labels = hashlib.sha256(json.dumps(entries).encode()).hexdigest()[:16]
-    return {"retaken": VERSION, "labels": labels, "seed": seed, "unknown": list(unknown)}
 
 
 def retaken(
@@ -195,22 +185,16 @@ def _warped(
     h, w = part.shape[:2]
     scale = rng.uniform(110, 260) / max(box[2] - box[0], box[3] - box[1])
     angle = np.deg2rad(rng.normal(0, 8))
-    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) * scale
-    corners = np.array([[0, 0], [w, 0], [w, h], [0, h]], np.float32)
-    placed = (corners + rng.uniform(-0.1, 0.1, (4, 2)) * (w, h)) @ turn.T
-    placed -= placed.min(0)
-    size = np.ceil(placed.max(0)).astype(int) + 1
-    matrix = cv2.getPerspectiveTransform(corners, placed.astype(np.float32))
+    corners, placed, size = bent_corners(w, h, scale, angle, 0.1, rng)
+    matrix = cv2.getPerspectiveTransform(corners, placed)
     way = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    warped = cv2.warpPerspective(
-        part, matrix, (int(size[0]), int(size[1])), flags=way, borderMode=cv2.BORDER_REFLECT
-    )
+    warped = cv2.warpPerspective(part, matrix, size, flags=way, borderMode=cv2.BORDER_REFLECT)
     rows, columns = (
         np.flatnonzero((warped[..., 3] > 127).any(1)),
         np.flatnonzero((warped[..., 3] > 127).any(0)),
     )
     if not len(rows):
-        return np.asarray(warped, np.uint8), (0, 0, int(size[0]), int(size[1]))
+        return np.asarray(warped, np.uint8), (0, 0, *size)
     return np.asarray(warped, np.uint8), (
         int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
     )  # fmt: skip

@@ -16,10 +16,18 @@ from numpy.typing import NDArray
 from rich.progress import track as progress_bar
 
 from soir_qdrant.lab.evaluate.bench import MAX_OBJECTS
-from soir_qdrant.lab.needlebench.compose import RGBA, develop, encode_jpeg, encode_png, relight
+from soir_qdrant.lab.needlebench.compose import (
+    RGBA,
+    bent_corners,
+    develop,
+    encode_jpeg,
+    encode_png,
+    relight,
+)
 from soir_qdrant.lab.needlebench.folder import complete, prepare
 from soir_qdrant.lab.needlebench.invent import Inventor
 from soir_qdrant.lab.needlebench.packets import Printer
+from soir_qdrant.lab.needlebench.sources import Sources
 from soir_qdrant.types import RGB
 
 VERSION = 1  # of the recipe: raise it when the same arguments give other pixels
@@ -73,7 +81,7 @@ def generate(
     out = out.expanduser()
     if not prepare(out, {"shelves": VERSION, "scenes": scenes, "seed": seed}):
         return out
-    inventor = inventor or Inventor.of_all(seed)
+    inventor = inventor or Inventor.of(Sources.full(), np.random.default_rng((seed, 1)))
     printer = Printer(inventor, np.random.default_rng((seed, 2)))
     brands = [printer.design() for _ in range(BRANDS)]
     products = {
@@ -152,13 +160,9 @@ def _posed(
     h, w = max(8, round(rgba.shape[0] * scale)), max(8, round(rgba.shape[1] * scale))
     small = cv2.resize(lit, (w, h), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
     angle = np.deg2rad(rng.uniform(-turn, turn))
-    rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    corners = np.array([[0, 0], [w, 0], [w, h], [0, h]], np.float32)
-    placed = (corners + rng.uniform(-corner_shift, corner_shift, (4, 2)) * (w, h)) @ rotation.T
-    placed -= placed.min(0)
-    size = np.ceil(placed.max(0)).astype(int) + 1
-    matrix = cv2.getPerspectiveTransform(corners, placed.astype(np.float32))
-    return np.asarray(cv2.warpPerspective(small, matrix, (int(size[0]), int(size[1]))), np.uint8)
+    corners, placed, size = bent_corners(w, h, 1.0, angle, corner_shift, rng)
+    matrix = cv2.getPerspectiveTransform(corners, placed)
+    return np.asarray(cv2.warpPerspective(small, matrix, size), np.uint8)
 
 
 def _tilted(canvas: Canvas, rng: np.random.Generator) -> Canvas:
