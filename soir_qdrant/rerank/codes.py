@@ -24,7 +24,8 @@ class CodeReranker:
 
     The score of an image, -1..1, is the weighted mean of the dot product of its vector with the query's and
     of the largest cosine of its objects' codes with the query's first numbers, of the look at the query that is most
-    like the object (`codes.cosines`). The box is that object's. An image without codes keeps its score.
+    like the object (`codes.cosines`), less what it lacks in pixels (`detail.missing_detail`). The box is that object's.
+    An image without codes keeps its score.
 
     Then the query is expanded, and the block is scored once more: the best object of the first image joins
     the query, by the square of its cosine, where that is at least MIN_COSINE (alpha query expansion:
@@ -70,15 +71,15 @@ class CodeReranker:
     ) -> list[Hit]:
         """The same hits, best first, with the box of their best object. All can be scored."""
         del failed
-        ranked = self._ranked(hits, query.rows)
+        ranked = self._ranked(hits, query.rows, query.pixels)
         expanded = expanded_query(query.rows, ranked[: self.expand])
-        return ranked if expanded is None else self._ranked(hits, expanded)
+        return ranked if expanded is None else self._ranked(hits, expanded, query.pixels)
 
-    def _ranked(self, hits: Sequence[Hit], query: Vector) -> list[Hit]:
-        return sorted((self._scored(hit, query) for hit in hits), key=lambda hit: -hit.score)
+    def _ranked(self, hits: Sequence[Hit], looks: Vector, pixels: float) -> list[Hit]:
+        return sorted((self._scored(hit, looks, pixels) for hit in hits), key=lambda hit: -hit.score)
 
-    def _scored(self, hit: Hit, query: Vector) -> Hit:
-        match = best_object(hit.payload, query)
+    def _scored(self, hit: Hit, looks: Vector, pixels: float) -> Hit:
+        match = best_object(hit.payload, looks, pixels=pixels)
         if match is None:
             return hit
         score = hit.score

@@ -8,8 +8,10 @@ from dataclasses import replace
 import numpy as np
 
 from soir_qdrant.pooling.patches import late_interaction
+from soir_qdrant.qdrant.detail import missing_detail
 from soir_qdrant.qdrant.payload import KEY, PATCHES, code_cosines, unpack_patches
 from soir_qdrant.rerank import hit_image
+from soir_qdrant.rerank.base import SearchQuery
 from soir_qdrant.types import Hit, Vector
 
 WEIGHT = 0.5  # of the patches in the score; see docs/concepts/search.md
@@ -21,19 +23,21 @@ def stored_patches(hit: Hit, dim: int) -> list[Vector] | None:
     return None if packed is None else [unpack_patches(one, dim) for one in packed]
 
 
-def by_patches(hit: Hit, query: Vector, objects: Sequence[Vector], looks: Vector, weight: float) -> Hit:
+def by_patches(
+    hit: Hit, query: SearchQuery, patches: Vector, objects: Sequence[Vector], weight: float
+) -> Hit:
     """A hit with its score by codes and patches, and the box of the object that both like best.
 
     Args:
         hit: with the score that it has by codes.
-        query: the query's patches, float32 [n, d], unit rows.
+        query: its looks and its pixels are read.
+        patches: the query's, float32 [n, d], unit rows.
         objects: those of each of the hit's objects, likewise.
-        looks: of the query, float32 [L, D]; see `SearchQuery.rows`.
-        weight: of late interaction in the score, 0..1.
+        weight: of late interaction, less what an object lacks in pixels (`detail.missing_detail`), in the score, 0..1.
     """
     boxes = hit_image.boxes(hit)
-    late = late_interaction(query, objects)
-    by_code = code_cosines(hit.payload, looks)
+    late = late_interaction(patches, objects) - missing_detail(hit.payload[KEY], query.pixels)
+    by_code = code_cosines(hit.payload, query.rows, query.pixels)
     if by_code is None or len(by_code) != len(late):
         by_code = np.zeros_like(late)
     best = int(np.argmax(late + by_code))

@@ -85,7 +85,7 @@ class PatchReranker(FirstCandidates):
         by_codes = CodeReranker().rerank(query, hits)
         return reordered(
             by_codes,
-            lambda hit: by_patches(hit, rows, self.patches(hit), query.rows, self.weight),
+            lambda hit: by_patches(hit, query, rows, self.patches(hit), self.weight),
             failed,
         )
 

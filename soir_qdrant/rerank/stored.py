@@ -32,7 +32,5 @@ class StoredReranker(CodeReranker):
         from soir_qdrant.rerank.late import WEIGHT, by_patches, stored_patches
 
         patches, dim = query.patches, query.patches.shape[1]
-        scored = (
-            by_patches(hit, patches, stored_patches(hit, dim) or [], query.rows, WEIGHT) for hit in ranked
-        )
+        scored = (by_patches(hit, query, patches, stored_patches(hit, dim) or [], WEIGHT) for hit in ranked)
         return sorted(scored, key=lambda hit: -hit.score)
