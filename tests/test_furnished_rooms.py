@@ -11,9 +11,8 @@ from PIL import Image
 from soir_qdrant.errors import DatasetError
 from soir_qdrant.lab.evaluate.bench import load
 from soir_qdrant.lab.needlebench import rooms
-from soir_qdrant.lab.needlebench.blender import fitted
 from soir_qdrant.lab.needlebench.furnish import SIZES, Furnisher, meets
-from soir_qdrant.lab.needlebench.furniture import PROPERTIES, Piece, Stock, stock
+from soir_qdrant.lab.needlebench.furniture import PROPERTIES, Piece, Stock, fitted, stock
 
 CUBE = """mtllib cube.mtl
 usemtl paint

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import random
+import sys
 import tempfile
 import zlib
 from collections.abc import Iterator
@@ -17,12 +19,11 @@ from numpy.typing import NDArray
 
 from soir_qdrant.errors import DatasetError
 from soir_qdrant.lab.needlebench.furnish import Colour, Lamp, Point, Room, Surface, View
-from soir_qdrant.lab.needlebench.furniture import Piece
+from soir_qdrant.lab.needlebench.furniture import Piece, fitted
 
 SAMPLES, ALONE_SAMPLES = 6, 16  # rays a pixel; the denoiser does the rest
 WALL = 0.1  # metres
 ALONE_SIDE = 320  # pixels of a picture of one piece
-Y_UP = ((1, 0, 0), (0, 0, -1), (0, 1, 0))  # how a model's axes lie here
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -125,10 +126,8 @@ class Studio:
         """A piece on nothing, as a shop shows it; None where its model cannot be read."""
         rng = random.Random(zlib.crc32(f"{piece.key}{shade}0".encode()))
         self.clear(0)
-        self.bpy.context.scene.render.film_transparent, self.bpy.context.scene.cycles.samples = (
-            True,
-            ALONE_SAMPLES,
-        )
+        scene = self.bpy.context.scene
+        scene.render.film_transparent, scene.cycles.samples = True, ALONE_SAMPLES
         if not self.put(piece, shade, (0, 0, 0), 0.0):
             return None
         self._sky((1, 1, 1), 0.8)
@@ -262,24 +261,9 @@ def corners(item: Any) -> NDArray[np.float32]:
     return points.reshape(-1, 3)
 
 
-def fitted(points: NDArray[np.float32], piece: Piece) -> NDArray[np.float32]:
-    """Corners of a mesh, float32 [n, 3], turned upright and scaled to a piece's size, its base at z = 0."""
-    if piece.rotation is not None:
-        axes = np.array(Y_UP, np.float64)
-        points = points @ (axes @ np.array(piece.rotation).reshape(3, 3) @ axes.T).T
-    low, high = points.min(0), points.max(0)
-    scale = np.array(piece.size) / np.maximum(high - low, 1e-6)
-    if scale.max() / scale.min() > 3:  # a side that the catalogue measures otherwise
-        scale[:] = np.exp(np.log(scale).mean())
-    placed = (points - (low + high) / 2) * scale
-    placed[:, 2] -= placed[:, 2].min()
-    upright: NDArray[np.float32] = placed.astype(np.float32)
-    return upright
-
-
 @contextmanager
 def open_studio() -> Iterator[Studio]:
-    """Raises DatasetError where Blender's module is not installed."""
+    """Nothing is written to stdout meanwhile. Raises DatasetError where Blender's module is not installed."""
     try:
         import bpy
         import OpenEXR  # noqa: F401  # read at every render
@@ -288,5 +272,19 @@ def open_studio() -> Iterator[Studio]:
             "rendered rooms need Blender as a module: pip install 'soir-qdrant[rooms]', which its wheels let "
             "Python 3.11 do"
         ) from error
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, _quiet():
         yield Studio(bpy, Path(scratch))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Blender says to stdout what files it reads and writes, thousands of lines: they go nowhere."""
+    sys.stdout.flush()
+    stdout, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        yield
+    finally:
+        os.dup2(stdout, 1)
+        os.close(nowhere)
+        os.close(stdout)

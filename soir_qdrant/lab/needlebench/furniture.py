@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from soir_qdrant.errors import DatasetError
 
 PROPERTIES = "PluginFurnitureCatalog.properties"
@@ -24,6 +27,7 @@ MAX_BYTES = 5_000_000  # of a model; larger ones take long to read
 MAX_SIDE, MAX_OUTDOORS, MIN_WIDTH = 3.2, 2.0, 0.02  # metres
 FEW = 60  # pieces of a kind, below which rooms would repeat themselves
 TEXTURE_BYTES = (20_000, 2_000_000)  # of a picture that may cover a floor or a wall
+Y_UP = ((1, 0, 0), (0, 0, -1), (0, 1, 0))  # how a model's axes lie in a room
 
 HINT = "see docs/reference/needlebench.md for where to get them and how to unpack them"
 
@@ -122,3 +126,18 @@ def _piece(place: Path, entry: dict[str, str]) -> Piece | None:
         return None
     key, size = f"{place.name}-{model.stem}", (width, depth, height)
     return Piece(key, entry["name"], entry["category"], model, size, elevation, turned or None)
+
+
+def fitted(points: NDArray[np.float32], piece: Piece) -> NDArray[np.float32]:
+    """Corners of a mesh, float32 [n, 3], turned upright and scaled to a piece's size, its base at z = 0."""
+    if piece.rotation is not None:
+        axes = np.array(Y_UP, np.float64)
+        points = points @ (axes @ np.array(piece.rotation).reshape(3, 3) @ axes.T).T
+    low, high = points.min(0), points.max(0)
+    scale = np.array(piece.size) / np.maximum(high - low, 1e-6)
+    if scale.max() / scale.min() > 3:  # a side that the catalogue measures otherwise
+        scale[:] = np.exp(np.log(scale).mean())
+    placed = (points - (low + high) / 2) * scale
+    placed[:, 2] -= placed[:, 2].min()
+    upright: NDArray[np.float32] = placed.astype(np.float32)
+    return upright

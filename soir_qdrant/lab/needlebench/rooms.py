@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.console import Console
 from rich.progress import track as progress_bar
 
 from soir_qdrant.errors import DatasetError
@@ -54,13 +55,14 @@ def generate(out: Path, furniture: Path, *, scenes: int = 200, seed: int = 0, pr
         return out
     gallery: list[dict[str, Any]] = []
     instances: dict[str, tuple[Piece, int]] = {}
+    shown: dict[str, Any] = {"console": Console(stderr=True), "disable": not progress}
     with open_studio() as studio:
-        for i in progress_bar(range(scenes), "rooms", disable=not progress):
+        for i in progress_bar(range(scenes), "rooms", **shown):
             entry = _room(out, studio, pieces, seed, i, instances)
             if entry["objects"]:
                 gallery.append(entry)
         queries = []
-        for name in progress_bar(sorted(instances), "pieces", disable=not progress):
+        for name in progress_bar(sorted(instances), "pieces", **shown):
             image = _alone(studio, *instances[name])
             if image is not None:
                 (out / f"queries/{name}.png").write_bytes(encode_png(image))
