@@ -95,7 +95,7 @@ TABLE: tuple[Known, ...] = (
         "whitening",
         "soir train projection` and `benchmarks/texture.py",
         4.7,
-        "ade88cf536a7d91f02d5d08b7cc631571f324f0f0a66dccfc5d427de2810d019",
+        "9cffe9ecdd27a4df27aa357a26c3d743259a66e1064e823b2e4175ab452b49a0",
     ),
     _shipped(
         "whitening-0.1",
