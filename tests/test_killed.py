@@ -63,7 +63,8 @@ def test_killed_at_any_moment_nothing_is_lost(kind, tmp_path, request):
         kills += 1
         process = start(where, pictures)
         assert process.stdout.readline() == "ready\n"
-        time.sleep(moments.uniform(0, 0.4) * 1.25 ** max(0, kills - 5))  # later, where a busy machine stores nothing yet
+        later = 1.25 ** max(0, kills - 5)  # where a busy machine has stored nothing yet
+        time.sleep(moments.uniform(0, 0.4) * later)
         process.send_signal(signal.SIGKILL)
         process.communicate()
         client = opened(where)
