@@ -62,7 +62,7 @@ app.command(
 )(lab.evaluate_vl)
 app.command(
     epilog="Example:  soir needle bench/dev-2d --split dev --track 2d --scenes 200; to train on: "
-    "soir needle bench/marks --marks photos/coco --scenes 500"
+    "soir needle bench/marks --marks photos/coco --scenes 500, soir needle bench/rooms --rooms furniture/"
 )(lab.needle)
 app.command(epilog="Example:  soir export --out models; tritonserver --model-repository models")(
     models.export
