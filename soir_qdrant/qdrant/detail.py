@@ -27,7 +27,9 @@ def missing_detail(soir: Mapping[str, Any], pixels: float) -> Vector:
         pixels: of the thing in the query; 0 where that is not known.
     """
     whole = soir.get("width", 0) * soir.get("height", 0)
-    each = np.array([item.get("area", 1.0) * whole or np.inf for item in soir["objects"]], np.float32)
+    if not whole:
+        return np.zeros(len(soir["objects"]), np.float32)
+    each = np.array([item.get("area", 1.0) * whole for item in soir["objects"]], np.float32)
     lacking = np.maximum(min(pixels * SHARE, ENOUGH) / np.maximum(each, 1.0), 1.0)
     halvings = np.log2(lacking) / 2  # of the side
     loss: Vector = (LOSS * halvings).astype(np.float32)
