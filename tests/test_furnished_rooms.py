@@ -12,7 +12,7 @@ from soir_qdrant.errors import DatasetError
 from soir_qdrant.lab.evaluate.bench import load
 from soir_qdrant.lab.needlebench import rooms
 from soir_qdrant.lab.needlebench.furnish import SIZES, Furnisher, meets
-from soir_qdrant.lab.needlebench.furniture import PROPERTIES, Piece, Stock, fitted, stock
+from soir_qdrant.lab.needlebench.furniture import PROPERTIES, Piece, Stock, sized, stock
 
 CUBE = """mtllib cube.mtl
 usemtl paint
@@ -99,7 +99,7 @@ class Floor:
 
 @given(st.integers(0, 10**6))
 @settings(max_examples=40, deadline=None)
-def test_furniture_stands_in_its_room_and_apart(seed):
+def test_furniture_stands_in_its_room_and_not_in_each_other(seed):
     world, pieces = Floor(), Stock(*([_piece(kind)] * 70 for kind in KINDS), textures=["carpet.jpg"])
     furnisher = Furnisher(world, pieces, random.Random(seed))
     view = furnisher.room()
@@ -131,7 +131,7 @@ def _piece(kind):
 
 def test_a_model_gets_the_size_that_its_catalogue_says():
     cube = np.array([(x, y, z) for x in (0, 1) for y in (0, 1) for z in (0, 1)], np.float32)
-    points = fitted(cube, _piece("table"))
+    points = sized(cube, _piece("table"))
     assert np.ptp(points, axis=0) == pytest.approx((1.2, 0.7, 0.75))
     assert points[:, 2].min() == 0
     assert points[:, :2].mean(0) == pytest.approx((0, 0), abs=1e-6)
@@ -140,7 +140,7 @@ def test_a_model_gets_the_size_that_its_catalogue_says():
 def test_a_model_that_lies_is_put_upright():
     plank = np.array([(x, y, z) for x in (0, 1) for y in (0, 2) for z in (0, 3)], np.float32)
     lying = Piece("plank", "plank", "Kitchen", None, (1, 3, 2), 0, (1, 0, 0, 0, 0, -1, 0, 1, 0))
-    points = fitted(plank, lying)
+    points = sized(plank, lying)
     assert np.ptp(points, axis=0) == pytest.approx((1, 3, 2))
     corner = points[np.argmax(plank.sum(1))]
     assert corner == pytest.approx((0.5, -1.5, 2))
@@ -148,7 +148,7 @@ def test_a_model_that_lies_is_put_upright():
 
 def test_a_model_of_other_proportions_keeps_its_own():
     cube = np.array([(x, y, z) for x in (0, 1) for y in (0, 1) for z in (0, 1)], np.float32)
-    points = fitted(cube, Piece("post", "post", "Kitchen", None, (0.1, 0.1, 3), 0))
+    points = sized(cube, Piece("post", "post", "Kitchen", None, (0.1, 0.1, 3), 0))
     assert np.ptp(points, axis=0) == pytest.approx([0.03 ** (1 / 3)] * 3)
 
 
@@ -163,9 +163,9 @@ def test_a_room_is_labelled_to_the_pixel(catalogues, tmp_path):
         for item, mask in zip(entry.objects, entry.masks(), strict=True):
             rows, columns = np.nonzero(mask)
             assert item.box == (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
-    with Image.open(bench.queries[0].file) as picture:
-        assert picture.mode == "RGBA"
-        alpha = np.asarray(picture)[..., 3]
+    with Image.open(bench.queries[0].file) as image:
+        assert image.mode == "RGBA"
+        alpha = np.asarray(image)[..., 3]
     assert alpha.max() == 255
     assert (alpha == 0).any()
     before = (folder / "annotations.json").stat().st_mtime_ns

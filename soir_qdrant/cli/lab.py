@@ -57,23 +57,22 @@ def needle(
         Path | None,
         typer.Option(help="a folder of Sweet Home 3D's catalogues: rooms rendered with them, to train on"),
     ] = None,
-    things: Annotated[
-        Path | None, typer.Option(help="your own: a folder of cut-outs, each an object")
-    ] = None,
+    things: Annotated[Path | None, typer.Option(help="your own: cut-outs, one object each")] = None,
     grounds: Annotated[Path | None, typer.Option(help="your own: photographs to lay them on")] = None,
 ) -> None:
     """Generate a NeedleBench: labelled scenes with small objects in photographs."""
     from soir_qdrant.lab.needlebench.needle import generate
 
-    chosen: dict[str, Any] = {"shelves": shelves, "retaken": retaken, "marks": marks, "rooms": rooms}
-    special = _to_train_on(context, folder, scenes, seed, **chosen)
+    special = _to_train_on(
+        context, folder, scenes, seed, shelves=shelves, retaken=retaken, marks=marks, rooms=rooms
+    )
     if special is not None:
         out.print(f"{special}: written")
         return
     if invented and (shipped or things is not None or (split, track) != ("dev", "2d")):
         raise typer.BadParameter("--invented is cut-outs to train on: --split dev --track 2d, and no others")
     sources = _sources(things, grounds, seed=seed, invented=invented, shipped=shipped)
-    chosen = {"split": split, "track": track, "scenes": scenes, "targets": targets}
+    chosen: dict[str, Any] = {"split": split, "track": track, "scenes": scenes, "targets": targets}
     written = generate(folder, **chosen, seed=seed, sources=sources, crowded=crowded)
     out.print(f"{written}: {scenes} scenes, {targets} queries")
 

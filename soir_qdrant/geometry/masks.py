@@ -17,6 +17,14 @@ def ellipse(shape: tuple[int, int]) -> Mask:
     return inside
 
 
+def extent(mask: Mask) -> tuple[int, int, int, int] | None:
+    """The tight box of a mask, bool [h, w]: x0, y0, x1, y1, the last two exclusive; None where it is empty."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not len(rows):
+        return None
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
 def checked_masks(
     crops: NDArray[np.uint8], masks: NDArray[np.float32] | None, size: int
 ) -> NDArray[np.float32]:

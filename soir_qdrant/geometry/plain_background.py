@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from soir_qdrant.geometry.crops import whole_box
+from soir_qdrant.geometry.masks import extent
 from soir_qdrant.types import RGB, Box, Mask
 
 SIDE = 400  # pixels of the longer side at which the background is filled
@@ -131,8 +132,9 @@ def box_of_query(image: RGB, mask: Mask | None) -> Box:
     """Where the object of a query image [H, W, 3] is: round its mask, bool [H, W], where that shows one, else in all of
     it but a frame, which the segmenter learns the background from."""
     height, width = image.shape[:2]
-    if mask is not None and mask.any():
-        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-        return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
+    around = None if mask is None else extent(mask)
+    if around is not None:
+        x0, y0, x1, y1 = around
+        return float(x0), float(y0), float(x1), float(y1)
     x, y = round(width * QUERY_FRAME), round(height * QUERY_FRAME)
     return float(x), float(y), float(width - x), float(height - y)

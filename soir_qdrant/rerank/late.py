@@ -36,10 +36,10 @@ def by_patches(
         weight: of late interaction, less what an object lacks in pixels (`detail.missing_detail`), in the score, 0..1.
     """
     boxes = hit_image.boxes(hit)
-    late = late_interaction(patches, objects) - missing_detail(hit.payload[KEY], query.pixels)
-    by_code = code_cosines(hit.payload, query.rows, query.pixels)
-    if by_code is None or len(by_code) != len(late):
-        by_code = np.zeros_like(late)
-    best = int(np.argmax(late + by_code))
+    lost = missing_detail(hit.payload[KEY], query.pixels)
+    late = late_interaction(patches, objects) - lost
+    by_code = code_cosines(hit.payload, query.rows)
+    both = late if by_code is None or len(by_code) != len(late) else late + by_code - lost
+    best = int(np.argmax(both))
     score = (1 - weight) * hit.score + weight * float(late.max())
     return replace(hit, score=score, box=boxes[best] if boxes else None, object=best if boxes else None)

@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 
 from soir_qdrant.errors import DatasetError
 from soir_qdrant.lab.needlebench.furnish import Colour, Lamp, Point, Room, Surface, View
-from soir_qdrant.lab.needlebench.furniture import Piece, fitted
+from soir_qdrant.lab.needlebench.furniture import Piece, sized
 
 SAMPLES, ALONE_SAMPLES = 6, 16  # rays a pixel; the denoiser does the rest
 WALL = 0.1  # metres
-ALONE_SIDE = 320  # pixels of a picture of one piece
+ALONE_SIDE = 320  # pixels of an image of one piece
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -147,13 +147,13 @@ class Studio:
         bpy.ops.object.select_all(action="DESELECT")
         before = set(bpy.data.objects)
         bpy.ops.wm.obj_import(filepath=str(piece.model))
-        parts = [item for item in bpy.data.objects if item not in before and item.type == "MESH"]
-        if not parts:
+        meshes = [item for item in bpy.data.objects if item not in before and item.type == "MESH"]
+        if not meshes:
             return None
-        for item in parts:
+        for item in meshes:
             item.select_set(True)
-        bpy.context.view_layer.objects.active = parts[0]
-        if len(parts) > 1:
+        bpy.context.view_layer.objects.active = meshes[0]
+        if len(meshes) > 1:
             bpy.ops.object.join()
         item = bpy.context.view_layer.objects.active
         item.data.transform(item.matrix_world)
@@ -161,7 +161,7 @@ class Studio:
         points = corners(item)
         if not len(points):
             return None
-        item.data.vertices.foreach_set("co", fitted(points, piece).ravel())
+        item.data.vertices.foreach_set("co", sized(points, piece).ravel())
         item.data.update()
         rng = random.Random(zlib.crc32(f"{piece.key}{shade}".encode()))
         for material in filter(None, item.data.materials):

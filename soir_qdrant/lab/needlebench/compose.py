@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from soir_qdrant.geometry.masks import extent
 from soir_qdrant.types import RGB
 
 RGBA: TypeAlias = NDArray[np.uint8]  # [h, w, 4], straight alpha
@@ -35,10 +36,11 @@ FLAT = Pose(turn=0.0, corner_shift=0.0)  # for renders, whose pose is the render
 
 def trim(rgba: RGBA) -> RGBA:
     """Cuts away the empty border. rgba: [h, w, 4]; comes back [h', w', 4]."""
-    ys, xs = np.nonzero(rgba[..., 3] > 8)
-    if ys.size == 0:
+    around = extent(rgba[..., 3] > 8)
+    if around is None:
         return rgba
-    return np.ascontiguousarray(rgba[ys.min() : ys.max() + 1, xs.min() : xs.max() + 1])
+    x0, y0, x1, y1 = around
+    return np.ascontiguousarray(rgba[y0:y1, x0:x1])
 
 
 def resize_area(rgba: RGBA, pixels: float, pose: Pose, rng: np.random.Generator) -> RGBA:
@@ -184,10 +186,7 @@ class Scene:
 
     def box(self, index: int) -> tuple[int, int, int, int] | None:
         """Tight box of what is visible of object `index`: x0, y0, x1, y1, exclusive at the end."""
-        ys, xs = np.nonzero(self.ids == index + 1)
-        if ys.size == 0:
-            return None
-        return int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1
+        return extent(self.ids == index + 1)
 
 
 def develop(rgb: RGB, rng: np.random.Generator) -> RGB:

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from soir_qdrant.geometry.masks import extent
 from soir_qdrant.lab.needlebench.invent import Inventor
 from soir_qdrant.lab.needlebench.packets import FONTS, LETTERS, rounded
 
@@ -176,7 +177,7 @@ def _above(upper: Shape, lower: Shape, gap: int) -> Shape:
 
 def _tight(shape: Shape) -> Shape:
     """Without its empty border, its longer side SIDE."""
-    rows, columns = np.flatnonzero(shape.max(1) > 127), np.flatnonzero(shape.max(0) > 127)
-    inside = shape[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    x0, y0, x1, y1 = extent(shape > 127) or (0, 0, 0, 0)
+    inside = shape[y0:y1, x0:x1]
     scale = SIDE / max(inside.shape)
     return np.asarray(cv2.resize(inside, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), np.uint8)

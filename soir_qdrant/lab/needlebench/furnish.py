@@ -19,12 +19,12 @@ Footprint: TypeAlias = tuple[float, float, float, float]  # x0, x1, y0, y1
 
 RECOLOURED = 0.35  # share of the pieces that come in another colour
 NORTH, WEST, EAST = 0.0, math.pi / 2, -math.pi / 2  # turns with the back to that wall
-SIZES = ((512, 384), (512, 384), (512, 342), (384, 512), (448, 448))  # of the picture
+SIZES = ((512, 384), (512, 384), (512, 342), (384, 512), (448, 448))  # of the image
 
 
 @dataclass(frozen=True, slots=True)
 class Surface:
-    """Of floor, wall, ceiling or rug. texture: a picture, laid in pieces of 1 / scale metres; None for one colour."""
+    """Of floor, wall, ceiling or rug. texture: an image, laid in pieces of 1 / scale metres; None for one colour."""
 
     texture: Path | None
     scale: float
@@ -57,7 +57,7 @@ class Lamp:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What a picture of a room is taken with. sky: colour and strength of what shines in at the open side. angle:
+    """What an image of a room is taken with. sky: colour and strength of what shines in at the open side. angle:
     of the wider side, in degrees. size: pixels, width and height."""
 
     sky: tuple[Colour, float]

@@ -26,7 +26,7 @@ OUTDOORS, LIGHTS = "Exterior", "Lights"
 MAX_BYTES = 5_000_000  # of a model; larger ones take long to read
 MAX_SIDE, MAX_OUTDOORS, MIN_WIDTH = 3.2, 2.0, 0.02  # metres
 FEW = 60  # pieces of a kind, below which rooms would repeat themselves
-TEXTURE_BYTES = (20_000, 2_000_000)  # of a picture that may cover a floor or a wall
+TEXTURE_BYTES = (20_000, 2_000_000)  # of an image that may cover a floor or a wall
 Y_UP = ((1, 0, 0), (0, 0, -1), (0, 1, 0))  # how a model's axes lie in a room
 
 HINT = "see docs/reference/needlebench.md for where to get them and how to unpack them"
@@ -53,7 +53,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Stock:
-    """What a room may hold. floor, small, hanging, wall: pieces by where they belong. textures: pictures."""
+    """What a room may hold. floor, small, hanging, wall: pieces by where they belong. textures: image files."""
 
     floor: list[Piece]
     small: list[Piece]
@@ -128,7 +128,7 @@ def _piece(place: Path, entry: dict[str, str]) -> Piece | None:
     return Piece(key, entry["name"], entry["category"], model, size, elevation, turned or None)
 
 
-def fitted(points: NDArray[np.float32], piece: Piece) -> NDArray[np.float32]:
+def sized(points: NDArray[np.float32], piece: Piece) -> NDArray[np.float32]:
     """Corners of a mesh, float32 [n, 3], turned upright and scaled to a piece's size, its base at z = 0."""
     if piece.rotation is not None:
         axes = np.array(Y_UP, np.float64)

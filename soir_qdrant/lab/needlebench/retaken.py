@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from rich.progress import track as progress_bar
 
 from soir_qdrant import images as image_io
+from soir_qdrant.geometry.masks import extent
 from soir_qdrant.lab.evaluate.bench import Bench, GalleryImage
 from soir_qdrant.lab.needlebench.compose import RGBA, bent_corners, crop_ground, encode_jpeg, encode_png
 from soir_qdrant.lab.needlebench.folder import complete, labels_digest, prepare_beside
@@ -189,15 +190,7 @@ def _warped(
     matrix = cv2.getPerspectiveTransform(corners, placed)
     way = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
     warped = cv2.warpPerspective(part, matrix, size, flags=way, borderMode=cv2.BORDER_REFLECT)
-    rows, columns = (
-        np.flatnonzero((warped[..., 3] > 127).any(1)),
-        np.flatnonzero((warped[..., 3] > 127).any(0)),
-    )
-    if not len(rows):
-        return np.asarray(warped, np.uint8), (0, 0, *size)
-    return np.asarray(warped, np.uint8), (
-        int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
-    )  # fmt: skip
+    return np.asarray(warped, np.uint8), extent(warped[..., 3] > 127) or (0, 0, *size)
 
 
 def _drawn(rgb: RGB, place: tuple[int, int, int, int], rng: np.random.Generator) -> RGB:

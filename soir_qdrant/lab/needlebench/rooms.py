@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import track as progress_bar
 
 from soir_qdrant.errors import DatasetError
+from soir_qdrant.geometry.masks import extent
 from soir_qdrant.lab.needlebench.blender import Render, Studio, open_studio
 from soir_qdrant.lab.needlebench.compose import RGBA, encode_jpeg, encode_png, trim
 from soir_qdrant.lab.needlebench.folder import complete, prepare
@@ -99,13 +100,11 @@ def _room(
 
 def _box(mask: NDArray[np.bool_]) -> list[float] | None:
     """Of what is seen of a piece; None where it is too little to be labelled."""
-    rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
-    if mask.sum() < MIN_SHARE * mask.size:
+    around = extent(mask)
+    if around is None or mask.sum() < MIN_SHARE * mask.size:
         return None
-    x0, y0, x1, y1 = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
-    if mask.sum() < MIN_FILLED * (x1 - x0) * (y1 - y0):
-        return None
-    return [float(value) for value in (x0, y0, x1, y1)]
+    x0, y0, x1, y1 = around
+    return None if mask.sum() < MIN_FILLED * (x1 - x0) * (y1 - y0) else [float(side) for side in around]
 
 
 def photographed(render: Render, rng: random.Random) -> RGB:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.progress import track as progress_bar
 
+from soir_qdrant.geometry.masks import extent
 from soir_qdrant.lab.evaluate.bench import MAX_OBJECTS
 from soir_qdrant.lab.needlebench.compose import (
     RGBA,
@@ -180,16 +181,16 @@ def _write(out: Path, index: int, canvas: Canvas, rng: np.random.Generator) -> d
     ids = np.zeros_like(canvas.ids)
     objects: list[dict[str, Any]] = []
     for i, instance in enumerate(canvas.instances):
-        rows, columns = np.nonzero(canvas.ids == i + 1)
-        if len(rows) < 100:
+        mask = canvas.ids == i + 1
+        around = extent(mask)
+        if around is None or mask.sum() < 100:
             continue
-        ids[rows, columns] = len(objects) + 1
-        box = [int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1]
-        objects.append({"instance": instance, "box": box})
-    file, mask = f"gallery/{index:04d}.jpg", f"masks/{index:04d}.png"
+        ids[mask] = len(objects) + 1
+        objects.append({"instance": instance, "box": list(around)})
+    file, mask_file = f"gallery/{index:04d}.jpg", f"masks/{index:04d}.png"
     (out / file).write_bytes(encode_jpeg(develop(canvas.rgb, rng), int(rng.integers(60, 93))))
-    (out / mask).write_bytes(encode_png(ids))
-    return {"file": file, "mask": mask, "objects": objects}
+    (out / mask_file).write_bytes(encode_png(ids))
+    return {"file": file, "mask": mask_file, "objects": objects}
 
 
 def _query(out: Path, index: int, name: str, rgba: RGBA, seed: int) -> dict[str, Any]:

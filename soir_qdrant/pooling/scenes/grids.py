@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from soir_qdrant.contracts import Encoder
+from soir_qdrant.geometry.masks import extent
 from soir_qdrant.geometry.resize import resized
 from soir_qdrant.models.last_block import LastBlock, entering_last
 from soir_qdrant.types import RGB, SceneObject, Vector
@@ -77,9 +78,9 @@ def placed(cells: NDArray[np.bool_], shape: tuple[int, ...], score: float) -> Sc
         score: 0..1.
     """
     (height, width), (h, w) = shape[:2], cells.shape
-    rows, columns = np.flatnonzero(cells.any(1)), np.flatnonzero(cells.any(0))
-    top, bottom = int(rows[0] * height / h), int(np.ceil((rows[-1] + 1) * height / h))
-    left, right = int(columns[0] * width / w), int(np.ceil((columns[-1] + 1) * width / w))
+    x0, y0, x1, y1 = extent(cells) or (0, 0, w, h)
+    top, bottom = int(y0 * height / h), int(np.ceil(y1 * height / h))
+    left, right = int(x0 * width / w), int(np.ceil(x1 * width / w))
     bottom, right = min(max(bottom, top + 1), height), min(max(right, left + 1), width)
     y = np.minimum((np.arange(top, bottom) + 0.5) * h / height, h - 1).astype(int)
     x = np.minimum((np.arange(left, right) + 0.5) * w / width, w - 1).astype(int)
