@@ -1,7 +1,6 @@
 """Shelves of invented products, and photographs taken again: what training sees beside single cut-outs."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -148,7 +147,9 @@ def test_marks_change_what_is_in_their_boxes_and_hide_no_thing(tmp_path, invento
     before = np.asarray(Image.open(entry.file).convert("RGB"))
     for seed in range(20):
         rgb = before.copy()
-        boxes = np.array(marks.draw(rgb, entry, inventor, np.random.default_rng(seed))).reshape(-1, 4)
+        rng = np.random.default_rng(seed)
+        prints = marks.draw(rgb, entry.boxes, marks.new(inventor, rng), rng)
+        boxes = np.array([printed.box for printed in prints]).reshape(-1, 4)
         changed = (rgb != before).any(2)
         for i, box in enumerate(boxes):
             x0, y0, x1, y1 = box.astype(int)
@@ -165,12 +166,26 @@ def share_inside(boxes, box):
     return common.clip(min=0).prod(1) / (boxes[:, 2:] - boxes[:, :2]).prod(1)
 
 
+@pytest.mark.slow
+def test_a_design_that_comes_again_is_named_and_masked_wherever_it_is(tmp_path, inventor):
+    bench = Bench(tmp_path, [photograph(tmp_path, masked=False)] * 6, [])
+    again = load(marks.generate(tmp_path / "out", bench, designs=6, inventor=inventor, progress=False))
+    names = [name for entry in again.gallery for name in entry.instances]
+    assert set(names) <= {f"mark-0-{i}" for i in range(6)}
+    assert len(names) > len(set(names))
+    for entry in again.gallery:
+        for mask, item in zip(entry.masks() or [], entry.objects, strict=True):
+            y, x = np.nonzero(mask)
+            assert (x.min(), y.min(), x.max() + 1, y.max() + 1) == item.box
+
+
+@pytest.mark.slow
 def test_a_mark_stands_out_from_what_is_below_it(inventor):
     for level in (30, 128, 230):
         for seed in range(10):
             rgb = np.full((240, 320, 3), level, np.uint8)
             rng = np.random.default_rng(seed)
-            bare = GalleryImage(Path("plain.png"), None, [])
-            for x0, y0, x1, y1 in marks.draw(rgb, bare, inventor, rng):
+            for printed in marks.draw(rgb, np.zeros((0, 4), np.float32), marks.new(inventor, rng), rng):
+                x0, y0, x1, y1 = printed.box
                 inside = rgb[int(y0) : int(y1), int(x0) : int(x1)].astype(int)
                 assert np.abs(inside - level).max() > 40

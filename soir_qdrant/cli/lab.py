@@ -53,6 +53,7 @@ def needle(
         Path | None,
         typer.Option(help="a COCO folder: its photographs with invented emblems and words printed on things"),
     ] = None,
+    designs: Annotated[int, typer.Option(min=0, help="with --marks: so many, each on many of them")] = 0,
     rooms: Annotated[
         Path | None,
         typer.Option(help="a folder of Sweet Home 3D's catalogues: rooms rendered with them, to train on"),
@@ -63,9 +64,7 @@ def needle(
     """Generate a NeedleBench: labelled scenes with small objects in photographs."""
     from soir_qdrant.lab.needlebench.needle import generate
 
-    special = _to_train_on(
-        context, folder, scenes, seed, shelves=shelves, retaken=retaken, marks=marks, rooms=rooms
-    )
+    special = _to_train_on(context, folder, scenes, seed, shelves, retaken, marks, designs, rooms)
     if special is not None:
         out.print(f"{special}: written")
         return
@@ -82,10 +81,10 @@ def _to_train_on(
     folder: Path,
     scenes: int,
     seed: int,
-    *,
     shelves: bool,
     retaken: Path | None,
     marks: Path | None,
+    designs: int,
     rooms: Path | None,
 ) -> Path | None:
     """The folder, written as one of these says; None where none does."""
@@ -95,6 +94,8 @@ def _to_train_on(
     from soir_qdrant.lab.needlebench import rooms as rendered
     from soir_qdrant.lab.needlebench import shelves as rows
 
+    if designs and marks is None:
+        raise typer.BadParameter("--designs are of --marks: give its folder too")
     if shelves:
         check_chosen(context, {"folder", "shelves", "scenes", "seed"}, "is not for --shelves")
         return rows.generate(folder, scenes=scenes, seed=seed)
@@ -102,8 +103,8 @@ def _to_train_on(
         check_chosen(context, {"folder", "retaken", "seed"}, "is not for --retaken")
         return photographs.generate(folder, load(retaken, "coco"), seed=seed)
     if marks is not None:
-        check_chosen(context, {"folder", "marks", "scenes", "seed"}, "is not for --marks")
-        return prints.generate(folder, load(marks, "coco"), scenes=scenes, seed=seed)
+        check_chosen(context, {"folder", "marks", "designs", "scenes", "seed"}, "is not for --marks")
+        return prints.generate(folder, load(marks, "coco"), scenes=scenes, seed=seed, designs=designs)
     if rooms is not None:
         check_chosen(context, {"folder", "rooms", "scenes", "seed"}, "is not for --rooms")
         return rendered.generate(folder, rooms, scenes=scenes, seed=seed)

@@ -3,10 +3,14 @@
 A logo on a shirt, a badge on a door, print on a box: few photographs have such things labelled, and a detector
 that has not learnt them takes them for texture. Here they are invented and printed onto labelled
 photographs, turned, seen from aside and shaded by what is below them; the photographs' own labels stay.
+
+Or some designs are printed again and again, as a brand's mark is: named and masked, to learn a projection from.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +22,7 @@ from rich.progress import track as progress_bar
 from soir_qdrant import images as image_io
 from soir_qdrant.geometry.boxes import areas, overlap
 from soir_qdrant.lab.evaluate.bench import MAX_OBJECTS, Bench, BenchObject, GalleryImage
-from soir_qdrant.lab.needlebench.compose import bent_corners, encode_jpeg
+from soir_qdrant.lab.needlebench.compose import bent_corners, encode_jpeg, encode_png
 from soir_qdrant.lab.needlebench.emblems import Stamp, stamp
 from soir_qdrant.lab.needlebench.folder import complete, labels_digest, prepare_beside
 from soir_qdrant.lab.needlebench.invent import Inventor
@@ -27,6 +31,7 @@ from soir_qdrant.types import RGB, Box
 
 VERSION = 1  # of the recipe: raise it when the same arguments give other pixels
 COUNT = (1, 6)  # marks tried on a photograph, the second exclusive
+OF_DESIGNS = (4, 9)  # the same where designs come again
 AREA = (0.0012, 0.04)  # shares of the photograph that a mark's box covers
 ON_THINGS = 0.75  # share of the marks that are tried on a labelled thing
 MAX_SIDE = 0.75  # of the side of the thing that a mark is on
@@ -38,12 +43,25 @@ CORNERS = 0.14  # how far a mark's corners move, in shares of its sides
 CONTRAST = 0.22  # least difference in brightness between a mark and what is below it, 0..1
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Print:
+    """A mark as it was printed. number: of the marks that were to be printed; mark: as it lies in the photograph, its
+    upper left corner at x, y; box: of what can be seen of it."""
+
+    number: int
+    mark: Stamp
+    x: int
+    y: int
+    box: Box
+
+
 def generate(
     out: Path,
     bench: Bench,
     *,
     scenes: int = 200,
     seed: int = 0,
+    designs: int = 0,
     inventor: Inventor | None = None,
     progress: bool = True,
 ) -> Path:
@@ -55,6 +73,8 @@ def generate(
         bench: photographs with boxes.
         scenes: how many of the photographs, chosen by the seed; all, where there are no more.
         seed: of every choice.
+        designs: so many different marks, each on many photographs, and they alone are labelled: named and masked.
+            0: every mark is a new one, labelled beside what was.
         inventor: gives the silhouettes that some marks have; None takes the full sources' drawings.
 
     Raises:
@@ -62,41 +82,76 @@ def generate(
     """
     out = out.expanduser()
     labels = labels_digest(bench, [entry.exhaustive for entry in bench.gallery])
-    if not prepare_beside(out, bench, {"marks": VERSION, "labels": labels, "seed": seed, "scenes": scenes}):
+    recipe = {"marks": VERSION, "labels": labels, "seed": seed, "scenes": scenes}
+    if not prepare_beside(out, bench, recipe | ({"designs": designs} if designs else {})):
         return out
     inventor = inventor or Inventor.of(Sources.full(fetch=True), np.random.default_rng((seed, 1)))
     order = np.random.default_rng((seed, 5)).permutation(len(bench.gallery)).astype(int)[:scenes].tolist()
+    rng = np.random.default_rng((seed, 7))
+    again = [stamp(inventor, rng) for _ in range(designs)]
     gallery = []
     for i, number in enumerate(progress_bar(order, "marks", disable=not progress)):
         entry, rng = bench.gallery[number], np.random.default_rng((seed, 6, number))
         rgb = image_io.load(entry.file).rgb.copy()
-        boxes = draw(rgb, entry, inventor, rng)
+        if again:
+            which = rng.choice(designs, min(designs, int(rng.integers(*OF_DESIGNS))), replace=False).tolist()
+            prints = draw(rgb, entry.boxes, [again[design] for design in which], rng)
+            described = _alone(out, i, rgb.shape, prints, [f"mark-{seed}-{which[p.number]}" for p in prints])
+        else:
+            described = _beside(entry, draw(rgb, entry.boxes, new(inventor, rng), rng))
         file = f"gallery/{i:05d}.jpg"
         (out / file).write_bytes(encode_jpeg(rgb, int(rng.integers(75, 95))))
-        gallery.append(_labelled(file, entry, boxes))
+        gallery.append({"file": file, "exhaustive": not again and entry.exhaustive} | described)
     return complete(out, gallery, [])
 
 
-def _labelled(file: str, entry: GalleryImage, marks: list[Box]) -> dict[str, Any]:
-    things = [*entry.objects[: MAX_OBJECTS - len(marks)], *(BenchObject(None, box, "mark") for box in marks)]
-    objects = [{"instance": None, "name": thing.name, "box": list(thing.box)} for thing in things]
-    return {"file": file, "mask": None, "exhaustive": entry.exhaustive, "objects": objects}
+def _beside(entry: GalleryImage, prints: list[Print]) -> dict[str, Any]:
+    """Labels: what was labelled, and marks."""
+    marks = [BenchObject(None, p.box, "mark") for p in prints]
+    things = [*entry.objects[: MAX_OBJECTS - len(marks)], *marks]
+    return {"mask": None, "objects": [_object(None, thing.name, thing.box) for thing in things]}
 
 
-def draw(rgb: RGB, entry: GalleryImage, inventor: Inventor, rng: np.random.Generator) -> list[Box]:
-    """Print marks onto a photograph, in place. rgb: uint8 [H, W, 3]. Returns their boxes; there may be none
-    where no place is free."""
-    things, marks = entry.boxes, list[Box]()
+def _alone(
+    out: Path, number: int, shape: tuple[int, ...], prints: list[Print], names: list[str]
+) -> dict[str, Any]:
+    """Labels: the marks alone, named, and their mask, which is written."""
+    ids = np.zeros(shape[:2], np.uint8)
+    for i, p in enumerate(prints, 1):
+        rows, columns, share = _inside(p.mark, p.x, p.y, shape)
+        ids[rows, columns][share > 0.5] = i
+    file = f"masks/{number:05d}.png"
+    (out / file).write_bytes(encode_png(ids))
+    marks = zip(prints, names, strict=True)
+    return {"mask": file, "objects": [_object(name, "mark", p.box) for p, name in marks]}
+
+
+def _object(instance: str | None, name: str | None, box: Box) -> dict[str, Any]:
+    return {"instance": instance, "name": name, "box": list(box)}
+
+
+def new(inventor: Inventor, rng: np.random.Generator) -> Iterator[Stamp]:
+    """Marks that nothing else has, as many as go onto one photograph."""
     for _ in range(int(rng.integers(*COUNT))):
-        mark = stamp(inventor, rng)
+        yield stamp(inventor, rng)
+
+
+def draw(
+    rgb: RGB, things: NDArray[np.float32], marks: Iterable[Stamp], rng: np.random.Generator
+) -> list[Print]:
+    """Print marks onto a photograph, in place; those that no free place is found for are left out.
+
+    rgb: uint8 [H, W, 3]. things: boxes of what is labelled in it, [n, 4]. marks: drawn one after the other."""
+    prints: list[Print] = []
+    for number, mark in enumerate(marks):
         for _ in range(TRIES):
             warped, x, y = _posed(mark, things, rgb.shape[:2], rng)
             place = _box(warped, x, y)
-            if place is not None and _free(place, things, marks, rgb.shape[:2]):
+            if place is not None and _free(place, things, [p.box for p in prints], rgb.shape[:2]):
                 _print(rgb, warped, x, y, rng)
-                marks.append(place)
+                prints.append(Print(number, warped, x, y, place))
                 break
-    return marks
+    return prints
 
 
 def _posed(
@@ -152,18 +207,23 @@ def _free(place: Box, things: NDArray[np.float32], marks: list[Box], shape: tupl
 
 def _print(rgb: RGB, warped: Stamp, x: int, y: int, rng: np.random.Generator) -> None:
     """Lay the ink onto the photograph, in place: lighter and darker as what is below it is."""
-    h, w = warped.share.shape
-    y0, x0 = max(y, 0), max(x, 0)
-    y1, x1 = min(y + h, rgb.shape[0]), min(x + w, rgb.shape[1])
-    ink, share = warped.ink[y0 - y : y1 - y, x0 - x : x1 - x], warped.share[y0 - y : y1 - y, x0 - x : x1 - x]
-    below = rgb[y0:y1, x0:x1].astype(np.float32) / 255
+    rows, columns, share = _inside(warped, x, y, rgb.shape)
+    ink = warped.ink[rows.start - y : rows.stop - y, columns.start - x : columns.stop - x]
+    below = rgb[rows, columns].astype(np.float32) / 255
     light = cv2.GaussianBlur(below.mean(2), (0, 0), float(rng.uniform(0.8, 2.5)))
     mean = float(np.average(light, weights=share + 1e-6))
     ink = _visible(ink, share, mean)
     folds = np.clip((light + 0.05) / (mean + 0.05), 0.5, 1.6) ** rng.uniform(0.2, 0.9)
     soft = cv2.GaussianBlur(share, (0, 0), float(rng.uniform(0.4, 1.1))) * rng.uniform(0.75, 1)
     mixed = below * (1 - soft[..., None]) + np.clip(ink * folds[..., None], 0, 1) * soft[..., None]
-    rgb[y0:y1, x0:x1] = np.round(mixed * 255)
+    rgb[rows, columns] = np.round(mixed * 255)
+
+
+def _inside(mark: Stamp, x: int, y: int, shape: tuple[int, ...]) -> tuple[slice, slice, NDArray[np.float32]]:
+    """The part of a mark that is in the photograph: its rows and columns there, and how much of it there is."""
+    h, w = mark.share.shape
+    rows, columns = slice(max(y, 0), min(y + h, shape[0])), slice(max(x, 0), min(x + w, shape[1]))
+    return rows, columns, mark.share[rows.start - y : rows.stop - y, columns.start - x : columns.stop - x]
 
 
 def _visible(ink: NDArray[np.float32], share: NDArray[np.float32], below: float) -> NDArray[np.float32]:
