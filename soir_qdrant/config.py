@@ -261,7 +261,7 @@ def _reading(name: str, scene: SceneSettings | None = None) -> Settings:
 
 EMBEDDED = Settings(
     crop=CropSettings(background="drop", full_score=0.45, texture_score=0.3, query_turns=(30, 90)),
-    detector=TokenHeadSettings(iou=0.65),
+    detector=TokenHeadSettings(iou=0.65, scales=(1, 0.4)),
     vector=VectorSettings(ridge=2),
 )
 PROFILES: dict[str, Settings] = {

@@ -17,6 +17,7 @@ from soir_qdrant.errors import ConfigError, WeightsError
 from soir_qdrant.geometry.boxes import finish, intersection_over_union, pick
 from soir_qdrant.kinds import Parts, make_detector
 from soir_qdrant.lab.train.proposals import Example, fit, logistic, measure
+from soir_qdrant.models.detectors.choice import AGREEMENT, MAX_OF_LOOK, SAME, combined
 from soir_qdrant.models.detectors.proposals import saliency
 from soir_qdrant.models.detectors.proposals.detector import GRID_AREA, ProposalsDetector, token_grid
 from soir_qdrant.models.detectors.proposals.regions import gradient, grow, superpixels
@@ -87,15 +88,51 @@ def detector(request):
     return made(kind="proposals", max_objects=25)
 
 
-def test_looked_at_at_several_areas_an_image_has_what_is_named_at_each(head):
-    def scores(*areas):
+def test_at_a_second_area_an_image_is_looked_at_again(head):
+    def boxes(*areas):
         detector = LearnedDetector(ColourTokens(), head, areas=areas, threshold=0, iou=1, max_objects=9999)
-        return set(detector.detect([scene()[0]])[0].scores.tolist())
+        return len(detector.detect([scene()[0]])[0].boxes)
 
-    small, large = scores(100 * 140), scores(150 * 200)
-    assert len(small) > 50
-    assert len(large) > len(small)
-    assert scores(100 * 140, 150 * 200) == small | large
+    small, large = boxes(100 * 140), boxes(150 * 200)
+    assert 50 < small < large
+    assert boxes(100 * 140, 150 * 200) == min(small, MAX_OF_LOOK) + min(large, MAX_OF_LOOK)
+
+
+LOOK = np.array([0.8, 0.6]), np.array([[0.0, 0, 10, 10], [50, 50, 60, 60]])
+OTHER = np.array([0.4]), np.array([[3.0, 0, 13, 10]])
+
+
+def test_what_two_looks_name_lies_between_their_boxes_nearer_to_the_surer_one():
+    assert intersection_over_union(LOOK[1][:1], OTHER[1]) < SAME  # as it is, it is another thing
+    nearer = OTHER[0], OTHER[1] - (1.5, 0, 1.5, 0)
+    scores, boxes = combined([LOOK, nearer])
+    assert np.allclose(boxes[[0, 2]], [0.5, 0, 10.5, 10])
+    assert scores[2] > nearer[0][0]
+
+
+def test_what_one_look_alone_names_stays_where_it_is_and_counts_for_less():
+    scores, boxes = combined([LOOK, OTHER])
+    assert np.allclose(boxes, np.concatenate([LOOK[1], OTHER[1]]))
+    assert np.allclose(scores, np.array([0.8, 0.6, 0.4]) * (1 - AGREEMENT))
+
+
+def test_one_look_is_taken_as_it_is():
+    scores, boxes = combined([LOOK])
+    assert scores is LOOK[0]
+    assert boxes is LOOK[1]
+
+
+@given(st.permutations(range(3)), st.integers(0, 99))
+def test_in_which_order_an_image_is_looked_at_does_not_matter(order, seed):
+    rng = np.random.default_rng(seed)
+    corners = rng.uniform(0, 40, (3, 5, 2))
+    looks = [(rng.random(5), np.concatenate([c, c + rng.uniform(15, 30, (5, 2))], 1)) for c in corners]
+
+    def said(some):
+        scores, boxes = combined(some)
+        return np.sort(np.column_stack([scores, boxes]), axis=0)
+
+    assert np.allclose(said(looks), said([looks[i] for i in order]))
 
 
 @pytest.mark.parametrize("scales", [(0.4, 1.0), (1.0, 0.4), (0.4, 1.0, 1.5)])

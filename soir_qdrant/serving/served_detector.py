@@ -14,7 +14,7 @@ from soir_qdrant.errors import ConfigError
 from soir_qdrant.geometry.boxes import from_square
 from soir_qdrant.geometry.resize import resized
 from soir_qdrant.kinds import DetectorSettings
-from soir_qdrant.models.detectors.choice import IOU, THRESHOLD, chosen
+from soir_qdrant.models.detectors.choice import IOU, THRESHOLD, chosen, combined
 from soir_qdrant.models.padding import padded
 from soir_qdrant.models.token_grid import AREA, places, remember
 from soir_qdrant.models.tokens import gridded
@@ -72,7 +72,7 @@ class ServedDetector(Detector):
     def _token_head(self, image: RGB) -> Detections:
         scales = self._settings.scales if isinstance(self._settings, TokenHeadSettings) else (1.0,)
         named = [self._named(image, round(AREA * scale)) for scale in scales]
-        scores, boxes = (np.concatenate(part) for part in zip(*named, strict=True))
+        scores, boxes = combined(named)
         limits = {"threshold": THRESHOLD, "iou": IOU, **self._settings.limits}
         return chosen(scores, boxes, (image.shape[1], image.shape[0]), **limits)
 

@@ -15,7 +15,7 @@ from soir_qdrant.contracts import Detector, FeatureSource
 from soir_qdrant.geometry.resize import resized
 from soir_qdrant.kinds import Parts
 from soir_qdrant.models.compatibility import fitting, trunk
-from soir_qdrant.models.detectors.choice import IOU, THRESHOLD, chosen
+from soir_qdrant.models.detectors.choice import IOU, THRESHOLD, chosen, combined
 from soir_qdrant.models.detectors.proposals import detector as proposals
 from soir_qdrant.models.devices import pick_device, pick_dtype
 from soir_qdrant.models.heads.boxes import PIXELS, Head, TrainedHead, flat
@@ -83,7 +83,7 @@ class LearnedDetector(Detector):
     def _detect(self, image: RGB) -> Detections:
         size = (image.shape[1], image.shape[0])
         looks = [named(self.network, inputs(self.source, image, area), size) for area in self.areas]
-        scores, boxes = (np.concatenate(part) for part in zip(*looks, strict=True))
+        scores, boxes = combined(looks)
         return chosen(
             scores, boxes, size, threshold=self.threshold, iou=self.iou, max_objects=self.max_objects
         )
