@@ -24,7 +24,7 @@ class VitSettings(EncoderSettings):
 class TokenHeadSettings(DetectorSettings):
     """Of `embedded`: a head on the encoder's features. head: "shipped", a file made by `soir train detector`,
     or None. Without one that was trained for the encoder, `proposals` stands in. scales: areas at which an image is
-    looked at, of the usual one; what is named at all of them is put together. More find more, and each takes its area's
+    looked at, of the usual one; what all looks say is put together. More find more, and each takes its area's
     share of the detector's time again (docs/concepts/detector.md)."""
 
     kind: str = "embedded"
