@@ -13,7 +13,7 @@ THRESHOLD, IOU = 0.25, 0.7  # see docs/concepts/detector.md; boxes are suppresse
 MAX_CELLS = 1000  # that may name a box
 MAX_OF_LOOK = 400  # the same of each look, where there are several
 SAME = 0.6  # IoU from which on two looks name the same thing
-AGREEMENT = 0.15  # share of a box's score that is what the other looks say of it: scores then mean what those of one look do
+AGREEMENT = 0.15  # share of a box's score that the other looks say: so scores mean what those of one look do
 
 
 def combined(looks: Sequence[tuple[Floats, Floats]]) -> tuple[Floats, Floats]:
