@@ -30,9 +30,9 @@ def combined(looks: Sequence[tuple[Floats, Floats]]) -> tuple[Floats, Floats]:
     """
     if len(looks) == 1:
         return looks[0]
-    best = [np.argsort(-scores, kind="stable")[:MAX_OF_LOOK] for scores, _ in looks]
-    kept = [(scores[rows], boxes[rows]) for (scores, boxes), rows in zip(looks, best, strict=True)]
-    fused = [_fused(look, [other for other in kept if other is not look]) for look in kept]
+    rows = [np.argsort(-scores, kind="stable")[:MAX_OF_LOOK] for scores, _ in looks]
+    best = [(scores[some], boxes[some]) for (scores, boxes), some in zip(looks, rows, strict=True)]
+    fused = [_fused(look, [other for other in best if other is not look]) for look in best]
     scores, boxes = (np.concatenate(part) for part in zip(*fused, strict=True))
     return scores, boxes
 
