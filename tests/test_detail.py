@@ -70,7 +70,7 @@ def test_what_does_not_say_how_large_it_is_loses_nothing():
     assert missing_detail({"width": 9, "height": 9, "objects": [{"stand_in": True}]}, 400).tolist() == [0]
 
 
-def test_an_object_of_no_pixels_lacks_most():
+def test_an_object_of_no_pixels_lacks_more_than_one_of_a_few():
     """As an area is that was rounded."""
     soir = {"width": 9000, "height": 9000, "objects": [{"area": 0.0}, {"area": 1e-6}]}
     none, few = missing_detail(soir, 4000**2)

@@ -128,11 +128,11 @@ def test_in_which_order_an_image_is_looked_at_does_not_matter(order, seed):
     corners = rng.uniform(0, 40, (3, 5, 2))
     looks = [(rng.random(5), np.concatenate([c, c + rng.uniform(15, 30, (5, 2))], 1)) for c in corners]
 
-    def said(some):
+    def columns(some):
         scores, boxes = combined(some)
         return np.sort(np.column_stack([scores, boxes]), axis=0)
 
-    assert np.allclose(said(looks), said([looks[i] for i in order]))
+    assert np.allclose(columns(looks), columns([looks[i] for i in order]))
 
 
 @pytest.mark.parametrize("scales", [(0.4, 1.0), (1.0, 0.4), (0.4, 1.0, 1.5)])

@@ -166,7 +166,6 @@ def share_inside(boxes, box):
     return common.clip(min=0).prod(1) / (boxes[:, 2:] - boxes[:, :2]).prod(1)
 
 
-@pytest.mark.slow
 def test_a_design_that_comes_again_is_named_and_masked_wherever_it_is(tmp_path, inventor):
     bench = Bench(tmp_path, [photograph(tmp_path, masked=False)] * 6, [])
     again = load(marks.generate(tmp_path / "out", bench, designs=6, inventor=inventor, progress=False))
@@ -179,7 +178,6 @@ def test_a_design_that_comes_again_is_named_and_masked_wherever_it_is(tmp_path, 
             assert (x.min(), y.min(), x.max() + 1, y.max() + 1) == item.box
 
 
-@pytest.mark.slow
 def test_a_mark_stands_out_from_what_is_below_it(inventor):
     for level in (30, 128, 230):
         for seed in range(10):

@@ -64,14 +64,15 @@ def needle(
     """Generate a NeedleBench: labelled scenes with small objects in photographs."""
     from soir_qdrant.lab.needlebench.needle import generate
 
-    special = _to_train_on(context, folder, scenes, seed, shelves, retaken, marks, designs, rooms)
+    chosen: dict[str, Any] = {"shelves": shelves, "retaken": retaken, "marks": marks, "designs": designs}
+    special = _to_train_on(context, folder, scenes, seed, rooms=rooms, **chosen)
     if special is not None:
         out.print(f"{special}: written")
         return
     if invented and (shipped or things is not None or (split, track) != ("dev", "2d")):
         raise typer.BadParameter("--invented is cut-outs to train on: --split dev --track 2d, and no others")
     sources = _sources(things, grounds, seed=seed, invented=invented, shipped=shipped)
-    chosen: dict[str, Any] = {"split": split, "track": track, "scenes": scenes, "targets": targets}
+    chosen = {"split": split, "track": track, "scenes": scenes, "targets": targets}
     written = generate(folder, **chosen, seed=seed, sources=sources, crowded=crowded)
     out.print(f"{written}: {scenes} scenes, {targets} queries")
 
@@ -81,6 +82,7 @@ def _to_train_on(
     folder: Path,
     scenes: int,
     seed: int,
+    *,
     shelves: bool,
     retaken: Path | None,
     marks: Path | None,

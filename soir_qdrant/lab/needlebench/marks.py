@@ -9,7 +9,7 @@ Or some designs are printed again and again, as a brand's mark is: named and mas
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from rich.progress import track as progress_bar
 
 from soir_qdrant import images as image_io
 from soir_qdrant.geometry.boxes import areas, overlap
-from soir_qdrant.lab.evaluate.bench import MAX_OBJECTS, Bench, BenchObject, GalleryImage
+from soir_qdrant.lab.evaluate.bench import MAX_OBJECTS, Bench, BenchObject
 from soir_qdrant.lab.needlebench.compose import bent_corners, encode_jpeg, encode_png
 from soir_qdrant.lab.needlebench.emblems import Stamp, stamp
 from soir_qdrant.lab.needlebench.folder import complete, labels_digest, prepare_beside
@@ -45,10 +45,10 @@ CONTRAST = 0.22  # least difference in brightness between a mark and what is bel
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Print:
-    """A mark as it was printed. number: of the marks that were to be printed; mark: as it lies in the photograph, its
-    upper left corner at x, y; box: of what can be seen of it."""
+    """A mark as it lies in a photograph, its upper left corner at x, y. name: of its design, where that comes again;
+    box: of what can be seen of it."""
 
-    number: int
+    name: str | None
     mark: Stamp
     x: int
     y: int
@@ -88,68 +88,69 @@ def generate(
     inventor = inventor or Inventor.of(Sources.full(fetch=True), np.random.default_rng((seed, 1)))
     order = np.random.default_rng((seed, 5)).permutation(len(bench.gallery)).astype(int)[:scenes].tolist()
     rng = np.random.default_rng((seed, 7))
-    again = [stamp(inventor, rng) for _ in range(designs)]
+    again = [(f"mark-{seed}-{i}", stamp(inventor, rng)) for i in range(designs)]
     gallery = []
     for i, number in enumerate(progress_bar(order, "marks", disable=not progress)):
         entry, rng = bench.gallery[number], np.random.default_rng((seed, 6, number))
         rgb = image_io.load(entry.file).rgb.copy()
-        if again:
-            which = rng.choice(designs, min(designs, int(rng.integers(*OF_DESIGNS))), replace=False).tolist()
-            prints = draw(rgb, entry.boxes, [again[design] for design in which], rng)
-            described = _alone(out, i, rgb.shape, prints, [f"mark-{seed}-{which[p.number]}" for p in prints])
-        else:
-            described = _beside(entry, draw(rgb, entry.boxes, new(inventor, rng), rng))
-        file = f"gallery/{i:05d}.jpg"
+        prints = draw(rgb, entry.boxes, some(again, rng) if again else new(inventor, rng), rng)
+        file, mask = f"gallery/{i:05d}.jpg", f"masks/{i:05d}.png" if again else None
         (out / file).write_bytes(encode_jpeg(rgb, int(rng.integers(75, 95))))
-        gallery.append({"file": file, "exhaustive": not again and entry.exhaustive} | described)
+        if mask is not None:
+            (out / mask).write_bytes(encode_png(_ids(rgb.shape, prints)))
+        objects = _objects([] if again else entry.objects, prints)
+        exhaustive = entry.exhaustive and not again
+        gallery.append({"file": file, "mask": mask, "exhaustive": exhaustive, "objects": objects})
     return complete(out, gallery, [])
 
 
-def _beside(entry: GalleryImage, prints: list[Print]) -> dict[str, Any]:
-    """Labels: what was labelled, and marks."""
-    marks = [BenchObject(None, p.box, "mark") for p in prints]
-    things = [*entry.objects[: MAX_OBJECTS - len(marks)], *marks]
-    return {"mask": None, "objects": [_object(None, thing.name, thing.box) for thing in things]}
+def _objects(things: Sequence[BenchObject], prints: list[Print]) -> list[dict[str, Any]]:
+    """Labels of things, without their instances, and of marks."""
+    objects = [
+        {"instance": None, "name": x.name, "box": list(x.box)} for x in things[: MAX_OBJECTS - len(prints)]
+    ]
+    return objects + [{"instance": p.name, "name": "mark", "box": list(p.box)} for p in prints]
 
 
-def _alone(
-    out: Path, number: int, shape: tuple[int, ...], prints: list[Print], names: list[str]
-) -> dict[str, Any]:
-    """Labels: the marks alone, named, and their mask, which is written."""
+def _ids(shape: tuple[int, ...], prints: list[Print]) -> NDArray[np.uint8]:
+    """Which mark each pixel shows, counted from 1; 0 for none. shape: of the photograph."""
     ids = np.zeros(shape[:2], np.uint8)
     for i, p in enumerate(prints, 1):
         rows, columns, share = _inside(p.mark, p.x, p.y, shape)
         ids[rows, columns][share > 0.5] = i
-    file = f"masks/{number:05d}.png"
-    (out / file).write_bytes(encode_png(ids))
-    marks = zip(prints, names, strict=True)
-    return {"mask": file, "objects": [_object(name, "mark", p.box) for p, name in marks]}
+    return ids
 
 
-def _object(instance: str | None, name: str | None, box: Box) -> dict[str, Any]:
-    return {"instance": instance, "name": name, "box": list(box)}
+def some(designs: Sequence[tuple[str, Stamp]], rng: np.random.Generator) -> list[tuple[str, Stamp]]:
+    """Of marks that come again those that go onto one photograph, with their names."""
+    count = min(len(designs), int(rng.integers(*OF_DESIGNS)))
+    return [designs[i] for i in rng.choice(len(designs), count, replace=False).tolist()]
 
 
-def new(inventor: Inventor, rng: np.random.Generator) -> Iterator[Stamp]:
-    """Marks that nothing else has, as many as go onto one photograph."""
+def new(inventor: Inventor, rng: np.random.Generator) -> Iterator[tuple[None, Stamp]]:
+    """Marks that nothing else has, as many as go onto one photograph, without names."""
     for _ in range(int(rng.integers(*COUNT))):
-        yield stamp(inventor, rng)
+        yield None, stamp(inventor, rng)
 
 
 def draw(
-    rgb: RGB, things: NDArray[np.float32], marks: Iterable[Stamp], rng: np.random.Generator
+    rgb: RGB,
+    things: NDArray[np.float32],
+    marks: Iterable[tuple[str | None, Stamp]],
+    rng: np.random.Generator,
 ) -> list[Print]:
-    """Print marks onto a photograph, in place; those that no free place is found for are left out.
+    """Print marks onto a photograph, in place; those without a free place are left out.
 
-    rgb: uint8 [H, W, 3]. things: boxes of what is labelled in it, [n, 4]. marks: drawn one after the other."""
+    rgb: uint8 [H, W, 3]. things: boxes of what is labelled in it, [n, 4]. marks: names and emblems, drawn one after
+    the other."""
     prints: list[Print] = []
-    for number, mark in enumerate(marks):
+    for name, mark in marks:
         for _ in range(TRIES):
             warped, x, y = _posed(mark, things, rgb.shape[:2], rng)
             place = _box(warped, x, y)
             if place is not None and _free(place, things, [p.box for p in prints], rgb.shape[:2]):
                 _print(rgb, warped, x, y, rng)
-                prints.append(Print(number, warped, x, y, place))
+                prints.append(Print(name, warped, x, y, place))
                 break
     return prints
 

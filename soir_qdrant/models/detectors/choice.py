@@ -40,15 +40,15 @@ def combined(looks: Sequence[tuple[Floats, Floats]]) -> tuple[Floats, Floats]:
 def _fused(look: tuple[Floats, Floats], others: Sequence[tuple[Floats, Floats]]) -> tuple[Floats, Floats]:
     """The scores and boxes of one look, as the others see them."""
     scores, boxes = look
-    weight, corners, said = scores.copy(), boxes * scores[:, None], np.zeros_like(scores)
+    weight, corners, agreement = scores.copy(), boxes * scores[:, None], np.zeros_like(scores)
     for their_scores, their_boxes in others:
-        like = np.where(intersection_over_union(boxes, their_boxes) >= SAME, their_scores, 0)
-        nearest = like.argmax(1)
-        share = like[np.arange(len(like)), nearest]
-        weight += share
-        corners += their_boxes[nearest] * share[:, None]
-        said += share / len(others)
-    return (1 - AGREEMENT) * scores + AGREEMENT * said, corners / np.maximum(weight, 1e-9)[:, None]
+        same = np.where(intersection_over_union(boxes, their_boxes) >= SAME, their_scores, 0)
+        nearest = same.argmax(1)
+        theirs = same[np.arange(len(same)), nearest]
+        weight += theirs
+        corners += their_boxes[nearest] * theirs[:, None]
+        agreement += theirs / len(others)
+    return (1 - AGREEMENT) * scores + AGREEMENT * agreement, corners / np.maximum(weight, 1e-9)[:, None]
 
 
 def chosen(
