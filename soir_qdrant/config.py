@@ -13,6 +13,7 @@ from soir_qdrant import hub
 from soir_qdrant.errors import ConfigError
 from soir_qdrant.kind_settings import ClusterSettings as ClusterSettings
 from soir_qdrant.kind_settings import DenseSettings as DenseSettings
+from soir_qdrant.kind_settings import OcrSettings as OcrSettings
 from soir_qdrant.kind_settings import Owlv2Settings as Owlv2Settings
 from soir_qdrant.kind_settings import RfDetrSettings as RfDetrSettings
 from soir_qdrant.kind_settings import Sam2Settings as Sam2Settings
@@ -56,7 +57,8 @@ class CropSettings(Frozen):
     paper does. background: what becomes of pixels outside the mask; "drop" is grey too, and leaves patches that show
     nothing of the object out of the encoder. full_score: score from which an object fills its crop; of a fainter one,
     score / full_score of its size is shown, half at least. texture_score: from which its texture is read, if any.
-    query_turns: a query is also looked at turned by so many degrees, both ways: docs/concepts/search.md."""
+    query_turns: a query is also looked at turned by so many degrees, both ways. query_lights: and, as it stands, lit
+    from either side: docs/concepts/search.md."""
 
     margin: float = Field(0.1, ge=0, le=2)
     native: bool = False
@@ -64,6 +66,7 @@ class CropSettings(Frozen):
     full_score: float = Field(0, ge=0, le=1)
     texture_score: float = Field(0, ge=0, le=1)
     query_turns: tuple[Annotated[float, Field(gt=0, le=180)], ...] = Field((), max_length=8)
+    query_lights: bool = False
 
 
 Feature = Literal["cls", "patches", "patches-1", "patches-2", "patches-3", "texture"]
@@ -113,14 +116,6 @@ class VectorSettings(Frozen):
     def refines_queries(self) -> bool:
         """Whether a query is its refined token."""
         return self.pooling == "mao" and self.refine_query
-
-
-class OcrSettings(Frozen):
-    """Text inside images, read for the payload. threshold: lowest score of a line. longest: side in pixels that a
-    larger image is made smaller to; small print wants more, and takes longer."""
-
-    threshold: float = Field(0.5, ge=0, le=1)
-    longest: int = Field(2000, ge=64)
 
 
 DEFAULT_PROFILE = "embedded"
@@ -260,7 +255,9 @@ def _reading(name: str, scene: SceneSettings | None = None) -> Settings:
 
 
 EMBEDDED = Settings(
-    crop=CropSettings(background="drop", full_score=0.45, texture_score=0.3, query_turns=(30, 90)),
+    crop=CropSettings(
+        background="drop", full_score=0.45, texture_score=0.3, query_turns=(30, 90), query_lights=True
+    ),
     detector=TokenHeadSettings(iou=0.65, scales=(1, 0.4)),
     vector=VectorSettings(ridge=2),
 )

@@ -1,4 +1,4 @@
-"""What each of our own kinds has for settings, beside what all kinds of a part have."""
+"""What each of our own kinds has for settings, beside what all kinds of a part have; and those of OCR."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from soir_qdrant.kinds import DetectorSettings, EncoderSettings, SceneSettings, SegmenterSettings
+from soir_qdrant.kinds import DetectorSettings, EncoderSettings, Frozen, SceneSettings, SegmenterSettings
 
 
 class VitSettings(EncoderSettings):
@@ -96,3 +96,11 @@ class SumSettings(SceneSettings):
 
     kind: str = "sum"
     head: str | None = None
+
+
+class OcrSettings(Frozen):
+    """Text inside images, read for the payload. threshold: lowest score of a line. longest: side in pixels that a
+    larger image is made smaller to; small print wants more, and takes longer."""
+
+    threshold: float = Field(0.5, ge=0, le=1)
+    longest: int = Field(2000, ge=64)

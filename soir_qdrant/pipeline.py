@@ -12,15 +12,15 @@ from soir_qdrant.components import Components
 from soir_qdrant.contracts import TEXTURE_CELLS, Segmenter
 from soir_qdrant.errors import ConfigError
 from soir_qdrant.geometry.boxes import pick
-from soir_qdrant.geometry.crops import Crops, cut, is_whole, object_pixels, together
+from soir_qdrant.geometry.crops import Crops, cut, is_whole, together
 from soir_qdrant.geometry.patches import patch_weights
 from soir_qdrant.geometry.plain_background import box_of_query, plain_foreground
+from soir_qdrant.geometry.query_views import query_views
 from soir_qdrant.geometry.resize import Halves
-from soir_qdrant.geometry.turned import both_ways
 from soir_qdrant.models.tokens import LAYER
 from soir_qdrant.pooling.features import TEXTURE, side_by_side
 from soir_qdrant.pooling.patches import Projected, described
-from soir_qdrant.pooling.pool import pool_scenes
+from soir_qdrant.pooling.pool import normalize, pool_scenes
 from soir_qdrant.pooling.scenes.described import scenes_of
 from soir_qdrant.timing import timed
 from soir_qdrant.types import (
@@ -252,18 +252,18 @@ class Pipeline(Components):
     def query_look(
         self, image: RGB, *, box: Box | None = None, mask: Mask | None = None, patches: bool = False
     ) -> QueryLook:
-        """One query object; see `query_crop`. patches: with those of late interaction, of the object as it is; its
-        features are the mean of those that it has so and turned, see `CropSettings.query_turns`."""
-        refined, item = self.settings.vector.refines_queries, self._query_object(image, box, mask)
-        turns = () if refined else self.settings.crop.query_turns
-        crops = self.crops(*both_ways(image, item, turns, self.encoder.input_size))
+        """One query object, see `query_crop`, from all sides that `query_views` takes: its features are their mean.
+        patches: with those of late interaction, of the object as it stands."""
+        item = self._query_object(image, box, mask)
+        views = query_views(image, item, self.settings, self.encoder.input_size)
+        crops = self.crops(views.images, views.objects)
         encoding, rows = self._encode(crops, patches)
-        of_it, pixels = rows[0] if rows else None, object_pixels(item, *image.shape[1::-1])
-        if refined:
+        of_it = normalize(views.standing(rows)) if rows else None
+        if self.settings.vector.refines_queries:
             token = self._refined(encoding, crops.masks)[0]
-            return QueryLook(token, token, of_it, pixels=pixels)
-        looks = self.features(encoding)
-        return QueryLook(encoding.descriptor[0], looks.mean(0), of_it, looks, pixels)
+            return QueryLook(token, token, of_it, pixels=views.pixels)
+        looks = views.looks(self.features(encoding))
+        return QueryLook(views.standing(encoding.descriptor), looks.mean(0), of_it, looks, views.pixels)
 
     def query_crop(self, image: RGB, *, box: Box | None = None, mask: Mask | None = None) -> Crops:
         """The query object, alone.

@@ -34,7 +34,7 @@ AS_BEFORE = {  # settings that came later, where they refine images as 0.1 did: 
     "token": "joint",
 }
 OF_FAINT = ("full_score", "texture_score")  # of the crop's: they decide what is stored of faint objects
-OF_QUERIES = {"query_turns"}  # of the crop's: they change no point
+OF_QUERIES = {"query_turns", "query_lights"}  # of the crop's: they change no point
 NOT_COMPARED = {"whitening", "by_score"}  # of the vector's: by its digest; weights of objects
 
 

@@ -59,7 +59,7 @@ OTHER_POINTS = {
     "crop.texture_score": 0.5,
 }
 SAME_POINTS = {"encoder.batch": 2, "encoder.dtype": "float32", "encoder.device": "cpu"}  # but for rounding
-OF_QUERIES = {"crop.query_turns": [45]}
+OF_QUERIES = {"crop.query_turns": [45], "crop.query_lights": True}
 SCENE = {
     f"scene.{name}" for name in ("kind", "tiles", "vector", "attention", "count", "head")
 }  # test_scenes.py

@@ -1,4 +1,5 @@
-"""A query is looked at askew as well, since things lie on desks, boards and in bins as they happen to."""
+"""A query is looked at askew as well, since things lie on desks, boards and in bins as they happen to; and lit from
+either side, since a shop shows them evenly bright."""
 
 from __future__ import annotations
 
@@ -11,7 +12,9 @@ from hypothesis import strategies as st
 from soir_qdrant.config import Settings
 from soir_qdrant.errors import ConfigError
 from soir_qdrant.geometry.crops import full_mask
-from soir_qdrant.geometry.turned import both_ways, turned
+from soir_qdrant.geometry.lit import lit
+from soir_qdrant.geometry.query_views import query_views
+from soir_qdrant.geometry.turned import turned
 from soir_qdrant.pipeline import Pipeline
 from soir_qdrant.types import LoadedImage, SceneObject
 
@@ -82,14 +85,10 @@ def test_a_thing_of_which_nothing_is_left_stays_as_it_is():
 
 def test_a_query_is_the_mean_of_what_it_looks_like_to_both_sides(shipped_encoder, image):
     rgb, mask = image
-    settings = Settings.for_profile("embedded").but(crop={"query_turns": (20, 70)})
+    settings = Settings.for_profile("embedded").but(crop={"query_turns": (20, 70), "query_lights": False})
     pipeline = Pipeline(settings, encoder=shipped_encoder)
     look = pipeline.query_look(rgb, box=BOX, mask=mask, patches=True)
-    images, objects = both_ways(rgb, SceneObject(BOX, mask), (20, 70), shipped_encoder.input_size)
-    each = [
-        pipeline.features(pipeline.encode(pipeline.crops([one], [items])))[0]
-        for one, items in zip(images, objects, strict=True)
-    ]
+    each = _read(pipeline, mask, rgb)
     assert len(each) == 5
     assert np.allclose(look.row, np.mean(each, axis=0), atol=2e-3)
     assert np.allclose(look.looks, each, atol=2e-3)
@@ -99,7 +98,77 @@ def test_a_query_is_the_mean_of_what_it_looks_like_to_both_sides(shipped_encoder
     assert not np.allclose(look.row, each[0], atol=2e-3)
     assert look.patches is not None
     assert upright.patches is not None
-    assert np.allclose(look.patches, upright.patches, atol=2e-2)  # of the object as it is
+    assert np.allclose(look.patches, upright.patches, atol=2e-2)  # of the object as it stands
+
+
+def test_as_it_stands_a_query_is_the_mean_under_both_lights(shipped_encoder, image):
+    rgb, mask = image
+    settings = Settings.for_profile("embedded").but(crop={"query_turns": (20,), "query_lights": True})
+    pipeline = Pipeline(settings, encoder=shipped_encoder)
+    look = pipeline.query_look(rgb, box=BOX, mask=mask, patches=True)
+    left, right, *others = _read(pipeline, mask, rgb)
+    assert len(others) == 2
+    assert look.looks is not None
+    assert np.allclose(look.looks, [(left + right) / 2, *others], atol=2e-3)
+    assert np.allclose(look.row, look.looks.mean(0))
+    rows = [
+        pipeline.patches(pipeline.crops([one], [[SceneObject(BOX, mask)]]))[0]
+        for one in lit(rgb, SceneObject(BOX, mask))
+    ]
+    mean = np.mean(rows, axis=0)
+    assert look.patches is not None
+    assert np.allclose(look.patches, mean / np.linalg.norm(mean, axis=1, keepdims=True), atol=2e-2)
+
+
+def _read(pipeline, mask, rgb):
+    """The features of each view, one by one."""
+    size = pipeline.encoder.input_size
+    views = query_views(rgb, SceneObject(BOX, mask), pipeline.settings, size)
+    return [
+        pipeline.features(pipeline.encode(pipeline.crops([one], [items])))[0]
+        for one, items in zip(views.images, views.objects, strict=True)
+    ]
+
+
+def test_a_lamp_stands_left_of_it_then_right_of_it(image):
+    rgb, mask = image
+    left, right = lit(rgb, SceneObject(BOX, mask))
+    column = {x: rgb[50:70, x].mean() for x in (60, 99, 139)}
+    assert left[50:70, 60].mean() > column[60] * 1.1 > right[50:70, 60].mean()
+    assert right[50:70, 139].mean() > column[139] * 1.1 > left[50:70, 139].mean()
+    middle = (1.15 + 0.5) / 2
+    assert left[50:70, 99].mean() == pytest.approx(column[99] * middle, rel=0.02)
+    assert right[50:70, 99].mean() == pytest.approx(column[99] * middle, rel=0.02)
+
+
+@given(
+    box=st.tuples(st.floats(0, 190), st.floats(0, 150), st.floats(0.5, 300), st.floats(0.5, 300)),
+    level=st.integers(0, 255),
+)
+def test_light_stays_within_what_a_byte_holds_wherever_the_thing_lies(box, level):
+    rgb = np.full((160, 200, 3), level, np.uint8)
+    x, y, w, h = box
+    before = rgb.copy()
+    for view in lit(rgb, SceneObject((x, y, min(x + w, 200.0), min(y + h, 160.0)))):
+        assert view.shape == rgb.shape
+        assert view.dtype == np.uint8
+        assert view.max() <= min(round(level * 1.15), 255)
+        assert view.min() >= round(level * 0.5)
+    assert (rgb == before).all()
+
+
+def test_a_thing_half_in_the_shade_is_more_like_a_query_that_was_lit(shipped_encoder, image):
+    """Than like one that is evenly bright, as a shop shows it."""
+    rgb, mask = image
+    shaded = (rgb * np.linspace(1.0, 0.35, 200)[None, :, None]).astype(np.uint8)
+    picture = LoadedImage(shaded, "shaded", None, "0" * 64)
+    similar = {}
+    for lights in (True, False):
+        settings = Settings.for_profile("embedded").but(crop={"query_turns": (), "query_lights": lights})
+        pipeline = Pipeline(settings, encoder=shipped_encoder)
+        (scene,) = pipeline.scenes([picture], [[SceneObject(BOX, mask)]])
+        similar[lights] = float(scene.object_vectors[0] @ pipeline.query(rgb, box=BOX, mask=mask))
+    assert similar[True] > similar[False] + 0.05
 
 
 def test_a_thing_that_lies_askew_is_more_like_its_query(shipped_encoder, image):

@@ -55,12 +55,3 @@ def turned(
         rgb = np.asarray(view, np.uint8)
         views.append((rgb, replace(item, box=box_of_query(rgb, visible), mask=visible)))
     return views
-
-
-def both_ways(
-    image: RGB, item: SceneObject, turns: Sequence[float], size: int
-) -> tuple[list[RGB], list[list[SceneObject]]]:
-    """An object as it is, and turned by each of `turns` degrees to one side and to the other: images, and what of each
-    is looked at. size: see `turned`."""
-    views = turned(image, item, [side * angle for angle in turns for side in (-1, 1)], size)
-    return [image, *(rgb for rgb, _ in views)], [[item], *([view] for _, view in views)]
