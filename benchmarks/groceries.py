@@ -29,13 +29,13 @@ from soir_qdrant.config import Settings
 from soir_qdrant.pipeline import Pipeline
 from soir_qdrant.types import Detections, Vector
 
-CLASSES, PHOTOGRAPHS = 31, 20  # of the 38 packages; of each
+CLASSES = 31  # of the 38 packages
 AREA = 170_000  # pixels at which these photographs, of 348 x 348 and more, are looked at
 MIN_SHARE, MIN_COSINE = 0.05, 0.08  # of the image; to the shop's picture
 QUERIES = 3  # photographs of a package that is held out
 
 
-def packages(root: Path) -> list[tuple[str, Path, list[Path]]]:
+def packages(root: Path, photographs: int) -> list[tuple[str, Path, list[Path]]]:
     """Name, shop's picture and photographs of each package."""
     rng, listed = random.Random(0), []
     for row in csv.DictReader((root / "classes.csv").open()):
@@ -47,7 +47,7 @@ def packages(root: Path) -> list[tuple[str, Path, list[Path]]]:
             file for part in ("train", "val", "test") for file in (root / part / place).glob("*.jpg")
         )
         rng.shuffle(files)
-        listed.append((row["Class Name (str)"], icon, files[:PHOTOGRAPHS]))
+        listed.append((row["Class Name (str)"], icon, files[:photographs]))
     return listed[:CLASSES]
 
 
@@ -128,11 +128,12 @@ def main() -> None:
     )
     parser.add_argument("source", type=Path, help="a checkout of GroceryStoreDataset")
     parser.add_argument("out", type=Path)
+    parser.add_argument("--photographs", type=int, default=20, help="of each package, at most")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     pipeline = make_pipeline(Settings.for_profile("fast"))
     pipeline.detector.areas = [AREA]  # type: ignore[union-attr]  # the trained detector's
-    listed = packages(arguments.source / "dataset")
+    listed = packages(arguments.source / "dataset", arguments.photographs)
     known = boxes(pipeline, listed, arguments.out / "boxes.jsonl")
     labelled = [
         (name, icon, [known[str(file)] for file in files if known[str(file)]["cosine"] > MIN_COSINE])

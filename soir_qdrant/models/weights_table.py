@@ -95,7 +95,7 @@ TABLE: tuple[Known, ...] = (
         "whitening",
         "soir train projection` and `benchmarks/texture.py",
         4.7,
-        "9cffe9ecdd27a4df27aa357a26c3d743259a66e1064e823b2e4175ab452b49a0",
+        "2fa39335b047f702d5b0965630c89defeef21668a6d4c1560ee1c5188eebe99d",
     ),
     _shipped(
         "whitening-0.1",
