@@ -3,6 +3,8 @@ either side, since a shop shows them evenly bright."""
 
 from __future__ import annotations
 
+import math
+
 import cv2
 import numpy as np
 import pytest
@@ -152,8 +154,8 @@ def test_light_stays_within_what_a_byte_holds_wherever_the_thing_lies(box, level
     for view in lit(rgb, SceneObject((x, y, min(x + w, 200.0), min(y + h, 160.0)))):
         assert view.shape == rgb.shape
         assert view.dtype == np.uint8
-        assert view.max() <= min(round(level * 1.15), 255)
-        assert view.min() >= round(level * 0.5)
+        assert view.max() <= min(math.ceil(level * 1.15), 255)
+        assert view.min() >= math.floor(level * 0.5)
     assert (rgb == before).all()
 
 
