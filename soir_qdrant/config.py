@@ -58,7 +58,7 @@ class CropSettings(Frozen):
     nothing of the object out of the encoder. full_score: score from which an object fills its crop; of a fainter one,
     score / full_score of its size is shown, half at least. texture_score: from which its texture is read, if any.
     query_turns: a query is also looked at turned by so many degrees, both ways. query_lights: and, as it stands, lit
-    from either side: docs/concepts/search.md."""
+    from either side in place of as it is: docs/concepts/search.md."""
 
     margin: float = Field(0.1, ge=0, le=2)
     native: bool = False

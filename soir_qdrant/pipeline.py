@@ -258,12 +258,12 @@ class Pipeline(Components):
         views = query_views(image, item, self.settings, self.encoder.input_size)
         crops = self.crops(views.images, views.objects)
         encoding, rows = self._encode(crops, patches)
-        of_it = normalize(views.standing(rows)) if rows else None
+        of_it = normalize(views.upright_mean(rows)) if rows else None
         if self.settings.vector.refines_queries:
             token = self._refined(encoding, crops.masks)[0]
             return QueryLook(token, token, of_it, pixels=views.pixels)
         looks = views.looks(self.features(encoding))
-        return QueryLook(views.standing(encoding.descriptor), looks.mean(0), of_it, looks, views.pixels)
+        return QueryLook(views.upright_mean(encoding.descriptor), looks.mean(0), of_it, looks, views.pixels)
 
     def query_crop(self, image: RGB, *, box: Box | None = None, mask: Mask | None = None) -> Crops:
         """The query object, alone.

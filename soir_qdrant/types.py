@@ -118,8 +118,8 @@ class QueryLook:
 
     descriptor: float32 [D_out], the model's own read-out; row: float32 [F], its features before whitening; both are
     its refined token where queries are refined as images are. patches: float32 [n, d], unit rows, of late
-    interaction; None where they were not asked for. looks: float32 [L, F], the features of the object as it is, and
-    then turned, whose mean `row` is; None where it is refined. pixels: of the image that are the object's.
+    interaction; None where they were not asked for. looks: float32 [L, F], the features of the object as it stands,
+    and then turned, whose mean `row` is; None where it is refined. pixels: of the image that are the object's.
     """
 
     descriptor: Vector

@@ -163,14 +163,18 @@ def test_a_thing_half_in_the_shade_is_more_like_a_query_that_was_lit(shipped_enc
     """Than like one that is evenly bright, as a shop shows it."""
     rgb, mask = image
     shaded = (rgb * np.linspace(1.0, 0.35, 200)[None, :, None]).astype(np.uint8)
-    picture = LoadedImage(shaded, "shaded", None, "0" * 64)
     similar = {}
     for lights in (True, False):
         settings = Settings.for_profile("embedded").but(crop={"query_turns": (), "query_lights": lights})
         pipeline = Pipeline(settings, encoder=shipped_encoder)
-        (scene,) = pipeline.scenes([picture], [[SceneObject(BOX, mask)]])
-        similar[lights] = float(scene.object_vectors[0] @ pipeline.query(rgb, box=BOX, mask=mask))
+        similar[lights] = _likeness(pipeline, shaded, SceneObject(BOX, mask), rgb, mask)
     assert similar[True] > similar[False] + 0.05
+
+
+def _likeness(pipeline, view, item, rgb, mask):
+    """Of an object as it was stored and the query, by their vectors."""
+    (scene,) = pipeline.scenes([LoadedImage(view, "view", None, "0" * 64)], [[item]])
+    return float(scene.object_vectors[0] @ pipeline.query(rgb, box=BOX, mask=mask))
 
 
 def test_a_thing_that_lies_askew_is_more_like_its_query(shipped_encoder, image):
@@ -178,12 +182,10 @@ def test_a_thing_that_lies_askew_is_more_like_its_query(shipped_encoder, image):
     rgb, mask = image
     settings = Settings.for_profile("embedded")
     ((askew, item),) = turned(rgb, SceneObject(BOX, mask), [75], 224)
-    picture = LoadedImage(askew, "askew", None, "0" * 64)
     similar = {}
     for turns in (settings.crop.query_turns, ()):
         pipeline = Pipeline(settings.but(crop={"query_turns": turns}), encoder=shipped_encoder)
-        (scene,) = pipeline.scenes([picture], [[item]])
-        similar[turns] = float(scene.object_vectors[0] @ pipeline.query(rgb, box=BOX, mask=mask))
+        similar[turns] = _likeness(pipeline, askew, item, rgb, mask)
     assert similar[settings.crop.query_turns] > similar[()] + 0.03
 
 

@@ -45,8 +45,8 @@ class SearchQuery:
         text: the words that were searched with; None for images and vectors.
         patches: float32 [n, d], unit rows, of the thing in the image, for late interaction; None where the
             reranker does not read patches, or the pipeline has none at hand.
-        looks: float32 [L, D], unit rows, of the thing as it is, and then turned (`CropSettings.query_turns`); None
-            where nothing but `vector` says what it looks like.
+        looks: float32 [L, D], unit rows, of the thing as it stands, and then turned (`CropSettings.query_turns`);
+            None where nothing but `vector` says what it looks like.
         pixels: of the image that are the thing's; 0 where that is not known.
     """
 
