@@ -115,6 +115,7 @@ def test_the_package_and_its_help_load_no_torch():
         (["needle", "new", "--shelves", "--split", "test"], 2, "--split is not for --shelves"),
         (["needle", "new", "--retaken", "empty", "--scenes", "3"], 2, "--scenes is not for --retaken"),
         (["needle", "new", "--marks", "empty", "--targets", "3"], 2, "--targets is not for --marks"),
+        (["needle", "new", "--fonts", "empty"], 2, "--fonts are of --marks"),
         (["needle", "new", "--rooms", "empty", "--targets", "3"], 2, "--targets is not for --rooms"),
         (["needle", "new", "--rooms", "empty"], 3, "too few; see docs/reference/needlebench.md"),
         (["needle", "new", "--things", "empty", "--grounds", "empty", "--shipped"], 2, "choose one"),

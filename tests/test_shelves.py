@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFont
 
 from soir_qdrant.errors import DatasetError
 from soir_qdrant.lab.evaluate.bench import Bench, BenchObject, GalleryImage, load
-from soir_qdrant.lab.needlebench import marks, retaken, shelves
+from soir_qdrant.lab.needlebench import emblems, lettering, marks, retaken, shelves
 from soir_qdrant.lab.needlebench.invent import Inventor
 from soir_qdrant.lab.needlebench.sources import Sources
 
@@ -178,7 +178,60 @@ def test_a_design_that_comes_again_is_named_and_masked_wherever_it_is(tmp_path, 
             assert (x.min(), y.min(), x.max() + 1, y.max() + 1) == item.box
 
 
-def test_a_mark_stands_out_from_what_is_below_it(inventor):
+@pytest.fixture
+def fonts(tmp_path):
+    folder = tmp_path / "fonts"
+    folder.mkdir()
+    (folder / "plain.ttf").write_bytes(ImageFont.load_default(20).font_bytes)
+    (folder / "LICENSE.txt").write_text("free")
+    return folder
+
+
+def test_words_are_lettered_in_the_fonts_of_a_folder(fonts, inventor):
+    files = lettering.fonts_in(fonts)
+    assert [file.name for file in files] == ["plain.ttf"]
+    words = [lettering.word(np.random.default_rng(seed), files) for seed in range(40)]
+    assert all(0.02 < (word > 127).mean() < 0.9 for word in words)
+    assert np.median([word.shape[1] / word.shape[0] for word in words]) > 2
+    np.testing.assert_array_equal(words[7], lettering.word(np.random.default_rng(7), files))
+    drawn = [emblems.stamp(inventor, np.random.default_rng(seed), files).share for seed in range(8)]
+    without = [emblems.stamp(inventor, np.random.default_rng(seed)).share for seed in range(8)]
+    assert any(one.shape != other.shape for one, other in zip(drawn, without, strict=True))
+
+
+def test_marks_of_other_fonts_are_another_folder(tmp_path, fonts, inventor):
+    bench = Bench(tmp_path, [photograph(tmp_path, masked=False)] * 2, [])
+    out = marks.generate(
+        tmp_path / "out", bench, inventor=inventor, fonts=lettering.fonts_in(fonts), progress=False
+    )
+    assert [item.name for entry in load(out).gallery for item in entry.objects].count("mark")
+    with pytest.raises(DatasetError, match="other arguments"):
+        marks.generate(out, bench, inventor=inventor, progress=False)
+
+
+def test_what_is_no_font_is_named(tmp_path, fonts):
+    with pytest.raises(DatasetError, match="no fonts here"):
+        lettering.fonts_in(tmp_path)
+    (fonts / "broken.otf").write_bytes(b"not a font")
+    with pytest.raises(DatasetError, match=r"broken\.otf"):
+        lettering.word(np.random.default_rng(0), [fonts / "broken.otf"])
+
+
+def test_some_marks_have_the_tone_of_what_is_below_them(inventor, monkeypatch):
+    monkeypatch.setattr(marks, "TONED", 1.0)
+    for level in (30, 128, 230):
+        for seed in range(10):
+            rgb = np.full((240, 320, 3), level, np.uint8)
+            rng = np.random.default_rng(seed)
+            for printed in marks.draw(rgb, np.zeros((0, 4), np.float32), marks.new(inventor, rng), rng):
+                x0, y0, x1, y1 = map(int, printed.box)
+                change = rgb[y0:y1, x0:x1].astype(int) - level
+                assert 15 < np.abs(change).max() <= 255 * marks.TONE[1] + 1
+                assert np.ptp(change, axis=2).max() <= 1  # grey below, grey above
+
+
+def test_other_marks_stand_out_from_what_is_below_them(inventor, monkeypatch):
+    monkeypatch.setattr(marks, "TONED", 0.0)
     for level in (30, 128, 230):
         for seed in range(10):
             rgb = np.full((240, 320, 3), level, np.uint8)

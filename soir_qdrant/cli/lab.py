@@ -54,6 +54,7 @@ def needle(
         typer.Option(help="a COCO folder: its photographs with invented emblems and words printed on things"),
     ] = None,
     designs: Annotated[int, typer.Option(min=0, help="with --marks: so many, each on many of them")] = 0,
+    fonts: Annotated[Path | None, typer.Option(help="with --marks: a folder of fonts")] = None,
     rooms: Annotated[
         Path | None,
         typer.Option(help="a folder of Sweet Home 3D's catalogues: rooms rendered with them, to train on"),
@@ -65,7 +66,7 @@ def needle(
     from soir_qdrant.lab.needlebench.needle import generate
 
     chosen: dict[str, Any] = {"shelves": shelves, "retaken": retaken, "marks": marks, "designs": designs}
-    special = _to_train_on(context, folder, scenes, seed, rooms=rooms, **chosen)
+    special = _to_train_on(context, folder, scenes, seed, rooms=rooms, fonts=fonts, **chosen)
     if special is not None:
         out.print(f"{special}: written")
         return
@@ -87,6 +88,7 @@ def _to_train_on(
     retaken: Path | None,
     marks: Path | None,
     designs: int,
+    fonts: Path | None,
     rooms: Path | None,
 ) -> Path | None:
     """The folder, written as one of these says; None where none does."""
@@ -95,9 +97,10 @@ def _to_train_on(
     from soir_qdrant.lab.needlebench import retaken as photographs
     from soir_qdrant.lab.needlebench import rooms as rendered
     from soir_qdrant.lab.needlebench import shelves as rows
+    from soir_qdrant.lab.needlebench.lettering import fonts_in
 
-    if designs and marks is None:
-        raise typer.BadParameter("--designs are of --marks: give its folder too")
+    if marks is None and (designs or fonts is not None):
+        raise typer.BadParameter("--designs and --fonts are of --marks: give its folder too")
     if shelves:
         check_chosen(context, {"folder", "shelves", "scenes", "seed"}, "is not for --shelves")
         return rows.generate(folder, scenes=scenes, seed=seed)
@@ -105,8 +108,10 @@ def _to_train_on(
         check_chosen(context, {"folder", "retaken", "seed"}, "is not for --retaken")
         return photographs.generate(folder, load(retaken, "coco"), seed=seed)
     if marks is not None:
-        check_chosen(context, {"folder", "marks", "designs", "scenes", "seed"}, "is not for --marks")
-        return prints.generate(folder, load(marks, "coco"), scenes=scenes, seed=seed, designs=designs)
+        check_chosen(context, {"folder", "marks", "designs", "fonts", "scenes", "seed"}, "is not for --marks")
+        files = [] if fonts is None else fonts_in(fonts)
+        photos = load(marks, "coco")
+        return prints.generate(folder, photos, scenes=scenes, seed=seed, designs=designs, fonts=files)
     if rooms is not None:
         check_chosen(context, {"folder", "rooms", "scenes", "seed"}, "is not for --rooms")
         return rendered.generate(folder, rooms, scenes=scenes, seed=seed)

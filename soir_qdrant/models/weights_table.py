@@ -77,7 +77,7 @@ TABLE: tuple[Known, ...] = (
         "detector",
         "soir train detector",
         4.8,
-        "f8858b3cfe330aa23e9c1db5a59788c812060e33febb55f8aa98aaa8cb222e5b",
+        "ed80c083af4d9d70ce4f8f0e6987c30f930934df57ff2a796a9f02dc6f70f8c5",
     ),
     _shipped(
         "segmenter",

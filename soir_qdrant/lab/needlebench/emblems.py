@@ -1,20 +1,26 @@
-"""Invented emblems, to be printed on things: silhouettes, words, rings, stripes and stars in flat colours."""
+"""Invented emblems, to be printed on things: silhouettes, words, strokes, rings, stripes and stars in flat colours."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from soir_qdrant.geometry.masks import extent
+from soir_qdrant.lab.needlebench import lettering
 from soir_qdrant.lab.needlebench.invent import Inventor
 from soir_qdrant.lab.needlebench.packets import FONTS, LETTERS, rounded
 
 SIDE = 240  # pixels of an emblem's longer side
 WORDS = 0.35  # share of the emblems that are a word alone
+WORDS_OF_FONTS, LETTERED = (
+    0.6,
+    0.9,
+)  # the same where there are fonts, and share of the words that are in one of them
 BELOW = 0.25  # share that have a word below them
 PATCHES = 0.3  # share that are on a patch of another colour
 INKS = 0.25  # share whose lower part has another colour
@@ -30,11 +36,12 @@ class Stamp:
     share: NDArray[np.float32]
 
 
-def stamp(inventor: Inventor, rng: np.random.Generator) -> Stamp:
-    """A new emblem. inventor: gives the silhouettes of drawings."""
-    shape = _word(rng) if rng.random() < WORDS else _figure(inventor, rng)
+def stamp(inventor: Inventor, rng: np.random.Generator, fonts: Sequence[Path] = ()) -> Stamp:
+    """A new emblem. inventor: gives the silhouettes of drawings. fonts: files, for its words."""
+    words = WORDS_OF_FONTS if fonts else WORDS
+    shape = _word(rng, fonts) if rng.random() < words else _figure(inventor, rng)
     if rng.random() < BELOW:
-        shape = _above(shape, _word(rng), int(rng.integers(4, 24)))
+        shape = _above(shape, _word(rng, fonts), int(rng.integers(4, 24)))
     colour, patch = _two_colours(rng)
     ink = np.broadcast_to(colour, (*shape.shape, 3)).astype(np.float32)
     if rng.random() < INKS:
@@ -66,6 +73,8 @@ def _figure(inventor: Inventor, rng: np.random.Generator) -> Shape:
         _star,
         _swoosh,
         _interlocked,
+        _stroke,
+        _stroke,
     )
     if rng.random() < 0.4:
         silhouette = inventor.outline()[..., 3]
@@ -81,7 +90,9 @@ def _blank(aspect: float) -> Shape:
     return np.zeros((round(SIDE / max(aspect, 1)), round(SIDE * min(aspect, 1))), np.uint8)
 
 
-def _word(rng: np.random.Generator) -> Shape:
+def _word(rng: np.random.Generator, fonts: Sequence[Path]) -> Shape:
+    if fonts and rng.random() < LETTERED:
+        return _tight(lettering.word(rng, fonts))
     letters = "".join(rng.choice(list(LETTERS), int(rng.integers(2, 10))))
     word = letters if rng.random() < 0.6 else letters.capitalize()
     font, thick = int(rng.choice(FONTS)), int(rng.integers(3, 16))
@@ -134,9 +145,28 @@ def _swoosh(rng: np.random.Generator) -> Shape:
     canvas = _blank(float(rng.uniform(1.2, 3.0)))
     h, w = canvas.shape
     cv2.ellipse(canvas, (w // 2, h // 2), (w // 2 - 2, h // 2 - 2), 0, 0, 360, 255, -1, cv2.LINE_AA)
-    dx, dy = int(rng.uniform(-0.25, 0.25) * w), -int(rng.uniform(0.15, 0.5) * h)
+    dx, dy = int(rng.uniform(-0.35, 0.35) * w), -int(rng.uniform(0.15, 0.5) * h)
     axes = (int(w * rng.uniform(0.4, 0.55)), int(h * rng.uniform(0.4, 0.55)))
     cv2.ellipse(canvas, (w // 2 + dx, h // 2 + dy), axes, 0, 0, 360, 0, -1, cv2.LINE_AA)
+    return _tight(canvas)
+
+
+def _stroke(rng: np.random.Generator) -> Shape:
+    """A curved stroke of a pen, thin at its ends or at one of them."""
+    canvas = _blank(float(rng.uniform(1.2, 3.5)))
+    h, w = canvas.shape
+    x = np.sort(rng.uniform(0, 1, 4)) if rng.random() < 0.6 else rng.uniform(0, 1, 4)
+    spots, t = np.stack([x, rng.uniform(0, 1, 4)], 1), np.linspace(0, 1, 60)[:, None]
+    weights = ((1 - t) ** 3, 3 * (1 - t) ** 2 * t, 3 * (1 - t) * t**2, t**3)  # a cubic Bezier curve
+    path = sum(weight * spot for weight, spot in zip(weights, spots, strict=True)) * (w - 1, h - 1)
+    along = np.gradient(path, axis=0)
+    across = np.stack([-along[:, 1], along[:, 0]], 1)
+    across = across / np.maximum(np.linalg.norm(across, axis=1, keepdims=True), 1e-6)
+    peak, thick = float(rng.uniform(0.1, 0.9)), float(rng.uniform(0.05, 0.22)) * h
+    wide = np.where(t < peak, t / peak, (1 - t) / (1 - peak)) ** rng.uniform(0.4, 1.2) * thick + 1.5
+    outline = np.concatenate([path + across * wide, (path - across * wide)[::-1]])
+    outline = (outline - outline.min(0)) / np.maximum(np.ptp(outline, axis=0), 1) * (w - 1, h - 1)
+    cv2.fillPoly(canvas, [np.int32(np.round(outline))], 255, cv2.LINE_AA)
     return _tight(canvas)
 
 

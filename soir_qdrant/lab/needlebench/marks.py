@@ -29,18 +29,22 @@ from soir_qdrant.lab.needlebench.invent import Inventor
 from soir_qdrant.lab.needlebench.sources import Sources
 from soir_qdrant.types import RGB, Box
 
-VERSION = 1  # of the recipe: raise it when the same arguments give other pixels
-COUNT = (1, 6)  # marks tried on a photograph, the second exclusive
+VERSION = 2  # of the recipe: raise it when the same arguments give other pixels
+COUNT = (2, 7)  # marks tried on a photograph, the second exclusive
 OF_DESIGNS = (4, 9)  # the same where designs come again
-AREA = (0.0012, 0.04)  # shares of the photograph that a mark's box covers
+AREA = (0.0008, 0.04)  # shares of the photograph that a mark's box covers
 ON_THINGS = 0.75  # share of the marks that are tried on a labelled thing
 MAX_SIDE = 0.75  # of the side of the thing that a mark is on
-MIN_SIDE = 10  # pixels of a mark's shorter side
+MIN_SIDE = 7  # pixels of a mark's shorter side
 MAX_HIDDEN = 0.4  # share of a thing that a mark may hide
 TRIES = 8
 TURN = 20.0  # degrees
 CORNERS = 0.14  # how far a mark's corners move, in shares of its sides
-CONTRAST = 0.22  # least difference in brightness between a mark and what is below it, 0..1
+TONED = (
+    0.3  # share that are of the colour below them, a little lighter or darker, as if woven, cast or embossed
+)
+TONE = (0.10, 0.35)  # by how much
+CONTRAST = 0.22  # of the others: the least difference in brightness between a mark and what is below it, 0..1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,6 +67,7 @@ def generate(
     seed: int = 0,
     designs: int = 0,
     inventor: Inventor | None = None,
+    fonts: Sequence[Path] = (),
     progress: bool = True,
 ) -> Path:
     """Write the photographs with marks, in NeedleBench's format without queries; a folder that is complete with
@@ -76,6 +81,7 @@ def generate(
         designs: so many different marks, each on many photographs, and they alone are labelled: named and masked.
             0: every mark is a new one, labelled beside what was.
         inventor: gives the silhouettes that some marks have; None takes the full sources' drawings.
+        fonts: files that words are lettered in; none: what OpenCV draws.
 
     Raises:
         DatasetError: something else is in the folder, or it is that of the photographs.
@@ -83,17 +89,18 @@ def generate(
     out = out.expanduser()
     labels = labels_digest(bench, [entry.exhaustive for entry in bench.gallery])
     recipe = {"marks": VERSION, "labels": labels, "seed": seed, "scenes": scenes}
-    if not prepare_beside(out, bench, recipe | ({"designs": designs} if designs else {})):
+    chosen = {"designs": designs, "fonts": [file.name for file in fonts]}
+    if not prepare_beside(out, bench, recipe | {name: value for name, value in chosen.items() if value}):
         return out
     inventor = inventor or Inventor.of(Sources.full(fetch=True), np.random.default_rng((seed, 1)))
     order = np.random.default_rng((seed, 5)).permutation(len(bench.gallery)).astype(int)[:scenes].tolist()
     rng = np.random.default_rng((seed, 7))
-    again = [(f"mark-{seed}-{i}", stamp(inventor, rng)) for i in range(designs)]
+    again = [(f"mark-{seed}-{i}", stamp(inventor, rng, fonts)) for i in range(designs)]
     gallery = []
     for i, number in enumerate(progress_bar(order, "marks", disable=not progress)):
         entry, rng = bench.gallery[number], np.random.default_rng((seed, 6, number))
         rgb = image_io.load(entry.file).rgb.copy()
-        prints = draw(rgb, entry.boxes, some(again, rng) if again else new(inventor, rng), rng)
+        prints = draw(rgb, entry.boxes, some(again, rng) if again else new(inventor, rng, fonts), rng)
         file, mask = f"gallery/{i:05d}.jpg", f"masks/{i:05d}.png" if again else None
         (out / file).write_bytes(encode_jpeg(rgb, int(rng.integers(75, 95))))
         if mask is not None:
@@ -127,10 +134,12 @@ def some(designs: Sequence[tuple[str, Stamp]], rng: np.random.Generator) -> list
     return [designs[i] for i in rng.choice(len(designs), count, replace=False).tolist()]
 
 
-def new(inventor: Inventor, rng: np.random.Generator) -> Iterator[tuple[None, Stamp]]:
+def new(
+    inventor: Inventor, rng: np.random.Generator, fonts: Sequence[Path] = ()
+) -> Iterator[tuple[None, Stamp]]:
     """Marks that nothing else has, as many as go onto one photograph, without names."""
     for _ in range(int(rng.integers(*COUNT))):
-        yield None, stamp(inventor, rng)
+        yield None, stamp(inventor, rng, fonts)
 
 
 def draw(
@@ -210,10 +219,13 @@ def _print(rgb: RGB, warped: Stamp, x: int, y: int, rng: np.random.Generator) ->
     """Lay the ink onto the photograph, in place: lighter and darker as what is below it is."""
     rows, columns, share = _inside(warped, x, y, rgb.shape)
     ink = warped.ink[rows.start - y : rows.stop - y, columns.start - x : columns.stop - x]
-    below = rgb[rows, columns].astype(np.float32) / 255
+    below = np.asarray(rgb[rows, columns], np.float32) / np.float32(255)
     light = cv2.GaussianBlur(below.mean(2), (0, 0), float(rng.uniform(0.8, 2.5)))
     mean = float(np.average(light, weights=share + 1e-6))
-    ink = _visible(ink, share, mean)
+    if rng.random() < TONED:
+        ink = _toned(below, share, mean, rng)
+    else:
+        ink = _visible(ink, share, mean)
     folds = np.clip((light + 0.05) / (mean + 0.05), 0.5, 1.6) ** rng.uniform(0.2, 0.9)
     soft = cv2.GaussianBlur(share, (0, 0), float(rng.uniform(0.4, 1.1))) * rng.uniform(0.75, 1)
     mixed = below * (1 - soft[..., None]) + np.clip(ink * folds[..., None], 0, 1) * soft[..., None]
@@ -225,6 +237,16 @@ def _inside(mark: Stamp, x: int, y: int, shape: tuple[int, ...]) -> tuple[slice,
     h, w = mark.share.shape
     rows, columns = slice(max(y, 0), min(y + h, shape[0])), slice(max(x, 0), min(x + w, shape[1]))
     return rows, columns, mark.share[rows.start - y : rows.stop - y, columns.start - x : columns.stop - x]
+
+
+def _toned(
+    below: NDArray[np.float32], share: NDArray[np.float32], mean: float, rng: np.random.Generator
+) -> NDArray[np.float32]:
+    """Ink of the colour that is below the mark, lighter or darker, float32 [3]. mean: of that colour, 0..1."""
+    colour = np.average(below.reshape(-1, 3), axis=0, weights=share.reshape(-1) + 1e-6)
+    step = rng.uniform(*TONE)
+    lighter = mean < 0.35 or (mean < 0.65 and rng.random() < 0.5)
+    return np.asarray(np.clip(colour + (step if lighter else -step), 0, 1), np.float32)
 
 
 def _visible(ink: NDArray[np.float32], share: NDArray[np.float32], below: float) -> NDArray[np.float32]:

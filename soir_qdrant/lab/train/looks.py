@@ -22,7 +22,7 @@ from soir_qdrant.models.compatibility import trunk
 from soir_qdrant.models.detectors.token_head import inputs
 from soir_qdrant.models.token_grid import AREA
 
-ZOOMS = (0.6, 0.8, 1.1)  # areas that are looked at, as shares of the usual one
+ZOOMS = (0.4, 0.6, 0.8, 1.1)  # areas that are looked at, as shares of the usual one
 WHOLE = 0.7  # share of images that are looked at whole
 MIN_SHARE = 0.67  # of an object that a crop must show
 
