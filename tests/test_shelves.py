@@ -210,8 +210,9 @@ def test_marks_of_other_fonts_are_another_folder(tmp_path, fonts, inventor):
 
 
 def test_what_is_no_font_is_named(tmp_path, fonts):
-    with pytest.raises(DatasetError, match="no fonts here"):
-        lettering.fonts_in(tmp_path)
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(DatasetError, match="no fonts here"):
+            lettering.fonts_in(folder)
     (fonts / "broken.otf").write_bytes(b"not a font")
     with pytest.raises(DatasetError, match=r"broken\.otf"):
         lettering.word(np.random.default_rng(0), [fonts / "broken.otf"])

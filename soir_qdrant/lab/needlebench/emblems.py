@@ -17,10 +17,8 @@ from soir_qdrant.lab.needlebench.packets import FONTS, LETTERS, rounded
 
 SIDE = 240  # pixels of an emblem's longer side
 WORDS = 0.35  # share of the emblems that are a word alone
-WORDS_OF_FONTS, LETTERED = (
-    0.6,
-    0.9,
-)  # the same where there are fonts, and share of the words that are in one of them
+WORDS_OF_FONTS = 0.6  # the same where there are fonts
+LETTERED = 0.9  # share of the words that are then in one of them
 BELOW = 0.25  # share that have a word below them
 PATCHES = 0.3  # share that are on a patch of another colour
 INKS = 0.25  # share whose lower part has another colour

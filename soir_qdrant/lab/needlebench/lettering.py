@@ -32,7 +32,8 @@ Shape = NDArray[np.uint8]  # [h, w], 255 inside
 
 def fonts_in(folder: Path) -> list[Path]:
     """The TrueType and OpenType fonts of a folder, in order. Raises DatasetError where it has none."""
-    files = sorted(file for file in folder.expanduser().iterdir() if file.suffix.lower() in SUFFIXES)
+    folder = folder.expanduser()
+    files = [file for file in sorted(folder.glob("*")) if file.suffix.lower() in SUFFIXES]
     if not files:
         raise DatasetError(f"{folder}: no fonts here (.ttf, .otf)")
     return files
