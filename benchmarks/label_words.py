@@ -17,12 +17,13 @@ from rich.progress import track
 
 from soir_qdrant import images as image_io
 from soir_qdrant.config import OcrSettings
+from soir_qdrant.lab.evaluate.datasets import load
 from soir_qdrant.models.ocr import TextLine, TextReader
 
 SCORE = 0.6  # of a line of text
-LEAST_AREA = 0.0006  # share of its photograph
-LEAST_SIDE = 7  # pixels
-LETTERS = 2
+MIN_AREA = 0.0006  # share of its photograph
+MIN_SIDE = 7  # pixels
+MIN_LETTERS = 2
 LONGEST = 1280  # pixels of a photograph's side, as it is read
 
 
@@ -30,14 +31,12 @@ def labelled(folder: Path, reader: TextReader, sources: set[str]) -> dict[str, A
     """The content of the folder's COCO file, with words. sources: of the photographs that are read; empty: all."""
     content: dict[str, Any] = json.loads((folder / "coco.json").read_text(encoding="utf-8"))
     kind = content["annotations"][0]["category_id"]
-    for image in track(content["images"], "words"):
-        file = next(
-            f for f in (folder / image["file_name"], folder / "images" / image["file_name"]) if f.is_file()
-        )
-        image["file_name"] = str(file.resolve())
+    entries = load(folder, "coco").gallery  # one for each image, in order
+    for image, entry in track(list(zip(content["images"], entries, strict=True)), "words"):
+        image["file_name"] = str(entry.file.resolve())
         if sources and image.get("source", "coco") not in sources:
             continue
-        for line in reader.read(image_io.load(file).rgb):
+        for line in reader.read(image_io.load(entry.file).rgb):
             if large(line, image["width"] * image["height"]):
                 x0, y0, x1, y1 = line.box
                 label = {
@@ -54,7 +53,7 @@ def large(line: TextLine, area: int) -> bool:
     """Whether a line of text is a thing to find. area: of its photograph, in pixels."""
     wide, high = line.box[2] - line.box[0], line.box[3] - line.box[1]
     letters = sum(letter.isalnum() for letter in line.text)
-    return letters >= LETTERS and wide * high >= LEAST_AREA * area and min(wide, high) >= LEAST_SIDE
+    return letters >= MIN_LETTERS and wide * high >= MIN_AREA * area and min(wide, high) >= MIN_SIDE
 
 
 def main() -> None:
@@ -66,12 +65,12 @@ def main() -> None:
     parser.add_argument(
         "--sources", default="", help="read only these, by the file's `source`; comma-separated"
     )
-    given = parser.parse_args()
+    args = parser.parse_args()
     reader = TextReader(OcrSettings(threshold=SCORE, longest=LONGEST))
-    content = labelled(given.folder, reader, set(filter(None, given.sources.split(","))))
-    given.out.mkdir(parents=True, exist_ok=True)
-    (given.out / "coco.json").write_text(json.dumps(content), encoding="utf-8")
-    print(f"{given.out}: {sum(a.get('name') == 'text' for a in content['annotations'])} words")
+    content = labelled(args.folder, reader, set(filter(None, args.sources.split(","))))
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "coco.json").write_text(json.dumps(content), encoding="utf-8")
+    print(f"{args.out}: {sum(a.get('name') == 'text' for a in content['annotations'])} words")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from soir_qdrant.geometry.masks import extent
 from soir_qdrant.lab.needlebench import lettering
 from soir_qdrant.lab.needlebench.invent import Inventor
+from soir_qdrant.lab.needlebench.lettering import Shape
 from soir_qdrant.lab.needlebench.packets import FONTS, LETTERS, rounded
 
 SIDE = 240  # pixels of an emblem's longer side
@@ -22,8 +23,6 @@ LETTERED = 0.9  # share of the words that are then in one of them
 BELOW = 0.25  # share that have a word below them
 PATCHES = 0.3  # share that are on a patch of another colour
 INKS = 0.25  # share whose lower part has another colour
-
-Shape = NDArray[np.uint8]  # [h, w], 255 inside
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,7 +71,7 @@ def _figure(inventor: Inventor, rng: np.random.Generator) -> Shape:
         _swoosh,
         _interlocked,
         _stroke,
-        _stroke,
+        _stroke,  # twice as often as each of the others
     )
     if rng.random() < 0.4:
         silhouette = inventor.outline()[..., 3]

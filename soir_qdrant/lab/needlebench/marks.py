@@ -40,9 +40,7 @@ MAX_HIDDEN = 0.4  # share of a thing that a mark may hide
 TRIES = 8
 TURN = 20.0  # degrees
 CORNERS = 0.14  # how far a mark's corners move, in shares of its sides
-TONED = (
-    0.3  # share that are of the colour below them, a little lighter or darker, as if woven, cast or embossed
-)
+TONED = 0.3  # share that are of the colour below them, lighter or darker, as if woven, cast or embossed
 TONE = (0.10, 0.35)  # by how much
 CONTRAST = 0.22  # of the others: the least difference in brightness between a mark and what is below it, 0..1
 
