@@ -258,7 +258,7 @@ EMBEDDED = Settings(
     crop=CropSettings(
         background="drop", full_score=0.45, texture_score=0.3, query_turns=(30, 90), query_lights=True
     ),
-    detector=TokenHeadSettings(iou=0.65, scales=(1, 0.4)),
+    detector=TokenHeadSettings(iou=0.65, scales=(1, 0.4), everyday=True),
     vector=VectorSettings(ridge=2),
 )
 PROFILES: dict[str, Settings] = {

@@ -25,11 +25,13 @@ class TokenHeadSettings(DetectorSettings):
     """Of `embedded`: a head on the encoder's features. head: "shipped", a file made by `soir train detector`,
     or None. Without one that was trained for the encoder, `proposals` stands in. scales: areas at which an image is
     looked at, of the usual one; what all looks say is put together. More find more, and each takes its area's
-    share of the detector's time again (docs/concepts/detector.md)."""
+    share of the detector's time again. everyday: whether a small detector of 80 kinds of everyday things has its say
+    too (docs/concepts/detector.md)."""
 
     kind: str = "embedded"
     head: str | None = "shipped"
     scales: tuple[Annotated[float, Field(gt=0, le=8)], ...] = Field((1.0,), min_length=1)
+    everyday: bool = False
 
 
 class Owlv2Settings(DetectorSettings):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 SPDX = {  # what the lists say of a file: how the metadata have it
+    r"\bApache-2\.0\b": "Apache-2.0",
     r"\bMIT\b": "MIT",
     r"\bISC\b": "ISC",
     r"\bBSD-2-Clause\b": "BSD-2-Clause",

@@ -50,6 +50,7 @@ OTHER_POINTS = {
     "detector.fitted_iou": 0.9,
     "detector.max_objects": 7,
     "detector.scales": [0.5],
+    "detector.everyday": True,
     "detector.size": 112,
     "segmenter.kind": "box",
     "segmenter.weights": "facebook/other",
@@ -67,6 +68,7 @@ ELSEWHERE = {"profile", "encoder.adapter", "encoder.texture", "encoder.kind"} | 
 KINDS = {
     "detector.head": "embedded",
     "detector.scales": "embedded",
+    "detector.everyday": "embedded",
     "segmenter.head": "embedded",
     "detector.size": "rf-detr",
 }  # that have it

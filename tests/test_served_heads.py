@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 from dataclasses import replace
+from importlib import resources
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from soir_qdrant.types import SceneObject
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: the extra onnx has it")
 pytestmark = pytest.mark.slow
 
+DEMO = Path(str(resources.files("soir_qdrant") / "data" / "demo" / "gallery"))
 # Blotches of 10 x 10 pixels, large enough for several tiles.
 IMAGES = [np.kron(picture(i), np.ones((5, 5, 1), np.uint8)) for i in range(3)]
 
@@ -44,7 +47,12 @@ def settings(tmp_path_factory):
     MaskHead(24, (8, 8, 8)).save(folder / "segmenter.safetensors", fitted_for)
     return Settings().but(
         encoder={"weights": weights, "adapter": None, "input_size": 48, "dtype": "float32", "device": "cpu"},
-        detector={"head": str(folder / "detector.safetensors"), "max_objects": 5, "threshold": 0.01},
+        detector={
+            "head": str(folder / "detector.safetensors"),
+            "max_objects": 5,
+            "threshold": 0.01,
+            "everyday": True,
+        },
         segmenter={"head": str(folder / "segmenter.safetensors")},
         vector={"whitening": None},
     )
@@ -92,6 +100,20 @@ def test_the_served_head_looks_at_several_areas_too(settings, exported):
     same_scenes(OnnxRuntime(exported).pipeline(twice).scenes(images), expected)
     once = [item.box for scene in Pipeline(settings).scenes(images) for item in scene.objects]
     assert once != [item.box for scene in expected for item in scene.objects]
+
+
+def test_the_detector_of_everyday_things_is_served_too(settings, exported):
+    from soir_qdrant.pipeline import Pipeline
+    from soir_qdrant.serving.onnx import OnnxRuntime
+
+    chosen = settings.but(detector={"threshold": 0.3, "max_objects": 100})
+    images = [load(DEMO / "fridge-01.jpg").rgb]
+    (served,) = OnnxRuntime(exported).pipeline(chosen).detector.detect(images)
+    (here,) = Pipeline(chosen).detector.detect(images)
+    (without,) = Pipeline(chosen.but(detector={"everyday": False})).detector.detect(images)
+    assert not np.allclose(here.scores, without.scores)
+    np.testing.assert_allclose(served.boxes, here.boxes, atol=1)
+    np.testing.assert_allclose(served.scores, here.scores, atol=1e-4)
 
 
 def test_another_head_than_the_served_one_is_refused(settings, exported, tmp_path):

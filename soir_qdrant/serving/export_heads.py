@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from soir_qdrant.config import Settings, TokenHeadSettings, TokenUnetSettings
 from soir_qdrant.kinds import Parts
-from soir_qdrant.models.detectors import token_head
+from soir_qdrant.models.detectors import everyday, token_head
 from soir_qdrant.models.encoders.vit import ViTEncoder
 from soir_qdrant.models.heads.masks import CELLS, SIDE
 from soir_qdrant.models.segmenters import token_unet
@@ -40,6 +40,8 @@ def heads_of(settings: Settings, encoder: ViTEncoder, precision: spec.Precision)
         detector = token_head.make(settings.detector, parts)
         assert isinstance(detector, token_head.LearnedDetector)
         yield _detector(detector, encoder, head, precision)
+        if settings.detector.everyday:
+            yield _everyday()
     head = segmenter_head(settings, encoder.fingerprint)
     if head is not None and isinstance(settings.segmenter, TokenUnetSettings):
         segmenter = token_unet.make(settings.segmenter, parts)
@@ -80,6 +82,23 @@ def _detector(
         expected,
         precision,
         lambda: (arrays(looks(image, model)[0]) for image in photographs()),
+    )
+
+
+def _everyday() -> Part:
+    """In float32, whatever the others are."""
+    images = np.stack([everyday.squashed(image) for image in backgrounds()[:2]])
+
+    def expected(images: NDArray[np.uint8]) -> tuple[NDArray[Any], ...]:
+        answer = everyday.session().run(everyday.OUTPUTS, {"images": images})
+        return tuple(answer)
+
+    return Part(
+        spec.everyday(side=everyday.SIDE),
+        everyday.FILE,
+        everyday.fingerprint(),
+        [(images[:1],), (images,)],
+        expected,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,14 +26,15 @@ class Part:
     """A graph, and what it is compared with.
 
     Attributes:
+        graph: in torch; or a file of ONNX, which is taken as it is.
         checks: inputs it is compared on, at several batch sizes.
-        expected: what torch says in float32.
+        expected: what the model here says of them, in float32.
         precision: inside the graph.
         samples: called for inputs of photographs, which "int8" is calibrated on.
     """
 
     spec: ModelSpec
-    graph: nn.Module
+    graph: nn.Module | Path
     fingerprint: str
     checks: Sequence[tuple[NDArray[Any], ...]]
     expected: Callable[..., tuple[NDArray[Any], ...]]

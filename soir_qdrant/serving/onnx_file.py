@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from soir_qdrant.errors import ConfigError
 from soir_qdrant.serving import int8, spec
@@ -33,10 +35,22 @@ def write_onnx(part: Part, file: Path) -> None:
     example = part.checks[-1]
     for tensor, array in zip(part.spec.inputs, example, strict=True):
         assert array.dtype == {"UINT8": np.uint8, "INT64": np.int64, "FP32": np.float32}[tensor.dtype]
+    if isinstance(part.graph, Path):
+        shutil.copyfile(part.graph, file)
+    else:
+        _traced(part, part.graph, file)
+    model = onnx.load(str(file))
+    for key, value in spec.describe(part.spec, part.fingerprint).items():
+        model.metadata_props.add(key=key, value=value)
+    onnx.save(model, str(file))
+
+
+def _traced(part: Part, graph: nn.Module, file: Path) -> None:
+    """Write what torch does."""
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
-            part.graph.eval(),
-            tuple(torch.from_numpy(array) for array in example),
+            graph.eval(),
+            tuple(torch.from_numpy(array) for array in part.checks[-1]),
             dynamo=True,
             opset_version=OPSET,
             input_names=[tensor.name for tensor in part.spec.inputs],
@@ -49,10 +63,6 @@ def write_onnx(part: Part, file: Path) -> None:
         if part.precision == "int8":
             names = [tensor.name for tensor in part.spec.inputs]
             int8.quantize(file, (dict(zip(names, arrays, strict=True)) for arrays in part.samples()))
-    model = onnx.load(str(file))
-    for key, value in spec.describe(part.spec, part.fingerprint).items():
-        model.metadata_props.add(key=key, value=value)
-    onnx.save(model, str(file))
 
 
 def _free_sizes(model: spec.ModelSpec) -> list[dict[int, Any]]:

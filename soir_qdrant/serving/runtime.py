@@ -7,10 +7,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from soir_qdrant.config import Settings, VitSettings
+from soir_qdrant.config import Settings, TokenHeadSettings, VitSettings
 from soir_qdrant.contracts import TEXTURE_LAYER, Detector, Segmenter, TextTower
 from soir_qdrant.errors import ConfigError, WeightsError
 from soir_qdrant.kinds import SEGMENTERS, Parts, kind_of, make_detector, make_encoder, make_segmenter
+from soir_qdrant.models.detectors import everyday
 from soir_qdrant.models.encoders.words import load_tokenizer
 from soir_qdrant.models.weights import resolve
 from soir_qdrant.pooling.features import TEXTURE
@@ -133,7 +134,12 @@ class Runtime:
             return make_detector(settings.detector, Parts(settings, self.trunk))
         session = self._with_head(spec.DETECTOR, head)
         reads = kind_of(SEGMENTERS, settings.segmenter.kind).reads_features
-        return ServedDetector(session, settings.detector, source=self.trunk() if reads else None)
+        return ServedDetector(
+            session,
+            settings.detector,
+            source=self.trunk() if reads else None,
+            other=self._everyday(settings),
+        )
 
     def make_segmenter(self, settings: Settings) -> Segmenter:
         """A kind that no model is served for runs here, one that reads features on the served trunk."""
@@ -178,6 +184,12 @@ class Runtime:
                 "export both from the same weights"
             )
         return session
+
+    def _everyday(self, settings: Settings) -> Session | None:
+        """The detector of everyday things, where the settings ask for it."""
+        if not (isinstance(settings.detector, TokenHeadSettings) and settings.detector.everyday):
+            return None
+        return self._with_head(spec.EVERYDAY, everyday.fingerprint())
 
     def _with_head(self, name: str, head: str) -> Session:
         """A model with a trained head, which must be that of the settings."""

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from soir_qdrant.config import Owlv2Settings, TokenHeadSettings
 from soir_qdrant.contracts import Detector
 from soir_qdrant.errors import ConfigError
-from soir_qdrant.geometry.boxes import from_square
+from soir_qdrant.geometry.boxes import Floats, from_square
 from soir_qdrant.geometry.resize import resized
 from soir_qdrant.kinds import DetectorSettings
+from soir_qdrant.models.detectors import everyday
 from soir_qdrant.models.detectors.choice import IOU, THRESHOLD, chosen, combined
 from soir_qdrant.models.padding import padded
 from soir_qdrant.models.token_grid import AREA, places, remember
@@ -36,6 +37,7 @@ class ServedDetector(Detector):
         session: of the model.
         settings: their kind must be one that this model serves; None takes the model's.
         source: the trunk whose tokens the segmenter will ask for: those of the detector are remembered for it.
+        other: a session of the detector of everyday things, whose word counts as one more look of the head.
 
     Raises:
         ConfigError: the model serves another kind.
@@ -47,6 +49,7 @@ class ServedDetector(Detector):
         settings: DetectorSettings | None = None,
         *,
         source: ServedTrunk | None = None,
+        other: Session | None = None,
     ) -> None:
         served = SERVED.get(session.spec.kind)
         chosen = settings or served
@@ -57,6 +60,7 @@ class ServedDetector(Detector):
             )
         self.name = chosen.kind
         self._session, self._settings, self._source = session, chosen, source
+        self._other = other
         self._detect = self._owlv2 if session.spec.kind == "owlv2" else self._token_head
 
     def detect(self, images: list[RGB]) -> list[Detections]:
@@ -73,6 +77,8 @@ class ServedDetector(Detector):
         scales = self._settings.scales if isinstance(self._settings, TokenHeadSettings) else (1.0,)
         named = [self._named(image, round(AREA * scale)) for scale in scales]
         scores, boxes = combined(named)
+        if self._other is not None:
+            scores, boxes = combined([(scores, boxes), _said(self._other, image)])
         limits = {"threshold": THRESHOLD, "iou": IOU, **self._settings.limits}
         return chosen(scores, boxes, (image.shape[1], image.shape[0]), **limits)
 
@@ -85,6 +91,11 @@ class ServedDetector(Detector):
             remember(source, inputs["image"], answer["tokens"])
         scale = np.array([image.shape[1] / width, image.shape[0] / height] * 2, np.float32)
         return answer["scores"], answer["boxes"] * scale
+
+
+def _said(session: Session, image: RGB) -> tuple[Floats, Floats]:
+    """What the detector of everyday things says of an image: scores [n], boxes [n, 4] in pixels of it."""
+    return everyday.named(session.run({"images": everyday.squashed(image)[None]}, everyday.OUTPUTS), image)
 
 
 def looks(image: RGB, model: ModelSpec, area: int = AREA) -> tuple[dict[str, NDArray[Any]], tuple[int, int]]:

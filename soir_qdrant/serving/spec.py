@@ -10,11 +10,15 @@ import json
 from collections.abc import Callable, Mapping
 
 from soir_qdrant.errors import ConfigError
+from soir_qdrant.serving.everyday_spec import EVERYDAY as EVERYDAY
+from soir_qdrant.serving.everyday_spec import everyday as everyday
 from soir_qdrant.serving.model_spec import TOLERANCES as TOLERANCES
 from soir_qdrant.serving.model_spec import ModelSpec as ModelSpec
 from soir_qdrant.serving.model_spec import Precision as Precision
 from soir_qdrant.serving.model_spec import Tensor as Tensor
 from soir_qdrant.serving.model_spec import Tolerance as Tolerance
+from soir_qdrant.serving.scene_spec import SCENE as SCENE
+from soir_qdrant.serving.scene_spec import scene as scene
 from soir_qdrant.serving.text_spec import TEXT as TEXT
 from soir_qdrant.serving.text_spec import text
 from soir_qdrant.serving.texture_spec import TEXTURE as TEXTURE
@@ -26,7 +30,6 @@ DETECTOR = "soir_detector"
 SEGMENTER = "soir_segmenter"
 SEGMENTER_ENCODER = "soir_segmenter_encoder"
 SEGMENTER_DECODER = "soir_segmenter_decoder"
-SCENE = "soir_scene"
 
 LAYERS = 4  # rows of `Encoding.layers`
 BEST_CELLS = 1000  # of a detector's grid, that may name a box
@@ -220,36 +223,12 @@ def sam_decoder(*, size: int, channels: int, grid: int, max_boxes: int = 64) -> 
     )
 
 
-def scene(*, dim: int, row_dim: int = 0) -> ModelSpec:
-    """An image in, its objects and vectors out: the whole way, on the server.
-
-    image: the bytes of its file. boxes: in pixels, after EXIF rotation. masks: of each box rounded outwards to whole
-    pixels, one bit a pixel, in one row. detected: 0 where the whole image stands in for objects. patches: of all
-    objects, one after the other, a bit for each of the `row_dim` numbers; counts: of each object.
-    """
-    patches = (Tensor("patches", "UINT8", (-1, row_dim // 8)), Tensor("counts", "INT64", (-1,)))
-    return ModelSpec(
-        SCENE,
-        "scene",
-        _facts(dim=dim, **({"row_dim": row_dim} if row_dim else {})),
-        (Tensor("image", "UINT8", (-1,)),),
-        (
-            Tensor("boxes", "FP32", (-1, 4)),
-            Tensor("scores", "FP32", (-1,)),
-            Tensor("masks", "UINT8", (-1,)),
-            Tensor("detected", "UINT8", (1,)),
-            Tensor("vectors", "FP32", (-1, dim)),
-            Tensor("vector", "FP32", (dim,)),
-            *(patches if row_dim else ()),
-        ),
-    )
-
-
 KINDS: Mapping[str, Callable[..., ModelSpec]] = {
     "encoder": encoder,
     "tokens": tokens,
     "token_head": token_head,
     "token_unet": token_unet,
+    "everyday": everyday,
     "owlv2": owlv2,
     "sam_encoder": sam_encoder,
     "sam_decoder": sam_decoder,

@@ -17,7 +17,7 @@ AGREEMENT = 0.15  # share of a box's score that the other looks say: so scores m
 
 
 def combined(looks: Sequence[tuple[Floats, Floats]]) -> tuple[Floats, Floats]:
-    """What several looks at one image say, each at another area of it.
+    """What several looks at one image say, each at another area of it, or by another detector.
 
     A box lies where those that name it say in the mean, by their scores, and counts for less where the others do not
     name it: boxes fused as in arXiv 1910.13302, before the best of them are chosen.

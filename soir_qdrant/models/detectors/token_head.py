@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
@@ -12,9 +12,11 @@ from torch import Tensor
 
 from soir_qdrant.config import TokenHeadSettings
 from soir_qdrant.contracts import Detector, FeatureSource
+from soir_qdrant.geometry.boxes import Floats
 from soir_qdrant.geometry.resize import resized
 from soir_qdrant.kinds import Parts
 from soir_qdrant.models.compatibility import fitting, trunk
+from soir_qdrant.models.detectors import everyday
 from soir_qdrant.models.detectors.choice import IOU, THRESHOLD, chosen, combined
 from soir_qdrant.models.detectors.proposals import detector as proposals
 from soir_qdrant.models.devices import pick_device, pick_dtype
@@ -52,6 +54,7 @@ class LearnedDetector(Detector):
         iou: of the non-maximum suppression.
         max_objects: boxes of an image.
         areas: pixels at which an image is looked at, one after the other.
+        other: another detector, whose word counts as one more look: an image to scores [n] and boxes [n, 4].
     """
 
     name = "learned"
@@ -67,6 +70,7 @@ class LearnedDetector(Detector):
         iou: float = IOU,
         max_objects: int = 25,
         areas: Sequence[int] = (AREA,),
+        other: Callable[[RGB], tuple[Floats, Floats]] | None = None,
     ) -> None:
         self.source = source
         self.head = head
@@ -75,6 +79,7 @@ class LearnedDetector(Detector):
         self.iou = iou
         self.max_objects = max_objects
         self.areas = areas
+        self.other = other
 
     def detect(self, images: list[RGB]) -> list[Detections]:
         """images: list of uint8 [H, W, 3]. See `Detector`."""
@@ -84,6 +89,8 @@ class LearnedDetector(Detector):
         size = (image.shape[1], image.shape[0])
         looks = [named(self.network, inputs(self.source, image, area), size) for area in self.areas]
         scores, boxes = combined(looks)
+        if self.other is not None:
+            scores, boxes = combined([(scores, boxes), self.other(image)])
         return chosen(
             scores, boxes, size, threshold=self.threshold, iou=self.iou, max_objects=self.max_objects
         )
@@ -102,7 +109,13 @@ def make(settings: TokenHeadSettings, parts: Parts) -> Detector:
     areas = [round(AREA * scale) for scale in settings.scales]
     device = pick_device(parts.device)
     dtype = pick_dtype(parts.dtype, device)
-    return LearnedDetector(source, head, device=device, dtype=dtype, areas=areas, **settings.limits)
+    other = None
+    if settings.everyday:
+        other = everyday.say
+        everyday.session()  # where it cannot be had, that is said before the first image
+    return LearnedDetector(
+        source, head, device=device, dtype=dtype, areas=areas, other=other, **settings.limits
+    )
 
 
 @torch.inference_mode()
