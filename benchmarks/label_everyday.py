@@ -29,7 +29,7 @@ def labels(file: Path) -> tuple[tuple[int, int], list[tuple[str, list[float]]]]:
     """Width and height of a photograph, and what is in it: name, and x, y, width, height in pixels."""
     image = image_io.load(file).rgb
     height, width = image.shape[:2]
-    answer = everyday.session().run([*everyday.OUTPUTS, "kinds"], {"images": everyday.squashed(image)[None]})
+    answer = everyday.session().run([*everyday.OUTPUTS, "kinds"], {"images": everyday.looks(image)[:1]})
     shares, scores, kinds = (array[0] for array in answer)
     boxes = np.clip(shares, 0, 1) * [width, height, width, height]
     best = suppressed(boxes, scores, (height, width), threshold=PERHAPS, iou=IOU, max_objects=100)

@@ -63,6 +63,19 @@ def test_boxes_are_in_pixels_of_images_of_any_shape(shape):
     assert boxes.max() <= 1.1 * max(shape)
 
 
+def test_what_a_quarter_cuts_off_is_left_to_the_whole_image():
+    image = np.zeros((1000, 1000, 3), np.uint8)
+    shares = [[0.1, 0.1, 0.3, 0.3], [0.5, 0.1, 1.0, 0.3]]  # within its look, and up to the right edge of it
+    answer = {"boxes": np.array([shares] * 5), "scores": np.full((5, 2), 0.5)}
+    scores, boxes = everyday.named(answer, image)
+    assert len(everyday.looks(image)) == 5
+    expected = [[100, 100, 300, 300], [500, 100, 1000, 300]]  # of the whole
+    expected += [[56, 56, 167, 167], [500, 56, 611, 167], [722, 56, 1000, 167]]  # of the upper quarters
+    assert np.allclose(boxes[:5], expected, atol=1)
+    assert len(boxes) == 8
+    assert len(set(scores.tolist())) == 2  # what a quarter alone names counts for less
+
+
 @pytest.mark.parametrize("profile", ["embedded", "fast"])
 def test_the_default_asks_it_and_collections_of_0_1_do_not(profile):
     chosen = Settings.for_profile(profile).detector

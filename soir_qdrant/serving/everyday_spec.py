@@ -8,7 +8,7 @@ EVERYDAY = "soir_everyday"
 
 
 def everyday(*, side: int, boxes: int = 300) -> ModelSpec:
-    """Images made square, to boxes of things and scores 0..1.
+    """Images made square, five of each photograph, to boxes of things and scores 0..1.
 
     side: of the square, in pixels. boxes: of an image, x0 y0 x1 y1 as shares of its sides.
     """
@@ -18,7 +18,7 @@ def everyday(*, side: int, boxes: int = 300) -> ModelSpec:
         (("boxes", boxes), ("side", side)),
         (Tensor("images", "UINT8", (side, side, 3)),),
         (Tensor("boxes", "FP32", (boxes, 4)), Tensor("scores", "FP32", (boxes,))),
-        max_batch=8,
-        usual_batch=2,
+        max_batch=10,
+        usual_batch=5,
         delay_us=500,
     )

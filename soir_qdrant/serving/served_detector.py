@@ -95,7 +95,7 @@ class ServedDetector(Detector):
 
 def _said(session: Session, image: RGB) -> tuple[Floats, Floats]:
     """What the detector of everyday things says of an image: scores [n], boxes [n, 4] in pixels of it."""
-    return everyday.named(session.run({"images": everyday.squashed(image)[None]}, everyday.OUTPUTS), image)
+    return everyday.named(session.run({"images": everyday.looks(image)}, everyday.OUTPUTS), image)
 
 
 def looks(image: RGB, model: ModelSpec, area: int = AREA) -> tuple[dict[str, NDArray[Any]], tuple[int, int]]:
