@@ -50,6 +50,7 @@ def test_what_it_says_counts_as_a_look_of_the_head(head):
         ColourTokens(), head, threshold=0.3, other=lambda _: (np.array([0.6], np.float32), thing)
     ).detect([image])[0]
     assert not len(alone.boxes)
+    assert both.boxes.shape == thing.shape
     assert np.allclose(both.boxes, thing, atol=4)  # drawn a little to what the head says there
 
 

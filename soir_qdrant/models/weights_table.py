@@ -137,13 +137,18 @@ TABLE: tuple[Known, ...] = (
 )
 
 
+def ships(known: Known) -> bool:
+    """Whether they lie in this package."""
+    return known.name.startswith(f"{DATA.name}/")
+
+
 def here(known: Known) -> bool:
     """Whether they lie on this machine, so that no network is needed."""
     if known.name == EMBEDDED:
         return embedded.folder_of_cache().is_dir()
     if known.name == WHOLE:
         return embedded.folder_of_cache(embedded.ALL_BLOCKS).is_dir()
-    if known.origin == "this package":
+    if ships(known):
         return True
     from huggingface_hub import try_to_load_from_cache
 
@@ -152,6 +157,6 @@ def here(known: Known) -> bool:
 
 def damaged(known: Known) -> list[str]:
     """The files of the package that are not those in the table."""
-    if known.origin != "this package":
+    if not ships(known):
         return []
     return [name for name, sha in known.sha256.items() if digest_of([DATA.parent / name]) != sha]
