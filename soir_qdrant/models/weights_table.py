@@ -77,7 +77,7 @@ TABLE: tuple[Known, ...] = (
         "detector",
         "soir train detector",
         4.8,
-        "ed80c083af4d9d70ce4f8f0e6987c30f930934df57ff2a796a9f02dc6f70f8c5",
+        "b0f272409b9e1ca6ce3f760329c9d74f696b6d1273cab74aa986fb34a78ebd89",
     ),
     _shipped(
         "segmenter",
