@@ -1,6 +1,6 @@
 """Boxes of everyday things in photographs that have no labels, by the detector of them: a COCO folder to learn from.
 
-    python benchmarks/label_everyday.py DoorDetect-Dataset/images bench/door --names '[0-9a-f]*.jpg'
+    python benchmarks/label_everyday.py DoorDetect-Dataset/images bench/door --names '????????????????.jpg'
 
 What it is sure of is a thing, what it is less sure of "perhaps" (`soir train detector --unknown perhaps`); people are
 "person". The photographs are named where they are, and not exhaustively labelled. A twentieth of a core-second each.
@@ -33,12 +33,12 @@ def labels(file: Path) -> tuple[tuple[int, int], list[tuple[str, list[float]]]]:
     shares, scores, kinds = (array[0] for array in answer)
     boxes = np.clip(shares, 0, 1) * [width, height, width, height]
     best = suppressed(boxes, scores, (height, width), threshold=PERHAPS, iou=IOU, max_objects=100)
-    found = []
+    things = []
     for box, score in zip(best.boxes.tolist(), best.scores.tolist(), strict=True):
         kind = kinds[np.abs(scores - score).argmin()]
         name = "person" if kind == PERSON else "thing" if score >= SURE else "perhaps"
-        found.append((name, [box[0], box[1], box[2] - box[0], box[3] - box[1]]))
-    return (width, height), found
+        things.append((name, [box[0], box[1], box[2] - box[0], box[3] - box[1]]))
+    return (width, height), things
 
 
 def main() -> None:
