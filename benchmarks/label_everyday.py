@@ -17,7 +17,8 @@ import numpy as np
 from rich.progress import track
 
 from soir_qdrant import images as image_io
-from soir_qdrant.geometry.boxes import suppressed
+from soir_qdrant.geometry.boxes import pick
+from soir_qdrant.geometry.resize import resized
 from soir_qdrant.models.detectors import everyday
 
 NAMES = ("thing", "perhaps", "person")
@@ -29,15 +30,15 @@ def labels(file: Path) -> tuple[tuple[int, int], list[tuple[str, list[float]]]]:
     """Width and height of a photograph, and what is in it: name, and x, y, width, height in pixels."""
     image = image_io.load(file).rgb
     height, width = image.shape[:2]
-    answer = everyday.session().run([*everyday.OUTPUTS, "kinds"], {"images": everyday.looks(image)[:1]})
-    shares, scores, kinds = (array[0] for array in answer)
+    whole = resized(image, everyday.SIDE, everyday.SIDE)[None]
+    answer = everyday.session().run([*everyday.OUTPUTS, "kinds"], {"images": whole})
+    shares, scores, kinds = (array[0, answer[1][0] >= PERHAPS] for array in answer)
     boxes = np.clip(shares, 0, 1) * [width, height, width, height]
-    best = suppressed(boxes, scores, (height, width), threshold=PERHAPS, iou=IOU, max_objects=100)
     things = []
-    for box, score in zip(best.boxes.tolist(), best.scores.tolist(), strict=True):
-        kind = kinds[np.abs(scores - score).argmin()]
-        name = "person" if kind == PERSON else "thing" if score >= SURE else "perhaps"
-        things.append((name, [box[0], box[1], box[2] - box[0], box[3] - box[1]]))
+    for i in pick(boxes, scores, iou=IOU, max_count=100)[0]:
+        name = "person" if kinds[i] == PERSON else "thing" if scores[i] >= SURE else "perhaps"
+        x0, y0, x1, y1 = boxes[i].tolist()
+        things.append((name, [x0, y0, x1 - x0, y1 - y0]))
     return (width, height), things
 
 

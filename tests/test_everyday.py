@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import sys
-from importlib import resources
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,8 +18,7 @@ from soir_qdrant.lab.evaluate.datasets import load
 from soir_qdrant.models.detectors import everyday, token_head
 from soir_qdrant.models.detectors.token_head import LearnedDetector
 from soir_qdrant.models.heads.boxes import Head, TrainedHead
-
-DEMO = Path(str(resources.files("soir_qdrant") / "data" / "demo"))
+from soir_qdrant.serving.check_images import DEMO
 
 
 @pytest.fixture(scope="module")

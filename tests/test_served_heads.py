@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 from dataclasses import replace
-from importlib import resources
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,12 +15,12 @@ from test_serving import picture, same
 from soir_qdrant.config import Settings
 from soir_qdrant.errors import ConfigError, ImageError
 from soir_qdrant.images import load
+from soir_qdrant.serving.check_images import DEMO
 from soir_qdrant.types import SceneObject
 
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: the extra onnx has it")
 pytestmark = pytest.mark.slow
 
-DEMO = Path(str(resources.files("soir_qdrant") / "data" / "demo" / "gallery"))
 # Blotches of 10 x 10 pixels, large enough for several tiles.
 IMAGES = [np.kron(picture(i), np.ones((5, 5, 1), np.uint8)) for i in range(3)]
 
@@ -107,7 +105,7 @@ def test_the_detector_of_everyday_things_is_served_too(settings, exported):
     from soir_qdrant.serving.onnx import OnnxRuntime
 
     chosen = settings.but(detector={"threshold": 0.3, "max_objects": 100})
-    images = [load(DEMO / "fridge-01.jpg").rgb]
+    images = [load(DEMO / "gallery" / "fridge-01.jpg").rgb]
     (served,) = OnnxRuntime(exported).pipeline(chosen).detector.detect(images)
     (here,) = Pipeline(chosen).detector.detect(images)
     (without,) = Pipeline(chosen.but(detector={"everyday": False})).detector.detect(images)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from soir_qdrant.serving.model_spec import ModelSpec, Tensor
+from soir_qdrant.serving.model_spec import ModelSpec, Tensor, facts
 
 EVERYDAY = "soir_everyday"
 
@@ -15,7 +15,7 @@ def everyday(*, side: int, boxes: int = 300) -> ModelSpec:
     return ModelSpec(
         EVERYDAY,
         "everyday",
-        (("boxes", boxes), ("side", side)),
+        facts(side=side, boxes=boxes),
         (Tensor("images", "UINT8", (side, side, 3)),),
         (Tensor("boxes", "FP32", (boxes, 4)), Tensor("scores", "FP32", (boxes,))),
         max_batch=10,

@@ -90,8 +90,7 @@ def _everyday() -> Part:
     images = everyday.looks(backgrounds()[0])
 
     def expected(images: NDArray[np.uint8]) -> tuple[NDArray[Any], ...]:
-        answer = everyday.session().run(everyday.OUTPUTS, {"images": images})
-        return tuple(answer)
+        return tuple(everyday.session().run(everyday.OUTPUTS, {"images": images}))
 
     return Part(
         spec.everyday(side=everyday.SIDE),

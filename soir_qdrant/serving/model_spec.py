@@ -13,6 +13,11 @@ Precision = Literal["fp32", "fp16", "int8"]
 Which = Literal["min", "usual", "max"]
 
 
+def facts(**values: int) -> tuple[tuple[str, int], ...]:
+    """The facts of a `ModelSpec`, by name."""
+    return tuple(sorted(values.items()))
+
+
 @dataclass(frozen=True, slots=True)
 class Tensor:
     """One input or output.

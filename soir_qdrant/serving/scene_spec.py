@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from soir_qdrant.serving.model_spec import ModelSpec, Tensor
+from soir_qdrant.serving.model_spec import ModelSpec, Tensor, facts
 
 SCENE = "soir_scene"
 
@@ -18,7 +18,7 @@ def scene(*, dim: int, row_dim: int = 0) -> ModelSpec:
     return ModelSpec(
         SCENE,
         "scene",
-        ((("dim", dim), ("row_dim", row_dim)) if row_dim else (("dim", dim),)),
+        facts(dim=dim, **({"row_dim": row_dim} if row_dim else {})),
         (Tensor("image", "UINT8", (-1,)),),
         (
             Tensor("boxes", "FP32", (-1, 4)),

@@ -76,9 +76,7 @@ class ServedDetector(Detector):
     def _token_head(self, image: RGB) -> Detections:
         scales = self._settings.scales if isinstance(self._settings, TokenHeadSettings) else (1.0,)
         named = [self._named(image, round(AREA * scale)) for scale in scales]
-        scores, boxes = combined(named)
-        if self._other is not None:
-            scores, boxes = combined([(scores, boxes), _said(self._other, image)])
+        scores, boxes = combined(named, None if self._other is None else _said(self._other, image))
         limits = {"threshold": THRESHOLD, "iou": IOU, **self._settings.limits}
         return chosen(scores, boxes, (image.shape[1], image.shape[0]), **limits)
 

@@ -17,6 +17,7 @@ from soir_qdrant.serving.model_spec import ModelSpec as ModelSpec
 from soir_qdrant.serving.model_spec import Precision as Precision
 from soir_qdrant.serving.model_spec import Tensor as Tensor
 from soir_qdrant.serving.model_spec import Tolerance as Tolerance
+from soir_qdrant.serving.model_spec import facts
 from soir_qdrant.serving.scene_spec import SCENE as SCENE
 from soir_qdrant.serving.scene_spec import scene as scene
 from soir_qdrant.serving.text_spec import TEXT as TEXT
@@ -35,10 +36,6 @@ LAYERS = 4  # rows of `Encoding.layers`
 BEST_CELLS = 1000  # of a detector's grid, that may name a box
 SMALL = 8  # pixels along a token, in the small image that the detector's head sees
 MAX_WINDOWS, MAX_CELLS = 100, 148  # boxes of an image; tokens along a side of one
-
-
-def _facts(**facts: int) -> tuple[tuple[str, int], ...]:
-    return tuple(sorted(facts.items()))
 
 
 def encoder(
@@ -65,7 +62,7 @@ def encoder(
     return ModelSpec(
         ENCODER,
         "encoder",
-        _facts(size=size, patch=patch, dim=dim, dim_out=dim_out, cls=cls, layers=layers, **of_rows),
+        facts(size=size, patch=patch, dim=dim, dim_out=dim_out, cls=cls, layers=layers, **of_rows),
         (
             Tensor("crops", "UINT8", (size, size, 3)),
             Tensor("patches", "INT64", (-1,), *((count,) for count in some)),
@@ -106,7 +103,7 @@ def tokens(
     return ModelSpec(
         TRUNK,
         "tokens",
-        _facts(patch=patch, dim=dim, skip=skip, min_side=min_side, usual_side=usual_side, max_side=max_side),
+        facts(patch=patch, dim=dim, skip=skip, min_side=min_side, usual_side=usual_side, max_side=max_side),
         (images,),
         (Tensor("tokens", "FP32", (-1, dim), count(min_side), count(usual_side), count(max_side)),),
         # Only images of one shape share a batch, and a large one fills a device by itself.
@@ -131,7 +128,7 @@ def token_head(*, patch: int, dim: int, max_cells: int = MAX_CELLS) -> ModelSpec
     return ModelSpec(
         DETECTOR,
         "token_head",
-        _facts(patch=patch, dim=dim, max_cells=max_cells),
+        facts(patch=patch, dim=dim, max_cells=max_cells),
         (
             Tensor("image", "UINT8", (-1, -1, 3), *at(patch, 3)),
             Tensor("small", "UINT8", (-1, -1, 3), *at(SMALL, 3)),
@@ -161,7 +158,7 @@ def token_unet(*, dim: int, side: int) -> ModelSpec:
     return ModelSpec(
         SEGMENTER,
         "token_unet",
-        _facts(dim=dim, side=side),
+        facts(dim=dim, side=side),
         (
             Tensor("tokens", "FP32", (-1, -1, -1, dim), *grids),
             Tensor("windows", "UINT8", (-1, -1, side, side, 3), *at(side, side, 3)),
@@ -178,7 +175,7 @@ def owlv2(*, size: int, patch: int) -> ModelSpec:
     return ModelSpec(
         DETECTOR,
         "owlv2",
-        _facts(size=size, patch=patch),
+        facts(size=size, patch=patch),
         (Tensor("images", "UINT8", (size, size, 3)),),
         (Tensor("boxes", "FP32", (patches, 4)), Tensor("scores", "FP32", (patches,))),
         max_batch=8,
@@ -192,7 +189,7 @@ def sam_encoder(*, size: int, channels: int, grid: int) -> ModelSpec:
     return ModelSpec(
         SEGMENTER_ENCODER,
         "sam_encoder",
-        _facts(size=size, channels=channels, grid=grid),
+        facts(size=size, channels=channels, grid=grid),
         (Tensor("images", "UINT8", (size, size, 3)),),
         (Tensor("embeddings", "FP32", (channels, grid, grid)),),
         max_batch=4,
@@ -211,7 +208,7 @@ def sam_decoder(*, size: int, channels: int, grid: int, max_boxes: int = 64) -> 
     return ModelSpec(
         SEGMENTER_DECODER,
         "sam_decoder",
-        _facts(size=size, channels=channels, grid=grid, max_boxes=max_boxes),
+        facts(size=size, channels=channels, grid=grid, max_boxes=max_boxes),
         (
             Tensor("embeddings", "FP32", (1, channels, grid, grid)),
             Tensor("boxes", "FP32", (1, -1, 4), *((1, count, 4) for count in counts)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from soir_qdrant.serving.model_spec import ModelSpec, Tensor
+from soir_qdrant.serving.model_spec import ModelSpec, Tensor, facts
 
 TEXT = "soir_text"
 
@@ -16,7 +16,7 @@ def text(*, length: int, dim: int, mask: int) -> ModelSpec:
     return ModelSpec(
         TEXT,
         "text",
-        tuple(sorted({"length": length, "dim": dim, "mask": mask}.items())),
+        facts(length=length, dim=dim, mask=mask),
         tuple(Tensor(name, "INT64", (length,)) for name in names),
         (Tensor("descriptor", "FP32", (dim,)),),
         max_batch=32,

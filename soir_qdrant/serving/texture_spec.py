@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from soir_qdrant.serving.model_spec import ModelSpec, Tensor
+from soir_qdrant.serving.model_spec import ModelSpec, Tensor, facts
 
 TEXTURE = "soir_texture"
 
@@ -15,7 +15,7 @@ def texture(*, size: int, cells: int, dim: int, skip: int) -> ModelSpec:
     return ModelSpec(
         TEXTURE,
         "texture",
-        tuple(sorted({"size": size, "cells": cells, "dim": dim, "skip": skip}.items())),
+        facts(size=size, cells=cells, dim=dim, skip=skip),
         (Tensor("surfaces", "UINT8", (size, size, 3)), Tensor("weights", "FP32", (cells * cells,))),
         (Tensor("texture", "FP32", (dim,)),),
         max_batch=32,

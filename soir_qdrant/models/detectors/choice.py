@@ -16,18 +16,23 @@ SAME = 0.6  # IoU from which on two looks name the same thing
 AGREEMENT = 0.15  # share of a box's score that the other looks say: so scores mean what those of one look do
 
 
-def combined(looks: Sequence[tuple[Floats, Floats]]) -> tuple[Floats, Floats]:
-    """What several looks at one image say, each at another area of it, or by another detector.
+def combined(
+    looks: Sequence[tuple[Floats, Floats]], other: tuple[Floats, Floats] | None = None
+) -> tuple[Floats, Floats]:
+    """What several looks at one image say, each at another area of it, and then what another detector says.
 
     A box lies where those that name it say in the mean, by their scores, and counts for less where the others do not
     name it: boxes fused as in arXiv 1910.13302, before the best of them are chosen.
 
     Args:
         looks: of each its scores [n], 0..1, and boxes [n, 4] in pixels of the image. One alone stays as it is.
+        other: the same of the other detector: one more look, beside what all of these say together.
 
     Returns:
         Scores and boxes of all looks, one after the other.
     """
+    if other is not None:
+        return combined([combined(looks), other])
     if len(looks) == 1:
         return looks[0]
     rows = [np.argsort(-scores, kind="stable")[:MAX_OF_LOOK] for scores, _ in looks]

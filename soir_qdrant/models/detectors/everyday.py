@@ -6,7 +6,6 @@ DEIMv2-Femto (arXiv 2509.20787), in onnxruntime: docs/concepts/detector.md, docs
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from soir_qdrant.errors import ConfigError
 from soir_qdrant.geometry.boxes import Floats
 from soir_qdrant.geometry.resize import resized
+from soir_qdrant.models.cache import digest_of
 from soir_qdrant.models.compatibility import DATA
 from soir_qdrant.types import RGB
 
@@ -55,7 +55,7 @@ def session() -> Any:
 @cache
 def fingerprint() -> str:
     """Of the network, as an export carries it."""
-    return f"everyday@{hashlib.sha256(FILE.read_bytes()).hexdigest()[:12]}"
+    return f"everyday@{digest_of([FILE])[:12]}"
 
 
 def looks(image: RGB) -> NDArray[np.uint8]:

@@ -88,9 +88,7 @@ class LearnedDetector(Detector):
     def _detect(self, image: RGB) -> Detections:
         size = (image.shape[1], image.shape[0])
         looks = [named(self.network, inputs(self.source, image, area), size) for area in self.areas]
-        scores, boxes = combined(looks)
-        if self.other is not None:
-            scores, boxes = combined([(scores, boxes), self.other(image)])
+        scores, boxes = combined(looks, None if self.other is None else self.other(image))
         return chosen(
             scores, boxes, size, threshold=self.threshold, iou=self.iou, max_objects=self.max_objects
         )
