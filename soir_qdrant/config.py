@@ -185,7 +185,7 @@ class Settings(Frozen):
         """Whether the encoder leaves out patches that show nothing of the object; "mao" refines on all."""
         return self.crop.background == "drop" and self.vector.pooling != "mao"
 
-    def but(self, **changes: dict[str, Any]) -> Settings:
+    def but(self, **changes: dict[str, Any] | None) -> Settings:
         """A copy with some settings changed: `settings.but(vector={"pooling": "mean"})`.
 
         Another kind of detector, say, keeps what all kinds share and takes its own defaults for the rest.
@@ -196,12 +196,13 @@ class Settings(Frozen):
         groups: dict[str, Any] = dict(self)
         for group, values in changes.items():
             before = groups.get(group)
-            none = group in OPTIONAL and values is None
-            if isinstance(before, BaseModel) and not isinstance(values, Mapping) and not none:
+            if values is None and group in OPTIONAL:
+                groups[group] = None
+            elif isinstance(before, BaseModel) and not isinstance(values, Mapping):
                 raise ConfigError(f"setting {group}: {values!r} is no object of settings")
-            if group in KINDS and not none:
+            elif group in KINDS:
                 groups[group] = settings_of(KINDS[group], values, before)
-            elif isinstance(before, BaseModel) and not none:
+            elif isinstance(before, BaseModel) and isinstance(values, Mapping):
                 groups[group] = {**before.model_dump(), **values}
             else:
                 groups[group] = values
@@ -260,13 +261,14 @@ EMBEDDED = Settings(
     ),
     detector=TokenHeadSettings(iou=0.65, scales=(1, 0.4), everyday=True),
     vector=VectorSettings(ridge=2),
+    ocr=OcrSettings(),
 )
 PROFILES: dict[str, Settings] = {
     "embedded": EMBEDDED,
     "embedded-0.1": Settings(
         profile="embedded-0.1", vector=VectorSettings(features=WITHOUT_TEXTURE, whitening="0.1")
     ),
-    "fast": EMBEDDED.but(detector={"threshold": 0.35}).model_copy(update={"profile": "fast"}),
+    "fast": EMBEDDED.but(detector={"threshold": 0.35}, ocr=None).model_copy(update={"profile": "fast"}),
     "paper": Settings(
         profile="paper",
         encoder=VitSettings(weights="facebook/dinov2-base"),

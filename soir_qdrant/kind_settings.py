@@ -101,8 +101,10 @@ class SumSettings(SceneSettings):
 
 
 class OcrSettings(Frozen):
-    """Text inside images, read for the payload. threshold: lowest score of a line. longest: side in pixels that a
-    larger image is made smaller to; small print wants more, and takes longer."""
+    """Text inside images, read for the payload, and on the things in queries (docs/concepts/text.md). threshold: lowest
+    score of a line. longest: side in pixels that a larger image is made smaller to; small print wants more, and takes
+    longer. object_score: that a line has as an object of its own; 0: lines are none."""
 
     threshold: float = Field(0.5, ge=0, le=1)
     longest: int = Field(2000, ge=64)
+    object_score: float = Field(0.4, ge=0, le=1)

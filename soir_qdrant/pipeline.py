@@ -7,16 +7,15 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-import soir_qdrant.models.forked  # noqa: F401  # what forked children need is set up with the first pipeline
-from soir_qdrant.components import Components
-from soir_qdrant.contracts import TEXTURE_CELLS, Segmenter
+from soir_qdrant.contracts import TEXTURE_CELLS
 from soir_qdrant.errors import ConfigError
-from soir_qdrant.geometry.boxes import pick
+from soir_qdrant.finder import Finder
 from soir_qdrant.geometry.crops import Crops, cut, is_whole, together
 from soir_qdrant.geometry.patches import patch_weights
 from soir_qdrant.geometry.plain_background import box_of_query, plain_foreground
 from soir_qdrant.geometry.query_views import query_views
 from soir_qdrant.geometry.resize import Halves
+from soir_qdrant.models.ocr import with_text
 from soir_qdrant.models.tokens import LAYER
 from soir_qdrant.pooling.features import TEXTURE, side_by_side
 from soir_qdrant.pooling.patches import Projected, described
@@ -26,7 +25,6 @@ from soir_qdrant.timing import timed
 from soir_qdrant.types import (
     RGB,
     Box,
-    Detections,
     Encoding,
     LoadedImage,
     Mask,
@@ -37,7 +35,7 @@ from soir_qdrant.types import (
 )
 
 
-class Pipeline(Components):
+class Pipeline(Finder):
     """Images to scenes, query crops to vectors: the way through the parts of `Components`."""
 
     def scenes(
@@ -57,10 +55,22 @@ class Pipeline(Components):
         """
         seconds = {} if seconds is None else seconds
         known = objects or [None] * len(images)
+        lines = self.read(images, seconds)
         if self.scene_encoder is not None and None in known:
             with timed(seconds, "encode"):
-                return scenes_of(self, self.scene_encoder, images, known, patches)
-        listed = self.find(images, known, seconds)
+                scenes = scenes_of(self, self.scene_encoder, images, known, patches)
+        else:
+            scenes = self._described(images, self.find(images, known, seconds, lines), seconds, patches)
+        return [with_text(scene, some) for scene, some in zip(scenes, lines, strict=True)]
+
+    def _described(
+        self,
+        images: list[LoadedImage],
+        listed: list[list[SceneObject]],
+        seconds: dict[str, float],
+        patches: bool,
+    ) -> list[Scene]:
+        """The scene of each image and its objects. seconds, patches: see `scenes`."""
         with timed(seconds, "encode"):
             crops = self.crops([image.rgb for image in images], listed)
             encoding, rows = self._encode(crops, patches)
@@ -130,60 +140,6 @@ class Pipeline(Components):
                 self.encoder.features(crops.pixels[part], [LAYER]), crops.masks[part], projection
             )
         return rows
-
-    def find(
-        self,
-        images: list[LoadedImage],
-        objects: list[list[SceneObject] | None],
-        seconds: dict[str, float] | None = None,
-    ) -> list[list[SceneObject]]:
-        """The objects of each image with their masks, at least one: those given, else those detected, their
-        boxes fitted to them where the segmenter can, and of those that then are much the same the best, else
-        the whole image. seconds: see `scenes`."""
-        seconds = {} if seconds is None else seconds
-        unknown = [i for i, items in enumerate(objects) if items is None]
-        detected: dict[int, Detections] = {}
-        with timed(seconds, "detect"):
-            if unknown and self.detector is not None:
-                detections = self.detector.detect([images[i].rgb for i in unknown])
-                detected = dict(zip(unknown, detections, strict=True))
-        with timed(seconds, "segment"):
-            listed = []
-            for i, (image, items) in enumerate(zip(images, objects, strict=True)):
-                items = items or self._different(self.fitted(image.rgb, detected.get(i)))
-                whole = SceneObject((0.0, 0.0, float(image.width), float(image.height)), stand_in=True)
-                listed.append(self.segment(image.rgb, items or [whole]))
-        return listed
-
-    def fitted(self, image: RGB, detections: Detections | None) -> list[SceneObject]:
-        """What was detected, boxes fitted to their masks where the segmenter can. image: uint8 [H, W, 3]."""
-        if detections is None or not len(detections.boxes):
-            return []
-        refined = self.segmenter.refine_boxes(image, detections.boxes)
-        return [
-            SceneObject(box, mask, score=float(score))
-            for (box, mask), score in zip(refined, detections.scores, strict=True)
-        ]
-
-    def _different(self, items: list[SceneObject]) -> list[SceneObject]:
-        """Suppressed again: two boxes of one object may be the same only once they are fitted."""
-        boxes = np.array([item.box for item in items]).reshape(-1, 4)
-        scores = np.array([item.score for item in items])
-        settings = self.settings.detector
-        best, _ = pick(boxes, scores, iou=settings.fitted_iou, max_count=settings.max_objects)
-        return [items[i] for i in best]
-
-    def segment(
-        self, image: RGB, objects: list[SceneObject], segmenter: Segmenter | None = None
-    ) -> list[SceneObject]:
-        """The same objects, each with a mask. image: uint8 [H, W, 3]."""
-        segmenter = segmenter or self.segmenter
-        parts = [item for item in objects if item.mask is None and not is_whole(item.box, image.shape)]
-        if not parts:
-            return objects
-        boxes = np.array([item.box for item in parts], np.float64)  # rounded, a frame may lose a pixel
-        masks = dict(zip(map(id, parts), segmenter.segment(image, boxes), strict=True))
-        return [replace(item, mask=masks.get(id(item), item.mask)) for item in objects]
 
     def crops(self, images: list[RGB], objects: list[list[SceneObject]]) -> Crops:
         """All objects of all images, in order."""

@@ -55,6 +55,9 @@ OTHER_POINTS = {
     "segmenter.kind": "box",
     "segmenter.weights": "facebook/other",
     "segmenter.head": None,
+    "ocr.threshold": 0.9,
+    "ocr.longest": 500,
+    "ocr.object_score": 0.0,
     "vector.by_score": 0.1,
     "crop.full_score": 0.5,
     "crop.texture_score": 0.5,
@@ -78,7 +81,7 @@ KINDS = {
 def settings(tmp_path_factory):
     folder = tmp_path_factory.mktemp("weights")
     paper = Settings.for_profile("paper")
-    return paper.but(encoder={"weights": str(tiny_encoder(folder / "vit")), "input_size": 48})
+    return paper.but(encoder={"weights": str(tiny_encoder(folder / "vit")), "input_size": 48}, ocr={})
 
 
 def but(settings, name, value):

@@ -36,6 +36,7 @@ FLOORS = [
     {"models", "qdrant"},
     {"pooling", "mao"},
     {"components"},
+    {"finder"},
     {"pipeline", "query"},
     {"rerank", "serving"},
     {"assembly"},

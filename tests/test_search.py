@@ -147,7 +147,7 @@ def test_rescoring_by_codes_needs_no_object_vectors():
     assert {hit.id for hit in hits[:3]} == {0, 2, 3}
     plain = {hit.id: hit.score for hit in searcher(client).search(swatch(GREEN), rerank=None)}
     for hit in hits[:3]:  # the image's score, and the best object's, 1 here; a byte a number
-        assert np.isclose(hit.score, 0.3 * plain[hit.id] + 0.7, atol=0.01)
+        assert np.isclose(hit.score, 0.2 * plain[hit.id] + 0.8, atol=0.01)
     assert {hit.id: (hit.box, hit.object) for hit in hits[:3]} == {
         0: (B, 1),
         2: (B, 0),

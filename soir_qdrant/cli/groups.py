@@ -231,8 +231,12 @@ class Reading:
     )
 
     ocr: Annotated[
-        bool, typer.Option("--ocr", help="also the text in images, for --text-in-image (extra ocr)")
-    ] = False
+        bool | None,
+        typer.Option(
+            "--ocr/--no-ocr",
+            help="read the text in images (extra ocr), or leave it; as the profile has it: embedded does",
+        ),
+    ] = None
 
     @property
     def options(self) -> ReadOptions:
@@ -251,7 +255,7 @@ class Reading:
     @property
     def changes(self) -> dict[str, Any]:
         """Of the pipeline's settings."""
-        return {"ocr": {}} if self.ocr else {}
+        return {} if self.ocr is None else {"ocr": {} if self.ocr else None}
 
 
 def models_of(models: Models, client: QdrantBase, server: Server, target: Target) -> Models:

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from soir_qdrant.errors import CollectionError, ConfigError, ServerError, SoirError, WeightsError
+from soir_qdrant.ingest.reading import decoded
 from soir_qdrant.ingest.sources import Item
-from soir_qdrant.ingest.texts import read_scenes
 from soir_qdrant.types import Scene
 
 if TYPE_CHECKING:
@@ -40,7 +40,9 @@ def scenes_of(
     if not items:
         return []
     try:
-        return read_scenes(pipeline(), items, seconds, patches=patches)
+        images, objects = [decoded(item) for item in items], [item.objects for item in items]
+        scenes = pipeline().scenes(images, objects, seconds, **({"patches": True} if patches else {}))
+        return list(zip(items, scenes, strict=True))
     except _FATAL:
         raise
     except Exception as error:  # whatever a model says to one odd image must not stop the others

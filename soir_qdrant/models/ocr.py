@@ -12,6 +12,10 @@ from soir_qdrant.config import OcrSettings
 from soir_qdrant.errors import ConfigError
 from soir_qdrant.types import RGB, Box, Scene, SceneObject
 
+MIN_SIDE = 8  # pixels of an image that may hold letters
+MAX_ASPECT = 4  # of what RapidOCR sees: it enlarges the short side, and with it the long one
+SURE = 0.8  # score of a line in a query, from which its words are looked for
+
 
 @dataclass(frozen=True, slots=True)
 class TextLine:
@@ -37,29 +41,51 @@ class TextReader:
             from rapidocr import RapidOCR
         except ImportError as error:
             raise ConfigError(
-                "reading text in images needs RapidOCR: pip install 'soir-qdrant[ocr]'"
+                "reading text in images needs RapidOCR: pip install 'soir-qdrant[ocr]', or do without it: "
+                '{"ocr": null}, --no-ocr'
             ) from error
         self.settings = settings
         self._engine = RapidOCR(
-            params={"Global.log_level": "critical", "Global.max_side_len": settings.longest}
+            params={
+                "Global.log_level": "critical",
+                "Global.max_side_len": settings.longest,
+                "EngineConfig.onnxruntime.intra_op_num_threads": 1,  # threads that wait would spin
+                "EngineConfig.onnxruntime.inter_op_num_threads": 1,
+            }
         )
+
+    def __reduce__(self) -> tuple[type[TextReader], tuple[OcrSettings]]:
+        return TextReader, (self.settings,)
 
     def read(self, image: RGB) -> list[TextLine]:
         """The lines of an image, from top to bottom. image: uint8 [H, W, 3]."""
-        answer = self._engine(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+        height, width = image.shape[:2]
+        long = max(height, width)
+        if min(height, width) * min(1, self.settings.longest / long) < MIN_SIDE:
+            return []
+        below, right = (max(-(-long // MAX_ASPECT) - side, 0) for side in (height, width))
+        padded = cv2.copyMakeBorder(image, 0, below, 0, right, cv2.BORDER_REPLICATE)
+        answer = self._engine(cv2.cvtColor(padded, cv2.COLOR_RGB2BGR))
         if answer.boxes is None or answer.txts is None:
             return []
-        corners = np.asarray(answer.boxes, np.float64).reshape(-1, 4, 2)
+        corners = np.clip(np.asarray(answer.boxes, np.float64).reshape(-1, 4, 2), 0, (width, height))
         lines = [
             TextLine(text, (*map(float, (*four.min(0), *four.max(0))),), float(score))  # type: ignore[arg-type]
             for four, text, score in zip(corners, answer.txts, answer.scores, strict=True)
+            if np.ptp(four, axis=0).all()  # else it lies beside the image
         ]
         return [line for line in lines if line.score >= self.settings.threshold and line.text.strip()]
 
-    def scene(self, image: RGB, scene: Scene) -> Scene:
-        """A scene with the text of its objects, and the rest. image: uint8 [H, W, 3], what it is of."""
-        objects, rest = assigned(self.read(image), scene.objects)
-        return replace(scene, objects=objects, text=rest)
+
+def with_text(scene: Scene, lines: Sequence[TextLine]) -> Scene:
+    """A scene with the text of its objects, and the rest of what was read in its image."""
+    objects, rest = assigned(lines, scene.objects)
+    return replace(scene, objects=objects, text=rest)
+
+
+def read_well(lines: Sequence[TextLine]) -> str:
+    """The text of the lines that were read well."""
+    return " ".join(line.text for line in lines if line.score >= SURE)
 
 
 def assigned(

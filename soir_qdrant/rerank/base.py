@@ -28,7 +28,9 @@ from soir_qdrant.types import Box, Failure, Hit, LoadedImage, Vector
 if TYPE_CHECKING:
     from soir_qdrant.pipeline import Pipeline
 
-Need: TypeAlias = Literal["payload", "patches", "object vectors", "box", "image", "query image", "query text"]
+Need: TypeAlias = Literal[
+    "payload", "patches", "object vectors", "box", "written", "image", "query image", "query text"
+]
 MODELS: frozenset[Need] = frozenset({"image", "query image", "query text"})  # needs that take a model to read
 MIN_GROUPS, MIN_GROUP_SIZE = 20, 5  # groups, and images of each, that are ordered by what they are worth
 
@@ -48,6 +50,7 @@ class SearchQuery:
         looks: float32 [L, D], unit rows, of the thing as it stands, and then turned (`CropSettings.query_turns`);
             None where nothing but `vector` says what it looks like.
         pixels: of the image that are the thing's; 0 where that is not known.
+        written: on the thing in the image, where the reranker needs it and the pipeline reads text; else "".
     """
 
     vector: Vector
@@ -57,6 +60,7 @@ class SearchQuery:
     patches: Vector | None = None
     looks: Vector | None = None
     pixels: float = 0.0
+    written: str = ""
 
     @property
     def rows(self) -> Vector:
@@ -116,9 +120,10 @@ class Reranker(Protocol):
         needs: what it reads beside ids and scores. "payload": what is stored of each hit, codes included;
             "patches": the stored patches too, where the query has its own, or its image is needed; "object
             vectors": `Hit.object_vectors`, where the collection keeps them; "box": the searcher is to tell the
-            box, by object vectors where it may; "image": the hits' images, opened again; "query image", "query
-            text": those of the query, and a query without them is refused. With one of the last three, `rerank`
-            runs in one thread at a time, as encoding does.
+            box, by object vectors where it may; "written": what is written on the thing in the query, where the
+            pipeline reads text; "image": the hits' images, opened again; "query image", "query text": those of the
+            query, and a query without them is refused. With one of the last three, `rerank` runs in one thread at a
+            time, as encoding does.
     """
 
     @property

@@ -11,10 +11,11 @@ from soir_qdrant.errors import ConfigError
 from soir_qdrant.qdrant.codes import cosines, decode
 from soir_qdrant.qdrant.ordering import ByCodes
 from soir_qdrant.qdrant.payload import KEY, best_object
+from soir_qdrant.qdrant.written import gain
 from soir_qdrant.rerank.base import Need, Page, SearchQuery, Window, candidate_blocks
 from soir_qdrant.types import Failure, Hit, Vector
 
-WEIGHT = 0.7  # of the best object in the score; the rest is the image's. See docs/concepts/search.md
+WEIGHT = 0.8  # of the best object in the score; the rest is the image's. See docs/concepts/search.md
 EXPAND = 1  # images whose best objects join the query
 MIN_COSINE = 0.4  # of an object that joins the query; others look too little like it to be sure
 
@@ -25,7 +26,8 @@ class CodeReranker:
     The score of an image, -1..1, is the weighted mean of the dot product of its vector with the query's and
     of the largest cosine of its objects' codes with the query's first numbers, of the look at the query that is most
     like the object (`codes.cosines`), less what it lacks in pixels (`detail.missing_detail`). The box is that object's.
-    An image without codes keeps its score.
+    An image without codes keeps its score. Those in which words of the query's thing were read gain by that
+    (`written.gain`): up to 1.15.
 
     Then the query is expanded, and the block is scored once more: the best object of the first image joins
     the query, by the square of its cosine, where that is at least MIN_COSINE (alpha query expansion:
@@ -41,7 +43,7 @@ class CodeReranker:
     """
 
     name = "codes"
-    needs: frozenset[Need] = frozenset({"payload"})
+    needs: frozenset[Need] = frozenset({"payload", "written"})
 
     def __init__(self, candidates: int = 100, *, weight: float = WEIGHT, expand: int = EXPAND) -> None:
         if not 0 <= weight <= 1:
@@ -71,20 +73,21 @@ class CodeReranker:
     ) -> list[Hit]:
         """The same hits, best first, with the box of their best object. All can be scored."""
         del failed
-        ranked = self._ranked(hits, query.rows, query.pixels)
+        ranked = self._ranked(hits, query, query.rows)
         expanded = expanded_query(query.rows, ranked[: self.expand])
-        return ranked if expanded is None else self._ranked(hits, expanded, query.pixels)
+        return ranked if expanded is None else self._ranked(hits, query, expanded)
 
-    def _ranked(self, hits: Sequence[Hit], looks: Vector, pixels: float) -> list[Hit]:
-        return sorted((self._scored(hit, looks, pixels) for hit in hits), key=lambda hit: -hit.score)
+    def _ranked(self, hits: Sequence[Hit], query: SearchQuery, looks: Vector) -> list[Hit]:
+        return sorted((self._scored(hit, query, looks) for hit in hits), key=lambda hit: -hit.score)
 
-    def _scored(self, hit: Hit, looks: Vector, pixels: float) -> Hit:
-        match = best_object(hit.payload, looks, pixels=pixels)
-        if match is None:
-            return hit
+    def _scored(self, hit: Hit, query: SearchQuery, looks: Vector) -> Hit:
         score = hit.score
-        if match.score is not None:
+        match = best_object(hit.payload, looks, pixels=query.pixels)
+        if match is not None and match.score is not None:
             score = (1 - self.weight) * score + self.weight * match.score
+        score += gain(hit.payload, query.written)
+        if match is None:
+            return replace(hit, score=score)
         return replace(hit, score=score, box=match.box, object=match.index)
 
 

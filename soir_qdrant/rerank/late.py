@@ -10,6 +10,7 @@ import numpy as np
 from soir_qdrant.pooling.patches import late_interaction
 from soir_qdrant.qdrant.detail import missing_detail
 from soir_qdrant.qdrant.payload import KEY, PATCHES, code_cosines, unpack_patches
+from soir_qdrant.qdrant.written import gain
 from soir_qdrant.rerank import hit_image
 from soir_qdrant.rerank.base import SearchQuery
 from soir_qdrant.types import Hit, Vector
@@ -30,7 +31,7 @@ def by_patches(
 
     Args:
         hit: with the score that it has by codes.
-        query: its looks and its pixels are read.
+        query: its looks, its pixels and what is written on it are read.
         patches: the query's, float32 [n, d], unit rows.
         objects: those of each of the hit's objects, likewise.
         weight: of late interaction, less what an object lacks in pixels (`detail.missing_detail`), in the score, 0..1.
@@ -41,5 +42,5 @@ def by_patches(
     by_code = code_cosines(hit.payload, query.rows)
     both = late if by_code is None or len(by_code) != len(late) else late + by_code - lost
     best = int(np.argmax(both))
-    score = (1 - weight) * hit.score + weight * float(late.max())
+    score = (1 - weight) * hit.score + weight * (float(late.max()) + gain(hit.payload, query.written))
     return replace(hit, score=score, box=boxes[best] if boxes else None, object=best if boxes else None)

@@ -42,7 +42,7 @@ class PatchReranker(FirstCandidates):
     """
 
     name = "patches"
-    needs: frozenset[Need] = frozenset({"payload", "patches", "image", "query image"})
+    needs: frozenset[Need] = frozenset({"payload", "patches", "image", "query image", "written"})
 
     def __init__(
         self,

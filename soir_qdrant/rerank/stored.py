@@ -20,7 +20,7 @@ class StoredReranker(CodeReranker):
     """
 
     name = "stored"
-    needs: frozenset[Need] = frozenset({"payload", "patches"})
+    needs: frozenset[Need] = frozenset({"payload", "patches", "written"})
 
     def rerank(
         self, query: SearchQuery, hits: Sequence[Hit], *, failed: list[Failure] | None = None

@@ -23,7 +23,7 @@ from soir_qdrant.rerank.base import SearchQuery, check_query
 from soir_qdrant.search.options import SearchOptions
 from soir_qdrant.search.requests import Plan, opened
 from soir_qdrant.timing import stage
-from soir_qdrant.types import Box, Composed, Text, Vector
+from soir_qdrant.types import Box, Composed, LoadedImage, Text, Vector
 
 if TYPE_CHECKING:
     from soir_qdrant.pipeline import Pipeline
@@ -99,7 +99,7 @@ class QueryEncoder:
     def encode(self, pair: Boxed, plan: Plan, *others: Sequence[Query]) -> SearchQuery:
         """A query as the reranker reads it: without its image, where that is not needed. others: examples and
         negatives. Raises ConfigError where the reranker cannot read it."""
-        query = self.query(*pair, *others, patches=plan.patches)
+        query = self.query(*pair, *others, patches=plan.patches, written=plan.written)
         check_query(plan.reranker, query)
         return query if plan.query_image else replace(query, image=None)
 
@@ -111,10 +111,12 @@ class QueryEncoder:
         negatives: Sequence[Query] = (),
         *,
         patches: bool = False,
+        written: bool = False,
     ) -> SearchQuery:
         """One query; see `SoirSearcher.search`. The image, box and text are those of `query` itself, and so are its
-        patches, which are read where `patches` says so and the pipeline has them at hand."""
-        main = self._single(query, box, patches)
+        patches and what is written on it, which are read where `patches` and `written` say so and the pipeline does
+        such a thing."""
+        main = self._single(query, box, patches, written)
         positive = [self._single(example, None).vector for example in examples]
         negative = [self._single(example, None).vector for example in negatives]
         if not positive and not negative and self.bank is None:
@@ -130,7 +132,9 @@ class QueryEncoder:
             vector = vector - np.float32(BANK_WEIGHT) * self.bank
         return replace(main, vector=checked(vector, self.store.dim, self.store.collection), looks=None)
 
-    def _single(self, query: Query, box: Box | None, patches: bool = False) -> SearchQuery:
+    def _single(
+        self, query: Query, box: Box | None, patches: bool = False, written: bool = False
+    ) -> SearchQuery:
         vector = as_vector(query)
         if box is not None and (vector is not None or isinstance(query, Text)):
             kind = "a vector" if vector is not None else "text"
@@ -145,13 +149,19 @@ class QueryEncoder:
         with stage("decode"):
             image, box = open_query(query, box, self.max_pixels)
         with self.lock, stage("encode"):
-            if not self.pipeline.has_patches:
-                return SearchQuery(self.pipeline.query(image.rgb, box=box, mask=image.alpha), image, box)
-            look = self.pipeline.query_look(image.rgb, box=box, mask=image.alpha, patches=patches)
-            whiten = self.pipeline.whiten
-            looks = None if look.looks is None else whiten(look.looks)
-            row, pixels = whiten(look.row), look.pixels
-            return SearchQuery(row, image, box, patches=look.patches, looks=looks, pixels=pixels)
+            encoded = self._encoded(image, box, patches)
+            if not written or self.pipeline.text_reader is None:
+                return encoded
+            return replace(encoded, written=self.pipeline.query_text(image.rgb, box))
+
+    def _encoded(self, image: LoadedImage, box: Box | None, patches: bool) -> SearchQuery:
+        if not self.pipeline.has_patches:
+            return SearchQuery(self.pipeline.query(image.rgb, box=box, mask=image.alpha), image, box)
+        look = self.pipeline.query_look(image.rgb, box=box, mask=image.alpha, patches=patches)
+        whiten = self.pipeline.whiten
+        looks = None if look.looks is None else whiten(look.looks)
+        row, pixels = whiten(look.row), look.pixels
+        return SearchQuery(row, image, box, patches=look.patches, looks=looks, pixels=pixels)
 
     def _text(self, text: Text) -> Vector:
         """The vector of words, or the mean over their prompts."""

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, zip_longest
 
 from qdrant_client import models
 
 from soir_qdrant.errors import CollectionError
-from soir_qdrant.qdrant.collection import Store
+from soir_qdrant.qdrant.calls import SharedTimeout
+from soir_qdrant.qdrant.collection import TOGETHER, Store
+from soir_qdrant.qdrant.written import has_some
 from soir_qdrant.rerank.base import Reranker, SearchQuery, Window
 from soir_qdrant.search.options import SearchOptions
 
@@ -28,6 +32,11 @@ class Plan:
     def patches(self) -> bool:
         """Whether patches are read."""
         return "patches" in self.reranker.needs
+
+    @property
+    def written(self) -> bool:
+        """Whether what is written on the thing in the query is read."""
+        return "written" in self.reranker.needs and self.window.by_codes is None
 
     @property
     def query_image(self) -> bool:
@@ -73,6 +82,47 @@ def make_plan(
             'ingest into a new collection with keep_objects=True, or take rerank="codes"'
         )
     return Plan(options, reranker, window, exact_boxes)
+
+
+def candidates(
+    store: Store, queries: Sequence[SearchQuery], plan: Plan, timeout: SharedTimeout
+) -> list[Sequence[models.ScoredPoint]]:
+    """What Qdrant has in the plan's window of each query's ranking. Up to TOGETHER rankings go into one request.
+
+    Where something is written on the thing, every other candidate is the best of those images in which a word of it
+    was read; both rankings are fetched from their beginning, so that pages fit together.
+    """
+    rankings = [_rankings(store, query, plan) for query in queries]
+    flat, consistency = list(chain.from_iterable(rankings)), plan.options.consistency
+    points: list[list[models.ScoredPoint]] = []
+    for i in range(0, len(flat), TOGETHER):
+        with timeout.request() as left:
+            points += store.query(flat[i : i + TOGETHER], consistency=consistency, timeout=left)
+    answers = iter(points)
+    return [_taking_turns([next(answers) for _ in some], plan.window) for some in rankings]
+
+
+def _rankings(store: Store, query: SearchQuery, plan: Plan) -> list[models.QueryRequest]:
+    request, window = query_request(store, query, plan), plan.window
+    some = None if window.by_objects else has_some(query.written)
+    if some is None:
+        return [request]
+    both = models.Filter(must=[some] if request.filter is None else [some, request.filter])
+    whole = {"limit": window.limit + window.offset, "offset": 0}
+    return [request.model_copy(update=whole), request.model_copy(update={**whole, "filter": both})]
+
+
+def _taking_turns(
+    answers: Sequence[Sequence[models.ScoredPoint]], window: Window
+) -> Sequence[models.ScoredPoint]:
+    """One of each in turn, and each once."""
+    if len(answers) == 1:
+        return answers[0]
+    points: dict[models.ExtendedPointId, models.ScoredPoint] = {}
+    for point in chain.from_iterable(zip_longest(*answers)):
+        if point is not None:
+            points.setdefault(point.id, point)
+    return list(points.values())[window.offset : window.offset + window.limit]
 
 
 def query_request(store: Store, query: SearchQuery, plan: Plan) -> models.QueryRequest:

@@ -26,7 +26,7 @@ from soir_qdrant.search import localization
 from soir_qdrant.search.encoding import Boxed, QueryEncoder
 from soir_qdrant.search.hits import candidate, finished, grouped, masked, points_of
 from soir_qdrant.search.options import SearchKeywords, SearchOptions, merged
-from soir_qdrant.search.requests import Plan, make_plan, query_request
+from soir_qdrant.search.requests import Plan, candidates, make_plan, query_request
 from soir_qdrant.timing import stage
 from soir_qdrant.types import Box, Hit, HitGroup, Text, Vector
 
@@ -272,10 +272,7 @@ class SoirSearcher:
     ) -> Iterator[list[Hit]]:
         options, first = plan.options, plan.options.offset - plan.window.offset
         queries = [self._encoder.encode(pair, plan, *others) for pair in pairs]
-        requests = [query_request(self.store, query, plan) for query in queries]
-        with timeout.request() as left:
-            answers = self.store.query(requests, consistency=options.consistency, timeout=left)
-        for query, points in zip(queries, answers, strict=True):
+        for query, points in zip(queries, candidates(self.store, queries, plan, timeout), strict=True):
             hits = self._ranked(query, points, plan)
             yield self._finished(query, hits[first:][: options.limit], plan)
 

@@ -24,7 +24,7 @@ from soir_qdrant.pipeline import Pipeline
 from soir_qdrant.recipe import OF_QUERIES
 from soir_qdrant.types import LoadedImage, Mask, Scene, SceneObject, Vector
 
-FORMAT = 2  # of the files, and of what the plain rows are
+FORMAT = 3  # of the files, and of what the plain rows are
 PACKAGE = Path(str(resources.files("soir_qdrant")))
 UNRELATED = ("lab", "cli", "report")  # code that does not change what is ingested
 PATCHES = "patches"  # of all objects, and how many each has
@@ -164,6 +164,9 @@ def _arrays(entry: Entry) -> Arrays:
     return {
         **patches,
         "size": np.array([scene.width, scene.height]),
+        "texts": np.frombuffer(
+            json.dumps([scene.text, *(item.text for item in scene.objects)]).encode(), np.uint8
+        ),
         "boxes": np.array([item.box for item in scene.objects], np.float64).reshape(-1, 4),
         "scores": np.array([item.score for item in scene.objects], np.float64),
         "mask_shapes": np.array(shapes, np.int64).reshape(-1, 2),
@@ -179,17 +182,18 @@ def _arrays(entry: Entry) -> Arrays:
 def _entry(arrays: Arrays) -> Entry:
     width, height = arrays["size"].tolist()
     masks = _masks(arrays["mask_shapes"], arrays["mask_bits"])
+    rest, *texts = json.loads(arrays["texts"].tobytes())
     objects = tuple(
-        SceneObject((x0, y0, x1, y1), mask, score=score)
-        for (x0, y0, x1, y1), mask, score in zip(
-            arrays["boxes"].tolist(), masks, arrays["scores"].tolist(), strict=True
+        SceneObject((x0, y0, x1, y1), mask, score=score, text=text)
+        for (x0, y0, x1, y1), mask, score, text in zip(
+            arrays["boxes"].tolist(), masks, arrays["scores"].tolist(), texts, strict=True
         )
     )
     patches = None
     if PATCHES in arrays:
         ends = np.cumsum(arrays[f"{PATCHES}-counts"])[:-1]
         patches = tuple(np.split(arrays[PATCHES].astype(np.float32), ends))
-    scene = Scene(width, height, objects, arrays["vector"], arrays["object_vectors"], patches)
+    scene = Scene(width, height, objects, arrays["vector"], arrays["object_vectors"], patches, rest)
     plain = {name[len(PLAIN) :]: array for name, array in arrays.items() if name.startswith(PLAIN)}
     return Entry(scene, arrays["features"], float(arrays["seconds"]), plain)
 

@@ -1,0 +1,67 @@
+"""What is written in images, as it was read, beside what is written on the thing in a query.
+
+A logo, a label or a packet is known by its name in any colour and light. So an image gains by the words that it
+shares with the query. How much was measured: docs/concepts/text.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import SequenceMatcher
+from functools import lru_cache
+from typing import Any
+
+from qdrant_client import models
+
+from soir_qdrant.qdrant.filters import text_words
+from soir_qdrant.qdrant.identity import KEY
+
+GAIN = 0.15  # in the score, of an image in which all of the query's words were read
+SAME = 0.8  # ratio of difflib, from which two words are one that was misread
+MIN_LETTERS = 4  # of a word that may be misread; shorter ones are equal or are not the same
+FULL = 5  # letters of a word that says enough; shorter ones count for their share of that
+
+
+def query_words(written: str) -> dict[str, float]:
+    """The words on the thing in a query, and how much each says, 0..1; a letter or digit alone says nothing."""
+    return {word: min(1.0, len(word) / FULL) for word in text_words(written) if len(word) > 1}
+
+
+def gain(payload: Mapping[str, Any], written: str) -> float:
+    """What an image gains by the text in it, 0 to `GAIN`. written: on the thing in the query."""
+    soir = payload.get(KEY)
+    if not written or not isinstance(soir, Mapping):
+        return 0.0
+    texts = [soir.get("text"), *(item.get("text") for item in soir.get("objects") or [])]
+    return GAIN * shared(written, " ".join(text for text in texts if text))
+
+
+def shared(written: str, text: str) -> float:
+    """How much of the query's words a text has, 0..1; 0 where none could be read in the query."""
+    wanted, others = query_words(written), set(text_words(text))
+    if not wanted:
+        return 0.0
+    best = {word: max((likeness(word, other) ** 2 for other in others), default=0.0) for word in wanted}
+    return sum(wanted[word] * best[word] for word in wanted) / sum(wanted.values())
+
+
+def has_some(written: str) -> models.Filter | None:
+    """Images in which one of the query's words was read, as it is; None where the query has none."""
+    conditions: list[Any] = [
+        models.FieldCondition(key=key, match=models.MatchText(text=word))
+        for word in query_words(written)
+        for key in ("soir.objects[].text", "soir.text")
+    ]
+    return models.Filter(should=conditions) if conditions else None
+
+
+@lru_cache(maxsize=1 << 16)
+def likeness(word: str, other: str) -> float:
+    """How like two words are, 0..1; 0 where they are not the same one, misread."""
+    if word == other:
+        return 1.0
+    if min(len(word), len(other)) < MIN_LETTERS:
+        return 0.0
+    matcher = SequenceMatcher(None, word, other, autojunk=False)
+    ratio = matcher.ratio() if min(matcher.real_quick_ratio(), matcher.quick_ratio()) >= SAME else 0.0
+    return ratio if ratio >= SAME else 0.0
