@@ -140,6 +140,18 @@ def test_rescoring_by_objects(client):
     assert hit.vector.shape == (12,)
 
 
+@pytest.mark.parametrize("rerank", ["codes", None])
+def test_the_box_is_of_the_surer_one_of_objects_that_look_alike(rerank):
+    other = (60, 5, 70, 15)
+    client, image = QdrantClient(":memory:"), painted((A, RED), (B, RED), (other, BLUE))
+    objects = [SceneObject(A, score=0.3), SceneObject(B, score=0.6), SceneObject(other, score=0.9)]
+    SoirIngestor(client, pipeline=ColourPipeline(), object_codes=12).add([image], ids=[0], objects=[objects])
+    (hit,) = searcher(client).search(swatch(RED), rerank=rerank)
+    assert hit.box == B
+    (hit,) = searcher(client).search(swatch(BLUE), rerank=rerank)
+    assert hit.box == other
+
+
 def test_rescoring_by_codes_needs_no_object_vectors():
     client = QdrantClient(":memory:")
     fill(client, object_codes=12)

@@ -34,6 +34,7 @@ from soir_qdrant.qdrant.identity import Place, as_payload
 from soir_qdrant.recipe import short_hash as short_hash
 from soir_qdrant.types import Box, LoadedImage, Scene, SceneObject, Vector
 
+SURENESS = 2  # standard deviations of the likeness in an image that an object's score is worth, where a box is chosen
 PATCHES = "patches"  # in payload["soir"]: of each object its patches, as `pack_patches` writes them
 
 
@@ -176,8 +177,8 @@ def code_cosines(payload: Mapping[str, Any], query: Vector, pixels: float = 0.0)
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """The stored object that is most like a query. index: in `payload["soir"]["objects"]`. score: how
-    like, as far as it can be told from what is stored: -1..1, or None."""
+    """The stored object that a query is most likely of. index: in `payload["soir"]["objects"]`. score: how like the
+    most similar one is, as far as it can be told from what is stored: -1..1, or None."""
 
     index: int
     box: Box
@@ -195,19 +196,28 @@ def best_object(
 
     query: float32 [D]. rows: the point's object vectors, [k, D], where the collection keeps them: the
     largest dot product wins. Without them the codes in the payload decide, and the query may be several looks,
-    float32 [L, D], and of so many pixels: see `code_cosines`. A single object needs neither.
+    float32 [L, D], and of so many pixels: see `code_cosines`; of objects that are about as like it, the
+    `likeliest`. A single object needs neither.
     """
     objects = payload.get(KEY, {}).get("objects") or []
     scores: NDArray[np.float32] | None
     if rows is not None and len(rows) == len(objects) > 0:
         scores = np.asarray(rows, np.float32) @ query
+        best = int(np.argmax(scores))
     else:
         scores = code_cosines(payload, query, pixels)
+        best = 0 if scores is None else likeliest(payload, scores)
     if scores is None and len(objects) != 1:
         return None
-    best = 0 if scores is None else int(np.argmax(scores))
     x0, y0, x1, y1 = (float(value) for value in objects[best]["box"])
-    return Match(best, (x0, y0, x1, y1), None if scores is None else float(scores[best]))
+    return Match(best, (x0, y0, x1, y1), None if scores is None else float(scores.max()))
+
+
+def likeliest(payload: Mapping[str, Any], likeness: NDArray[np.floating]) -> int:
+    """The object that a query is most likely of: of those that are about as like it the one that was detected most
+    surely. likeness: [k], of each object. How much a score counts: docs/concepts/search.md."""
+    scores = np.array([item.get("score", 1.0) for item in payload[KEY]["objects"]], np.float32)
+    return int(np.argmax(likeness + SURENESS * likeness.std() * scores))
 
 
 def shown(payload: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,9 +25,9 @@ class CodeReranker:
 
     The score of an image, -1..1, is the weighted mean of the dot product of its vector with the query's and
     of the largest cosine of its objects' codes with the query's first numbers, of the look at the query that is most
-    like the object (`codes.cosines`), less what it lacks in pixels (`detail.missing_detail`). The box is that object's.
-    An image without codes keeps its score. Those in which words of the query's thing were read gain by that
-    (`written.gain`): up to 1.15.
+    like the object (`codes.cosines`), less what it lacks in pixels (`detail.missing_detail`). The box is that object's,
+    or of one that is about as like it and was detected more surely (`payload.likeliest`). An image without codes keeps
+    its score. Those in which words of the query's thing were read gain by that (`written.gain`): up to 1.15.
 
     Then the query is expanded, and the block is scored once more: the best object of the first image joins
     the query, by the square of its cosine, where that is at least MIN_COSINE (alpha query expansion:

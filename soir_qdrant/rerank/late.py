@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
-
 from soir_qdrant.pooling.patches import late_interaction
 from soir_qdrant.qdrant.detail import missing_detail
-from soir_qdrant.qdrant.payload import KEY, PATCHES, code_cosines, unpack_patches
+from soir_qdrant.qdrant.payload import KEY, PATCHES, code_cosines, likeliest, unpack_patches
 from soir_qdrant.qdrant.written import gain
 from soir_qdrant.rerank import hit_image
 from soir_qdrant.rerank.base import SearchQuery
@@ -27,7 +25,8 @@ def stored_patches(hit: Hit, dim: int) -> list[Vector] | None:
 def by_patches(
     hit: Hit, query: SearchQuery, patches: Vector, objects: Sequence[Vector], weight: float
 ) -> Hit:
-    """A hit with its score by codes and patches, and the box of the object that both like best.
+    """A hit with its score by codes and patches, and the box of the object that both like best, the surer one of those
+    that they like about as much (`payload.likeliest`).
 
     Args:
         hit: with the score that it has by codes.
@@ -40,7 +39,7 @@ def by_patches(
     lost = missing_detail(hit.payload[KEY], query.pixels)
     late = late_interaction(patches, objects) - lost
     by_code = code_cosines(hit.payload, query.rows)
-    both = late if by_code is None or len(by_code) != len(late) else late + by_code - lost
-    best = int(np.argmax(both))
+    likeness = late if by_code is None or len(by_code) != len(late) else (late + by_code - lost) / 2
+    best = likeliest(hit.payload, likeness)
     score = (1 - weight) * hit.score + weight * (float(late.max()) + gain(hit.payload, query.written))
     return replace(hit, score=score, box=boxes[best] if boxes else None, object=best if boxes else None)

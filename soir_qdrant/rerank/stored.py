@@ -16,7 +16,7 @@ class StoredReranker(CodeReranker):
 
     The score of an image, -1..1, is the weighted mean of the score that it has by codes and of its best
     object's late interaction with the query. The box is that of the object for which late interaction and the
-    code's cosine are largest together. Texts and vectors are ordered as "codes" does it.
+    code's cosine are largest together, with a share of its score. Texts and vectors are ordered as "codes" does it.
     """
 
     name = "stored"
