@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -151,6 +152,16 @@ def test_patches_of_a_scene_travel_as_bits(settings):
     assert answer["patches"].nbytes == 8 * answer["counts"].sum()
     for one, two in zip(unpacked(answer, image).patches, scene.patches, strict=True):
         assert ((one > 0) == (two > 0)).all()
+
+
+def test_the_text_of_a_scene_travels_with_its_objects(settings):
+    image = load(IMAGES[0])
+    objects = [[SceneObject(box, text=text) for box, text in zip(BOXES, ("Süß 甘", None), strict=True)]]
+    (scene,) = Pipeline(settings).scenes([image], objects)
+    there = unpacked(packed(replace(scene, text="on no object")), image)
+    assert there.text == "on no object"
+    assert [item.text for item in there.objects] == [item.text for item in scene.objects]
+    assert "Süß 甘" in {item.text for item in there.objects}
 
 
 def test_triton_stores_the_same_points_and_orders_hits_alike(settings, triton):

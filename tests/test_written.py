@@ -13,7 +13,7 @@ from test_ocr import MILK, SOUP, shelf
 from soir_qdrant import Settings, SoirIngestor, SoirSearcher
 from soir_qdrant.config import OcrSettings
 from soir_qdrant.pipeline import Pipeline
-from soir_qdrant.qdrant.written import GAIN, shared
+from soir_qdrant.qdrant.written import GAIN, MAX_WORDS, has_some, query_words, shared
 from soir_qdrant.types import SceneObject
 
 LEFT, RIGHT = (10, 10, 30, 40), (50, 10, 70, 40)
@@ -42,6 +42,13 @@ def test_texts_share_words_though_some_are_misread(written, text, share):
 def test_long_words_say_more_than_short_ones():
     long, short = (shared("oat chocolate", text) for text in ("chocolate", "oat"))
     assert long > short > 0
+
+
+def test_of_a_page_of_print_the_longest_words_are_looked_for():
+    page = " ".join(f"{'w' * (i % 9 + 2)}{i}" for i in range(500))
+    assert len(has_some(page).should) == 2 * MAX_WORDS
+    assert shared(page, " ".join(query_words(page))) == 1
+    assert has_some("- 1") is None
 
 
 @given(st.text(max_size=30), st.text(max_size=30))

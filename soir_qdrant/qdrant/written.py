@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from difflib import SequenceMatcher
 from functools import lru_cache
+from heapq import nlargest
 from typing import Any
 
 from qdrant_client import models
@@ -19,12 +20,14 @@ from soir_qdrant.qdrant.identity import KEY
 GAIN = 0.15  # in the score, of an image in which all of the query's words were read
 SAME = 0.8  # ratio of difflib, from which two words are one that was misread
 MIN_LETTERS = 4  # of a word that may be misread; shorter ones are equal or are not the same
+MAX_WORDS = 16  # of a query, the longest: a page of print is no filter
 FULL = 5  # letters of a word that says enough; shorter ones count for their share of that
 
 
 def query_words(written: str) -> dict[str, float]:
     """The words on the thing in a query, and how much each says, 0..1; a letter or digit alone says nothing."""
-    return {word: min(1.0, len(word) / FULL) for word in text_words(written) if len(word) > 1}
+    words = dict.fromkeys(word for word in text_words(written) if len(word) > 1)
+    return {word: min(1.0, len(word) / FULL) for word in nlargest(MAX_WORDS, words, key=len)}
 
 
 def gain(payload: Mapping[str, Any], written: str) -> float:

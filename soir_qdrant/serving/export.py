@@ -106,7 +106,8 @@ def _scene(settings: Settings, models: Mapping[str, Mapping[str, str]], folder: 
     parts = Components(settings, encoder=encoder)
     recipe = short_hash(parts.recipe)
     row_dim = parts.patch_projection.dim if parts.has_patches else 0
-    write([spec.scene(dim=parts.dim, row_dim=row_dim)], folder, {spec.SCENE: recipe})
+    model = spec.scene(dim=parts.dim, row_dim=row_dim, reads_text=settings.ocr is not None)
+    write([model], folder, {spec.SCENE: recipe})
     scene_server.save(settings, models, folder / spec.SCENE / str(VERSION) / scene_server.FILE)
     return recipe
 

@@ -45,7 +45,7 @@ PROFILES: Mapping[str, tuple[ModelSpec, ...]] = {
         specs.encoder(size=224, patch=14, dim=384, dim_out=384, row_dim=64),
         specs.texture(size=126, cells=9, dim=384, skip=8),
         specs.everyday(side=416),
-        specs.scene(dim=1024, row_dim=64),
+        specs.scene(dim=1024, row_dim=64, reads_text=True),
     ),
     "paper": (
         specs.owlv2(size=960, patch=16),

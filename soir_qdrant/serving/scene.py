@@ -6,6 +6,7 @@ image and the result are on the wire.
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import cv2
@@ -106,8 +107,10 @@ def packed(scene: Scene) -> dict[str, NDArray[Any]]:
     if scene.patches is not None:
         counts = np.array([len(rows) for rows in scene.patches], np.int64)
         patches = {"patches": pack_signs(np.concatenate(scene.patches)), "counts": counts}
+    texts = json.dumps([scene.text, *(item.text for item in scene.objects)])
     return {
         **patches,
+        "texts": np.frombuffer(texts.encode(), np.uint8),
         "boxes": np.array([item.box for item in scene.objects], np.float32),
         "scores": np.array([item.score for item in scene.objects], np.float32),
         "masks": np.packbits(np.concatenate(bits)),
@@ -121,14 +124,19 @@ def unpacked(answer: Arrays, image: LoadedImage) -> Scene:
     """The scene of an image, out of the server's answer."""
     detected, start, objects = bool(answer["detected"][0]), 0, []
     bits = np.unpackbits(answer["masks"]).view(np.bool_)
-    for row, score in zip(answer["boxes"].tolist(), answer["scores"].tolist(), strict=True):
+    boxes, scores = answer["boxes"].tolist(), answer["scores"].tolist()
+    rest, texts = "", [None] * len(boxes)
+    if "texts" in answer:
+        rest, *texts = json.loads(answer["texts"].tobytes())
+    for row, score, text in zip(boxes, scores, texts, strict=True):
         box = (row[0], row[1], row[2], row[3])
         x0, y0, x1, y1 = whole_box(box, image.width, image.height)
         stop = start + (y1 - y0) * (x1 - x0)
         mask = bits[start:stop].reshape(y1 - y0, x1 - x0).copy() if detected else None
-        objects.append(SceneObject(box, mask, score=score, stand_in=not detected))
+        objects.append(SceneObject(box, mask, score=score, stand_in=not detected, text=text))
         start = stop
     patches = None
     if "patches" in answer:
         patches = tuple(np.split(unpack_signs(answer["patches"]), np.cumsum(answer["counts"])[:-1]))
-    return Scene(image.width, image.height, tuple(objects), answer["vector"], answer["vectors"], patches)
+    vector, vectors = answer["vector"], answer["vectors"]
+    return Scene(image.width, image.height, tuple(objects), vector, vectors, patches, rest)

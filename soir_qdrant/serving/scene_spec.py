@@ -7,18 +7,21 @@ from soir_qdrant.serving.model_spec import ModelSpec, Tensor, facts
 SCENE = "soir_scene"
 
 
-def scene(*, dim: int, row_dim: int = 0) -> ModelSpec:
+def scene(*, dim: int, row_dim: int = 0, reads_text: bool = False) -> ModelSpec:
     """An image in, its objects and vectors out: the whole way, on the server.
 
     image: the bytes of its file. boxes: in pixels, after EXIF rotation. masks: of each box rounded outwards to whole
     pixels, one bit a pixel, in one row. detected: 0 where the whole image stands in for objects. patches: of all
-    objects, one after the other, a bit for each of the `row_dim` numbers; counts: of each object.
+    objects, one after the other, a bit for each of the `row_dim` numbers; counts: of each object. texts: what was read
+    outside of the objects, and on each of them, or null, as a JSON array in UTF-8.
     """
     patches = (Tensor("patches", "UINT8", (-1, row_dim // 8)), Tensor("counts", "INT64", (-1,)))
     return ModelSpec(
         SCENE,
         "scene",
-        facts(dim=dim, **({"row_dim": row_dim} if row_dim else {})),
+        facts(
+            dim=dim, **({"row_dim": row_dim} if row_dim else {}), **({"reads_text": 1} if reads_text else {})
+        ),
         (Tensor("image", "UINT8", (-1,)),),
         (
             Tensor("boxes", "FP32", (-1, 4)),
@@ -28,5 +31,6 @@ def scene(*, dim: int, row_dim: int = 0) -> ModelSpec:
             Tensor("vectors", "FP32", (-1, dim)),
             Tensor("vector", "FP32", (dim,)),
             *(patches if row_dim else ()),
+            *((Tensor("texts", "UINT8", (-1,)),) if reads_text else ()),
         ),
     )
