@@ -56,7 +56,7 @@ class Finder(Components):
         if reader is None:
             return [[] for _ in images]
         with timed({} if seconds is None else seconds, "read text"):
-            return [reader.read(image.rgb) for image in images]
+            return reader.read_all([image.rgb for image in images])
 
     def query_text(self, image: RGB, box: Box | None = None) -> str:
         """What is written on the thing in a query image, uint8 [H, W, 3], and can be read well; "" where the settings

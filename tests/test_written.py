@@ -2,6 +2,7 @@
 
 import pickle
 
+import cv2
 import numpy as np
 import pytest
 from conftest import ColourPipeline, painted, picture
@@ -176,6 +177,16 @@ def test_strips_and_specks_are_read_as_far_as_letters_have_room(reading):
     assert line.text == "TOMATO"
     assert 0 <= line.box[0] < line.box[2] <= 240
     assert 0 <= line.box[1] < line.box[3] <= 60
+
+
+@pytest.mark.slow
+def test_images_that_are_read_at_once_are_read_alike(reading, monkeypatch):
+    monkeypatch.setattr(cv2, "getNumThreads", lambda: 3)
+    words = ["TOMATO", "OATMEAL", "PEPPER", "SOUP", "MILK"]
+    images = [np.asarray(shelf((word, MILK))) for word in words]
+    lines = reading.text_reader.read_all(images)
+    assert [[line.text for line in some] for some in lines] == [[word] for word in words]
+    assert lines == [reading.text_reader.read(image) for image in images]
 
 
 @pytest.mark.slow
