@@ -10,9 +10,9 @@ import numpy as np
 import soir_qdrant.models.forked  # noqa: F401  # what forked children need is set up with the first pipeline
 from soir_qdrant.components import Components
 from soir_qdrant.contracts import Segmenter
-from soir_qdrant.geometry.boxes import finish, pick
+from soir_qdrant.geometry.boxes import areas, finish, pick
 from soir_qdrant.geometry.crops import is_whole, whole_box
-from soir_qdrant.models.ocr import TextLine, read_well
+from soir_qdrant.models.ocr import TextLine
 from soir_qdrant.timing import timed
 from soir_qdrant.types import RGB, Box, Detections, LoadedImage, SceneObject
 
@@ -66,14 +66,15 @@ class Finder(Components):
             return ""
         height, width = image.shape[:2]
         x0, y0, x1, y1 = whole_box(box or (0.0, 0.0, float(width), float(height)), width, height)
-        return read_well(reader.read(np.ascontiguousarray(image[y0:y1, x0:x1])))
+        return reader.written_on(image[y0:y1, x0:x1])
 
     def _printed(self, image: LoadedImage, lines: Sequence[TextLine]) -> list[SceneObject]:
-        """Lines of text as objects, where the settings say so."""
+        """Lines of text as objects, where the settings say so; the largest, for at most half of the places."""
         settings = self.settings.ocr
         if settings is None or not settings.object_score:
             return []
         boxes = np.array([line.box for line in lines], np.float32).reshape(-1, 4)
+        boxes = boxes[np.argsort(-areas(boxes), kind="stable")[: self.settings.detector.max_objects // 2]]
         inside = finish(boxes, np.full(len(boxes), settings.object_score), image.rgb.shape, threshold=0.0)
         rows = zip(inside.boxes.tolist(), inside.scores.tolist(), strict=True)
         return [SceneObject((x0, y0, x1, y1), score=score) for (x0, y0, x1, y1), score in rows]

@@ -13,6 +13,8 @@ from test_ocr import MILK, SOUP, shelf
 
 from soir_qdrant import Settings, SoirIngestor, SoirSearcher
 from soir_qdrant.config import OcrSettings
+from soir_qdrant.images import load
+from soir_qdrant.models.ocr import TextLine
 from soir_qdrant.pipeline import Pipeline
 from soir_qdrant.qdrant.written import GAIN, MAX_WORDS, has_some, query_words, shared
 from soir_qdrant.types import SceneObject
@@ -163,6 +165,16 @@ def test_lines_are_no_objects_where_the_settings_say_so(reading):
     (point,) = client.retrieve("images", [0])
     assert point.payload["soir"]["count"] == 0
     assert point.payload["soir"]["text"] == "TOMATO"
+
+
+@pytest.mark.slow
+def test_a_page_of_print_leaves_places_for_other_objects(reading):
+    pipeline = Pipeline(reading.settings.but(detector={"max_objects": 6}))
+    image = load(np.full((600, 600, 3), 200, np.uint8))
+    lines = [TextLine("oat milk", (10.0, 20.0 * i, 60.0 + i, 20.0 * i + 12), 0.9) for i in range(28)]
+    (items,) = pipeline.find([image], [None], lines=[lines])
+    assert {item.box[2] for item in items} == {85.0, 86.0, 87.0}  # the three longest
+    assert [item.score for item in items] == pytest.approx([0.4] * 3)
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from soir_qdrant.types import RGB, Box, Scene, SceneObject
 AT_ONCE = 4  # images: one of three megapixels takes half a gigabyte while it is read
 MIN_SIDE = 8  # pixels of an image that may hold letters
 MAX_ASPECT = 4  # of what RapidOCR sees: it enlarges the short side, and with it the long one
+EDGE = 0.3  # of a thing's longer side, put around it: letters that touch the edge of an image are not read
 SURE = 0.8  # score of a line in a query, from which its words are looked for
 
 
@@ -67,6 +68,12 @@ class TextReader:
         with ThreadPoolExecutor(threads) as pool:
             return list(pool.map(self.read, images))
 
+    def written_on(self, thing: RGB) -> str:
+        """The text that is read well on a thing which fills an image, uint8 [H, W, 3]; "" where there is none."""
+        edge = round(EDGE * max(thing.shape[:2]))
+        lines = self.read(cv2.copyMakeBorder(thing, edge, edge, edge, edge, cv2.BORDER_REPLICATE))
+        return " ".join(line.text for line in lines if line.score >= SURE)
+
     def read(self, image: RGB) -> list[TextLine]:
         """The lines of an image, from top to bottom. image: uint8 [H, W, 3]."""
         height, width = image.shape[:2]
@@ -91,11 +98,6 @@ def with_text(scene: Scene, lines: Sequence[TextLine]) -> Scene:
     """A scene with the text of its objects, and the rest of what was read in its image."""
     objects, rest = assigned(lines, scene.objects)
     return replace(scene, objects=objects, text=rest)
-
-
-def read_well(lines: Sequence[TextLine]) -> str:
-    """The text of the lines that were read well."""
-    return " ".join(line.text for line in lines if line.score >= SURE)
 
 
 def assigned(
