@@ -28,8 +28,9 @@ class Finder(Components):
         lines: Sequence[Sequence[TextLine]] | None = None,
     ) -> list[list[SceneObject]]:
         """The objects of each image with their masks, at least one: those given, else those detected, their
-        boxes fitted to them where the segmenter can, and the lines of text, and of those that then are much the
-        same the best, else the whole image. seconds: see `scenes`. lines: what `read` returns; None reads them."""
+        boxes fitted to them where the segmenter can, and beside them the lines of text, and of those that then are
+        much the same the best, else the whole image. seconds: see `scenes`. lines: what `read` returns; None reads
+        them."""
         seconds = {} if seconds is None else seconds
         lines = self.read(images, seconds) if lines is None else lines
         unknown = [i for i, items in enumerate(objects) if items is None]
@@ -41,9 +42,8 @@ class Finder(Components):
         with timed(seconds, "segment"):
             listed = []
             for i, (image, items) in enumerate(zip(images, objects, strict=True)):
-                items = items or self._different(
-                    [*self.fitted(image.rgb, detected.get(i)), *self._printed(image, lines[i])]
-                )
+                if seen := self.fitted(image.rgb, detected.get(i)):
+                    items = self._different([*seen, *self._printed(image, lines[i])])
                 whole = SceneObject((0.0, 0.0, float(image.width), float(image.height)), stand_in=True)
                 listed.append(self.segment(image.rgb, items or [whole]))
         return listed
@@ -77,7 +77,7 @@ class Finder(Components):
         boxes = boxes[np.argsort(-areas(boxes), kind="stable")[: self.settings.detector.max_objects // 2]]
         inside = finish(boxes, np.full(len(boxes), settings.object_score), image.rgb.shape, threshold=0.0)
         rows = zip(inside.boxes.tolist(), inside.scores.tolist(), strict=True)
-        return [SceneObject((x0, y0, x1, y1), score=score) for (x0, y0, x1, y1), score in rows]
+        return [SceneObject((x0, y0, x1, y1), score=score, line=True) for (x0, y0, x1, y1), score in rows]
 
     def fitted(self, image: RGB, detections: Detections | None) -> list[SceneObject]:
         """What was detected, boxes fitted to their masks where the segmenter can. image: uint8 [H, W, 3]."""

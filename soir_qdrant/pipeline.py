@@ -217,9 +217,9 @@ class Pipeline(Finder):
         of_it = normalize(views.upright_mean(rows)) if rows else None
         if self.settings.vector.refines_queries:
             token = self._refined(encoding, crops.masks)[0]
-            return QueryLook(token, token, of_it, pixels=views.pixels)
-        looks = views.looks(self.features(encoding))
-        return QueryLook(views.upright_mean(encoding.descriptor), looks.mean(0), of_it, looks, views.pixels)
+            return QueryLook(token, token, of_it, pixels=views.pixels, aspect=views.aspect)
+        looks, upright = views.looks(self.features(encoding)), views.upright_mean(encoding.descriptor)
+        return QueryLook(upright, looks.mean(0), of_it, looks, views.pixels, views.aspect)
 
     def query_crop(self, image: RGB, *, box: Box | None = None, mask: Mask | None = None) -> Crops:
         """The query object, alone.

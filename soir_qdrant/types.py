@@ -22,9 +22,8 @@ class SceneObject:
     box: x0, y0, x1, y1 in pixels of the image after EXIF rotation; x1, y1 exclusive.
     mask: bool, either [H, W] (the whole image) or [h, w] (the box, rounded outwards to whole pixels);
         None means every pixel of the box.
-    score: objectness, 0..1.
-    stand_in: the whole image, listed where no object was found in it.
-    text: what is written on it, where that was read.
+    score: objectness, 0..1. stand_in: the whole image, listed where no object was found in it.
+    line: it is a line of text. text: what is written on it, where that was read.
     """
 
     box: Box
@@ -32,6 +31,7 @@ class SceneObject:
     label: str | None = None
     score: float = 1.0
     stand_in: bool = False
+    line: bool = False
     text: str | None = None
 
 
@@ -119,7 +119,8 @@ class QueryLook:
     descriptor: float32 [D_out], the model's own read-out; row: float32 [F], its features before whitening; both are
     its refined token where queries are refined as images are. patches: float32 [n, d], unit rows, of late
     interaction; None where they were not asked for. looks: float32 [L, F], the features of the object as it stands,
-    and then turned, whose mean `row` is; None where it is refined. pixels: of the image that are the object's.
+    and then turned, whose mean `row` is; None where it is refined. pixels: of the image that are the object's. aspect:
+    width by height of its box.
     """
 
     descriptor: Vector
@@ -127,6 +128,7 @@ class QueryLook:
     patches: Vector | None = None
     looks: Vector | None = None
     pixels: float = 0.0
+    aspect: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)

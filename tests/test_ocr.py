@@ -129,6 +129,9 @@ def test_a_line_belongs_to_the_smallest_box_around_its_middle():
     listed, rest = assigned([*lines, TextLine("d", (200, 0, 210, 9), 1)], [big, small, known])
     assert [item.text for item in listed] == ["b", "a", "mine"]
     assert rest == "d"
+    printed = SceneObject((11, 11, 31, 21), line=True)
+    both, _ = assigned(lines[:1], [big, small, printed])
+    assert [item.text for item in both] == [None, "a", "a"]  # what it is on has it too
     nowhere, all_of_it = assigned(lines[:1], [SceneObject((0, 0, 100, 100), stand_in=True)])
     assert (nowhere[0].text, all_of_it) == (None, "a")  # nothing was found there
 

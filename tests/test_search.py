@@ -22,6 +22,7 @@ from soir_qdrant.qdrant.filters import (
     object_larger_than,
     object_smaller_than,
 )
+from soir_qdrant.qdrant.payload import likeliest
 from soir_qdrant.qdrant.transport import Retry
 from soir_qdrant.report import hit_report
 from soir_qdrant.rerank import CodeReranker
@@ -150,6 +151,17 @@ def test_the_box_is_of_the_surer_one_of_objects_that_look_alike(rerank):
     assert hit.box == B
     (hit,) = searcher(client).search(swatch(BLUE), rerank=rerank)
     assert hit.box == other
+
+
+def test_the_box_is_of_the_object_of_the_querys_shape_where_all_else_is_alike():
+    boxes = [(0, 0, 40, 20), (50, 0, 70, 40), (80, 0, 100, 20)]
+    payload = {"soir": {"objects": [{"box": box, "score": 0.5} for box in boxes]}}
+    likeness = np.array([0.5, 0.48, 0.2], np.float32)
+    assert [likeliest(payload, likeness, aspect) for aspect in (0.0, 2.0, 0.5)] == [0, 0, 1]
+    payload["soir"]["objects"][2]["score"] = 0.0
+    assert (
+        likeliest(payload, np.array([0.5, 0.2, 0.9], np.float32), 0.5) == 2
+    )  # what looks like it, whatever its shape
 
 
 def test_rescoring_by_codes_needs_no_object_vectors():

@@ -14,10 +14,10 @@ from test_ocr import MILK, SOUP, shelf
 from soir_qdrant import Settings, SoirIngestor, SoirSearcher
 from soir_qdrant.config import OcrSettings
 from soir_qdrant.images import load
-from soir_qdrant.models.ocr import TextLine
+from soir_qdrant.models.ocr import TextLine, TextReader
 from soir_qdrant.pipeline import Pipeline
 from soir_qdrant.qdrant.written import GAIN, MAX_WORDS, has_some, query_words, shared
-from soir_qdrant.types import SceneObject
+from soir_qdrant.types import Detections, SceneObject
 
 LEFT, RIGHT = (10, 10, 30, 40), (50, 10, 70, 40)
 RED, BLUE = (220, 30, 30), (30, 30, 220)
@@ -140,13 +140,28 @@ def reading(tmp_path_factory):
     )
 
 
+class Detector:
+    """Says that there is something at these boxes."""
+
+    name = "boxes"
+
+    def __init__(self, *boxes):
+        self.boxes = np.array(boxes, np.float32).reshape(-1, 4)
+
+    def detect(self, images):
+        return [Detections(self.boxes, np.full(len(self.boxes), 0.5, np.float32)) for _ in images]
+
+
+CORNER = (0.0, 0.0, 40.0, 40.0)  # of a shelf, where nothing is
+
+
 @pytest.mark.slow
 def test_a_label_is_found_by_a_crop_of_another_one(reading):
     """From pixels to box: lines of text are objects, and the crop's word is read."""
-    client = QdrantClient(":memory:")
+    client, reading = QdrantClient(":memory:"), Pipeline(reading.settings, detector=Detector(CORNER))
     images = [shelf(("TOMATO", SOUP)), shelf(("OATMEAL", SOUP)), shelf(("PEPPER", MILK))]
     SoirIngestor(client, pipeline=reading).add([np.asarray(image) for image in images], ids=range(3))
-    query = np.asarray(shelf(("OATMEAL", MILK)))[::-1][::-1]
+    query = np.asarray(shelf(("OATMEAL", MILK)))
     first, *others = SoirSearcher(client, pipeline=reading).search(query, box=MILK, rerank="codes")
     assert first.id == 1
     assert first.score > others[0].score + 0.5 * GAIN
@@ -158,37 +173,66 @@ def test_a_label_is_found_by_a_crop_of_another_one(reading):
 
 @pytest.mark.slow
 def test_lines_are_no_objects_where_the_settings_say_so(reading):
-    image = np.asarray(shelf(("TOMATO", SOUP)))
-    client = QdrantClient(":memory:")
-    plain = Pipeline(reading.settings.but(ocr={"object_score": 0}))
-    SoirIngestor(client, pipeline=plain).add([image], ids=[0])
-    (point,) = client.retrieve("images", [0])
-    assert point.payload["soir"]["count"] == 0
-    assert point.payload["soir"]["text"] == "TOMATO"
+    image = load(np.asarray(shelf(("TOMATO", SOUP))))
+    settings, detector = reading.settings, Detector(CORNER)
+    for chosen, count in ((settings, 2), (settings.but(ocr={"object_score": 0}), 1)):
+        (scene,) = Pipeline(chosen, detector=detector).scenes([image])
+        assert len(scene.objects) == count
+        assert [scene.text, *(item.text for item in scene.objects)].count("TOMATO") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objects", [None, [[]]])
+def test_text_alone_is_no_object_where_nothing_was_found(reading, objects):
+    """A watermark does not take the place of the image."""
+    image = load(np.asarray(shelf(("TOMATO", SOUP))))
+    (scene,) = Pipeline(reading.settings, detector=Detector()).scenes([image], objects)
+    assert [item.stand_in for item in scene.objects] == [True]
+    assert scene.text == "TOMATO"
+
+
+@pytest.mark.slow
+def test_a_packet_has_the_text_of_all_its_lines(reading):
+    image = load(np.asarray(shelf(("OAT", MILK), ("MILK", (60, 110, 300, 200)))))
+    packet = (60.0, 60.0, 300.0, 200.0)
+    (scene,) = Pipeline(reading.settings, detector=Detector(packet)).scenes([image])
+    by_box = {item.box: item.text for item in scene.objects}
+    assert by_box.pop(packet) == "OAT MILK"
+    assert sorted(by_box.values()) == ["MILK", "OAT"]
 
 
 @pytest.mark.slow
 def test_a_page_of_print_leaves_places_for_other_objects(reading):
-    pipeline = Pipeline(reading.settings.but(detector={"max_objects": 6}))
+    pipeline = Pipeline(
+        reading.settings.but(detector={"max_objects": 6}), detector=Detector((300, 300, 400, 400))
+    )
     image = load(np.full((600, 600, 3), 200, np.uint8))
     lines = [TextLine("oat milk", (10.0, 20.0 * i, 60.0 + i, 20.0 * i + 12), 0.9) for i in range(28)]
     (items,) = pipeline.find([image], [None], lines=[lines])
-    assert {item.box[2] for item in items} == {85.0, 86.0, 87.0}  # the three longest
-    assert [item.score for item in items] == pytest.approx([0.4] * 3)
+    assert {item.box[2] for item in items if item.line} == {85.0, 86.0, 87.0}  # the three longest
+    assert [item.score for item in items] == pytest.approx([0.5, 0.4, 0.4, 0.4])
 
 
 @pytest.mark.slow
-def test_strips_and_specks_are_read_as_far_as_letters_have_room(reading):
+def test_strips_and_specks_are_read_as_far_as_letters_have_room(reading, monkeypatch):
     """RapidOCR enlarges the short side of what it sees, and would fill the memory."""
-    reader = reading.text_reader
-    for shape in [(1, 1), (1, 500), (5, 3000), (3000, 5), (40, 20000)]:
+    reader, shapes = TextReader(OcrSettings()), []
+    engine = reader._engine
+    monkeypatch.setattr(reader, "_engine", lambda image: [shapes.append(image.shape[:2]), engine(image)][1])
+    for shape in [(1, 1), (1, 500), (5, 3000), (40, 20000)]:
         assert reader.read(np.full((*shape, 3), 255, np.uint8)) == []
-    strip = np.full((60, 1500, 3), 240, np.uint8)
-    strip[:, :240] = np.asarray(shelf(("TOMATO", MILK)))[75:135, 60:300]
-    (line,) = reader.read(strip)
+    assert shapes == []
+    assert reader.read(np.full((9000, 90, 3), 255, np.uint8)) == []
+    assert shapes.pop() == (2000, 500)
+    large = np.repeat(np.repeat(np.asarray(shelf(("TOMATO", MILK))), 6, 0), 6, 1)
+    (line,) = reader.read(large)
+    assert shapes.pop() == (1067, 2000)
     assert line.text == "TOMATO"
-    assert 0 <= line.box[0] < line.box[2] <= 240
-    assert 0 <= line.box[1] < line.box[3] <= 60
+    np.testing.assert_allclose(
+        np.array(line.box)[[0, 1]] / 6, [75, 85], atol=12
+    )  # in pixels of what was read
+    assert reader.written_on(large) == "TOMATO"
+    assert max(shapes.pop()) <= 2001
 
 
 @pytest.mark.slow

@@ -117,7 +117,7 @@ InsteadOption = Annotated[str | None, typer.Option(help='with --but, what QUERY 
 InImageOption = Annotated[
     str | None,
     typer.Option(
-        "--text-in-image", help="words that were read in the image (ingest --ocr); alone, or with a query"
+        "--text-in-image", help="words that were read in the image; alone, or with a query"
     ),
 ]
 TextOption = Annotated[str | None, typer.Option(help="words to search with, if the profile reads text")]

@@ -141,9 +141,18 @@ class Models:
         ),
     ] = None
 
+    ocr: Annotated[
+        bool | None,
+        typer.Option(
+            "--ocr/--no-ocr",
+            help="read the text in images and on queries (extra ocr), or leave it (default: as the profile says)",
+        ),
+    ] = None
+
     @property
     def settings(self) -> Settings:
-        return settings_of(self.profile, self.whitening)
+        settings = settings_of(self.profile, self.whitening)
+        return settings if self.ocr is None else settings.but(ocr={} if self.ocr else None)
 
     @property
     def headers(self) -> dict[str, str]:
@@ -230,14 +239,6 @@ class Reading:
         MEMORY >> 20
     )
 
-    ocr: Annotated[
-        bool | None,
-        typer.Option(
-            "--ocr/--no-ocr",
-            help="read the text in images (extra ocr), or leave it; as the profile has it: embedded does",
-        ),
-    ] = None
-
     @property
     def options(self) -> ReadOptions:
         return ReadOptions(
@@ -251,11 +252,6 @@ class Reading:
             max_bytes=self.max_mb << 20,
             memory=self.memory_mb << 20,
         )
-
-    @property
-    def changes(self) -> dict[str, Any]:
-        """Of the pipeline's settings."""
-        return {} if self.ocr is None else {"ocr": {} if self.ocr else None}
 
 
 def models_of(models: Models, client: QdrantBase, server: Server, target: Target) -> Models:
@@ -279,7 +275,7 @@ def open_ingestor(
     models = models_of(models, client, server, target)
     return SoirIngestor(
         client,
-        pipeline=models.pipeline(**reading.changes),
+        pipeline=models.pipeline(),
         reading=reading.options,
         **target.place,
         **server.requests,

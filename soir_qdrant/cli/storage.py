@@ -71,7 +71,7 @@ class Cluster:
         place = scale.Target(
             server.url,
             api_key=server.api_key,
-            settings=models.settings.but(**reading.changes).model_dump(mode="json"),
+            settings=models.settings.model_dump(mode="json"),
             triton=models.triton,
             triton_headers=models.headers,
             exports=str(models.exports) if models.exports else None,

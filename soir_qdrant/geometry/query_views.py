@@ -29,6 +29,12 @@ class QueryViews:
         height, width = self.images[0].shape[:2]
         return object_pixels(self.objects[0][0], width, height)
 
+    @property
+    def aspect(self) -> float:
+        """Width by height of the object's box."""
+        x0, y0, x1, y1 = self.objects[0][0].box
+        return (x1 - x0) / (y1 - y0)
+
     def upright_mean(self, rows: Vector | Sequence[Vector]) -> Vector:
         """The mean of what was read of the object as it stands. rows: an array for each view."""
         mean: Vector = np.mean(rows[: self.upright], axis=0)

@@ -30,7 +30,7 @@ def has_label(*labels: Labels) -> models.FieldCondition:
 
 
 def has_text(words: str) -> models.Filter:
-    """Images in which all these words were read, on one object or several (`soir ingest --ocr`); case and order
+    """Images in which all these words were read, on one object or several; case and order
     do not matter. Raises ConfigError where there are none."""
     return models.Filter(
         must=[

@@ -34,7 +34,10 @@ from soir_qdrant.qdrant.identity import Place, as_payload
 from soir_qdrant.recipe import short_hash as short_hash
 from soir_qdrant.types import Box, LoadedImage, Scene, SceneObject, Vector
 
-SURENESS = 2  # standard deviations of the likeness in an image that an object's score is worth, where a box is chosen
+SURENESS = 3  # standard deviations of the likeness in an image that a score is worth, where a box is chosen
+SHAPE = 0.5  # and those that a box loses for how far its aspect is off, as a logarithm
+TOLERANCE = 0.2  # of that, which is usual
+SPREAD = 0.1  # as which a larger standard deviation counts: that of a few objects, of which one is the thing
 PATCHES = "patches"  # in payload["soir"]: of each object its patches, as `pack_patches` writes them
 
 
@@ -191,13 +194,14 @@ def best_object(
     rows: Sequence[Sequence[float]] | Vector | None = None,
     *,
     pixels: float = 0.0,
+    aspect: float = 0.0,
 ) -> Match | None:
     """The stored object that is most like the query, or None where that cannot be known.
 
     query: float32 [D]. rows: the point's object vectors, [k, D], where the collection keeps them: the
     largest dot product wins. Without them the codes in the payload decide, and the query may be several looks,
     float32 [L, D], and of so many pixels: see `code_cosines`; of objects that are about as like it, the
-    `likeliest`. A single object needs neither.
+    `likeliest`, for which its aspect is read. A single object needs neither.
     """
     objects = payload.get(KEY, {}).get("objects") or []
     scores: NDArray[np.float32] | None
@@ -206,18 +210,28 @@ def best_object(
         best = int(np.argmax(scores))
     else:
         scores = code_cosines(payload, query, pixels)
-        best = 0 if scores is None else likeliest(payload, scores)
+        best = 0 if scores is None else likeliest(payload, scores, aspect)
     if scores is None and len(objects) != 1:
         return None
     x0, y0, x1, y1 = (float(value) for value in objects[best]["box"])
     return Match(best, (x0, y0, x1, y1), None if scores is None else float(scores.max()))
 
 
-def likeliest(payload: Mapping[str, Any], likeness: NDArray[np.floating]) -> int:
-    """The object that a query is most likely of: of those that are about as like it the one that was detected most
-    surely. likeness: [k], of each object. How much a score counts: docs/concepts/search.md."""
-    scores = np.array([item.get("score", 1.0) for item in payload[KEY]["objects"]], np.float32)
-    return int(np.argmax(likeness + SURENESS * likeness.std() * scores))
+def likeliest(payload: Mapping[str, Any], likeness: NDArray[np.floating], aspect: float = 0.0) -> int:
+    """The object that a query is most likely of: of those that are about as like it, one that was detected surely and
+    is about as wide for its height.
+
+    likeness: [k], of each object. aspect: width by height of the query's thing; 0 where that is not known. How much
+    both count: docs/concepts/search.md.
+    """
+    objects = payload[KEY]["objects"]
+    worth = SURENESS * np.array([item.get("score", 1.0) for item in objects])
+    if aspect:
+        boxes = np.array([item["box"] for item in objects], np.float64)
+        sides = np.maximum(boxes[:, 2:] - boxes[:, :2], 1.0)
+        off = np.abs(np.log(sides[:, 0] / sides[:, 1] / aspect))
+        worth -= SHAPE * np.maximum(off - TOLERANCE, 0)
+    return int(np.argmax(likeness + min(likeness.std(), SPREAD) * worth))
 
 
 def shown(payload: Mapping[str, Any]) -> dict[str, Any]:

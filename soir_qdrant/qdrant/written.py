@@ -6,8 +6,8 @@ shares with the query. How much was measured: docs/concepts/text.md.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from difflib import SequenceMatcher
+from collections.abc import Mapping, Set
+from difflib import SequenceMatcher, get_close_matches
 from functools import lru_cache
 from heapq import nlargest
 from typing import Any
@@ -39,13 +39,12 @@ def gain(payload: Mapping[str, Any], written: str) -> float:
     return GAIN * shared(written, " ".join(text for text in texts if text))
 
 
+@lru_cache(maxsize=1 << 12)  # hits are scored more than once
 def shared(written: str, text: str) -> float:
     """How much of the query's words a text has, 0..1; 0 where none could be read in the query."""
     wanted, others = query_words(written), set(text_words(text))
-    if not wanted:
-        return 0.0
-    best = {word: max((likeness(word, other) ** 2 for other in others), default=0.0) for word in wanted}
-    return sum(wanted[word] * best[word] for word in wanted) / sum(wanted.values())
+    best = {word: likeness(word, others) for word in wanted}
+    return sum(wanted[word] * best[word] ** 2 for word in wanted) / sum(wanted.values()) if wanted else 0.0
 
 
 def has_some(written: str) -> models.Filter | None:
@@ -58,13 +57,10 @@ def has_some(written: str) -> models.Filter | None:
     return models.Filter(should=conditions) if conditions else None
 
 
-@lru_cache(maxsize=1 << 16)
-def likeness(word: str, other: str) -> float:
-    """How like two words are, 0..1; 0 where they are not the same one, misread."""
-    if word == other:
-        return 1.0
-    if min(len(word), len(other)) < MIN_LETTERS:
-        return 0.0
-    matcher = SequenceMatcher(None, word, other, autojunk=False)
-    ratio = matcher.ratio() if min(matcher.real_quick_ratio(), matcher.quick_ratio()) >= SAME else 0.0
-    return ratio if ratio >= SAME else 0.0
+def likeness(word: str, others: Set[str]) -> float:
+    """How like a word the most similar one is, 0..1; 0 where none is the same one, misread."""
+    if word in others or len(word) < MIN_LETTERS:
+        return float(word in others)
+    about_as_long = [other for other in others if SAME * len(word) <= len(other) + 1 <= len(word) / SAME + 2]
+    close = get_close_matches(word, [other for other in about_as_long if len(other) >= MIN_LETTERS], 1, SAME)
+    return SequenceMatcher(None, close[0], word).ratio() if close else 0.0

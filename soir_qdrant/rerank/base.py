@@ -50,6 +50,7 @@ class SearchQuery:
         looks: float32 [L, D], unit rows, of the thing as it stands, and then turned (`CropSettings.query_turns`);
             None where nothing but `vector` says what it looks like.
         pixels: of the image that are the thing's; 0 where that is not known.
+        aspect: width by height of the thing's box; 0 where that is not known.
         written: on the thing in the image, where the reranker needs it and the pipeline reads text; else "".
     """
 
@@ -60,6 +61,7 @@ class SearchQuery:
     patches: Vector | None = None
     looks: Vector | None = None
     pixels: float = 0.0
+    aspect: float = 0.0
     written: str = ""
 
     @property

@@ -16,20 +16,20 @@ from soir_qdrant.rerank.base import Need, Page, SearchQuery, Window, candidate_b
 from soir_qdrant.types import Failure, Hit, Vector
 
 WEIGHT = 0.8  # of the best object in the score; the rest is the image's. See docs/concepts/search.md
-EXPAND = 1  # images whose best objects join the query
+EXPAND = 1  # images whose objects, those of their boxes, join the query
 MIN_COSINE = 0.4  # of an object that joins the query; others look too little like it to be sure
 
 
 class CodeReranker:
     """`rerank="codes"`: each block of candidates by the image's score and its best object's.
 
-    The score of an image, -1..1, is the weighted mean of the dot product of its vector with the query's and
+    The score of an image, -1..1.15, is the weighted mean of the dot product of its vector with the query's and
     of the largest cosine of its objects' codes with the query's first numbers, of the look at the query that is most
     like the object (`codes.cosines`), less what it lacks in pixels (`detail.missing_detail`). The box is that object's,
-    or of one that is about as like it and was detected more surely (`payload.likeliest`). An image without codes keeps
-    its score. Those in which words of the query's thing were read gain by that (`written.gain`): up to 1.15.
+    or of one that is about as like it and is the likelier thing (`payload.likeliest`). An image without codes keeps
+    its score. Those in which words of the query's thing were read gain by that, up to 0.15 (`written.gain`).
 
-    Then the query is expanded, and the block is scored once more: the best object of the first image joins
+    Then the query is expanded, and the block is scored once more: the object of the first image's box joins
     the query, by the square of its cosine, where that is at least MIN_COSINE (alpha query expansion:
     Radenovic et al., Fine-tuning CNN image retrieval with no human annotation, 2018, section 4.3).
 
@@ -82,7 +82,7 @@ class CodeReranker:
 
     def _scored(self, hit: Hit, query: SearchQuery, looks: Vector) -> Hit:
         score = hit.score
-        match = best_object(hit.payload, looks, pixels=query.pixels)
+        match = best_object(hit.payload, looks, pixels=query.pixels, aspect=query.aspect)
         if match is not None and match.score is not None:
             score = (1 - self.weight) * score + self.weight * match.score
         score += gain(hit.payload, query.written)

@@ -30,7 +30,7 @@ def by_patches(
 
     Args:
         hit: with the score that it has by codes.
-        query: its looks, its pixels and what is written on it are read.
+        query: its looks, its pixels, its aspect and what is written on it are read.
         patches: the query's, float32 [n, d], unit rows.
         objects: those of each of the hit's objects, likewise.
         weight: of late interaction, less what an object lacks in pixels (`detail.missing_detail`), in the score, 0..1.
@@ -40,6 +40,6 @@ def by_patches(
     late = late_interaction(patches, objects) - lost
     by_code = code_cosines(hit.payload, query.rows)
     likeness = late if by_code is None or len(by_code) != len(late) else (late + by_code - lost) / 2
-    best = likeliest(hit.payload, likeness)
+    best = likeliest(hit.payload, likeness, query.aspect)
     score = (1 - weight) * hit.score + weight * (float(late.max()) + gain(hit.payload, query.written))
     return replace(hit, score=score, box=boxes[best] if boxes else None, object=best if boxes else None)

@@ -23,9 +23,10 @@ from soir_qdrant.types import Failure, Hit, Vector
 class PatchReranker(FirstCandidates):
     """`rerank="patches"`: hits by their best object's patches and code.
 
-    The score of an image, -1..1, is the weighted mean of the score that it has by codes and of its best
-    object's late interaction with the query (`pooling.patches.late_interaction`). The box is that of the
-    object for which late interaction and the code's cosine are largest together.
+    The score of an image, -1..1.15, is the weighted mean of the score that it has by codes and of its best
+    object's late interaction with the query (`pooling.patches.late_interaction`), and what it gains by words
+    (`written.gain`) in both. The box is that of the object that late interaction and the code's cosine together make
+    the `likeliest`.
 
     Patches are read out of the payload, where they were stored (`SoirIngestor(object_patches=True)`), else
     computed from the image at the hit's uri and cached: seconds an image on a CPU.

@@ -14,9 +14,10 @@ class StoredReranker(CodeReranker):
     """`rerank="stored"`, the default: by codes, and then by patches too, where all hits of a block have them and the
     query is an image. No image is opened, and the query's patches come with its vector.
 
-    The score of an image, -1..1, is the weighted mean of the score that it has by codes and of its best
-    object's late interaction with the query. The box is that of the object for which late interaction and the
-    code's cosine are largest together, with a share of its score. Texts and vectors are ordered as "codes" does it.
+    The score of an image, -1..1.15, is the weighted mean of the score that it has by codes and of its best
+    object's late interaction with the query, and what it gains by words (`written.gain`) in both. The box is that of
+    the object that late interaction and the code's cosine together make the `likeliest`. Texts and vectors are ordered
+    as "codes" does it.
     """
 
     name = "stored"

@@ -160,8 +160,8 @@ class QueryEncoder:
         look = self.pipeline.query_look(image.rgb, box=box, mask=image.alpha, patches=patches)
         whiten = self.pipeline.whiten
         looks = None if look.looks is None else whiten(look.looks)
-        row, pixels = whiten(look.row), look.pixels
-        return SearchQuery(row, image, box, patches=look.patches, looks=looks, pixels=pixels)
+        query = SearchQuery(whiten(look.row), image, box, patches=look.patches, looks=looks)
+        return replace(query, pixels=look.pixels, aspect=look.aspect)
 
     def _text(self, text: Text) -> Vector:
         """The vector of words, or the mean over their prompts."""

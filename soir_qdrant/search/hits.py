@@ -63,7 +63,7 @@ def finished(hit: Hit, query: Vector) -> Hit:
     """A hit as a user gets it: with a box, where the reranker gave none, and without what was for rerankers.
 
     The box is that of the object vector with the largest dot product with the query, where they were fetched;
-    else of the code with the largest cosine.
+    else the one that `best_object` chooses by codes.
     """
     if hit.box is None:
         match = best_object(hit.payload, query, hit.object_vectors)

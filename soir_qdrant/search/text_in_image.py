@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def find_text(
     searcher: SoirSearcher, words: str, *, limit: int = 10, filter: models.Filter | None = None
 ) -> list[Hit]:
-    """Images in which these words were read (`soir ingest --ocr`), those first where one object has them all.
+    """Images in which these words were read, those first where one object has them all.
 
     Args:
         searcher: of the collection.

@@ -91,7 +91,7 @@ class SearchFields(Strict):
         None,
         min_length=1,
         max_length=MAX_WORDS,
-        description="words that were read in the image (ingest --ocr)",
+        description="words that were read in the image",
     )
     rerank: str | None = Field(
         "stored",
