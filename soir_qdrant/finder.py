@@ -42,8 +42,8 @@ class Finder(Components):
         with timed(seconds, "segment"):
             listed = []
             for i, (image, items) in enumerate(zip(images, objects, strict=True)):
-                if seen := self.fitted(image.rgb, detected.get(i)):
-                    items = self._different([*seen, *self._printed(image, lines[i])])
+                if boxed := self.fitted(image.rgb, detected.get(i)):
+                    items = self._different([*boxed, *self._printed(image, lines[i])])
                 whole = SceneObject((0.0, 0.0, float(image.width), float(image.height)), stand_in=True)
                 listed.append(self.segment(image.rgb, items or [whole]))
         return listed

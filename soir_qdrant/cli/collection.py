@@ -116,9 +116,7 @@ ButOption = Annotated[
 InsteadOption = Annotated[str | None, typer.Option(help='with --but, what QUERY shows: "a mug"')]
 InImageOption = Annotated[
     str | None,
-    typer.Option(
-        "--text-in-image", help="words that were read in the image; alone, or with a query"
-    ),
+    typer.Option("--text-in-image", help="words that were read in the image; alone, or with a query"),
 ]
 TextOption = Annotated[str | None, typer.Option(help="words to search with, if the profile reads text")]
 BoxOption = Annotated[str | None, typer.Option(help="x0,y0,x1,y1 in pixels: where the thing is in QUERY")]
