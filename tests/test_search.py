@@ -153,6 +153,12 @@ def test_the_box_is_of_the_surer_one_of_objects_that_look_alike(rerank):
     assert hit.box == other
 
 
+def test_a_sure_object_that_looks_otherwise_is_not_the_box():
+    """However far apart the likenesses of an image's few objects are."""
+    payload = {"soir": {"objects": [{"box": A, "score": score} for score in (0.3, 0.9, 0.5)]}}
+    assert likeliest(payload, np.array([0.9, 0.5, -0.1], np.float32)) == 0
+
+
 def test_the_box_is_of_the_object_of_the_querys_shape_where_all_else_is_alike():
     boxes = [(0, 0, 40, 20), (50, 0, 70, 40), (80, 0, 100, 20)]
     payload = {"soir": {"objects": [{"box": box, "score": 0.5} for box in boxes]}}
