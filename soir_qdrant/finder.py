@@ -18,7 +18,7 @@ from soir_qdrant.types import RGB, Box, Detections, LoadedImage, SceneObject
 
 
 class Finder(Components):
-    """What is found in images, of any pipeline."""
+    """Images to objects and their text: the part of a pipeline before anything is encoded."""
 
     def find(
         self,
@@ -27,7 +27,7 @@ class Finder(Components):
         seconds: dict[str, float] | None = None,
         lines: Sequence[Sequence[TextLine]] | None = None,
     ) -> list[list[SceneObject]]:
-        """The objects of each image with their masks, at least one: those given, else those detected, their
+        """The objects of each image with their masks, at least one: the user's, else those detected, their
         boxes fitted to them where the segmenter can, and beside them the lines of text, and of those that then are
         much the same the best, else the whole image. seconds: see `scenes`. lines: what `read` returns; None reads
         them."""

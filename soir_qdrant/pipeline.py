@@ -60,17 +60,18 @@ class Pipeline(Finder):
             with timed(seconds, "encode"):
                 scenes = scenes_of(self, self.scene_encoder, images, known, patches)
         else:
-            scenes = self._described(images, self.find(images, known, seconds, lines), seconds, patches)
+            scenes = self.by_crops(images, self.find(images, known, seconds, lines), seconds, patches=patches)
         return [with_text(scene, some) for scene, some in zip(scenes, lines, strict=True)]
 
-    def _described(
+    def by_crops(
         self,
         images: list[LoadedImage],
         listed: list[list[SceneObject]],
         seconds: dict[str, float],
-        patches: bool,
+        *,
+        patches: bool = False,
     ) -> list[Scene]:
-        """The scene of each image and its objects. seconds, patches: see `scenes`."""
+        """The scene of each image and its objects, as `find` lists them. seconds, patches: see `scenes`."""
         with timed(seconds, "encode"):
             crops = self.crops([image.rgb for image in images], listed)
             encoding, rows = self._encode(crops, patches)

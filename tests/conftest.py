@@ -39,7 +39,6 @@ class ColourPipeline:
     into Qdrant and back, not the recognition. A picture that starts with (1, 2, 3) makes it fail."""
 
     dim = 12
-    text_reader = None
     has_patches = False
 
     def __init__(self, version: str = "1", pause: float = 0.0) -> None:
@@ -76,6 +75,9 @@ class ColourPipeline:
     def segment(self, image: RGB, objects: list[SceneObject]) -> list[SceneObject]:
         """The pixels that are not painted's grey."""
         return [replace(item, mask=(image != 100).any(-1)) for item in objects]
+
+    def query_text(self, image: RGB, box: Box | None = None) -> str:
+        return ""
 
     def text(self, words: str) -> Vector:
         raise ConfigError(f"text {words!r}: this encoder reads no text")

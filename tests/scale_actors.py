@@ -17,7 +17,6 @@ class MeanColour:
     """A pipeline whose one object is the image, and whose vector its mean colour."""
 
     dim = 3
-    text_reader = None
     has_patches = False
     fingerprint = {"encoder": "mean colour", "dim": 3}  # noqa: RUF012
     recipe = {"detector": "none"}  # noqa: RUF012

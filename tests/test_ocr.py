@@ -9,6 +9,7 @@ from qdrant_client import QdrantClient, models
 from typer.testing import CliRunner
 
 from soir_qdrant import Settings, SoirIngestor, SoirSearcher, filters
+from soir_qdrant.cli.groups import Models
 from soir_qdrant.cli.main import app
 from soir_qdrant.errors import ConfigError
 from soir_qdrant.models.ocr import TextLine, assigned
@@ -151,6 +152,14 @@ def test_the_commands_read_and_find_text(reading, tmp_path):
     crop = ["search", str(tmp_path / "a.png"), "--profile", str(profile), *common]
     for words, count in (("oat milk", 1), ("soup", 0)):
         assert len(json.loads(run.invoke(app, [*crop, "--text-in-image", words]).stdout)) == count
+
+
+@pytest.mark.parametrize(
+    ("profile", "ocr", "reads"),
+    [(None, None, True), (None, False, False), ("fast", None, False), ("fast", True, True)],
+)
+def test_the_command_line_reads_as_the_profile_does_unless_an_option_says_otherwise(profile, ocr, reads):
+    assert (Models(profile=profile, ocr=ocr).settings.ocr is not None) is reads
 
 
 @pytest.mark.slow

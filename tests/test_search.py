@@ -165,9 +165,8 @@ def test_the_box_is_of_the_object_of_the_querys_shape_where_all_else_is_alike():
     likeness = np.array([0.5, 0.48, 0.2], np.float32)
     assert [likeliest(payload, likeness, aspect) for aspect in (0.0, 2.0, 0.5)] == [0, 0, 1]
     payload["soir"]["objects"][2]["score"] = 0.0
-    assert (
-        likeliest(payload, np.array([0.5, 0.2, 0.9], np.float32), 0.5) == 2
-    )  # what looks like it, whatever its shape
+    likeness = np.array([0.5, 0.2, 0.9], np.float32)
+    assert likeliest(payload, likeness, 0.5) == 2  # what looks like it, whatever its shape
 
 
 def test_rescoring_by_codes_needs_no_object_vectors():

@@ -63,8 +63,6 @@ def test_shares_are_shares_and_a_text_has_all_its_own_words(written, text):
 class Reader(ColourPipeline):
     """Colours, and the text that stands beside them here: reading itself is tested below."""
 
-    text_reader = object()
-
     def __init__(self, written: str) -> None:
         super().__init__()
         self.written = written
@@ -228,9 +226,8 @@ def test_strips_and_specks_are_read_as_far_as_letters_have_room(reading, monkeyp
     (line,) = reader.read(large)
     assert shapes.pop() == (1067, 2000)
     assert line.text == "TOMATO"
-    np.testing.assert_allclose(
-        np.array(line.box)[[0, 1]] / 6, [75, 85], atol=12
-    )  # in pixels of what was read
+    corner = np.array(line.box[:2]) / 6  # in pixels of what was read
+    np.testing.assert_allclose(corner, [75, 85], atol=12)
     assert reader.written_on(large) == "TOMATO"
     assert max(shapes.pop()) <= 2001
 

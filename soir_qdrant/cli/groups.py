@@ -160,11 +160,11 @@ class Models:
         token = os.environ.get("SOIR_TRITON_TOKEN")
         return {"authorization": f"Bearer {token}"} if token else {}
 
-    def pipeline(self, **changes: Any) -> Pipeline:
-        """On the models of a Triton, of a folder of exports, or of this machine. changes: of the settings."""
+    def pipeline(self) -> Pipeline:
+        """On the models of a Triton, of a folder of exports, or of this machine."""
         from soir_qdrant.assembly import make_pipeline
 
-        return make_pipeline(self.settings.but(**changes), self.runtime())
+        return make_pipeline(self.settings, self.runtime())
 
     def runtime(self) -> Runtime | None:
         """Where the models run; None is here."""

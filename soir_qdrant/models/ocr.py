@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -111,6 +112,17 @@ def with_text(scene: Scene, lines: Sequence[TextLine]) -> Scene:
     """A scene with the text of its objects, and the rest of what was read in its image."""
     objects, rest = assigned(lines, scene.objects)
     return replace(scene, objects=objects, text=rest)
+
+
+def pack_text(scene: Scene) -> NDArray[np.uint8]:
+    """The text of a scene, and that of each object or null, as a JSON array in UTF-8, uint8 [n]."""
+    return np.frombuffer(json.dumps([scene.text, *(item.text for item in scene.objects)]).encode(), np.uint8)
+
+
+def unpack_text(packed: NDArray[np.uint8]) -> tuple[str, list[str | None]]:
+    """What `pack_text` was made of: the text of no object, and that of each."""
+    rest, *texts = json.loads(packed.tobytes())
+    return rest, texts
 
 
 def assigned(

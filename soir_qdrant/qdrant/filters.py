@@ -30,19 +30,16 @@ def has_label(*labels: Labels) -> models.FieldCondition:
 
 
 def has_text(words: str) -> models.Filter:
-    """Images in which all these words were read, on one object or several; case and order
-    do not matter. Raises ConfigError where there are none."""
-    return models.Filter(
-        must=[
-            models.Filter(
-                should=[
-                    models.FieldCondition(key=key, match=models.MatchText(text=word))
-                    for key in ("soir.objects[].text", "soir.text")
-                ]
-            )
-            for word in _listed(words)
-        ]
-    )
+    """Images in which all these words were read, on one object or several; case and order do not matter.
+
+    Raises ConfigError where there are none."""
+    return models.Filter(must=[models.Filter(should=list(read_anywhere(word))) for word in _listed(words)])
+
+
+def read_anywhere(word: str) -> tuple[models.FieldCondition, ...]:
+    """A word that was read on an object, and one that was read on none."""
+    match = models.MatchText(text=word)
+    return tuple(models.FieldCondition(key=key, match=match) for key in ("soir.objects[].text", "soir.text"))
 
 
 def has_text_on_object(words: str) -> models.NestedCondition:

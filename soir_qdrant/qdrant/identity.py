@@ -81,7 +81,12 @@ def within(namespace: str, condition: models.Filter | None = None) -> models.Fil
         own: Any = models.FieldCondition(key=f"{KEY}.namespace", match=models.MatchValue(value=namespace))
     else:
         own = models.IsEmptyCondition(is_empty=models.PayloadField(key=f"{KEY}.namespace"))
-    return models.Filter(must=[own] if condition is None else [own, condition])
+    return both(own, condition)
+
+
+def both(one: Any, other: models.Filter | None) -> models.Filter:
+    """Points for which two conditions hold, or the first alone where there is no other."""
+    return models.Filter(must=[one] if other is None else [one, other])
 
 
 def at(uris: Iterable[str]) -> models.Filter:

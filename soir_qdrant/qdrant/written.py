@@ -14,7 +14,7 @@ from typing import Any
 
 from qdrant_client import models
 
-from soir_qdrant.qdrant.filters import text_words
+from soir_qdrant.qdrant.filters import read_anywhere, text_words
 from soir_qdrant.qdrant.identity import KEY
 
 GAIN = 0.15  # in the score, of an image in which all of the query's words were read
@@ -49,11 +49,7 @@ def shared(written: str, text: str) -> float:
 
 def has_some(written: str) -> models.Filter | None:
     """Images in which one of the query's words was read, as it is; None where the query has none."""
-    conditions: list[Any] = [
-        models.FieldCondition(key=key, match=models.MatchText(text=word))
-        for word in query_words(written)
-        for key in ("soir.objects[].text", "soir.text")
-    ]
+    conditions: list[Any] = [condition for word in query_words(written) for condition in read_anywhere(word)]
     return models.Filter(should=conditions) if conditions else None
 
 
@@ -61,6 +57,5 @@ def likeness(word: str, others: Set[str]) -> float:
     """How like a word the most similar one is, 0..1; 0 where none is the same one, misread."""
     if word in others or len(word) < MIN_LETTERS:
         return float(word in others)
-    about_as_long = [other for other in others if SAME * len(word) <= len(other) + 1 <= len(word) / SAME + 2]
-    close = get_close_matches(word, [other for other in about_as_long if len(other) >= MIN_LETTERS], 1, SAME)
+    close = get_close_matches(word, [other for other in others if len(other) >= MIN_LETTERS], 1, SAME)
     return SequenceMatcher(None, close[0], word).ratio() if close else 0.0

@@ -81,14 +81,14 @@ class CodeReranker:
         return sorted((self._scored(hit, query, looks) for hit in hits), key=lambda hit: -hit.score)
 
     def _scored(self, hit: Hit, query: SearchQuery, looks: Vector) -> Hit:
-        score = hit.score
+        words = gain(hit.payload, query.written)
         match = best_object(hit.payload, looks, pixels=query.pixels, aspect=query.aspect)
-        if match is not None and match.score is not None:
-            score = (1 - self.weight) * score + self.weight * match.score
-        score += gain(hit.payload, query.written)
         if match is None:
-            return replace(hit, score=score)
-        return replace(hit, score=score, box=match.box, object=match.index)
+            return replace(hit, score=hit.score + words)
+        score = hit.score
+        if match.score is not None:
+            score = (1 - self.weight) * score + self.weight * match.score
+        return replace(hit, score=score + words, box=match.box, object=match.index)
 
 
 def expanded_query(query: Vector, hits: Sequence[Hit]) -> Vector | None:

@@ -150,9 +150,7 @@ class QueryEncoder:
             image, box = open_query(query, box, self.max_pixels)
         with self.lock, stage("encode"):
             encoded = self._encoded(image, box, patches)
-            if not written or self.pipeline.text_reader is None:
-                return encoded
-            return replace(encoded, written=self.pipeline.query_text(image.rgb, box))
+            return replace(encoded, written=self.pipeline.query_text(image.rgb, box)) if written else encoded
 
     def _encoded(self, image: LoadedImage, box: Box | None, patches: bool) -> SearchQuery:
         if not self.pipeline.has_patches:
@@ -160,8 +158,15 @@ class QueryEncoder:
         look = self.pipeline.query_look(image.rgb, box=box, mask=image.alpha, patches=patches)
         whiten = self.pipeline.whiten
         looks = None if look.looks is None else whiten(look.looks)
-        query = SearchQuery(whiten(look.row), image, box, patches=look.patches, looks=looks)
-        return replace(query, pixels=look.pixels, aspect=look.aspect)
+        return SearchQuery(
+            whiten(look.row),
+            image,
+            box,
+            patches=look.patches,
+            looks=looks,
+            pixels=look.pixels,
+            aspect=look.aspect,
+        )
 
     def _text(self, text: Text) -> Vector:
         """The vector of words, or the mean over their prompts."""

@@ -13,6 +13,7 @@ from qdrant_client import models
 from soir_qdrant.errors import CollectionError
 from soir_qdrant.qdrant.calls import SharedTimeout
 from soir_qdrant.qdrant.collection import TOGETHER, Store
+from soir_qdrant.qdrant.identity import both
 from soir_qdrant.qdrant.written import has_some
 from soir_qdrant.rerank.base import Reranker, SearchQuery, Window
 from soir_qdrant.search.options import SearchOptions
@@ -107,9 +108,8 @@ def _rankings(store: Store, query: SearchQuery, plan: Plan) -> list[models.Query
     some = None if window.by_objects else has_some(query.written)
     if some is None:
         return [request]
-    both = models.Filter(must=[some] if request.filter is None else [some, request.filter])
-    whole = {"limit": window.limit + window.offset, "offset": 0}
-    return [request.model_copy(update=whole), request.model_copy(update={**whole, "filter": both})]
+    whole = request.model_copy(update={"limit": window.limit + window.offset, "offset": 0})
+    return [whole, whole.model_copy(update={"filter": both(some, request.filter)})]
 
 
 def _taking_turns(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from qdrant_client import models
 
 from soir_qdrant.qdrant.filters import has_text, has_text_on_object, text_words
-from soir_qdrant.qdrant.identity import KEY
+from soir_qdrant.qdrant.identity import KEY, both
 from soir_qdrant.qdrant.payload import shown
 from soir_qdrant.types import Box, Hit
 
@@ -44,8 +44,7 @@ def find_text(
 
 def with_text(words: str, filter: models.Filter | None = None) -> models.Filter:
     """A filter that also asks for words read in the image."""
-    must: list[Any] = [has_text(words)]
-    return models.Filter(must=[*must, filter] if filter else must)
+    return both(has_text(words), filter)
 
 
 def _hit(point: models.Record, words: set[str]) -> Hit:

@@ -109,8 +109,7 @@ class Backend:
         try:
             self.pipeline.query(np.full((32, 32, 3), 124, np.uint8), box=(4.0, 4.0, 28.0, 28.0))
             self.reads_text = _reads_text(self.pipeline)
-            if self.pipeline.text_reader is not None:
-                self.pipeline.query_text(np.full((32, 32, 3), 124, np.uint8))
+            self.pipeline.query_text(np.full((32, 32, 3), 124, np.uint8))
         except Exception as error:
             log.exception("the models cannot be loaded; the next try is in %.0f s", pause)
             self.failure = str(error) or type(error).__name__

@@ -6,7 +6,6 @@ image and the result are on the wire.
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import cv2
@@ -19,6 +18,7 @@ from soir_qdrant.errors import ImageError
 from soir_qdrant.geometry.crops import full_mask, whole_box
 from soir_qdrant.images import MAX_PIXELS
 from soir_qdrant.images.formats import is_common
+from soir_qdrant.models.ocr import pack_text, unpack_text
 from soir_qdrant.pipeline import Pipeline
 from soir_qdrant.qdrant.payload import pack_signs, unpack_signs
 from soir_qdrant.serving.session import Arrays, InputRefused, Session, of_kind
@@ -107,10 +107,9 @@ def packed(scene: Scene) -> dict[str, NDArray[Any]]:
     if scene.patches is not None:
         counts = np.array([len(rows) for rows in scene.patches], np.int64)
         patches = {"patches": pack_signs(np.concatenate(scene.patches)), "counts": counts}
-    texts = json.dumps([scene.text, *(item.text for item in scene.objects)])
     return {
         **patches,
-        "texts": np.frombuffer(texts.encode(), np.uint8),
+        "texts": pack_text(scene),
         "boxes": np.array([item.box for item in scene.objects], np.float32),
         "scores": np.array([item.score for item in scene.objects], np.float32),
         "masks": np.packbits(np.concatenate(bits)),
@@ -125,9 +124,7 @@ def unpacked(answer: Arrays, image: LoadedImage) -> Scene:
     detected, start, objects = bool(answer["detected"][0]), 0, []
     bits = np.unpackbits(answer["masks"]).view(np.bool_)
     boxes, scores = answer["boxes"].tolist(), answer["scores"].tolist()
-    rest, texts = "", [None] * len(boxes)
-    if "texts" in answer:
-        rest, *texts = json.loads(answer["texts"].tobytes())
+    rest, texts = unpack_text(answer["texts"]) if "texts" in answer else ("", [None] * len(boxes))
     for row, score, text in zip(boxes, scores, texts, strict=True):
         box = (row[0], row[1], row[2], row[3])
         x0, y0, x1, y1 = whole_box(box, image.width, image.height)

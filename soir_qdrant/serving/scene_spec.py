@@ -15,13 +15,12 @@ def scene(*, dim: int, row_dim: int = 0, reads_text: bool = False) -> ModelSpec:
     objects, one after the other, a bit for each of the `row_dim` numbers; counts: of each object. texts: what was read
     outside of the objects, and on each of them, or null, as a JSON array in UTF-8.
     """
+    optional = {"row_dim": row_dim, "reads_text": int(reads_text)}
     patches = (Tensor("patches", "UINT8", (-1, row_dim // 8)), Tensor("counts", "INT64", (-1,)))
     return ModelSpec(
         SCENE,
         "scene",
-        facts(
-            dim=dim, **({"row_dim": row_dim} if row_dim else {}), **({"reads_text": 1} if reads_text else {})
-        ),
+        facts(dim=dim, **{name: value for name, value in optional.items() if value}),
         (Tensor("image", "UINT8", (-1,)),),
         (
             Tensor("boxes", "FP32", (-1, 4)),

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from soir_qdrant.kinds import PartSettings
+from soir_qdrant.models.ocr import pack_text, unpack_text
 from soir_qdrant.pipeline import Pipeline
 from soir_qdrant.recipe import OF_QUERIES
 from soir_qdrant.types import LoadedImage, Mask, Scene, SceneObject, Vector
@@ -164,9 +165,7 @@ def _arrays(entry: Entry) -> Arrays:
     return {
         **patches,
         "size": np.array([scene.width, scene.height]),
-        "texts": np.frombuffer(
-            json.dumps([scene.text, *(item.text for item in scene.objects)]).encode(), np.uint8
-        ),
+        "texts": pack_text(scene),
         "boxes": np.array([item.box for item in scene.objects], np.float64).reshape(-1, 4),
         "scores": np.array([item.score for item in scene.objects], np.float64),
         "mask_shapes": np.array(shapes, np.int64).reshape(-1, 2),
@@ -182,7 +181,7 @@ def _arrays(entry: Entry) -> Arrays:
 def _entry(arrays: Arrays) -> Entry:
     width, height = arrays["size"].tolist()
     masks = _masks(arrays["mask_shapes"], arrays["mask_bits"])
-    rest, *texts = json.loads(arrays["texts"].tobytes())
+    rest, texts = unpack_text(arrays["texts"])
     objects = tuple(
         SceneObject((x0, y0, x1, y1), mask, score=score, text=text)
         for (x0, y0, x1, y1), mask, score, text in zip(

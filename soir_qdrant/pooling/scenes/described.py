@@ -40,9 +40,9 @@ def scenes_of(
         for i, regions in zip(whole, described, strict=True)
     }
     if rest:
-        scenes |= zip(
-            rest, pipeline.scenes([images[i] for i in rest], [objects[i] for i in rest]), strict=True
-        )
+        others = [images[i] for i in rest]
+        listed = pipeline.find(others, [objects[i] for i in rest], lines=[[] for _ in rest])
+        scenes |= zip(rest, pipeline.by_crops(others, listed, {}), strict=True)
     return [scenes[i] for i in range(len(images))]
 
 
