@@ -122,6 +122,17 @@ def test_pages_fit_together_where_words_bring_candidates(client):
     assert [[hit.id for hit in hits] for hits in many] == [pages[:5]] * 40
 
 
+def test_of_two_rankings_the_payload_of_the_candidates_alone_is_fetched(client, monkeypatch):
+    fill(client, *["milk", "tomato"] * 10)
+    answers, ask = [], client.query_batch_points
+    monkeypatch.setattr(client, "query_batch_points", lambda *a, **k: answers.extend(ask(*a, **k)) or answers)
+    (hit, *_) = SoirSearcher(client, pipeline=Reader("tomato")).search(
+        painted(((0, 0, 80, 60), BLUE)), rerank="codes", prefetch=10, with_vectors=True
+    )
+    assert [point.payload for answer in answers for point in answer.points] == [None] * 20
+    assert (hit.payload["soir"]["objects"][0]["text"], len(hit.vector)) == ("tomato", 12)
+
+
 @pytest.fixture(scope="module")
 def reading(tmp_path_factory):
     from models import tiny_encoder

@@ -17,7 +17,7 @@ searcher.search("mug.png", rerank="sharpest")
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, runtime_checkable
 
@@ -90,6 +90,21 @@ class Page:
 
 
 @dataclass(frozen=True, slots=True)
+class FinerOrder:
+    """A second order of the first hits of each block, by their patches, which are fetched for these alone. The others
+    keep their order below them, and the differences of their scores.
+
+    Attributes:
+        hits: how many of each block.
+        rerank: as that of a `Reranker`, of hits that the first order gave scores and boxes, and whose payload has the
+            patches too, where they are stored. It is left out where the query has no patches.
+    """
+
+    hits: int
+    rerank: Callable[[SearchQuery, Sequence[Hit]], list[Hit]]
+
+
+@dataclass(frozen=True, slots=True)
 class Window:
     """The part of Qdrant's ranking that is fetched for a page.
 
@@ -102,6 +117,7 @@ class Window:
         by_codes: Qdrant itself orders candidates by the image's vector and the codes of its objects, and `rerank`
             is left out.
         group_size: hits of each group; 0 where hits are not grouped.
+        finer: orders the first of each block once more; the hits that `rerank` gets come without patches then.
     """
 
     limit: int
@@ -110,6 +126,7 @@ class Window:
     by_objects: int = 0
     group_size: int = 0
     by_codes: ByCodes | None = None
+    finer: FinerOrder | None = None
 
 
 @runtime_checkable

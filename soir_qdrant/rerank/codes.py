@@ -16,6 +16,7 @@ from soir_qdrant.rerank.base import Need, Page, SearchQuery, Window, candidate_b
 from soir_qdrant.types import Failure, Hit, Vector
 
 WEIGHT = 0.8  # of the best object in the score; the rest is the image's. See docs/concepts/search.md
+CANDIDATES = 300  # of a block
 EXPAND = 1  # images whose objects, those of their boxes, join the query
 MIN_COSINE = 0.4  # of an object that joins the query; others look too little like it to be sure
 
@@ -45,7 +46,7 @@ class CodeReranker:
     name = "codes"
     needs: frozenset[Need] = frozenset({"payload", "written"})
 
-    def __init__(self, candidates: int = 100, *, weight: float = WEIGHT, expand: int = EXPAND) -> None:
+    def __init__(self, candidates: int = CANDIDATES, *, weight: float = WEIGHT, expand: int = EXPAND) -> None:
         if not 0 <= weight <= 1:
             raise ConfigError(f"weight {weight}: give the best object's share of the score, 0 to 1")
         if expand < 0:

@@ -13,6 +13,7 @@ from qdrant_client import models
 from soir_qdrant.errors import CollectionError
 from soir_qdrant.qdrant.calls import SharedTimeout
 from soir_qdrant.qdrant.collection import TOGETHER, Store
+from soir_qdrant.qdrant.fetching import filled
 from soir_qdrant.qdrant.identity import both
 from soir_qdrant.qdrant.written import has_some
 from soir_qdrant.rerank.base import Reranker, SearchQuery, Window
@@ -91,24 +92,33 @@ def candidates(
     """What Qdrant has in the plan's window of each query's ranking. Up to TOGETHER rankings go into one request.
 
     Where something is written on the thing, every other candidate is the best of those images in which a word of it
-    was read; both rankings are fetched from their beginning, so that pages fit together.
+    was read; the ids of both rankings are fetched from their beginning, so that pages fit together, then the payload of
+    the window alone.
     """
-    rankings = [_rankings(store, query, plan) for query in queries]
+    requests = [query_request(store, query, plan) for query in queries]
+    rankings = [_rankings(*pair, plan.window) for pair in zip(requests, queries, strict=True)]
     flat, consistency = list(chain.from_iterable(rankings)), plan.options.consistency
     points: list[list[models.ScoredPoint]] = []
     for i in range(0, len(flat), TOGETHER):
         with timeout.request() as left:
             points += store.query(flat[i : i + TOGETHER], consistency=consistency, timeout=left)
-    answers = iter(points)
-    return [_taking_turns([next(answers) for _ in some], plan.window) for some in rankings]
+    answers, pages = iter(points), list[Sequence[models.ScoredPoint]]()
+    for request, some in zip(requests, rankings, strict=True):
+        page: Sequence[models.ScoredPoint] = next(answers)
+        if len(some) > 1:
+            turns = _taking_turns([page, next(answers)], plan.window)
+            with timeout.request() as left:
+                page = filled(store, turns, request, consistency=consistency, timeout=left)
+        pages.append(page)
+    return pages
 
 
-def _rankings(store: Store, query: SearchQuery, plan: Plan) -> list[models.QueryRequest]:
-    request, window = query_request(store, query, plan), plan.window
+def _rankings(request: models.QueryRequest, query: SearchQuery, window: Window) -> list[models.QueryRequest]:
     some = None if window.by_objects else has_some(query.written)
     if some is None:
         return [request]
-    whole = request.model_copy(update={"limit": window.limit + window.offset, "offset": 0})
+    ids = {"limit": window.limit + window.offset, "offset": 0, "with_payload": False, "with_vector": False}
+    whole = request.model_copy(update=ids)
     return [whole, whole.model_copy(update={"filter": both(some, request.filter)})]
 
 
@@ -116,8 +126,6 @@ def _taking_turns(
     answers: Sequence[Sequence[models.ScoredPoint]], window: Window
 ) -> Sequence[models.ScoredPoint]:
     """One of each in turn, and each once."""
-    if len(answers) == 1:
-        return answers[0]
     points: dict[models.ExtendedPointId, models.ScoredPoint] = {}
     for point in chain.from_iterable(zip_longest(*answers)):
         if point is not None:
@@ -134,7 +142,9 @@ def query_request(store: Store, query: SearchQuery, plan: Plan) -> models.QueryR
         offset=window.offset,
         prefetch=window.by_objects,
         with_objects="object vectors" in needs or (plan.exact_boxes and "box" in needs),
-        with_patches=plan.patches and (query.patches is not None or plan.query_image) and not window.by_codes,
+        with_patches=plan.patches
+        and (query.patches is not None or plan.query_image)
+        and not (window.by_codes or window.finer),
         filter=options.filter,
         with_vectors=options.with_vectors,
         score_threshold=options.score_threshold,

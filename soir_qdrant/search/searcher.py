@@ -26,8 +26,8 @@ from soir_qdrant.search import localization
 from soir_qdrant.search.encoding import Boxed, QueryEncoder
 from soir_qdrant.search.hits import candidate, finished, grouped, masked, points_of
 from soir_qdrant.search.options import SearchKeywords, SearchOptions, merged
+from soir_qdrant.search.ranking import ranked
 from soir_qdrant.search.requests import Plan, candidates, make_plan, query_request
-from soir_qdrant.timing import stage
 from soir_qdrant.types import Box, Hit, HitGroup, Text, Vector
 
 if TYPE_CHECKING:
@@ -214,13 +214,14 @@ class SoirSearcher:
             plan = self._plan(left, group_size)
             encoded = self._encoder.encode((query, box), plan, *others)
             request = query_request(self.store, encoded, plan)
-            answers = self.store.groups(
-                request, group_by, plan.window.group_size, consistency=left.consistency, timeout=left.timeout
-            )
-            ranked = self._ranked(encoded, points_of(answers), plan)
+            timeout = SharedTimeout(left.timeout)
+            with timeout.request() as seconds:
+                limits = {"consistency": left.consistency, "timeout": seconds}
+                answers = self.store.groups(request, group_by, plan.window.group_size, **limits)
+            hits = self._ranked(encoded, points_of(answers), plan, timeout)
             return [
-                HitGroup(key, self._finished(encoded, hits[:group_size], plan))
-                for key, hits in grouped(ranked, answers)[: left.limit]
+                HitGroup(key, self._finished(encoded, some[:group_size], plan))
+                for key, some in grouped(hits, answers)[: left.limit]
             ]
 
         return self._encoder.on_current(chosen, search)
@@ -273,21 +274,20 @@ class SoirSearcher:
         options, first = plan.options, plan.options.offset - plan.window.offset
         queries = [self._encoder.encode(pair, plan, *others) for pair in pairs]
         for query, points in zip(queries, candidates(self.store, queries, plan, timeout), strict=True):
-            hits = self._ranked(query, points, plan)
+            hits = self._ranked(query, points, plan, timeout)
             yield self._finished(query, hits[first:][: options.limit], plan)
 
-    @stage("rerank")
-    def _ranked(self, query: SearchQuery, points: Sequence[models.ScoredPoint], plan: Plan) -> list[Hit]:
+    def _ranked(
+        self, query: SearchQuery, points: Sequence[models.ScoredPoint], plan: Plan, timeout: SharedTimeout
+    ) -> list[Hit]:
         """All that was fetched, in the reranker's order."""
         self._encoder.check_answer(points)
-        reranker, with_vectors = plan.reranker, plan.options.with_vectors
+        with_vectors = plan.options.with_vectors
         hits = [candidate(self.store, point, with_vectors=with_vectors) for point in points]
         if plan.window.by_codes:
             return hits  # in Qdrant's order
-        block = max(plan.window.block or len(hits), 1)
-        with self._encoder.lock if MODELS & reranker.needs else nullcontext():
-            blocks = (hits[i : i + block] for i in range(0, len(hits), block))
-            return [hit for some in blocks for hit in reranker.rerank(query, some)]
+        with self._encoder.lock if MODELS & plan.reranker.needs else nullcontext():
+            return ranked(self.store, query, hits, plan, timeout)
 
     def _finished(self, query: SearchQuery, hits: Sequence[Hit], plan: Plan) -> list[Hit]:
         page = [finished(hit, query.vector) for hit in hits]

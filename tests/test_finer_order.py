@@ -1,0 +1,146 @@
+"""Many candidates by their codes, the first of these once more by their patches, which are fetched for them alone."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import ColourPipeline
+from qdrant_client import AsyncQdrantClient, QdrantClient
+
+from soir_qdrant import SoirIngestor, SoirSearcher
+from soir_qdrant.aio import AsyncSoirIngestor, AsyncSoirSearcher
+from soir_qdrant.rerank.stored import BY_PATCHES
+from soir_qdrant.types import Hit, QueryLook, Scene, SceneObject
+
+COUNT = 320  # images, more than are ordered at once
+LIKE, HIDDEN = (
+    1,
+    2,
+)  # what an image may be: its patches are the query's; its one object is, but not its vector
+
+
+def image(place: int, kind: int = 0) -> np.ndarray:
+    """What the pipeline below reads: how far from the query, and of what kind."""
+    rgb = np.zeros((8, 8, 3), np.uint8)
+    rgb[0, 0] = place // 100, place % 100, kind
+    return rgb
+
+
+class Turned(ColourPipeline):
+    """Image i lies at an angle of i / 300 from image 0."""
+
+    has_patches = True
+
+    def _scene(self, image, given):
+        row = self.query(image.rgb)
+        item = SceneObject((0.0, 0.0, 8.0, 8.0))
+        own = self.query(np.zeros_like(image.rgb)) if image.rgb[0, 0, 2] == HIDDEN else row
+        return Scene(8, 8, (item,), row, own[None], (self.patches(image.rgb),))
+
+    def scenes(self, images, objects=None, seconds=None, *, patches=False) -> list[Scene]:
+        return super().scenes(images, objects, seconds)
+
+    def query(self, rgb, **_: Any):
+        angle = (100.0 * rgb[0, 0, 0] + rgb[0, 0, 1]) / 300
+        return np.array([np.cos(angle), np.sin(angle), *[0] * 10], np.float32)
+
+    def query_look(self, rgb, *, patches=False, **_: Any) -> QueryLook:
+        row = self.query(rgb)
+        return QueryLook(row, row, np.full((1, 8), 8**-0.5, np.float32) if patches else None, row[None])
+
+    def patches(self, rgb):
+        return np.full((1, 8), 8**-0.5 if rgb[0, 0, 2] == LIKE else -(8**-0.5), np.float32)
+
+    def whiten(self, rows):
+        return rows
+
+
+def filled(kinds: dict[int, int], count: int = 60, client: QdrantClient | None = None) -> QdrantClient:
+    client = client or QdrantClient(":memory:")
+    SoirIngestor(client, pipeline=Turned()).add(
+        [image(i, kinds.get(i, 0)) for i in range(count)],
+        ids=range(count),
+        payloads=[{"shelf": i % 2} for i in range(count)],
+    )
+    return client
+
+
+def ids(hits: list[Hit]) -> list[str | int]:
+    return [hit.id for hit in hits]
+
+
+def test_the_first_by_codes_are_ordered_by_patches_too_and_the_others_stay_below(
+    client: QdrantClient,
+) -> None:
+    searcher = SoirSearcher(filled({30: LIKE, 55: LIKE}, client=client), pipeline=Turned())
+    hits = searcher.search(image(0), limit=60)
+    assert ids(hits) == [30, *range(30), *range(31, BY_PATCHES), *range(BY_PATCHES, 60)]
+    scores = [hit.score for hit in hits]
+    assert scores == sorted(scores, reverse=True)
+    assert all(hit.box == (0, 0, 8, 8) and "patches" not in hit.payload["soir"] for hit in hits)
+    assert ids(searcher.search(image(0), limit=60, rerank="codes")) == [*range(60)]
+
+
+def test_pages_fit_together() -> None:
+    searcher = SoirSearcher(filled({30: LIKE, 310: LIKE}, COUNT), pipeline=Turned())
+    whole = [hit.id for i in range(0, COUNT, 16) for hit in searcher.search(image(0), limit=16, offset=i)]
+    assert sorted(whole) == [*range(COUNT)]
+    assert whole.index(30) == 0
+    assert whole.index(310) == 300  # of the second block the first
+
+
+def test_what_the_one_vector_has_far_down_comes_forward_by_its_object() -> None:
+    searcher = SoirSearcher(filled({250: HIDDEN}, COUNT), pipeline=Turned())
+    (first,) = searcher.search(image(0), limit=1, rerank="codes")
+    assert first.id == 0  # the same, and its vector is, too
+    assert 250 in ids(searcher.search(image(0), limit=115))
+    assert 250 not in ids(searcher.search(image(0), limit=115, prefetch=100))
+
+
+def test_only_patches_that_are_compared_leave_qdrant(monkeypatch: pytest.MonkeyPatch) -> None:
+    client = filled({30: LIKE}, COUNT)
+    asked: list[Any] = []
+    query, retrieve = client.query_points, client.retrieve
+
+    def queried(*args: Any, **options: Any) -> Any:
+        answer = query(*args, **options)
+        asked.append(sum("patches" in point.payload["soir"] for point in answer.points))
+        return answer
+
+    def retrieved(*args: Any, **options: Any) -> Any:
+        records = retrieve(*args, **options)
+        asked.append({tuple(record.payload["soir"]) for record in records} | {len(records)})
+        return records
+
+    monkeypatch.setattr(client, "query_points", queried)
+    monkeypatch.setattr(client, "retrieve", retrieved)
+    searcher = SoirSearcher(client, pipeline=Turned())
+    assert ids(searcher.search(image(0), limit=1)) == [30]
+    assert asked == [0, {("patches",), BY_PATCHES}]
+    searcher.search(searcher.vector(image(0)), limit=1)  # a vector has none to compare
+    assert asked[2:] == [0]
+
+
+def test_images_that_are_gone_meanwhile_leave_the_order_to_codes(monkeypatch: pytest.MonkeyPatch) -> None:
+    client = filled({30: LIKE})
+    monkeypatch.setattr(client, "retrieve", lambda *_, ids, **__: [])
+    assert ids(SoirSearcher(client, pipeline=Turned()).search(image(0), limit=60)) == [*range(60)]
+
+
+def test_groups_are_ordered_so_as_well() -> None:
+    groups = SoirSearcher(filled({3: LIKE}), pipeline=Turned()).search_groups(image(0), "shelf", group_size=2)
+    assert [(group.key, ids(group.hits)) for group in groups] == [(1, [3, 1]), (0, [0, 2])]
+
+
+def test_asyncio_orders_the_same() -> None:
+    async def search() -> list[Hit]:
+        client = AsyncQdrantClient(":memory:")
+        await AsyncSoirIngestor(client, pipeline=Turned()).add(
+            [image(i, LIKE * (i == 9)) for i in range(12)], ids=range(12)
+        )
+        return await AsyncSoirSearcher(client, pipeline=Turned()).search(image(0), limit=3)
+
+    assert ids(asyncio.run(search())) == [9, 0, 1]
