@@ -15,7 +15,9 @@ from soir_qdrant.cli.main import app
 from soir_qdrant.errors import DatasetError, ImageError
 from soir_qdrant.lab.calibrate import Moments
 from soir_qdrant.lab.evaluate.compare import DEFAULT_ROWS, evaluate
+from soir_qdrant.lab.evaluate.compare import run as evaluation
 from soir_qdrant.lab.evaluate.datasets import load
+from soir_qdrant.lab.evaluate.distractors import among
 from soir_qdrant.lab.evaluate.metrics import image_size
 from soir_qdrant.lab.evaluate.plain_rows import OF_PAPER
 from soir_qdrant.lab.evaluate.published import SETS
@@ -266,6 +268,19 @@ def test_ilias_is_read_as_it_is_published(tmp_path):
         load(tmp_path, "ilias")
 
 
+def test_distractors_join_the_gallery_once_and_are_right_for_nothing(tmp_path):
+    bench, others = load(ilias(tmp_path / "things"), "ilias"), tmp_path / "others"
+    picture(others / "deep" / "down" / "1.jpg")
+    picture(others / "2.png")
+    more = among(bench, [others, others, tmp_path / "things" / "distractors"])
+    assert [image.file.name for image in more.gallery[4:]] == ["2.png", "1.jpg"]
+    assert more.gallery[:4] == bench.gallery
+    assert [more.relevant(query) for query in more.queries] == [bench.relevant(q) for q in bench.queries]
+    assert (more.queries, more.depth) == (bench.queries, bench.depth)
+    with pytest.raises(DatasetError, match="empty: no images there to search among"):
+        among(bench, [tmp_path / "empty"])
+
+
 @pytest.mark.slow
 def test_a_published_set_is_one_option_away(tmp_path):
     """`soir evaluate --dataset NAME DIR` says what to compare with; --format is its name of before."""
@@ -313,6 +328,19 @@ def test_a_published_set_is_evaluated(tmp_path):
     assert not set(OF_PAPER) & set(DEFAULT_ROWS)
     assert results["default"]["mAP"] == 100  # of one picture
     assert results["paper"]["encoder"] == "DINOv2 ViT-S/14, 12 blocks"
+
+
+@pytest.mark.slow
+def test_what_is_in_distractors_is_detected_where_objects_are_given(tmp_path):
+    bench, other = load(published(tmp_path / "set"), "voxdet"), np.full((240, 320, 3), 90, np.uint8)
+    other[60:130, 40:110], other[90:180, 200:270] = (220, 40, 30), (30, 60, 220)
+    (tmp_path / "others").mkdir()
+    Image.fromarray(other).save(tmp_path / "others" / "1.png")
+    done = evaluation(among(bench, [tmp_path / "others"]), objects="given", rows=("default", "chance"))
+    *labelled, detected = done.collected.objects
+    assert [len(items) for items in labelled] == [len(image.objects) for image in bench.gallery]
+    assert not any(item.stand_in for item in detected)
+    assert done.results["chance"]["mAP"] < 100  # what it is of one picture
 
 
 @pytest.mark.parametrize(

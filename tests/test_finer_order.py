@@ -102,26 +102,26 @@ def test_what_the_one_vector_has_far_down_comes_forward_by_its_object() -> None:
 
 def test_only_patches_that_are_compared_leave_qdrant(monkeypatch: pytest.MonkeyPatch) -> None:
     client = filled({30: LIKE}, COUNT)
-    asked: list[Any] = []
+    answers: list[Any] = []
     query, retrieve = client.query_points, client.retrieve
 
     def queried(*args: Any, **options: Any) -> Any:
         answer = query(*args, **options)
-        asked.append(sum("patches" in point.payload["soir"] for point in answer.points))
+        answers.append(sum("patches" in point.payload["soir"] for point in answer.points))
         return answer
 
     def retrieved(*args: Any, **options: Any) -> Any:
         records = retrieve(*args, **options)
-        asked.append({tuple(record.payload["soir"]) for record in records} | {len(records)})
+        answers.append({tuple(record.payload["soir"]) for record in records} | {len(records)})
         return records
 
     monkeypatch.setattr(client, "query_points", queried)
     monkeypatch.setattr(client, "retrieve", retrieved)
     searcher = SoirSearcher(client, pipeline=Turned())
     assert ids(searcher.search(image(0), limit=1)) == [30]
-    assert asked == [0, {("patches",), BY_PATCHES}]
+    assert answers == [0, {("patches",), BY_PATCHES}]
     searcher.search(searcher.vector(image(0)), limit=1)  # a vector has none to compare
-    assert asked[2:] == [0]
+    assert answers[2:] == [0]
 
 
 def test_images_that_are_gone_meanwhile_leave_the_order_to_codes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,6 +31,10 @@ DatasetOption = Annotated[
         "permir, ilias; see docs/how-to/evaluation.md",
     ),
 ]
+DistractorsOption = Annotated[
+    list[Path] | None,
+    typer.Option(help="folder of images that show none of the things, to search among; may be repeated"),
+]
 OF_WORDS = {"folder", "file", "profile", "words", "novel"}  # what --words reads
 WordsOption = Annotated[
     bool, typer.Option("--words", help="search by words: names of labelled objects (COCO), captions.json")
@@ -67,6 +71,7 @@ def evaluate(
     profile: ProfileOption = None,
     whitening: WhiteningOption = None,
     dataset: DatasetOption = "needle",
+    distractors: DistractorsOption = None,
     words: WordsOption = False,
     novel: NovelOption = None,
     onnx: OnnxOption = None,
@@ -78,7 +83,8 @@ def evaluate(
     zero-shot MaO-DINOv2 is below GSS on INSTRE-XS and XXS in its own tables. Here: docs/lab/refinement.md.
 
     Examples: soir evaluate bench/dev-2d --rows global,mean,paper-mean,paper,default,chance --json dev.json;
-    soir evaluate VoxDet --dataset voxdet --objects detected; soir evaluate bench/dev-2d --onnx models
+    soir evaluate VoxDet --dataset voxdet --objects detected; soir evaluate bench/dev-2d --onnx models;
+    soir evaluate mugs/ --objects detected --distractors photos/ --resume cache
     """
     if words:
         from soir_qdrant.cli.evaluate_words import evaluate_words
@@ -88,8 +94,9 @@ def evaluate(
         return
     check_not_chosen(context, {"novel"}, "goes with --words")
     from soir_qdrant.lab.evaluate.datasets import load
+    from soir_qdrant.lab.evaluate.distractors import among
 
-    bench, models = load(folder, dataset), Models(profile, whitening, onnx=onnx)
+    bench, models = among(load(folder, dataset), distractors or []), Models(profile, whitening, onnx=onnx)
     done = _run(bench, objects, rows, models, file, resume)
     _print(done, bench, f"{folder.name}: {len(bench.queries)} queries", objects, dataset)
     if failures:

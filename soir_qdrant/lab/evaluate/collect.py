@@ -219,7 +219,7 @@ def _ingest(
     ).add(
         [str(entry.file) for entry in bench.gallery],
         ids=range(len(bench.gallery)),
-        objects=(labelled(entry) for entry in bench.gallery) if labelled_objects else None,
+        objects=map(_objects, bench.gallery) if labelled_objects else None,
         batch_size=BATCH,
         progress=False,
     )
@@ -227,6 +227,11 @@ def _ingest(
         first = report.failed[0] if report.failed else None
         reason = f"{first.name}: {first.reason}" if first else "the same picture stands in the gallery twice"
         raise DatasetError(f"{bench.root}: the gallery could not be ingested whole ({reason})")
+
+
+def _objects(entry: GalleryImage) -> list[SceneObject] | None:
+    """Those of `labelled`; None, what is detected, where nothing is labelled and things may be."""
+    return labelled(entry) if entry.objects or entry.exhaustive else None
 
 
 def labelled(entry: GalleryImage) -> list[SceneObject]:

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from soir_qdrant.errors import DatasetError
-from soir_qdrant.images import SUFFIXES
 from soir_qdrant.lab.evaluate.bench import Bench, BenchObject, BenchQuery, GalleryImage
+from soir_qdrant.lab.evaluate.distractors import distractors
 from soir_qdrant.lab.evaluate.metrics import image_size
 from soir_qdrant.types import Box
 
@@ -34,9 +34,7 @@ def load(path: Path, origin: str) -> Bench:
             queries.append(BenchQuery(file, thing.name, (*low.tolist(), *high.tolist())))
         for file in sorted((thing / "pos").glob("P*.jpg")):
             gallery.append(GalleryImage(file, None, [BenchObject(thing.name, box) for box in _boxes(file)]))
-    others = sorted(f for f in (path / DISTRACTORS).rglob("*") if f.suffix.lower() in SUFFIXES)
-    gallery += [GalleryImage(file, None, [], exhaustive=False) for file in others]
-    return Bench(path, gallery, queries)
+    return Bench(path, [*gallery, *distractors(path / DISTRACTORS)], queries)
 
 
 def _boxes(image: Path) -> list[Box]:
