@@ -166,16 +166,24 @@ def unpack_signs(packed: NDArray[np.uint8]) -> Vector:
     return (2 * signs - 1) / np.float32(signs.shape[1] ** 0.5)
 
 
-def code_cosines(payload: Mapping[str, Any], query: Vector, pixels: float = 0.0) -> Vector | None:
-    """How like each object is to the query by its code, float32 [k]; None without codes. See `codes.cosines`.
-
-    pixels: of the thing in the query; what objects of far fewer lose (`detail.missing_detail`) is taken off.
-    """
+def stored_codes(payload: Mapping[str, Any]) -> Vector | None:
+    """The codes of a point's objects, float32 [k, c], as `decode` gives them; None where one has none."""
     objects = payload.get(KEY, {}).get("objects") or []
     if not objects or not all("code" in item for item in objects):
         return None
-    alike = cosines(np.stack([decode(item["code"]) for item in objects]), query)
-    return alike - missing_detail(payload[KEY], pixels)
+    return np.stack([decode(item["code"]) for item in objects])
+
+
+def code_cosines(
+    payload: Mapping[str, Any], query: Vector, pixels: float = 0.0, codes: Vector | None = None
+) -> Vector | None:
+    """How like each object is to the query by its code, float32 [k]; None without codes. See `codes.cosines`.
+
+    pixels: of the thing in the query; what objects of far fewer lose (`detail.missing_detail`) is taken off. codes: of
+    `stored_codes`, where they were decoded already.
+    """
+    codes = stored_codes(payload) if codes is None else codes
+    return None if codes is None else cosines(codes, query) - missing_detail(payload[KEY], pixels)
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,13 +203,14 @@ def best_object(
     *,
     pixels: float = 0.0,
     aspect: float = 0.0,
+    codes: Vector | None = None,
 ) -> Match | None:
     """The stored object that is most like the query, or None where that cannot be known.
 
     query: float32 [D]. rows: the point's object vectors, [k, D], where the collection keeps them: the
     largest dot product wins. Without them the codes in the payload decide, and the query may be several looks,
-    float32 [L, D], and of so many pixels: see `code_cosines`; of objects that are about as like it, the
-    `likeliest`, for which its aspect is read. A single object needs neither.
+    float32 [L, D], and of so many pixels: see `code_cosines`, which codes are handed to; of objects that are about as
+    like it, the `likeliest`, for which its aspect is read. A single object needs neither.
     """
     objects = payload.get(KEY, {}).get("objects") or []
     scores: NDArray[np.float32] | None
@@ -209,7 +218,7 @@ def best_object(
         scores = np.asarray(rows, np.float32) @ query
         best = int(np.argmax(scores))
     else:
-        scores = code_cosines(payload, query, pixels)
+        scores = code_cosines(payload, query, pixels, codes)
         best = 0 if scores is None else likeliest(payload, scores, aspect)
     if scores is None and len(objects) != 1:
         return None

@@ -10,7 +10,7 @@ import numpy as np
 from soir_qdrant.errors import ConfigError
 from soir_qdrant.qdrant.codes import cosines, decode
 from soir_qdrant.qdrant.ordering import ByCodes
-from soir_qdrant.qdrant.payload import KEY, best_object
+from soir_qdrant.qdrant.payload import KEY, best_object, stored_codes
 from soir_qdrant.qdrant.written import gain
 from soir_qdrant.rerank.base import Need, Page, SearchQuery, Window, candidate_blocks
 from soir_qdrant.types import Failure, Hit, Vector
@@ -74,16 +74,20 @@ class CodeReranker:
     ) -> list[Hit]:
         """The same hits, best first, with the box of their best object. All can be scored."""
         del failed
-        ranked = self._ranked(hits, query, query.rows)
+        coded = [(hit, stored_codes(hit.payload)) for hit in hits]
+        ranked = self._ranked(coded, query, query.rows)
         expanded = expanded_query(query.rows, ranked[: self.expand])
-        return ranked if expanded is None else self._ranked(hits, query, expanded)
+        return ranked if expanded is None else self._ranked(coded, query, expanded)
 
-    def _ranked(self, hits: Sequence[Hit], query: SearchQuery, looks: Vector) -> list[Hit]:
-        return sorted((self._scored(hit, query, looks) for hit in hits), key=lambda hit: -hit.score)
+    def _ranked(
+        self, coded: Sequence[tuple[Hit, Vector | None]], query: SearchQuery, looks: Vector
+    ) -> list[Hit]:
+        scored = (self._scored(hit, codes, query, looks) for hit, codes in coded)
+        return sorted(scored, key=lambda hit: -hit.score)
 
-    def _scored(self, hit: Hit, query: SearchQuery, looks: Vector) -> Hit:
+    def _scored(self, hit: Hit, codes: Vector | None, query: SearchQuery, looks: Vector) -> Hit:
         words = gain(hit.payload, query.written)
-        match = best_object(hit.payload, looks, pixels=query.pixels, aspect=query.aspect)
+        match = best_object(hit.payload, looks, pixels=query.pixels, aspect=query.aspect, codes=codes)
         if match is None:
             return replace(hit, score=hit.score + words)
         score = hit.score
