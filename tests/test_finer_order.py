@@ -58,9 +58,11 @@ class Turned(ColourPipeline):
         return rows
 
 
-def filled(kinds: dict[int, int], count: int = 60, client: QdrantClient | None = None) -> QdrantClient:
+def filled(
+    kinds: dict[int, int], count: int = 60, client: QdrantClient | None = None, **options: Any
+) -> QdrantClient:
     client = client or QdrantClient(":memory:")
-    SoirIngestor(client, pipeline=Turned()).add(
+    SoirIngestor(client, pipeline=Turned(), **options).add(
         [image(i, kinds.get(i, 0)) for i in range(count)],
         ids=range(count),
         payloads=[{"shelf": i % 2} for i in range(count)],
@@ -122,6 +124,20 @@ def test_only_patches_that_are_compared_leave_qdrant(monkeypatch: pytest.MonkeyP
     assert answers == [0, {("patches",), BY_PATCHES}]
     searcher.search(searcher.vector(image(0)), limit=1)  # a vector has none to compare
     assert answers[2:] == [0]
+
+
+def test_what_qdrant_orders_by_codes_is_ordered_by_patches_too() -> None:
+    """Of a thousand candidates, without their payloads."""
+    client = filled({30: LIKE, 55: LIKE, 310: HIDDEN}, COUNT, code_vectors="scalar")
+    searcher = SoirSearcher(client, pipeline=Turned())
+    hits = searcher.search(image(0), limit=BY_PATCHES)
+    assert ids(hits)[:3] == [30, 0, 1]
+    assert 310 in ids(searcher.search(image(0), limit=160))  # beyond 300 by its vector
+    assert [hit.id for hit in searcher.search(image(0), limit=5, offset=2)] == ids(hits)[2:7]
+    pages = [hit.id for i in range(0, COUNT, 40) for hit in searcher.search(image(0), limit=40, offset=i)]
+    assert sorted(pages) == [*range(COUNT)]
+    vector = searcher.search(searcher.vector(image(0)), limit=3)
+    assert ids(vector) == ids(searcher.search(image(0), limit=3, rerank="codes")) == [0, 1, 2]
 
 
 def test_images_that_are_gone_meanwhile_leave_the_order_to_codes(monkeypatch: pytest.MonkeyPatch) -> None:

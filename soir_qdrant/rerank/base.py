@@ -97,11 +97,13 @@ class FinerOrder:
     Attributes:
         hits: how many of each block.
         rerank: as that of a `Reranker`, of hits that the first order gave scores and boxes, and whose payload has the
-            patches too, where they are stored. It is left out where the query has no patches.
+            patches too, where they are stored.
+        otherwise: the window in place of this one, of queries without patches.
     """
 
     hits: int
     rerank: Callable[[SearchQuery, Sequence[Hit]], list[Hit]]
+    otherwise: Window
 
 
 @dataclass(frozen=True, slots=True)

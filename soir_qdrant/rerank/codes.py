@@ -17,6 +17,7 @@ from soir_qdrant.types import Failure, Hit, Vector
 
 WEIGHT = 0.8  # of the best object in the score; the rest is the image's. See docs/concepts/search.md
 CANDIDATES = 300  # of a block
+IN_QDRANT = 1000  # where Qdrant orders them, which sends their payloads nowhere
 EXPAND = 1  # images whose objects, those of their boxes, join the query
 MIN_COSINE = 0.4  # of an object that joins the query; others look too little like it to be sure
 
@@ -35,7 +36,7 @@ class CodeReranker:
     Radenovic et al., Fine-tuning CNN image retrieval with no human annotation, 2018, section 4.3).
 
     Args:
-        candidates: of a block.
+        candidates: of a block; of one that Qdrant orders IN_QDRANT.
         weight: of the best object in the score, 0..1.
         expand: images whose best objects may join the query; 0 scores once.
 
@@ -65,9 +66,12 @@ class CodeReranker:
         """
         if not page.code_vectors or page.group_size is not None:
             return candidate_blocks(self.candidates, page)
-        block = max(page.prefetch or self.candidates, page.limit)
-        candidates = -(-(page.offset + page.limit) // block) * block
-        return Window(page.limit, page.offset, by_codes=ByCodes(candidates, self.weight))
+        return Window(page.limit, page.offset, by_codes=self.in_qdrant(page, page.offset + page.limit))
+
+    def in_qdrant(self, page: Page, hits: int) -> ByCodes:
+        """What Qdrant orders for the first so many hits: blocks of candidates, together."""
+        block = max(page.prefetch or IN_QDRANT, page.limit)
+        return ByCodes(-(-hits // block) * block, self.weight)
 
     def rerank(
         self, query: SearchQuery, hits: Sequence[Hit], *, failed: list[Failure] | None = None

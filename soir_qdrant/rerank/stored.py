@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from soir_qdrant.qdrant.payload import KEY, PATCHES
-from soir_qdrant.rerank.base import FinerOrder, Need, Page, SearchQuery, Window
+from soir_qdrant.rerank.base import FinerOrder, Need, Page, SearchQuery, Window, candidate_blocks
 from soir_qdrant.rerank.codes import CodeReranker
 from soir_qdrant.types import Failure, Hit
 
@@ -28,9 +28,14 @@ class StoredReranker(CodeReranker):
     needs: frozenset[Need] = frozenset({"payload", "patches", "written"})
 
     def window(self, page: Page) -> Window:
-        """That of "codes", and the finer order of its first hits, where Qdrant does not order them."""
+        """That of "codes", and the finer order of its first hits. Where Qdrant orders by codes, its order is cut into
+        blocks of BY_PATCHES (or of the limit, if more), so that pages fit together."""
         window = super().window(page)
-        return window if window.by_codes else replace(window, finer=FinerOrder(BY_PATCHES, by_stored_patches))
+        finer = FinerOrder(BY_PATCHES, by_stored_patches, otherwise=window)
+        if window.by_codes:
+            blocks = candidate_blocks(BY_PATCHES, replace(page, prefetch=None))
+            window = replace(blocks, by_codes=self.in_qdrant(page, blocks.offset + blocks.limit))
+        return replace(window, finer=finer)
 
     def rerank(
         self, query: SearchQuery, hits: Sequence[Hit], *, failed: list[Failure] | None = None

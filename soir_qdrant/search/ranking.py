@@ -24,9 +24,11 @@ def ranked(
         ServerError: when Qdrant does not answer, where a finer order fetches patches.
     """
     size, finer = max(plan.window.block or len(hits), 1), plan.window.finer
-    with stage("rerank"):
-        blocks = [plan.reranker.rerank(query, hits[i : i + size]) for i in range(0, len(hits), size)]
-    if finer is None or query.patches is None:
+    blocks = [list(hits[i : i + size]) for i in range(0, len(hits), size)]
+    if not plan.window.by_codes:  # else Qdrant has ordered them
+        with stage("rerank"):
+            blocks = [plan.reranker.rerank(query, block) for block in blocks]
+    if finer is None:
         return [hit for block in blocks for hit in block]
     firsts = [block[: finer.hits] for block in blocks]
     ids = [hit.id for first in firsts for hit in first]

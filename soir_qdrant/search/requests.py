@@ -30,6 +30,11 @@ class Plan:
     window: Window
     exact_boxes: bool
 
+    def of(self, query: SearchQuery) -> Plan:
+        """The plan for one query: without a finer order, where it has no patches."""
+        finer = self.window.finer
+        return self if finer is None or query.patches is not None else replace(self, window=finer.otherwise)
+
     @property
     def patches(self) -> bool:
         """Whether patches are read."""
@@ -87,23 +92,23 @@ def make_plan(
 
 
 def candidates(
-    store: Store, queries: Sequence[SearchQuery], plan: Plan, timeout: SharedTimeout
+    store: Store, planned: Sequence[tuple[SearchQuery, Plan]], timeout: SharedTimeout
 ) -> list[Sequence[models.ScoredPoint]]:
-    """What Qdrant has in the plan's window of each query's ranking. Up to TOGETHER rankings go into one request.
+    """What Qdrant has in the window of each query's plan of its ranking. Up to TOGETHER rankings go into one request.
 
     Where something is written on the thing, every other candidate is the best of those images in which a word of it
     was read; the ids of both rankings are fetched from their beginning, so that pages fit together, then the payload of
     the window alone.
     """
-    requests = [query_request(store, query, plan) for query in queries]
-    rankings = [_rankings(*pair, plan.window) for pair in zip(requests, queries, strict=True)]
-    flat, consistency = list(chain.from_iterable(rankings)), plan.options.consistency
+    requests = [query_request(store, query, plan) for query, plan in planned]
+    rankings = [_rankings(*pair) for pair in zip(requests, planned, strict=True)]
+    flat, consistency = list(chain.from_iterable(rankings)), planned[0][1].options.consistency
     points: list[list[models.ScoredPoint]] = []
     for i in range(0, len(flat), TOGETHER):
         with timeout.request() as left:
             points += store.query(flat[i : i + TOGETHER], consistency=consistency, timeout=left)
     answers, pages = iter(points), list[Sequence[models.ScoredPoint]]()
-    for request, some in zip(requests, rankings, strict=True):
+    for request, some, (_, plan) in zip(requests, rankings, planned, strict=True):
         page: Sequence[models.ScoredPoint] = next(answers)
         if len(some) > 1:
             turns = _taking_turns([page, next(answers)], plan.window)
@@ -113,7 +118,8 @@ def candidates(
     return pages
 
 
-def _rankings(request: models.QueryRequest, query: SearchQuery, window: Window) -> list[models.QueryRequest]:
+def _rankings(request: models.QueryRequest, planned: tuple[SearchQuery, Plan]) -> list[models.QueryRequest]:
+    query, window = planned[0], planned[1].window
     some = None if window.by_objects else has_some(query.written)
     if some is None:
         return [request]

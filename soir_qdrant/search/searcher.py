@@ -211,8 +211,7 @@ class SoirSearcher:
         others = listed("examples", examples), listed("negatives", negatives)
 
         def search(left: SearchOptions) -> list[HitGroup]:
-            plan = self._plan(left, group_size)
-            encoded = self._encoder.encode((query, box), plan, *others)
+            encoded, plan = self._planned((query, box), self._plan(left, group_size), others)
             request = query_request(self.store, encoded, plan)
             timeout = SharedTimeout(left.timeout)
             with timeout.request() as seconds:
@@ -271,11 +270,16 @@ class SoirSearcher:
     def _together(
         self, pairs: Sequence[Boxed], plan: Plan, others: Sequence[Sequence[Query]], timeout: SharedTimeout
     ) -> Iterator[list[Hit]]:
-        options, first = plan.options, plan.options.offset - plan.window.offset
-        queries = [self._encoder.encode(pair, plan, *others) for pair in pairs]
-        for query, points in zip(queries, candidates(self.store, queries, plan, timeout), strict=True):
-            hits = self._ranked(query, points, plan, timeout)
-            yield self._finished(query, hits[first:][: options.limit], plan)
+        planned, options = [self._planned(pair, plan, others) for pair in pairs], plan.options
+        for (query, own), points in zip(planned, candidates(self.store, planned, timeout), strict=True):
+            hits = self._ranked(query, points, own, timeout)
+            yield self._finished(query, hits[options.offset - own.window.offset :][: options.limit], own)
+
+    def _planned(
+        self, pair: Boxed, plan: Plan, others: Sequence[Sequence[Query]]
+    ) -> tuple[SearchQuery, Plan]:
+        query = self._encoder.encode(pair, plan, *others)
+        return query, plan.of(query)
 
     def _ranked(
         self, query: SearchQuery, points: Sequence[models.ScoredPoint], plan: Plan, timeout: SharedTimeout
@@ -284,8 +288,6 @@ class SoirSearcher:
         self._encoder.check_answer(points)
         with_vectors = plan.options.with_vectors
         hits = [candidate(self.store, point, with_vectors=with_vectors) for point in points]
-        if plan.window.by_codes:
-            return hits  # in Qdrant's order
         with self._encoder.lock if MODELS & plan.reranker.needs else nullcontext():
             return ranked(self.store, query, hits, plan, timeout)
 
