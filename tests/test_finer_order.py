@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import ColourPipeline
-from qdrant_client import AsyncQdrantClient, QdrantClient
+from qdrant_client import AsyncQdrantClient, QdrantClient, models
 
 from soir_qdrant import SoirIngestor, SoirSearcher
 from soir_qdrant.aio import AsyncSoirIngestor, AsyncSoirSearcher
@@ -138,6 +138,22 @@ def test_what_qdrant_orders_by_codes_is_ordered_by_patches_too() -> None:
     assert sorted(pages) == [*range(COUNT)]
     vector = searcher.search(searcher.vector(image(0)), limit=3)
     assert ids(vector) == ids(searcher.search(image(0), limit=3, rerank="codes")) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("options", [{}, {"code_vectors": "scalar"}])
+def test_words_bring_images_forward_whoever_orders_by_codes(options: dict[str, str]) -> None:
+    class Reading(Turned):
+        def query_text(self, rgb, box=None) -> str:
+            return "tomato"
+
+    client = filled({}, COUNT, **options)
+    client.set_payload("images", {"text": "tomato soup"}, points=[60, 70], key="soir")
+    searcher = SoirSearcher(client, pipeline=Reading())
+    assert ids(searcher.search(image(0), limit=2, prefetch=10)) == [60, 70]
+    odd = models.Filter(must_not=[models.HasIdCondition(has_id=[60])])
+    assert ids(searcher.search(image(0), limit=1, prefetch=10, filter=odd)) == [70]
+    pages = [hit.id for i in range(0, COUNT, 40) for hit in searcher.search(image(0), limit=40, offset=i)]
+    assert sorted(pages) == [*range(COUNT)]
 
 
 def test_images_that_are_gone_meanwhile_leave_the_order_to_codes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from soir_qdrant.qdrant.calls import SharedTimeout
 from soir_qdrant.qdrant.collection import Store
 from soir_qdrant.qdrant.fetching import patches_of
 from soir_qdrant.qdrant.payload import KEY, PATCHES
+from soir_qdrant.qdrant.written import gain
 from soir_qdrant.rerank.base import SearchQuery
 from soir_qdrant.search.requests import Plan
 from soir_qdrant.timing import stage
@@ -24,10 +25,9 @@ def ranked(
         ServerError: when Qdrant does not answer, where a finer order fetches patches.
     """
     size, finer = max(plan.window.block or len(hits), 1), plan.window.finer
-    blocks = [list(hits[i : i + size]) for i in range(0, len(hits), size)]
-    if not plan.window.by_codes:  # else Qdrant has ordered them
-        with stage("rerank"):
-            blocks = [plan.reranker.rerank(query, block) for block in blocks]
+    order = _by_words if plan.window.by_codes else plan.reranker.rerank
+    with stage("rerank"):
+        blocks = [order(query, hits[i : i + size]) for i in range(0, len(hits), size)]
     if finer is None:
         return [hit for block in blocks for hit in block]
     firsts = [block[: finer.hits] for block in blocks]
@@ -44,6 +44,14 @@ def ranked(
                 finer.rerank(query, [_with(hit, patches) for hit in first]), block[finer.hits :]
             )
         ]
+
+
+def _by_words(query: SearchQuery, hits: Sequence[Hit]) -> list[Hit]:
+    """Hits that Qdrant has ordered by codes, with what they gain by words."""
+    if not query.written:
+        return list(hits)
+    worded = [replace(hit, score=hit.score + gain(hit.payload, query.written)) for hit in hits]
+    return sorted(worded, key=lambda hit: -hit.score)
 
 
 def _with(hit: Hit, patches: dict[str | int, list[str]]) -> Hit:

@@ -43,7 +43,12 @@ class Plan:
     @property
     def written(self) -> bool:
         """Whether what is written on the thing in the query is read."""
-        return "written" in self.reranker.needs and self.window.by_codes is None
+        return "written" in self.reranker.needs and self.by_words
+
+    @property
+    def by_words(self) -> bool:
+        """Whether words bring candidates: not where Qdrant's own order is the page."""
+        return not self.window.by_objects and (self.window.by_codes is None or self.window.finer is not None)
 
     @property
     def query_image(self) -> bool:
@@ -101,7 +106,7 @@ def candidates(
     the window alone.
     """
     requests = [query_request(store, query, plan) for query, plan in planned]
-    rankings = [_rankings(*pair) for pair in zip(requests, planned, strict=True)]
+    rankings = [_rankings(store, request, *pair) for request, pair in zip(requests, planned, strict=True)]
     flat, consistency = list(chain.from_iterable(rankings)), planned[0][1].options.consistency
     points: list[list[models.ScoredPoint]] = []
     for i in range(0, len(flat), TOGETHER):
@@ -118,14 +123,15 @@ def candidates(
     return pages
 
 
-def _rankings(request: models.QueryRequest, planned: tuple[SearchQuery, Plan]) -> list[models.QueryRequest]:
-    query, window = planned[0], planned[1].window
-    some = None if window.by_objects else has_some(query.written)
+def _rankings(
+    store: Store, request: models.QueryRequest, query: SearchQuery, plan: Plan
+) -> list[models.QueryRequest]:
+    some = has_some(query.written) if plan.by_words else None
     if some is None:
         return [request]
-    ids = {"limit": window.limit + window.offset, "offset": 0, "with_payload": False, "with_vector": False}
-    whole = request.model_copy(update=ids)
-    return [whole, whole.model_copy(update={"filter": both(some, request.filter)})]
+    whole = plan.window.limit + plan.window.offset
+    ids = {"limit": whole, "offset": 0, "with_payload": False, "with_vector": False}
+    return [one.model_copy(update=ids) for one in (request, query_request(store, query, plan, some))]
 
 
 def _taking_turns(
@@ -139,8 +145,10 @@ def _taking_turns(
     return list(points.values())[window.offset : window.offset + window.limit]
 
 
-def query_request(store: Store, query: SearchQuery, plan: Plan) -> models.QueryRequest:
-    """The request for one query: its vector is searched for."""
+def query_request(
+    store: Store, query: SearchQuery, plan: Plan, among: models.Filter | None = None
+) -> models.QueryRequest:
+    """The request for one query: its vector is searched for, where `among` and the options' filter hold."""
     options, window, needs = plan.options, plan.window, plan.reranker.needs
     return store.request(
         query.vector,
@@ -151,7 +159,7 @@ def query_request(store: Store, query: SearchQuery, plan: Plan) -> models.QueryR
         with_patches=plan.patches
         and (query.patches is not None or plan.query_image)
         and not (window.by_codes or window.finer),
-        filter=options.filter,
+        filter=options.filter if among is None else both(among, options.filter),
         with_vectors=options.with_vectors,
         score_threshold=options.score_threshold,
         params=options.search_params,
