@@ -272,7 +272,8 @@ def test_distractors_join_the_gallery_once_and_are_right_for_nothing(tmp_path):
     bench, others = load(ilias(tmp_path / "things"), "ilias"), tmp_path / "others"
     picture(others / "deep" / "down" / "1.jpg")
     picture(others / "2.png")
-    more = among(bench, [others, others, tmp_path / "things" / "distractors"])
+    (others / "again.jpg").symlink_to(bench.gallery[0].file)
+    more = among(bench, [others, others, tmp_path / "things"])  # queries are in there as well
     assert [image.file.name for image in more.gallery[4:]] == ["2.png", "1.jpg"]
     assert more.gallery[:4] == bench.gallery
     assert [more.relevant(query) for query in more.queries] == [bench.relevant(q) for q in bench.queries]

@@ -114,14 +114,14 @@ def test_only_patches_that_are_compared_leave_qdrant(monkeypatch: pytest.MonkeyP
 
     def retrieved(*args: Any, **options: Any) -> Any:
         records = retrieve(*args, **options)
-        answers.append({tuple(record.payload["soir"]) for record in records} | {len(records)})
+        answers.append({tuple(sorted(record.payload["soir"])) for record in records} | {len(records)})
         return records
 
     monkeypatch.setattr(client, "query_points", queried)
     monkeypatch.setattr(client, "retrieve", retrieved)
     searcher = SoirSearcher(client, pipeline=Turned())
     assert ids(searcher.search(image(0), limit=1)) == [30]
-    assert answers == [0, {("patches",), BY_PATCHES}]
+    assert answers == [0, {("patches", "recipe", "sha256"), BY_PATCHES}]
     searcher.search(searcher.vector(image(0)), limit=1)  # a vector has none to compare
     assert answers[2:] == [0]
 
@@ -156,10 +156,76 @@ def test_words_bring_images_forward_whoever_orders_by_codes(options: dict[str, s
     assert sorted(pages) == [*range(COUNT)]
 
 
-def test_images_that_are_gone_meanwhile_leave_the_order_to_codes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pages_that_one_prefetch_covers_fit_together_where_qdrant_orders() -> None:
+    client = filled({i: HIDDEN for i in range(125, 235)}, COUNT, code_vectors="scalar")
+    searcher = SoirSearcher(client, pipeline=Turned())
+    some = [searcher.search(image(0), limit=20, offset=i, prefetch=120) for i in range(0, 120, 20)]
+    assert sorted(hit.id for hits in some for hit in hits) == [*range(120)]
+
+
+def test_images_that_are_gone_meanwhile_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     client = filled({30: LIKE})
-    monkeypatch.setattr(client, "retrieve", lambda *_, ids, **__: [])
-    assert ids(SoirSearcher(client, pipeline=Turned()).search(image(0), limit=60)) == [*range(60)]
+    retrieve = client.retrieve
+    monkeypatch.setattr(
+        client, "retrieve", lambda *a, **k: [one for one in retrieve(*a, **k) if one.id not in (1, 40)]
+    )
+    hits = ids(SoirSearcher(client, pipeline=Turned()).search(image(0), limit=60))
+    assert hits == [30, 0, *(i for i in range(2, 60) if i not in (30, 40))]
+
+
+def test_patches_of_an_image_that_was_made_anew_meanwhile_are_not_compared(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    client = filled({30: LIKE})
+    retrieve = client.retrieve
+
+    def retrieved(*args: Any, **options: Any) -> Any:
+        records = retrieve(*args, **options)
+        for record in records:
+            if record.id == 30:
+                record.payload["soir"] |= {
+                    "sha256": "another",
+                    "patches": record.payload["soir"]["patches"] * 2,
+                }
+        return records
+
+    monkeypatch.setattr(client, "retrieve", retrieved)
+    hits = SoirSearcher(client, pipeline=Turned()).search(image(0), limit=60)
+    assert ids(hits) == [*range(60)]  # by codes, as wherever one has no patches
+
+
+def test_collections_without_patches_are_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    client = filled({}, object_patches=False, code_vectors="scalar")
+    monkeypatch.setattr(client, "retrieve", None)
+    assert ids(SoirSearcher(client, pipeline=Turned()).search(image(0), limit=3)) == [0, 1, 2]
+
+
+def test_many_searches_fetch_their_patches_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    client, calls = filled({30: LIKE}), []
+    retrieve = client.retrieve
+    monkeypatch.setattr(client, "retrieve", lambda *a, **k: calls.append(k["ids"]) or retrieve(*a, **k))
+    searcher = SoirSearcher(client, pipeline=Turned())
+    many = searcher.search_many([image(0), image(50)] * 10, limit=1)
+    assert [ids(hits) for hits in many] == [[30], ids(searcher.search(image(50), limit=1))] * 10
+    assert len(calls) == 3  # of ten searches each, and of the one
+
+
+def test_scores_fall_on_every_page() -> None:
+    searcher = SoirSearcher(filled({55: LIKE}, 120, code_vectors="scalar"), pipeline=Turned())
+    for offset in range(0, 100, 20):
+        scores = [hit.score for hit in searcher.search(image(0), limit=20, offset=offset)]
+        assert scores == sorted(scores, reverse=True)
+
+
+def test_many_images_with_a_common_word_do_not_push_out_those_that_are_alike() -> None:
+    class Reading(Turned):
+        def query_text(self, rgb, box=None) -> str:
+            return "tomato organic basil passata"
+
+    client = filled({}, COUNT, code_vectors="scalar")
+    client.set_payload("images", {"text": "basil"}, points=[*range(200, COUNT)], key="soir")
+    hits = SoirSearcher(client, pipeline=Reading()).search(image(0), limit=BY_PATCHES)
+    assert sorted(ids(hits)) == [*range(BY_PATCHES)]
 
 
 def test_groups_are_ordered_so_as_well() -> None:

@@ -39,13 +39,9 @@ class Details:
         return {name: value for name, value in values.items() if value is not None}
 
     def of(self, store: Store, pipeline: Pipeline) -> tuple[int, bool]:
-        """Codes and patches of an open collection. By default patches are stored where they cost no pass of their own,
-        and Qdrant is not to order by codes."""
-        by_codes = store.code_numbers > 0
-        default = {
-            "codes": SHORT_CODES if by_codes else CODES,
-            "patches": pipeline.has_patches and not by_codes,
-        }
+        """Codes and patches of an open collection. By default patches are stored where they cost no pass of their
+        own."""
+        default = {"codes": SHORT_CODES if store.code_numbers else CODES, "patches": pipeline.has_patches}
         values = {**default, **store.details, **self.chosen}
         return int(values["codes"]), bool(values["patches"])
 

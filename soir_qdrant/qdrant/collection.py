@@ -42,7 +42,7 @@ T = TypeVar("T")
 RESCORED = models.SearchParams(quantization=models.QuantizationSearchParams(rescore=True, oversampling=2.0))
 WITHOUT_PATCHES = models.PayloadSelectorExclude(exclude=[f"{KEY}.{PATCHES}"])
 DIGITS = 6  # of a query's numbers after the point: half the bytes of float32 written out in full
-TOGETHER = 32  # searches in one request, at most: a vector is 22 kB of JSON, a hundred payloads some 300 kB
+TOGETHER = 32  # searches in one request, at most: a vector is 22 kB of JSON
 
 
 class Store(Caller):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from qdrant_client import models
 
@@ -12,34 +12,39 @@ from soir_qdrant.qdrant.collection import Store
 from soir_qdrant.qdrant.payload import KEY, PATCHES
 from soir_qdrant.timing import stage
 
-OF_PATCHES = models.PayloadSelectorInclude(include=[f"{KEY}.{PATCHES}"])
+Patches: TypeAlias = dict[str | int, dict[str, Any]]
+OF_PATCHES = models.PayloadSelectorInclude(
+    include=[f"{KEY}.{name}" for name in (PATCHES, "sha256", "recipe")]
+)
 
 
 def patches_of(
     store: Store, ids: Sequence[str | int], shard_key: models.ShardKeySelector | None, **options: Any
-) -> dict[str | int, list[str]]:
-    """The stored patches of points, as `pack_patches` wrote them, by id: of those that have some and are still there.
-    options: consistency, timeout; None is the client's own."""
+) -> Patches:
+    """Of each point that is still there, by id: its `patches`, as `pack_patches` wrote them, where it has some, and the
+    `sha256` and `recipe` of which they are. options: consistency, timeout; None is the client's own."""
     records = _records(store, ids, shard_key, with_payload=OF_PATCHES, with_vectors=False, **options)
-    return {
-        point: record.payload[KEY][PATCHES]
-        for point, record in records.items()
-        if record.payload and PATCHES in record.payload.get(KEY, {})
-    }
+    return {point: (record.payload or {}).get(KEY) or {} for point, record in records.items()}
 
 
-def filled(
-    store: Store, points: Sequence[models.ScoredPoint], request: models.QueryRequest, **options: Any
-) -> list[models.ScoredPoint]:
-    """Points of which ids and scores are known, with the payload and the vectors that the request asks for, those that
-    are still there. options: as in `patches_of`."""
-    ids = [_plain(point.id) for point in points]
+def with_payloads(
+    store: Store,
+    pages: Sequence[Sequence[models.ScoredPoint]],
+    request: models.QueryRequest,
+    **options: Any,
+) -> list[list[models.ScoredPoint]]:
+    """Pages of points of which ids and scores are known, with the payload and the vectors that the request asks for;
+    those that are gone since are left out. options: as in `patches_of`."""
+    ids = {_plain(point.id) for page in pages for point in page}
     what = {"with_payload": request.with_payload, "with_vectors": request.with_vector}
-    records = _records(store, ids, request.shard_key, **what, **options)
+    records = _records(store, list(ids), request.shard_key, **what, **options)
     return [
-        point.model_copy(update={"payload": records[i].payload, "vector": records[i].vector})
-        for i, point in zip(ids, points, strict=True)
-        if i in records
+        [
+            point.model_copy(update={"payload": record.payload, "vector": record.vector})
+            for point in page
+            if (record := records.get(_plain(point.id))) is not None
+        ]
+        for page in pages
     ]
 
 

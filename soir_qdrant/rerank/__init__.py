@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from soir_qdrant.rerank.base import (
+        FinerOrder,
         Need,
         Page,
         RerankContext,
@@ -42,6 +43,7 @@ __all__ = [
     "Blip2Matcher",
     "CoCaMatcher",
     "CodeReranker",
+    "FinerOrder",
     "ImageReranker",
     "InternVLMatcher",
     "Matcher",
@@ -70,6 +72,7 @@ _LAZY = {
     "Blip2Matcher": "q_perturbation.blip2",
     "CoCaMatcher": "q_perturbation.coca",
     "CodeReranker": "codes",
+    "FinerOrder": "base",
     "ImageReranker": "image",
     "InternVLMatcher": "q_perturbation.internvl",
     "Matcher": "q_perturbation.matcher",

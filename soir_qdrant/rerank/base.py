@@ -96,9 +96,9 @@ class FinerOrder:
 
     Attributes:
         hits: how many of each block.
-        rerank: as that of a `Reranker`, of hits that the first order gave scores and boxes, and whose payload has the
-            patches too, where they are stored.
-        otherwise: the window in place of this one, of queries without patches.
+        rerank: as that of a `Reranker`, of hits that have the scores of the first order (and boxes, where a reranker
+            gave them), and whose payload has the patches too, where they are stored.
+        otherwise: the window in place of the one that has this order, of queries and collections without patches.
     """
 
     hits: int
@@ -116,8 +116,8 @@ class Window:
         block: hits that `rerank` gets at once; 0 gives it all of them, or all of a group.
         by_objects: above 0, Qdrant itself takes so many candidates by the images' vectors and orders them by
             their most similar object vector (MaxSim).
-        by_codes: Qdrant itself orders candidates by the image's vector and the codes of its objects, and `rerank`
-            is left out.
+        by_codes: Qdrant itself orders candidates by the image's vector and the codes of its objects, in place of
+            `rerank`; with a `finer` order, what is written on the thing in the query counts, too.
         group_size: hits of each group; 0 where hits are not grouped.
         finer: orders the first of each block once more; the hits that `rerank` gets come without patches then.
     """

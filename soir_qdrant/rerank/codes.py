@@ -36,7 +36,7 @@ class CodeReranker:
     Radenovic et al., Fine-tuning CNN image retrieval with no human annotation, 2018, section 4.3).
 
     Args:
-        candidates: of a block; of one that Qdrant orders IN_QDRANT.
+        candidates: of a block; None is CANDIDATES, and IN_QDRANT where Qdrant orders them.
         weight: of the best object in the score, 0..1.
         expand: images whose best objects may join the query; 0 scores once.
 
@@ -47,12 +47,15 @@ class CodeReranker:
     name = "codes"
     needs: frozenset[Need] = frozenset({"payload", "written"})
 
-    def __init__(self, candidates: int = CANDIDATES, *, weight: float = WEIGHT, expand: int = EXPAND) -> None:
+    def __init__(
+        self, candidates: int | None = None, *, weight: float = WEIGHT, expand: int = EXPAND
+    ) -> None:
         if not 0 <= weight <= 1:
             raise ConfigError(f"weight {weight}: give the best object's share of the score, 0 to 1")
         if expand < 0:
             raise ConfigError(f"expand {expand}: give how many images may join the query, 0 for none")
-        self.candidates = candidates
+        self.candidates = candidates or CANDIDATES
+        self._in_qdrant = candidates or IN_QDRANT
         self.weight = weight
         self.expand = expand
 
@@ -70,7 +73,7 @@ class CodeReranker:
 
     def in_qdrant(self, page: Page, hits: int) -> ByCodes:
         """What Qdrant orders for the first so many hits: blocks of candidates, together."""
-        block = max(page.prefetch or IN_QDRANT, page.limit)
+        block = max(page.prefetch or self._in_qdrant, page.limit)
         return ByCodes(-(-hits // block) * block, self.weight)
 
     def rerank(

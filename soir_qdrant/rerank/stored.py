@@ -34,7 +34,7 @@ class StoredReranker(CodeReranker):
         finer = FinerOrder(BY_PATCHES, by_stored_patches, otherwise=window)
         if window.by_codes:
             blocks = candidate_blocks(BY_PATCHES, replace(page, prefetch=None))
-            window = replace(blocks, by_codes=self.in_qdrant(page, blocks.offset + blocks.limit))
+            window = replace(blocks, by_codes=window.by_codes)
         return replace(window, finer=finer)
 
     def rerank(

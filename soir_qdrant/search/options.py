@@ -38,8 +38,9 @@ class SearchOptions:
         offset: hits before the first one returned; not for groups.
         filter: Qdrant's; `soir_qdrant.filters` has some conditions ready.
         rerank: what orders the candidates anew; docs/concepts/search.md compares them.
-            "stored", the default: by codes, and by patches too, where they are stored and the query is an image.
-            "codes": each hundred (or as many as the limit, if more) by the image's score (0.2) and its best
+            "stored", the default: by codes, and the first fifty by patches too, where they are stored and the query is
+            an image.
+            "codes": each three hundred (or as many as the limit, if more) by the image's score (0.2) and its best
             object's (0.8), as the codes in the payload tell it; images without codes keep their score. Both add what
             is written on the thing, where text is read (docs/concepts/text.md).
             None: by the image's score, the dot product of the vectors, alone.

@@ -1,49 +1,88 @@
-"""What was fetched, in the reranker's order: block by block, and the first of each block once more where it says so."""
+"""What was fetched, in the reranker's order: block by block, and the first of each once more where it says so."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
+from itertools import chain
+from typing import NamedTuple
+
+from qdrant_client import models
 
 from soir_qdrant.qdrant.calls import SharedTimeout
 from soir_qdrant.qdrant.collection import Store
-from soir_qdrant.qdrant.fetching import patches_of
+from soir_qdrant.qdrant.fetching import Patches, patches_of
 from soir_qdrant.qdrant.payload import KEY, PATCHES
 from soir_qdrant.qdrant.written import gain
-from soir_qdrant.rerank.base import SearchQuery
-from soir_qdrant.search.requests import Plan
+from soir_qdrant.rerank.base import FinerOrder, SearchQuery
+from soir_qdrant.search.hits import candidate
+from soir_qdrant.search.requests import Plan, Planned
 from soir_qdrant.timing import stage
 from soir_qdrant.types import Hit
 
 
+class Ranked(NamedTuple):
+    """The hits of one query, best first, and its plan."""
+
+    query: SearchQuery
+    plan: Plan
+    hits: list[Hit]
+
+
 def ranked(
-    store: Store, query: SearchQuery, hits: Sequence[Hit], plan: Plan, timeout: SharedTimeout
-) -> list[Hit]:
-    """All hits, as Qdrant returned them, in the order of the plan's reranker.
+    store: Store,
+    planned: Sequence[Planned],
+    answers: Sequence[Sequence[models.ScoredPoint]],
+    timeout: SharedTimeout,
+    lock: AbstractContextManager[object],
+) -> list[Ranked]:
+    """All that was fetched for each query, in the order of its plan's reranker. One request fetches what their finer
+    orders read.
+
+    Args:
+        store: where the points are from.
+        planned: queries of the same reranker.
+        answers: to each query, in Qdrant's order.
+        timeout: of that request.
+        lock: for as long as the reranker is at work.
 
     Raises:
-        ServerError: when Qdrant does not answer, where a finer order fetches patches.
+        ServerError: when Qdrant does not answer.
     """
-    size, finer = max(plan.window.block or len(hits), 1), plan.window.finer
-    order = _by_words if plan.window.by_codes else plan.reranker.rerank
-    with stage("rerank"):
-        blocks = [order(query, hits[i : i + size]) for i in range(0, len(hits), size)]
-    if finer is None:
-        return [hit for block in blocks for hit in block]
-    firsts = [block[: finer.hits] for block in blocks]
-    ids = [hit.id for first in firsts for hit in first]
-    with timeout.request() as left:
-        patches = patches_of(
-            store, ids, plan.options.shard_key, consistency=plan.options.consistency, timeout=left
-        )
-    with stage("rerank"):
+    options = planned[0][1].options
+    hits = [
+        [candidate(store, point, with_vectors=options.with_vectors) for point in page] for page in answers
+    ]
+    with lock, stage("rerank"):
+        in_blocks = [_blocks(*pair, some) for pair, some in zip(planned, hits, strict=True)]
+    ids = {
+        hit.id for (_, plan), blocks in zip(planned, in_blocks, strict=True) for hit in _finer(plan, blocks)
+    }
+    patches: Patches = {}
+    if ids:
+        with timeout.request() as left:
+            limits = {"consistency": options.consistency, "timeout": left}
+            patches = patches_of(store, list(ids), options.shard_key, **limits)
+    with lock, stage("rerank"):
         return [
-            hit
-            for block, first in zip(blocks, firsts, strict=True)
-            for hit in _below(
-                finer.rerank(query, [_with(hit, patches) for hit in first]), block[finer.hits :]
+            Ranked(
+                query,
+                plan,
+                _descending(_finely(query, block, plan.window.finer, patches) for block in blocks),
             )
+            for (query, plan), blocks in zip(planned, in_blocks, strict=True)
         ]
+
+
+def _blocks(query: SearchQuery, plan: Plan, hits: Sequence[Hit]) -> list[list[Hit]]:
+    """Cut as the window says, each in the first order."""
+    window = plan.window
+    size = max(window.block or len(hits), 1)
+    blocks = [hits[i : i + size] for i in range(0, len(hits), size)]
+    if window.by_codes:  # Qdrant has ordered them
+        return [_by_words(query, block) if window.finer else list(block) for block in blocks]
+    return [plan.reranker.rerank(query, block) for block in blocks]
 
 
 def _by_words(query: SearchQuery, hits: Sequence[Hit]) -> list[Hit]:
@@ -54,17 +93,36 @@ def _by_words(query: SearchQuery, hits: Sequence[Hit]) -> list[Hit]:
     return sorted(worded, key=lambda hit: -hit.score)
 
 
-def _with(hit: Hit, patches: dict[str | int, list[str]]) -> Hit:
-    """The hit with its patches, where it has some."""
-    if hit.id not in patches:
+def _finer(plan: Plan, blocks: Sequence[list[Hit]]) -> Iterable[Hit]:
+    """The hits whose patches are read."""
+    finer = plan.window.finer
+    return [] if finer is None else chain.from_iterable(block[: finer.hits] for block in blocks)
+
+
+def _finely(
+    query: SearchQuery, block: list[Hit], finer: FinerOrder | None, patches: Patches
+) -> list[list[Hit]]:
+    """The first of a block in the finer order, without those that are gone since, and the others."""
+    if finer is None:
+        return [block]
+    first = [_with_patches(hit, patches[hit.id]) for hit in block[: finer.hits] if hit.id in patches]
+    return [finer.rerank(query, first), block[finer.hits :]]
+
+
+def _with_patches(hit: Hit, stored: dict[str, object]) -> Hit:
+    """The hit with its patches, where it has some and was not made anew since."""
+    soir = hit.payload.get(KEY) or {}
+    if PATCHES not in stored or any(soir.get(key) != stored.get(key) for key in ("sha256", "recipe")):
         return hit
-    return replace(hit, payload={**hit.payload, KEY: {**hit.payload[KEY], PATCHES: patches[hit.id]}})
+    return replace(hit, payload={**hit.payload, KEY: {**soir, PATCHES: stored[PATCHES]}})
 
 
-def _below(first: list[Hit], rest: Sequence[Hit]) -> list[Hit]:
-    """All of them, scores descending: what the rest is better by than the last of the first is taken off each."""
-    if not first or not rest:
-        return [*first, *rest]
-    last = first[-1].score
-    over = max(rest[0].score - last, 0.0)
-    return [*first, *(replace(hit, score=min(hit.score - over, last)) for hit in rest)]
+def _descending(blocks: Iterable[list[list[Hit]]]) -> list[Hit]:
+    """The hits of all parts of all blocks: by how much the first of a part is better than the last one before it is
+    taken off all of that part, since the scores of two parts are not of the same kind."""
+    hits: list[Hit] = []
+    for part in filter(None, chain.from_iterable(blocks)):
+        last = hits[-1].score if hits else part[0].score
+        over = max(part[0].score - last, 0.0)
+        hits += [replace(hit, score=min(hit.score - over, last)) for hit in part] if over else part
+    return hits

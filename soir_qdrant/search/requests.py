@@ -7,17 +7,20 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, zip_longest
+from typing import TypeAlias
 
 from qdrant_client import models
 
 from soir_qdrant.errors import CollectionError
 from soir_qdrant.qdrant.calls import SharedTimeout
 from soir_qdrant.qdrant.collection import TOGETHER, Store
-from soir_qdrant.qdrant.fetching import filled
+from soir_qdrant.qdrant.fetching import with_payloads
 from soir_qdrant.qdrant.identity import both
-from soir_qdrant.qdrant.written import has_some
+from soir_qdrant.qdrant.written import GAIN, has_some
 from soir_qdrant.rerank.base import Reranker, SearchQuery, Window
 from soir_qdrant.search.options import SearchOptions
+
+HITS_TOGETHER = 3200  # in the answer to one request; a hit of 40 objects is 17 kB of JSON
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +33,12 @@ class Plan:
     window: Window
     exact_boxes: bool
 
-    def of(self, query: SearchQuery) -> Plan:
+    @property
+    def together(self) -> int:
+        """How many searches go together: TOGETHER, fewer where their hits would be many."""
+        return max(1, min(TOGETHER, HITS_TOGETHER // self.window.limit))
+
+    def for_query(self, query: SearchQuery) -> Plan:
         """The plan for one query: without a finer order, where it has no patches."""
         finer = self.window.finer
         return self if finer is None or query.patches is not None else replace(self, window=finer.otherwise)
@@ -54,6 +62,9 @@ class Plan:
     def query_image(self) -> bool:
         """Whether the query's image is read again."""
         return "query image" in self.reranker.needs
+
+
+Planned: TypeAlias = tuple[SearchQuery, Plan]
 
 
 def opened(store: Store, options: SearchOptions, *, again: bool = False) -> SearchOptions:
@@ -93,17 +104,19 @@ def make_plan(
             f'rerank="{reranker.name}": collection {store.collection!r} keeps no vectors of single objects; '
             'ingest into a new collection with keep_objects=True, or take rerank="codes"'
         )
+    if window.finer and store.details.get("patches") is False:  # none are stored
+        window = window.finer.otherwise
     return Plan(options, reranker, window, exact_boxes)
 
 
 def candidates(
-    store: Store, planned: Sequence[tuple[SearchQuery, Plan]], timeout: SharedTimeout
+    store: Store, planned: Sequence[Planned], timeout: SharedTimeout
 ) -> list[Sequence[models.ScoredPoint]]:
     """What Qdrant has in the window of each query's plan of its ranking. Up to TOGETHER rankings go into one request.
 
-    Where something is written on the thing, every other candidate is the best of those images in which a word of it
-    was read; the ids of both rankings are fetched from their beginning, so that pages fit together, then the payload of
-    the window alone.
+    Where something is written on the thing, images in which a word of it was read are candidates too (`_merged`). The
+    ids of both rankings are fetched from their beginning, so that pages fit together, then the payload of the windows
+    alone.
     """
     requests = [query_request(store, query, plan) for query, plan in planned]
     rankings = [_rankings(store, request, *pair) for request, pair in zip(requests, planned, strict=True)]
@@ -113,13 +126,15 @@ def candidates(
         with timeout.request() as left:
             points += store.query(flat[i : i + TOGETHER], consistency=consistency, timeout=left)
     answers, pages = iter(points), list[Sequence[models.ScoredPoint]]()
-    for request, some, (_, plan) in zip(requests, rankings, planned, strict=True):
-        page: Sequence[models.ScoredPoint] = next(answers)
-        if len(some) > 1:
-            turns = _taking_turns([page, next(answers)], plan.window)
-            with timeout.request() as left:
-                page = filled(store, turns, request, consistency=consistency, timeout=left)
-        pages.append(page)
+    for some, (_, plan) in zip(rankings, planned, strict=True):
+        page = next(answers)
+        pages.append(page if len(some) == 1 else _merged(page, next(answers), plan.window))
+    worded = [i for i, some in enumerate(rankings) if len(some) > 1]
+    if worded:
+        with timeout.request() as left:
+            limits = {"consistency": consistency, "timeout": left}
+            filled = with_payloads(store, [pages[i] for i in worded], requests[worded[0]], **limits)
+        pages = [filled[worded.index(i)] if i in worded else page for i, page in enumerate(pages)]
     return pages
 
 
@@ -134,15 +149,19 @@ def _rankings(
     return [one.model_copy(update=ids) for one in (request, query_request(store, query, plan, some))]
 
 
-def _taking_turns(
-    answers: Sequence[Sequence[models.ScoredPoint]], window: Window
-) -> Sequence[models.ScoredPoint]:
-    """One of each in turn, and each once."""
-    points: dict[models.ExtendedPointId, models.ScoredPoint] = {}
-    for point in chain.from_iterable(zip_longest(*answers)):
-        if point is not None:
-            points.setdefault(point.id, point)
-    return list(points.values())[window.offset : window.offset + window.limit]
+def _merged(
+    whole: Sequence[models.ScoredPoint], worded: Sequence[models.ScoredPoint], window: Window
+) -> list[models.ScoredPoint]:
+    """The window of two rankings, each point once. Of candidates, one of each in turn; of hits that Qdrant has ordered
+    by codes, by the scores that they have if those with a word gain all that words are worth."""
+    points = {point.id: point for point in (*whole, *worded)}
+    some = {point.id for point in worded}
+    if window.by_codes:
+        order = sorted(points, key=lambda i: -points[i].score - (GAIN if i in some else 0))
+    else:
+        turns = chain.from_iterable(zip_longest(whole, worded))
+        order = list(dict.fromkeys(point.id for point in turns if point is not None))
+    return [points[i] for i in order[window.offset : window.offset + window.limit]]
 
 
 def query_request(

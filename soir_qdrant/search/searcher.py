@@ -16,7 +16,7 @@ from soir_qdrant.errors import ConfigError
 from soir_qdrant.images import MAX_PIXELS
 from soir_qdrant.qdrant.arguments import check_minimum
 from soir_qdrant.qdrant.calls import SharedTimeout
-from soir_qdrant.qdrant.collection import TOGETHER, Store
+from soir_qdrant.qdrant.collection import Store
 from soir_qdrant.qdrant.transport import Retry
 from soir_qdrant.query import Query, as_vector, listed, one_query, open_query
 from soir_qdrant.rerank import hit_image
@@ -24,10 +24,10 @@ from soir_qdrant.rerank.base import MODELS, Reranker, SearchQuery, checked_reran
 from soir_qdrant.rerank.kinds import make_reranker
 from soir_qdrant.search import localization
 from soir_qdrant.search.encoding import Boxed, QueryEncoder
-from soir_qdrant.search.hits import candidate, finished, grouped, masked, points_of
+from soir_qdrant.search.hits import finished, grouped, masked, points_of
 from soir_qdrant.search.options import SearchKeywords, SearchOptions, merged
-from soir_qdrant.search.ranking import ranked
-from soir_qdrant.search.requests import Plan, candidates, make_plan, query_request
+from soir_qdrant.search.ranking import Ranked, ranked
+from soir_qdrant.search.requests import Plan, Planned, candidates, make_plan, query_request
 from soir_qdrant.types import Box, Hit, HitGroup, Text, Vector
 
 if TYPE_CHECKING:
@@ -156,7 +156,8 @@ class SoirSearcher:
         options: SearchOptions | None = None,
         **keywords: Unpack[SearchKeywords],
     ) -> list[list[Hit]]:
-        """Several searches, 32 in a request to Qdrant: these are done with before the next are encoded.
+        """Several searches, some together in a request to Qdrant (32 of few candidates, 10 of the default ones): these
+        are done with before the next are encoded.
 
         Args:
             queries: each as in `search`.
@@ -217,7 +218,7 @@ class SoirSearcher:
             with timeout.request() as seconds:
                 limits = {"consistency": left.consistency, "timeout": seconds}
                 answers = self.store.groups(request, group_by, plan.window.group_size, **limits)
-            hits = self._ranked(encoded, points_of(answers), plan, timeout)
+            ((_, _, hits),) = self._ranked([(encoded, plan)], [points_of(answers)], timeout)
             return [
                 HitGroup(key, self._finished(encoded, some[:group_size], plan))
                 for key, some in grouped(hits, answers)[: left.limit]
@@ -262,7 +263,7 @@ class SoirSearcher:
     ) -> list[list[Hit]]:
         def search(left: SearchOptions) -> list[list[Hit]]:
             plan, timeout = self._plan(left), SharedTimeout(left.timeout)
-            parts = (pairs[i : i + TOGETHER] for i in range(0, len(pairs), TOGETHER))
+            parts = (pairs[i : i + plan.together] for i in range(0, len(pairs), plan.together))
             return [hits for some in parts for hits in self._together(some, plan, others, timeout)]
 
         return self._encoder.on_current(options, search)
@@ -271,25 +272,24 @@ class SoirSearcher:
         self, pairs: Sequence[Boxed], plan: Plan, others: Sequence[Sequence[Query]], timeout: SharedTimeout
     ) -> Iterator[list[Hit]]:
         planned, options = [self._planned(pair, plan, others) for pair in pairs], plan.options
-        for (query, own), points in zip(planned, candidates(self.store, planned, timeout), strict=True):
-            hits = self._ranked(query, points, own, timeout)
+        for query, own, hits in self._ranked(planned, candidates(self.store, planned, timeout), timeout):
             yield self._finished(query, hits[options.offset - own.window.offset :][: options.limit], own)
 
-    def _planned(
-        self, pair: Boxed, plan: Plan, others: Sequence[Sequence[Query]]
-    ) -> tuple[SearchQuery, Plan]:
+    def _planned(self, pair: Boxed, plan: Plan, others: Sequence[Sequence[Query]]) -> Planned:
         query = self._encoder.encode(pair, plan, *others)
-        return query, plan.of(query)
+        return query, plan.for_query(query)
 
     def _ranked(
-        self, query: SearchQuery, points: Sequence[models.ScoredPoint], plan: Plan, timeout: SharedTimeout
-    ) -> list[Hit]:
-        """All that was fetched, in the reranker's order."""
-        self._encoder.check_answer(points)
-        with_vectors = plan.options.with_vectors
-        hits = [candidate(self.store, point, with_vectors=with_vectors) for point in points]
-        with self._encoder.lock if MODELS & plan.reranker.needs else nullcontext():
-            return ranked(self.store, query, hits, plan, timeout)
+        self,
+        planned: Sequence[Planned],
+        answers: Sequence[Sequence[models.ScoredPoint]],
+        timeout: SharedTimeout,
+    ) -> list[Ranked]:
+        """All that was fetched for each query, in its reranker's order."""
+        for points in answers:
+            self._encoder.check_answer(points)
+        lock = self._encoder.lock if MODELS & planned[0][1].reranker.needs else nullcontext()
+        return ranked(self.store, planned, answers, timeout, lock)
 
     def _finished(self, query: SearchQuery, hits: Sequence[Hit], plan: Plan) -> list[Hit]:
         page = [finished(hit, query.vector) for hit in hits]
