@@ -22,9 +22,10 @@ from soir_qdrant.ingest.details import CODES
 from soir_qdrant.qdrant.collection import Store
 from soir_qdrant.qdrant.identity import Place
 from soir_qdrant.qdrant.payload import Origin, build_payload
+from soir_qdrant.rerank.codes import CANDIDATES
 from soir_qdrant.types import LoadedImage, Scene, SceneObject
 
-DIM, OBJECTS, LIMIT = 1024, 8, 10
+DIM, OBJECTS, LIMIT = 1024, 40, 10
 
 
 def main() -> None:
@@ -49,7 +50,7 @@ def main() -> None:
     spent = clock(
         {
             "bare": bare(LIMIT),
-            "bare_100": bare(100),
+            "bare_300": bare(CANDIDATES),
             "plain": lambda: searcher.search(query(), rerank=None, limit=LIMIT),
             "codes": lambda: searcher.search(query(), limit=LIMIT),
         },
@@ -57,7 +58,7 @@ def main() -> None:
     )
     result = {f"{name}_ms": round(1000 * seconds, 2) for name, seconds in spent.items()}
     result |= {
-        f"{name}_ratio": round(spent[name] / spent["bare"], 3) for name in ("plain", "codes", "bare_100")
+        f"{name}_ratio": round(spent[name] / spent["bare"], 3) for name in ("plain", "codes", "bare_300")
     }
     print(f"{chosen.points} points of {DIM} numbers, {OBJECTS} objects each, {LIMIT} hits")
     for name, value in result.items():

@@ -157,7 +157,7 @@ def test_words_bring_images_forward_whoever_orders_by_codes(options: dict[str, s
 
 
 def test_pages_that_one_prefetch_covers_fit_together_where_qdrant_orders() -> None:
-    client = filled({i: HIDDEN for i in range(125, 235)}, COUNT, code_vectors="scalar")
+    client = filled(dict.fromkeys(range(125, 235), HIDDEN), COUNT, code_vectors="scalar")
     searcher = SoirSearcher(client, pipeline=Turned())
     some = [searcher.search(image(0), limit=20, offset=i, prefetch=120) for i in range(0, 120, 20)]
     assert sorted(hit.id for hits in some for hit in hits) == [*range(120)]

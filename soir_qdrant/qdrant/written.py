@@ -17,10 +17,11 @@ from qdrant_client import models
 from soir_qdrant.qdrant.filters import read_anywhere, text_words
 from soir_qdrant.qdrant.identity import KEY
 
-GAIN = 0.15  # in the score, of an image in which all of the query's words were read
+GAIN = 0.25  # in the score, of an image in which all of the query's words were read
 SAME = 0.8  # ratio of difflib, from which two words are one that was misread
 MIN_LETTERS = 4  # of a word that may be misread; shorter ones are equal or are not the same
 MAX_WORDS = 16  # of a query, the longest: a page of print is no filter
+OF_TEXT = models.PayloadSelectorInclude(include=[f"{KEY}.text", f"{KEY}.objects[].text"])  # what `gain` reads
 FULL = 5  # letters of a word that says enough; shorter ones count for their share of that
 
 

@@ -25,11 +25,11 @@ MIN_COSINE = 0.4  # of an object that joins the query; others look too little li
 class CodeReranker:
     """`rerank="codes"`: each block of candidates by the image's score and its best object's.
 
-    The score of an image, -1..1.15, is the weighted mean of the dot product of its vector with the query's and
+    The score of an image, -1..1.25, is the weighted mean of the dot product of its vector with the query's and
     of the largest cosine of its objects' codes with the query's first numbers, of the look at the query that is most
     like the object (`codes.cosines`), less what it lacks in pixels (`detail.missing_detail`). The box is that object's,
     or of one that is about as like it and is the likelier thing (`payload.likeliest`). An image without codes keeps
-    its score. Those in which words of the query's thing were read gain by that, up to 0.15 (`written.gain`).
+    its score. Those in which words of the query's thing were read gain by that, up to 0.25 (`written.gain`).
 
     Then the query is expanded, and the block is scored once more: the object of the first image's box joins
     the query, by the square of its cosine, where that is at least MIN_COSINE (alpha query expansion:

@@ -23,7 +23,7 @@ from soir_qdrant.types import Failure, Hit, Vector
 class PatchReranker(FirstCandidates):
     """`rerank="patches"`: hits by their best object's patches and code.
 
-    The score of an image, -1..1.15, is the weighted mean of the score that it has by codes and of its best
+    The score of an image, -1..1.25, is the weighted mean of the score that it has by codes and of its best
     object's late interaction with the query (`pooling.patches.late_interaction`), and what it gains by words
     (`written.gain`) in both. The box is that of the object that late interaction and the code's cosine together make
     the `likeliest`.

@@ -18,7 +18,7 @@ class StoredReranker(CodeReranker):
     where all of these have them and the query is an image. No image is opened, and the query's patches come with its
     vector.
 
-    The score of an image, -1..1.15, is the weighted mean of the score that it has by codes and of its best
+    The score of an image, -1..1.25, is the weighted mean of the score that it has by codes and of its best
     object's late interaction with the query, and what it gains by words (`written.gain`) in both. The box is that of
     the object that late interaction and the code's cosine together make the `likeliest`. Texts and vectors are ordered
     as "codes" does it.

@@ -16,7 +16,7 @@ from soir_qdrant.qdrant.calls import SharedTimeout
 from soir_qdrant.qdrant.collection import TOGETHER, Store
 from soir_qdrant.qdrant.fetching import with_payloads
 from soir_qdrant.qdrant.identity import both
-from soir_qdrant.qdrant.written import GAIN, has_some
+from soir_qdrant.qdrant.written import OF_TEXT, gain, has_some
 from soir_qdrant.rerank.base import Reranker, SearchQuery, Window
 from soir_qdrant.search.options import SearchOptions
 
@@ -126,9 +126,9 @@ def candidates(
         with timeout.request() as left:
             points += store.query(flat[i : i + TOGETHER], consistency=consistency, timeout=left)
     answers, pages = iter(points), list[Sequence[models.ScoredPoint]]()
-    for some, (_, plan) in zip(rankings, planned, strict=True):
+    for some, pair in zip(rankings, planned, strict=True):
         page = next(answers)
-        pages.append(page if len(some) == 1 else _merged(page, next(answers), plan.window))
+        pages.append(page if len(some) == 1 else _merged(page, next(answers), *pair))
     worded = [i for i, some in enumerate(rankings) if len(some) > 1]
     if worded:
         with timeout.request() as left:
@@ -146,18 +146,24 @@ def _rankings(
         return [request]
     whole = plan.window.limit + plan.window.offset
     ids = {"limit": whole, "offset": 0, "with_payload": False, "with_vector": False}
-    return [one.model_copy(update=ids) for one in (request, query_request(store, query, plan, some))]
+    worded = query_request(store, query, plan, some).model_copy(update=ids)
+    if plan.window.by_codes:
+        worded.with_payload = OF_TEXT
+    return [request.model_copy(update=ids), worded]
 
 
 def _merged(
-    whole: Sequence[models.ScoredPoint], worded: Sequence[models.ScoredPoint], window: Window
+    whole: Sequence[models.ScoredPoint],
+    worded: Sequence[models.ScoredPoint],
+    query: SearchQuery,
+    plan: Plan,
 ) -> list[models.ScoredPoint]:
-    """The window of two rankings, each point once. Of candidates, one of each in turn; of hits that Qdrant has ordered
-    by codes, by the scores that they have if those with a word gain all that words are worth."""
-    points = {point.id: point for point in (*whole, *worded)}
-    some = {point.id for point in worded}
+    """The window of two rankings, each point once: of candidates, one of each in turn; of hits that Qdrant has ordered
+    by codes, by their scores and what those with words gain by these."""
+    points, window = {point.id: point for point in (*whole, *worded)}, plan.window
     if window.by_codes:
-        order = sorted(points, key=lambda i: -points[i].score - (GAIN if i in some else 0))
+        gains = {point.id: gain(point.payload or {}, query.written) for point in worded}
+        order = sorted(points, key=lambda i: -points[i].score - gains.get(i, 0.0))
     else:
         turns = chain.from_iterable(zip_longest(whole, worded))
         order = list(dict.fromkeys(point.id for point in turns if point is not None))
