@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from qdrant_client import AsyncQdrantClient, QdrantClient, models
 
 from soir_qdrant import SoirIngestor, SoirSearcher
 from soir_qdrant.aio import AsyncSoirIngestor, AsyncSoirSearcher
+from soir_qdrant.qdrant.written import GAIN
 from soir_qdrant.rerank.stored import BY_PATCHES
 from soir_qdrant.types import Hit, QueryLook, Scene, SceneObject
 
@@ -41,7 +43,8 @@ class Turned(ColourPipeline):
         return Scene(8, 8, (item,), row, own[None], (self.patches(image.rgb),))
 
     def scenes(self, images, objects=None, seconds=None, *, patches=False) -> list[Scene]:
-        return super().scenes(images, objects, seconds)
+        scenes = super().scenes(images, objects, seconds)
+        return scenes if patches else [replace(scene, patches=None) for scene in scenes]
 
     def query(self, rgb, **_: Any):
         angle = (100.0 * rgb[0, 0, 0] + rgb[0, 0, 1]) / 300
@@ -126,8 +129,9 @@ def test_only_patches_that_are_compared_leave_qdrant(monkeypatch: pytest.MonkeyP
     assert answers[2:] == [0]
 
 
-def test_what_qdrant_orders_by_codes_is_ordered_by_patches_too() -> None:
+def test_what_qdrant_orders_by_codes_is_ordered_by_patches_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a thousand candidates, without their payloads."""
+    sizes: list[int] = []
     client = filled({30: LIKE, 55: LIKE, 310: HIDDEN}, COUNT, code_vectors="scalar")
     searcher = SoirSearcher(client, pipeline=Turned())
     hits = searcher.search(image(0), limit=BY_PATCHES)
@@ -136,6 +140,10 @@ def test_what_qdrant_orders_by_codes_is_ordered_by_patches_too() -> None:
     assert [hit.id for hit in searcher.search(image(0), limit=5, offset=2)] == ids(hits)[2:7]
     pages = [hit.id for i in range(0, COUNT, 40) for hit in searcher.search(image(0), limit=40, offset=i)]
     assert sorted(pages) == [*range(COUNT)]
+    answer = client.query_points
+    monkeypatch.setattr(client, "query_points", lambda *a, **k: sizes.append(k["limit"]) or answer(*a, **k))
+    searcher.search(image(0), limit=5, prefetch=200)
+    assert sizes == [BY_PATCHES]  # payloads: 200 are ordered where they lie
     vector = searcher.search(searcher.vector(image(0)), limit=3)
     assert ids(vector) == ids(searcher.search(image(0), limit=3, rerank="codes")) == [0, 1, 2]
 
@@ -152,6 +160,12 @@ def test_words_bring_images_forward_whoever_orders_by_codes(options: dict[str, s
     assert ids(searcher.search(image(0), limit=2, prefetch=10)) == [60, 70]
     odd = models.Filter(must_not=[models.HasIdCondition(has_id=[60])])
     assert ids(searcher.search(image(0), limit=1, prefetch=10, filter=odd)) == [70]
+    alone = {"limit": 1, "filter": models.Filter(must=[models.HasIdCondition(has_id=[60])])}
+    (worded,), (plain,) = (
+        SoirSearcher(client, pipeline=pipeline).search(image(0), **alone)
+        for pipeline in (Reading(), Turned())
+    )
+    assert worded.score == pytest.approx(plain.score + GAIN, abs=1e-4)
     pages = [hit.id for i in range(0, COUNT, 40) for hit in searcher.search(image(0), limit=40, offset=i)]
     assert sorted(pages) == [*range(COUNT)]
 

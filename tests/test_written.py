@@ -133,6 +133,14 @@ def test_of_two_rankings_the_payload_of_the_candidates_alone_is_fetched(client, 
     assert (hit.payload["soir"]["objects"][0]["text"], len(hit.vector)) == ("tomato", 12)
 
 
+def test_a_candidate_that_is_gone_when_its_payload_is_fetched_is_no_hit(client, monkeypatch):
+    fill(client, "milk", "tomato", "tomato")
+    fetch = client.retrieve
+    monkeypatch.setattr(client, "retrieve", lambda *a, **k: [r for r in fetch(*a, **k) if r.id != 1])
+    hits = SoirSearcher(client, pipeline=Reader("tomato")).search(painted(((0, 0, 80, 60), BLUE)))
+    assert [hit.id for hit in hits] == [2, 0]
+
+
 @pytest.fixture(scope="module")
 def reading(tmp_path_factory):
     from models import tiny_encoder
