@@ -274,7 +274,7 @@ def test_a_collection_goes_on_as_it_was_made(client, folder, options):
     assert adder.sync(folder).counts == {}
     assert adder.add(folder, on_exists="update").skipped == 6
     assert adder.add(folder, on_exists="replace").updated == 6
-    assert pipeline.patches == ("object_codes" in options)
+    assert pipeline.patches == ("object_patches" not in options)
     assert stored(client) == before
     if "object_codes" in options:  # unless it is told otherwise
         assert ingestor(client, WithPatches(), object_codes=4).sync(folder).counts == {"stale": 6}

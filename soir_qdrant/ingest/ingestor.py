@@ -59,10 +59,9 @@ class SoirIngestor:
             a hit can name the object that matched, and `search(rerank="codes")` finds more; 0 for none; None
             is as the collection was made, by default 512, or 128 where it has code vectors.
         code_vectors: of a new collection: keep the codes as a multivector too, in this form, so that Qdrant itself
-            orders hits by them and sends their payloads alone (docs/concepts/search.md).
+            orders a thousand candidates by them (docs/concepts/search.md).
         object_patches: also keep each object's patches there, 0.8 kB an object, so that `search` orders hits by them
-            too; None: as the collection was made, by default where the pipeline has them at hand, and Qdrant is not
-            to order by codes.
+            too; None: as the collection was made, by default where the pipeline has them at hand.
         quantization: of a new collection: "scalar" (a quarter of the memory), "turbo" (1/8), "binary" (1/32), or a
             configuration of Qdrant; searches then rescore twice as many candidates by the vectors on disk
             (docs/concepts/search.md).
