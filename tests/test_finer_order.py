@@ -18,10 +18,8 @@ from soir_qdrant.rerank.stored import BY_PATCHES
 from soir_qdrant.types import Hit, QueryLook, Scene, SceneObject
 
 COUNT = 320  # images, more than are ordered at once
-LIKE, HIDDEN = (
-    1,
-    2,
-)  # what an image may be: its patches are the query's; its one object is, but not its vector
+LIKE = 1  # of an image's kinds: its patches are the query's
+HIDDEN = 2  # its object is the query's thing, and its vector is not
 
 
 def image(place: int, kind: int = 0) -> np.ndarray:
@@ -36,7 +34,7 @@ class Turned(ColourPipeline):
 
     has_patches = True
 
-    def _scene(self, image, given):
+    def _scene(self, image, objects):
         row = self.query(image.rgb)
         item = SceneObject((0.0, 0.0, 8.0, 8.0))
         own = self.query(np.zeros_like(image.rgb)) if image.rgb[0, 0, 2] == HIDDEN else row

@@ -23,9 +23,9 @@ from soir_qdrant.ingest.scenes import scenes_of
 from soir_qdrant.ingest.sources import Item
 from soir_qdrant.ingest.writing import Writer
 from soir_qdrant.qdrant.collection import Store
-from soir_qdrant.qdrant.identity import Place, PointId, check_id, point_id, with_places
+from soir_qdrant.qdrant.identity import Place, PointId, check_id, point_id, point_id_of, with_places
 from soir_qdrant.qdrant.payload import Origin, build_payload, clean_payload
-from soir_qdrant.qdrant.points import Points, StoredPoint, point_id_of
+from soir_qdrant.qdrant.points import Points, StoredPoint
 from soir_qdrant.qdrant.schema import as_json
 from soir_qdrant.types import Failure, IngestReport, OnExists, Scene, SceneObject
 

@@ -9,8 +9,8 @@ from contextvars import copy_context
 
 from qdrant_client import models
 
-from soir_qdrant.qdrant.identity import PointId
-from soir_qdrant.qdrant.points import Points, StoredPoint, point_id_of
+from soir_qdrant.qdrant.identity import PointId, point_id_of
+from soir_qdrant.qdrant.points import Points, StoredPoint
 
 Outcome = tuple[models.PointStruct, str | None]
 

@@ -9,17 +9,18 @@ from qdrant_client import models
 
 from soir_qdrant.qdrant.arguments import without_none
 from soir_qdrant.qdrant.collection import Store
+from soir_qdrant.qdrant.identity import PointId, point_id_of
 from soir_qdrant.qdrant.payload import KEY, PATCHES
 from soir_qdrant.timing import stage
 
-Patches: TypeAlias = dict[str | int, dict[str, Any]]
+Patches: TypeAlias = dict[PointId, dict[str, Any]]
 OF_PATCHES = models.PayloadSelectorInclude(
     include=[f"{KEY}.{name}" for name in (PATCHES, "sha256", "recipe")]
 )
 
 
 def patches_of(
-    store: Store, ids: Sequence[str | int], shard_key: models.ShardKeySelector | None, **options: Any
+    store: Store, ids: Sequence[PointId], shard_key: models.ShardKeySelector | None, **options: Any
 ) -> Patches:
     """Of each point that is still there, by id: its `patches`, as `pack_patches` wrote them, where it has some, and the
     `sha256` and `recipe` of which they are. options: consistency, timeout; None is the client's own."""
@@ -35,14 +36,14 @@ def with_payloads(
 ) -> list[list[models.ScoredPoint]]:
     """Pages of points of which ids and scores are known, with the payload and the vectors that the request asks for;
     those that are gone since are left out. options: as in `patches_of`."""
-    ids = {_plain(point.id) for page in pages for point in page}
+    ids = {point_id_of(point) for page in pages for point in page}
     what = {"with_payload": request.with_payload, "with_vectors": request.with_vector}
     records = _records(store, list(ids), request.shard_key, **what, **options)
     return [
         [
             point.model_copy(update={"payload": record.payload, "vector": record.vector})
             for point in page
-            if (record := records.get(_plain(point.id))) is not None
+            if (record := records.get(point_id_of(point))) is not None
         ]
         for page in pages
     ]
@@ -50,14 +51,10 @@ def with_payloads(
 
 @stage("qdrant")
 def _records(
-    store: Store, ids: Sequence[str | int], shard_key: models.ShardKeySelector | None, **options: Any
-) -> dict[str | int, models.Record]:
+    store: Store, ids: Sequence[PointId], shard_key: models.ShardKeySelector | None, **options: Any
+) -> dict[PointId, models.Record]:
     if not ids:
         return {}
     arguments = without_none({**options, "shard_key_selector": shard_key})
     records = store.call("search", store.client.retrieve, ids=list(ids), **arguments)
-    return {_plain(record.id): record for record in records}
-
-
-def _plain(point: models.ExtendedPointId) -> str | int:
-    return point if isinstance(point, int) else str(point)
+    return {point_id_of(record): record for record in records}

@@ -48,6 +48,11 @@ def check_namespace(namespace: str | None) -> str:
     return namespace
 
 
+def point_id_of(point: models.PointStruct | models.Record | models.ScoredPoint) -> PointId:
+    """The id as this package writes it: a whole number, or a UUID as text."""
+    return point.id if isinstance(point.id, int) else str(point.id)
+
+
 def check_id(value: object) -> PointId:
     """A point id as Qdrant takes it. Raises ConfigError for anything but a whole number >= 0 or a UUID."""
     if isinstance(value, uuid.UUID):

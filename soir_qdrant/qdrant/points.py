@@ -14,7 +14,17 @@ from qdrant_client import models
 from soir_qdrant.errors import CollectionError, ObjectsError, SoirError
 from soir_qdrant.qdrant.collection import Store
 from soir_qdrant.qdrant.faults import Refused
-from soir_qdrant.qdrant.identity import KEY, PLACES, Place, PointId, as_payload, at, places_of, within
+from soir_qdrant.qdrant.identity import (
+    KEY,
+    PLACES,
+    Place,
+    PointId,
+    as_payload,
+    at,
+    places_of,
+    point_id_of,
+    within,
+)
 from soir_qdrant.qdrant.schema import CODES, OBJECTS
 from soir_qdrant.qdrant.transport import split
 from soir_qdrant.types import Scene
@@ -207,11 +217,6 @@ class Points:
 
     def _update(self, operations: Sequence[Any]) -> None:
         self.store.write(self.client.batch_update_points, update_operations=list(operations), wait=True)
-
-
-def point_id_of(point: models.PointStruct | models.Record) -> PointId:
-    """The id as this package writes it: a whole number, or a UUID as text."""
-    return point.id if isinstance(point.id, int) else str(point.id)
 
 
 def _stored(record: models.Record) -> StoredPoint:

@@ -18,8 +18,8 @@ from soir_qdrant.ingest.ingestor import SoirIngestor
 from soir_qdrant.ingest.reading import decode_all, within_budget
 from soir_qdrant.ingest.run import Run
 from soir_qdrant.ingest.sources import Item
-from soir_qdrant.qdrant.identity import KEY, PointId, as_payload, places_of, with_places
-from soir_qdrant.qdrant.points import Points, point_id_of
+from soir_qdrant.qdrant.identity import KEY, PointId, as_payload, places_of, point_id_of, with_places
+from soir_qdrant.qdrant.points import Points
 from soir_qdrant.qdrant.schema import OBJECTS
 from soir_qdrant.scale.target import Target
 from soir_qdrant.types import IngestReport, SceneObject

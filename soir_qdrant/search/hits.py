@@ -12,6 +12,7 @@ from qdrant_client import models
 
 from soir_qdrant.errors import SoirError
 from soir_qdrant.qdrant.collection import Store
+from soir_qdrant.qdrant.identity import point_id_of
 from soir_qdrant.qdrant.payload import KEY, best_object, shown
 from soir_qdrant.qdrant.schema import OBJECTS
 from soir_qdrant.rerank import hit_image
@@ -30,7 +31,7 @@ def candidate(store: Store, point: models.ScoredPoint, *, with_vectors: bool) ->
     soir = payload.get(KEY)
     rows = point.vector.get(OBJECTS) if isinstance(point.vector, Mapping) else None
     return Hit(
-        id=point.id if isinstance(point.id, int) else str(point.id),
+        id=point_id_of(point),
         score=float(point.score),
         uri=soir.get("uri") if isinstance(soir, Mapping) else None,
         box=None,

@@ -134,7 +134,8 @@ def candidates(
         with timeout.request() as left:
             limits = {"consistency": consistency, "timeout": left}
             filled = with_payloads(store, [pages[i] for i in worded], requests[worded[0]], **limits)
-        pages = [filled[worded.index(i)] if i in worded else page for i, page in enumerate(pages)]
+        for i, page in zip(worded, filled, strict=True):
+            pages[i] = page
     return pages
 
 

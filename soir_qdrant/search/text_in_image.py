@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from qdrant_client import models
 
 from soir_qdrant.qdrant.filters import has_text, has_text_on_object, text_words
-from soir_qdrant.qdrant.identity import KEY, both
+from soir_qdrant.qdrant.identity import KEY, both, point_id_of
 from soir_qdrant.qdrant.payload import shown
 from soir_qdrant.types import Box, Hit
 
@@ -58,7 +58,7 @@ def _hit(point: models.Record, words: set[str]) -> Hit:
         x0, y0, x1, y1 = objects[best]["box"]
         box = (float(x0), float(y0), float(x1), float(y1))
     return Hit(
-        id=point.id if isinstance(point.id, int) else str(point.id),
+        id=point_id_of(point),
         score=shares[best] if best is not None else 0.0,
         uri=soir.get("uri") if isinstance(soir, Mapping) else None,
         box=box,
